@@ -1,0 +1,43 @@
+package eventstore
+
+import (
+	"context"
+	"time"
+)
+
+// A Machine is the deterministic state that a lane's writer decides with. Q is what is asked, A what is answered.
+// The writer calls it from one goroutine. It keeps two layers: what was applied (durable, with its position in the
+// same batch) and what was decided on top of that but is not acknowledged yet (speculation).
+type Machine[Q, A any] interface {
+	// Position returns the newest applied commit.
+	Position() Position
+	// Decide answers one question against everything decided so far, acknowledged or not, and takes its events
+	// into the speculative state. at is the log time of the commit that is being built.
+	Decide(question Q, at time.Time) Decision[A]
+	// Due returns how the log time itself moves the state, for example deadlines that at has passed: events
+	// decided like any other, at most limit of them, nil when nothing is due.
+	Due(at time.Time, limit int) []Event
+	// Apply takes an acknowledged commit into the durable state; next is the position after it. Commits that this
+	// machine decided itself come back here in order, and leave the speculative layer.
+	// The error is a fault of the storage, never of the commit.
+	Apply(commit *Commit, next Position) error
+	// Rollback drops everything that was decided and not applied.
+	Rollback()
+}
+
+// A Decision is what a machine says to one question.
+type Decision[A any] struct {
+	// Events to append, in order. None for a refusal, a repetition or a read.
+	Events []Event
+	// Answer makes the reply once every commit that the decision rests on is durable and applied. commit is the one that carries
+	// Events; when there are none, it is the newest commit at that moment.
+	Answer func(commit Position, at time.Time) A
+}
+
+// A Clock tells the time; a lane turns it into log time.
+type Clock func() time.Time
+
+// Observer is told of every commit that became durable and was applied, in order, on the lane's goroutine.
+type Observer func(commit *Commit, at Position)
+
+var _ = context.Background
