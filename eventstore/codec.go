@@ -52,7 +52,7 @@ func EncodeCommit(c *Commit) Record {
 		b = protowire.AppendVarint(b, uint64(eventSize(&c.Events[i])))
 		b = appendEvent(b, &c.Events[i])
 	}
-	return Record{Number: c.Number, Hash: HashOf(b), Data: b, Headers: headers(c)}
+	return Record{Number: c.Number, Hash: HashOf(b), Prev: c.PrevHash, Data: b, Headers: headers(c)}
 }
 
 // headers tell a person who views the stream what the commit holds.
