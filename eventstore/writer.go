@@ -38,6 +38,8 @@ type WriterOptions struct {
 	Lane, Lanes uint32
 	// Owner names this node in the log, for people.
 	Owner string
+	// InFlightMax bounds the commits on their way at a time; 0 means 2. It is 1 on a log that does not check the chain.
+	InFlightMax int
 	// AppendTimeout bounds one attempt to append; 0 means 5 s.
 	AppendTimeout time.Duration
 	// ResolveAttemptsMax bounds how often an append of unknown outcome is offered again before the lane steps
@@ -76,6 +78,12 @@ var ErrFenced = errors.New("another writer has taken the lane")
 
 // NewWriter returns a writer that does not hold its lane yet.
 func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) *Writer[Q, A] {
+	if options.InFlightMax == 0 {
+		options.InFlightMax = 2
+	}
+	if !log.ChecksChain() {
+		options.InFlightMax = 1
+	}
 	if options.AppendTimeout == 0 {
 		options.AppendTimeout = 5 * time.Second
 	}
@@ -102,6 +110,9 @@ func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) 
 
 // InFlight returns how many commits are on their way.
 func (w *Writer[Q, A]) InFlight() int { return len(w.inFlight) }
+
+// Ready reports whether another commit may be proposed now.
+func (w *Writer[Q, A]) Ready() bool { return w.open && len(w.inFlight) < w.options.InFlightMax }
 
 // Epoch returns the epoch under which the lane is held, 0 when it is not.
 func (w *Writer[Q, A]) Epoch() uint64 {
@@ -230,9 +241,9 @@ func (w *Writer[Q, A]) LogTime(now time.Time) time.Time { return later(w.tipTime
 
 // Propose decides the asks in order, at the log time that now allows, and sends what they decided as one commit. Asks that
 // decide no event ride on the newest commit in flight, since they may rest on it, or are answered at once.
-// It returns the number of events sent. REQUIRES: the lane is open.
+// It returns the number of events sent. REQUIRES: Ready.
 func (w *Writer[Q, A]) Propose(asks []Ask[Q, A], now time.Time) int {
-	assert(w.open, "lane %d proposes while it is not open", w.options.Lane)
+	assert(w.Ready(), "lane %d proposes with %d commits in flight, open: %t", w.options.Lane, len(w.inFlight), w.open)
 	at := w.LogTime(now)
 	events := w.machine.Due(at, w.options.DueMax)
 	answers := make([]owed[A], len(asks))
