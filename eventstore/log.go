@@ -9,8 +9,13 @@ import (
 // satisfy one contract suite. Methods may be called by several goroutines, but only one lane writer appends.
 type Log interface {
 	// Append offers the record as commit number record.Number, on condition that the log's newest commit is
-	// record.Number-1. It does not wait: the outcome is had from the Pending. Appends reach the log in call order.
+	// record.Number-1 and, where ChecksChain says so, that its hash is record.Prev. It does not wait: the outcome is
+	// had from the Pending. Appends reach the log in call order.
 	Append(record Record) Pending
+	// ChecksChain reports whether Append's condition covers record.Prev. A log that does not check it must not be
+	// given a second append before the first one's outcome is known: the first may be refused because another
+	// writer's commit took its number, and the second would then find the number that it expects.
+	ChecksChain() bool
 	// Read returns the commit at number, or ErrNoCommit.
 	Read(ctx context.Context, number uint64) (Record, error)
 	// Head returns the number of the newest commit, 0 for an empty log. It is a hint: a stale replica may answer.
@@ -26,6 +31,8 @@ type Record struct {
 	Number uint64
 	// Hash of Data.
 	Hash Hash
+	// Prev is the hash of the commit before, which Data chains to. Readers may leave it zero.
+	Prev Hash
 	// Data is the encoded commit. Nobody changes it.
 	Data []byte
 	// Headers for people who look at the stream; may be nil. Not part of the chain.

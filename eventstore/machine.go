@@ -1,9 +1,6 @@
 package eventstore
 
-import (
-	"context"
-	"time"
-)
+import "time"
 
 // A Machine is the deterministic state that a lane's writer decides with. Q is what is asked, A what is answered.
 // The writer calls it from one goroutine. It keeps two layers: what was applied (durable, with its position in the
@@ -29,9 +26,9 @@ type Machine[Q, A any] interface {
 type Decision[A any] struct {
 	// Events to append, in order. None for a refusal, a repetition or a read.
 	Events []Event
-	// Answer makes the reply once every commit that the decision rests on is durable and applied. commit is the one that carries
-	// Events; when there are none, it is the newest commit at that moment.
-	Answer func(commit Position, at time.Time) A
+	// Answer makes the reply, on the lane's goroutine, once every commit that the decision rests on is durable and
+	// applied. commit is the one that carries Events; when there are none, the newest one decided before.
+	Answer func(commit uint64, at time.Time) A
 }
 
 // A Clock tells the time; a lane turns it into log time.
@@ -39,5 +36,3 @@ type Clock func() time.Time
 
 // Observer is told of every commit that became durable and was applied, in order, on the lane's goroutine.
 type Observer func(commit *Commit, at Position)
-
-var _ = context.Background

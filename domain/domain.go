@@ -1,0 +1,185 @@
+// Package domain decides. Decide turns a command into events or a refusal, Evolve folds events into state; both are
+// pure: no I/O, no clock, no randomness, no goroutine. Time and identifiers come in as values.
+package domain
+
+import "time"
+
+// A Command is an order given to the domain. The set is closed.
+//
+//sumtype:decl
+type Command interface{ isCommand() }
+
+// PlaceOrder reserves units for a user and makes an order of them.
+type PlaceOrder struct {
+	OrderID OrderID
+	UserID  string
+	// Lines as asked for, each SKU once.
+	Lines []LineRequest
+	// SealedNote is the note, sealed under the user's key; nil for none.
+	SealedNote []byte
+	// PayBy is the log time at which the order expires unpaid.
+	PayBy time.Time
+}
+
+// LineRequest asks for units of one product.
+type LineRequest struct {
+	SKU   string
+	Units int64
+}
+
+// CancelOrder ends an order on request.
+type CancelOrder struct {
+	OrderID OrderID
+	Reason  string
+	// By is the subject who asked.
+	By string
+}
+
+// ExpireOrder ends an order whose PayBy has passed.
+type ExpireOrder struct{ OrderID OrderID }
+
+// PutProduct creates a product or changes it.
+type PutProduct struct {
+	SKU   string
+	Title string
+	Price Money
+}
+
+// ReceiveStock adds units of a product to its central account, and grants them to lanes.
+type ReceiveStock struct {
+	SKU   string
+	Units int64
+	// Home is the lane that decides this: the SKU's home.
+	Home uint32
+	// Lanes is how many lanes the units are granted to, evenly; the remainder goes to the home lane.
+	Lanes uint32
+}
+
+// AllotStock takes a grant of the home lane into this lane's allotment. Taking it twice changes nothing.
+type AllotStock struct {
+	SKU         string
+	HomeLane    uint32
+	GrantNumber uint64
+	Units       int64
+}
+
+func (PlaceOrder) isCommand()   {}
+func (CancelOrder) isCommand()  {}
+func (ExpireOrder) isCommand()  {}
+func (PutProduct) isCommand()   {}
+func (ReceiveStock) isCommand() {}
+func (AllotStock) isCommand()   {}
+
+// An Event is a past fact. The set is closed; package stored writes events down.
+//
+//sumtype:decl
+type Event interface{ isEvent() }
+
+// OrderPlaced: an order was placed and its units were taken from the lane's allotments.
+type OrderPlaced struct {
+	OrderID    OrderID
+	UserID     string
+	Lines      []Line
+	Total      Money
+	PayBy      time.Time
+	SealedNote []byte
+}
+
+// Line is one line of an order, at the price that held when it was placed.
+type Line struct {
+	SKU   string
+	Units int64
+	Title string
+	// PriceMinor is the price of one unit in minor units of the order's currency.
+	PriceMinor int64
+}
+
+// Release is units of one SKU that an ended order gave back.
+type Release struct {
+	SKU   string
+	Units int64
+}
+
+// OrderCancelled: an order was ended on request; its units went back to the lane's allotments.
+type OrderCancelled struct {
+	OrderID  OrderID
+	UserID   string
+	Reason   string
+	By       string
+	Released []Release
+}
+
+// OrderExpired: an order was not paid by its deadline; its units went back to the lane's allotments.
+type OrderExpired struct {
+	OrderID  OrderID
+	UserID   string
+	Released []Release
+}
+
+// ProductPut: a product was created or changed.
+type ProductPut struct {
+	SKU   string
+	Title string
+	Price Money
+}
+
+// StockReceived: units came in to the SKU's central account.
+type StockReceived struct {
+	SKU   string
+	Units int64
+	// ReceivedTotal counts the units ever received, these included.
+	ReceivedTotal int64
+}
+
+// StockGranted: units left the central account for a lane; until it takes them they are in transit.
+type StockGranted struct {
+	SKU    string
+	ToLane uint32
+	// GrantNumber counts from 1 per SKU and lane without a gap.
+	GrantNumber uint64
+	Units       int64
+}
+
+// StockAllotted: the lane took a grant into its allotment.
+type StockAllotted struct {
+	SKU         string
+	HomeLane    uint32
+	GrantNumber uint64
+	Units       int64
+}
+
+// StockReturned: the lane gave idle units of its allotment back; until the home lane takes them they are in transit.
+type StockReturned struct {
+	SKU          string
+	HomeLane     uint32
+	ReturnNumber uint64
+	Units        int64
+}
+
+// StockReclaimed: the home lane took returned units back into the central account.
+type StockReclaimed struct {
+	SKU          string
+	FromLane     uint32
+	ReturnNumber uint64
+	Units        int64
+}
+
+func (OrderPlaced) isEvent()    {}
+func (OrderCancelled) isEvent() {}
+func (OrderExpired) isEvent()   {}
+func (ProductPut) isEvent()     {}
+func (StockReceived) isEvent()  {}
+func (StockGranted) isEvent()   {}
+func (StockAllotted) isEvent()  {}
+func (StockReturned) isEvent()  {}
+func (StockReclaimed) isEvent() {}
+
+// State is what Decide may know: the lane's state, everything decided so far included.
+type State interface {
+	// Order returns the order, or false when the lane has none of that id.
+	Order(id OrderID) (Order, bool)
+	// Product returns the product, or false when there is none.
+	Product(sku string) (Product, bool)
+	// Stock returns this lane's account of the SKU; the zero Account when it has none.
+	Stock(sku string) Account
+}

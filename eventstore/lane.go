@@ -1,0 +1,337 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+)
+
+// A Lane answers questions about one lane's keys, one after the other, in groups that are committed together. Submit may be
+// called by any number of goroutines; Run is the one goroutine that owns the writer.
+//
+// Group commit needs no timer: what queued while the last commit was on its way is the next one.
+type Lane[Q, A any] struct {
+	writer  *Writer[Q, A]
+	options LaneOptions
+	queue   chan *waiting[Q, A]
+
+	closed  atomic.Bool
+	serving atomic.Bool
+	epoch   atomic.Uint64
+	drained rate // asks answered per second
+}
+
+// LaneOptions configure a Lane. Every limit has a default.
+type LaneOptions struct {
+	// Writer configures the writer.
+	Writer WriterOptions
+	// QueueMax bounds the asks that wait to be decided; 0 means 16,384.
+	QueueMax int
+	// WaitBudget bounds the time that an ask may be expected to wait in the queue; beyond it, it is refused at once.
+	// 0 means 1 s.
+	WaitBudget time.Duration
+	// GroupMax bounds the asks in one commit; 0 means 1,024. The commit's bytes are bounded through it: an ask
+	// that the API lets in decides at most some 20 KB.
+	GroupMax int
+	// GroupMin is how many asks must wait before a second commit is sent while one is in flight; 0 means 64. Fewer would split
+	// one fsync's worth of work over two.
+	GroupMin int
+	// TickEvery is how often an idle lane looks at its deadlines; 0 means 200 ms.
+	TickEvery time.Duration
+	// ReopenDelay is the pause before a lane that was fenced or lost its log is opened again; 0 means 1 s. It is jittered.
+	ReopenDelay time.Duration
+	// DrainBudget bounds how long a stopping lane waits for its commits in flight; 0 means 5 s.
+	DrainBudget time.Duration
+	// Slots are shared by the lanes of one disk; nil means that this lane has the disk to itself.
+	Slots *Slots
+	// Clock tells the time; nil means time.Now.
+	Clock Clock
+	// Logger is told of openings and step-downs; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// waiting is an ask in the queue.
+type waiting[Q, A any] struct {
+	ctx      context.Context //nolint:containedctx // The queue entry is the request: it lives exactly as long.
+	question Q
+	answer   A
+	err      error
+	done     chan struct{}
+}
+
+// A QueueFullError says that a lane has more to do than it can within its wait budget.
+type QueueFullError struct {
+	Lane uint32
+	// RetryAfter is when the queue will have drained at the present rate.
+	RetryAfter time.Duration
+}
+
+func (e *QueueFullError) Error() string {
+	return fmt.Sprintf("lane %d has too much to do; send the same request again in %s", e.Lane, e.RetryAfter)
+}
+
+// NewLane returns a lane that answers once Run runs.
+func NewLane[Q, A any](log Log, machine Machine[Q, A], options LaneOptions) *Lane[Q, A] {
+	setDefault(&options.QueueMax, 16_384)
+	setDefault(&options.WaitBudget, time.Second)
+	setDefault(&options.GroupMax, 1024)
+	setDefault(&options.GroupMin, 64)
+	setDefault(&options.TickEvery, 200*time.Millisecond)
+	setDefault(&options.ReopenDelay, time.Second)
+	setDefault(&options.DrainBudget, 5*time.Second)
+	if options.Clock == nil {
+		options.Clock = time.Now
+	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	return &Lane[Q, A]{
+		writer:  NewWriter(log, machine, options.Writer),
+		options: options,
+		queue:   make(chan *waiting[Q, A], options.QueueMax),
+	}
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Serving reports whether the lane is open, and under which epoch.
+func (l *Lane[Q, A]) Serving() (epoch uint64, ok bool) { return l.epoch.Load(), l.serving.Load() }
+
+// Submit asks one question and waits for its answer. Errors: *QueueFullError, *UnavailableError, ErrLogFull, or ctx's.
+// When ctx ends after the question was taken from the queue, its effect may still be committed; the same request asks again safely.
+func (l *Lane[Q, A]) Submit(ctx context.Context, question Q) (A, error) {
+	var none A
+	if !l.serving.Load() || l.closed.Load() {
+		return none, &UnavailableError{Lane: l.options.Writer.Lane, RetryAfter: l.options.ReopenDelay}
+	}
+	if wait := l.drained.timeFor(len(l.queue)); wait > l.options.WaitBudget {
+		return none, &QueueFullError{Lane: l.options.Writer.Lane, RetryAfter: wait}
+	}
+	w := &waiting[Q, A]{ctx: ctx, question: question, done: make(chan struct{})}
+	select {
+	case l.queue <- w:
+	default:
+		return none, &QueueFullError{Lane: l.options.Writer.Lane, RetryAfter: max(l.drained.timeFor(len(l.queue)), 10*time.Millisecond)}
+	}
+	select {
+	case <-w.done:
+		return w.answer, w.err
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
+}
+
+// Run opens the lane and serves it until ctx ends, reopening it after a step-down. It then refuses what still queues, lets
+// what is in flight finish and returns nil. An error is one that opening again cannot mend: a damaged log, a failing disk.
+func (l *Lane[Q, A]) Run(ctx context.Context) error {
+	defer l.refuseQueued()
+	defer l.closed.Store(true)
+	for ctx.Err() == nil {
+		err := l.writer.Open(ctx, l.options.Clock())
+		if err == nil {
+			l.epoch.Store(l.writer.Epoch())
+			l.serving.Store(true)
+			err = l.serve(ctx)
+			l.serving.Store(false)
+			l.refuseQueued()
+		}
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		if !passing(err) {
+			return err
+		}
+		l.options.Logger.Warn("lane stepped down", "lane", l.options.Writer.Lane, "epoch", l.epoch.Load(), "cause", err)
+		pause := time.NewTimer(l.options.ReopenDelay/2 + rand.N(l.options.ReopenDelay))
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+		}
+		pause.Stop()
+	}
+	return nil
+}
+
+// passing reports whether opening the lane again may help.
+func passing(err error) bool {
+	return errors.Is(err, ErrFenced) || errors.Is(err, ErrUnknownOutcome) || errors.Is(err, ErrConflict) ||
+		errors.Is(err, ErrLogFull) || errors.Is(err, context.DeadlineExceeded) || isTransient(err)
+}
+
+// A TransientError is a fault of the connection to the log, which passes by itself.
+type TransientError struct{ Cause error }
+
+func (e *TransientError) Error() string { return "the log is out of reach: " + e.Cause.Error() }
+func (e *TransientError) Unwrap() error { return e.Cause }
+
+func isTransient(err error) bool {
+	var transient *TransientError
+	return errors.As(err, &transient)
+}
+
+// serve is the lane's loop while it is open. It returns nil when ctx ended and everything in flight was settled.
+func (l *Lane[Q, A]) serve(ctx context.Context) error {
+	tick := time.NewTicker(l.options.TickEvery)
+	defer tick.Stop()
+	var group []*waiting[Q, A] // drained from the queue, not proposed yet
+	defer func() { l.refuse(group, nil) }()
+	slots := l.options.Slots.newHolder()
+	defer slots.keep(0)
+	due := true
+	for {
+		select {
+		case <-ctx.Done():
+			l.refuse(group, nil)
+			group = nil
+			return l.drain(ctx)
+		default:
+		}
+		group = l.collect(group)
+		if l.writer.Ready() && (due || l.worthSending(len(group))) {
+			if slots.tryAcquire(l.writer.InFlight()) {
+				l.propose(group)
+				group, due = group[:0], false
+				slots.keep(l.writer.InFlight())
+				continue
+			}
+		}
+		var intake chan *waiting[Q, A]
+		if len(group) < l.options.GroupMax {
+			intake = l.queue
+		}
+		var slotFree <-chan struct{}
+		if l.writer.Ready() && len(group) > 0 && l.worthSending(len(group)) {
+			slotFree = slots.wait()
+		}
+		select {
+		case w := <-intake:
+			group = append(group, w)
+		case <-l.writer.OldestDone():
+			err := l.writer.Settle(ctx)
+			slots.keep(l.writer.InFlight())
+			switch {
+			case errors.Is(err, ErrLogFull):
+				l.options.Logger.Error("log is full: commands are refused until it has room", "lane", l.options.Writer.Lane)
+			case err != nil:
+				return err
+			}
+		case <-slotFree:
+			slots.took()
+		case <-tick.C:
+			due = true
+		case <-ctx.Done():
+		}
+	}
+}
+
+// collect moves what queues into the group, up to its limit.
+func (l *Lane[Q, A]) collect(group []*waiting[Q, A]) []*waiting[Q, A] {
+	for len(group) < l.options.GroupMax {
+		select {
+		case w := <-l.queue:
+			group = append(group, w)
+		default:
+			return group
+		}
+	}
+	return group
+}
+
+// worthSending reports whether a group of that size is sent now: any group when nothing is in flight, else a large one.
+func (l *Lane[Q, A]) worthSending(group int) bool {
+	return group > 0 && (l.writer.InFlight() == 0 || group >= l.options.GroupMin)
+}
+
+// propose hands the group to the writer, less those whose callers have left.
+func (l *Lane[Q, A]) propose(group []*waiting[Q, A]) {
+	asks := make([]Ask[Q, A], 0, len(group))
+	for _, w := range group {
+		if err := w.ctx.Err(); err != nil {
+			w.finish(w.answer, err)
+			continue
+		}
+		asks = append(asks, Ask[Q, A]{Question: w.question, Reply: w.finish})
+	}
+	l.writer.Propose(asks, l.options.Clock())
+	l.drained.add(len(group), l.options.Clock(), len(group) >= l.options.GroupMin)
+}
+
+// finish answers an ask.
+func (w *waiting[Q, A]) finish(answer A, err error) {
+	w.answer, w.err = answer, err
+	close(w.done)
+}
+
+// drain settles what is in flight after ctx ended, within the drain budget.
+func (l *Lane[Q, A]) drain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.options.DrainBudget)
+	defer cancel()
+	l.closed.Store(true)
+	for l.writer.InFlight() > 0 {
+		if err := l.writer.Settle(ctx); err != nil && !errors.Is(err, ErrLogFull) {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuseQueued answers everything that queues with an UnavailableError.
+func (l *Lane[Q, A]) refuseQueued() { l.refuse(l.collect(nil), nil) }
+
+func (l *Lane[Q, A]) refuse(group []*waiting[Q, A], cause error) {
+	var none A
+	for _, w := range group {
+		w.finish(none, &UnavailableError{Lane: l.options.Writer.Lane, RetryAfter: l.options.ReopenDelay, Cause: cause})
+	}
+}
+
+// A rate measures how fast something drains while there is enough to do, as an exponentially weighted mean over
+// windows of 100 ms. While there is little to do, it keeps what it knew: an idle lane is not a slow one.
+type rate struct {
+	since     time.Time // of the window; zero while there is little to do
+	count     int
+	perSecond atomic.Uint64
+}
+
+const rateWindow = 100 * time.Millisecond
+
+// add counts some more at a time; busy says that there was enough to do. One goroutine calls it.
+func (r *rate) add(count int, now time.Time, busy bool) {
+	switch {
+	case !busy:
+		r.since, r.count = time.Time{}, 0
+		return
+	case r.since.IsZero():
+		r.since = now
+		return
+	}
+	r.count += count
+	elapsed := now.Sub(r.since)
+	if elapsed < rateWindow {
+		return
+	}
+	seen := float64(r.count) / elapsed.Seconds()
+	if old := r.perSecond.Load(); old > 0 {
+		seen = (seen + 3*float64(old)) / 4
+	}
+	r.perSecond.Store(max(uint64(seen), 1))
+	r.since, r.count = now, 0
+}
+
+// timeFor returns how long it takes to drain count, 0 while the rate is not known.
+func (r *rate) timeFor(count int) time.Duration {
+	perSecond := r.perSecond.Load()
+	if perSecond == 0 || count == 0 {
+		return 0
+	}
+	return time.Duration(float64(count) / float64(perSecond) * float64(time.Second))
+}
