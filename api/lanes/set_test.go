@@ -278,7 +278,7 @@ func TestAnotherUsersOrderIsAMissingOne(t *testing.T) {
 
 func BenchmarkPlace(b *testing.B) {
 	n := startNode(b, 1)
-	n.stock(b, "tea", 1<<30)
+	n.stock(b, "tea", domain.ReceiveUnitsMax)
 	b.SetParallelism(128)
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
