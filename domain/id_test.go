@@ -69,7 +69,8 @@ func TestOnlyTheCanonicalTextIsAnOrderID(t *testing.T) {
 	for _, text := range []string{
 		"", " ", valid[:26], valid + "0", " " + valid[1:], strings.ToLower(valid), strings.Repeat("A", 300),
 		strings.Replace(valid, "0", "O", 1), strings.Replace(valid, "1", "I", 1), strings.Replace(valid, "1", "L", 1),
-		"8" + valid[1:], "ZZZZZZZZZZZZZZZZZZZZZZZZZZZ", "*", ">", valid[:20] + ".......", valid[:25] + "\r\n", valid[:26] + "\x00",
+		"8" + valid[1:], "80000000000000000000000001B", // More than 128 bits; of the second the check character matches.
+		"ZZZZZZZZZZZZZZZZZZZZZZZZZZZ", "*", ">", valid[:20] + ".......", valid[:25] + "\r\n", valid[:26] + "\x00",
 		"000000000000000000000000000", "０" + valid[3:], // Valid length in bytes, full-width zero.
 	} {
 		id, err := domain.ParseOrderID(text)

@@ -90,10 +90,10 @@ func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
 		}
 		receive := func(sku string, units int64) {
 			for _, e := range decide(home(sku), domain.ReceiveStock{SKU: sku, Units: units, Home: uint32(home(sku)), Lanes: uint32(len(w.lanes))}) {
-				switch e := e.(type) {
-				case domain.StockReceived:
+				if e, ok := e.(domain.StockReceived); ok {
 					received[sku] += e.Units
-				case domain.StockGranted:
+				}
+				if e, ok := e.(domain.StockGranted); ok {
 					grants = append(grants, transfer{sku: sku, lane: int(e.ToLane), number: e.GrantNumber, units: e.Units})
 				}
 			}

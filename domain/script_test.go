@@ -1,7 +1,6 @@
 package domain_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -40,11 +39,10 @@ func TestScripts(t *testing.T) {
 }
 
 func runFile(t *testing.T, file string) {
-	f, err := os.Open(file)
+	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
 	var title string
 	var steps []step
 	run := func() {
@@ -55,10 +53,9 @@ func runFile(t *testing.T, file string) {
 		t.Run(title, func(t *testing.T) { runScript(t, script) })
 		steps = nil
 	}
-	lines := bufio.NewScanner(f)
-	for number := 1; lines.Scan(); number++ {
-		line := strings.TrimSpace(lines.Text())
-		at := fmt.Sprintf("%s:%d", file, number)
+	for i, line := range strings.Split(string(data), "\n") {
+		line = strings.TrimSpace(line)
+		at := fmt.Sprintf("%s:%d", file, i+1)
 		if rest, ok := strings.CutPrefix(line, "#"); ok {
 			run()
 			title = strings.TrimSpace(rest)
@@ -72,9 +69,6 @@ func runFile(t *testing.T, file string) {
 			t.Fatalf("%s: a step is \"key: text\", got %q", at, line)
 		}
 		steps = append(steps, step{at: at, key: key, text: strings.TrimSpace(text)})
-	}
-	if err := lines.Err(); err != nil {
-		t.Fatal(err)
 	}
 	run()
 }

@@ -293,11 +293,11 @@ func FuzzDecode(f *testing.F) {
 		f.Add(kind, append(slices.Clone(payload), payload...))
 	}
 	for kind := range typeNames {
-		f.Add(uint8(kind), []byte{1<<3 | 0, 5, 1<<3 | 2, 1, 'x'})   // Field 1 as both wire types: one of them is not ours.
+		f.Add(uint8(kind), []byte{1 << 3, 5, 1<<3 | 2, 1, 'x'})     // Field 1 as both wire types: one of them is not ours.
 		f.Add(uint8(kind), []byte{1<<3 | 2, 1, 0xff})               // Not UTF-8.
 		f.Add(uint8(kind), []byte{0x80, 0x80, 0x80, 0x80, 0x10, 0}) // A field number above the largest.
 		f.Add(uint8(kind), []byte{0, 0})                            // Field number 0.
-		f.Add(uint8(kind), []byte{1<<3 | 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
+		f.Add(uint8(kind), []byte{1 << 3, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1})
 		f.Add(uint8(kind), []byte{1<<3 | 4})
 	}
 	f.Fuzz(func(t *testing.T, kind uint8, payload []byte) {
