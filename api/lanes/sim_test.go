@@ -21,7 +21,7 @@ import (
 // The simulation: two nodes that fight over one lane through bad connections to one log, with crashes at any step, lost disks,
 // clocks that jump, and clients that send again. One goroutine, all chance from one seed: a failure is replayed by
 //
-//	WEIR_SIM_SEED=<seed> go test ./api/lanes -run TestSimulation
+//	WEIR_SIM_SEED=<seed> WEIR_SIM_SEEDS=1 go test ./api/lanes -run TestSimulation
 //
 // After every step it checks
 //
@@ -390,35 +390,33 @@ func (s *simulation) finish() error {
 	return nil
 }
 
-// simSeeds returns the first seed and how many to run: WEIR_SIM_SEED names one, else a fresh one starts a row.
-func simSeeds(t *testing.T, count int) (first uint64, seeds int) {
-	if text := os.Getenv("WEIR_SIM_SEED"); text != "" {
-		seed, err := strconv.ParseUint(text, 10, 64)
+// simSeeds returns the first seed and how many to run, from WEIR_SIM_SEED and WEIR_SIM_SEEDS or else a fresh one and count.
+func simSeeds(t *testing.T, count uint64) (first, seeds uint64) {
+	number := func(name string, otherwise uint64) uint64 {
+		text := os.Getenv(name)
+		if text == "" {
+			return otherwise
+		}
+		value, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
-			t.Fatalf("WEIR_SIM_SEED: %v", err)
+			t.Fatalf("%s: %v", name, err)
 		}
-		if text := os.Getenv("WEIR_SIM_SEEDS"); text != "" {
-			if count, err = strconv.Atoi(text); err != nil {
-				t.Fatalf("WEIR_SIM_SEEDS: %v", err)
-			}
-			return seed, count
-		}
-		return seed, 1
+		return value
 	}
-	return uint64(time.Now().UnixNano()), count
+	return number("WEIR_SIM_SEED", uint64(time.Now().UnixNano())), number("WEIR_SIM_SEEDS", count)
 }
 
 const simSteps = 250
 
 func TestSimulation(t *testing.T) {
 	first, seeds := simSeeds(t, simSeedsDefault)
-	t.Logf("seeds %d to %d", first, first+uint64(seeds)-1)
+	t.Logf("seeds %d to %d", first, first+seeds-1)
 	began := time.Now()
 	var commits, replies, expired uint64
-	for seed := first; seed < first+uint64(seeds); seed++ {
+	for seed := first; seed < first+seeds; seed++ {
 		s := newSimulation(seed, plant{})
 		if err := s.run(simSteps); err != nil {
-			t.Fatalf("%v\nreplay: WEIR_SIM_SEED=%d go test ./api/lanes -run 'TestSimulation$'", err, seed)
+			t.Fatalf("%v\nreplay: WEIR_SIM_SEED=%d WEIR_SIM_SEEDS=1 go test ./api/lanes -run 'TestSimulation$'", err, seed)
 		}
 		commits += s.checked.Number
 		replies += uint64(len(s.replies))
