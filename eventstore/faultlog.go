@@ -128,7 +128,7 @@ func (l *FaultLog) Read(ctx context.Context, number uint64) (Record, error) {
 	l.Arrive()
 	switch {
 	case l.happens(l.options.ReadFails):
-		return Record{}, &TransientError{Cause: errInjected}
+		return Record{}, errInjected
 	case l.happens(l.options.Stale):
 		return Record{}, ErrNoCommit
 	}
@@ -139,7 +139,7 @@ func (l *FaultLog) Read(ctx context.Context, number uint64) (Record, error) {
 func (l *FaultLog) Head(ctx context.Context) (uint64, error) {
 	l.Arrive()
 	if l.happens(l.options.ReadFails) {
-		return 0, &TransientError{Cause: errInjected}
+		return 0, errInjected
 	}
 	head, err := l.inner.Head(ctx)
 	if err == nil && head > 0 && l.happens(l.options.Stale) {
@@ -152,7 +152,7 @@ func (l *FaultLog) Head(ctx context.Context) (uint64, error) {
 func (l *FaultLog) Follow(ctx context.Context, number uint64) (Cursor, error) {
 	l.Arrive()
 	if l.happens(l.options.ReadFails) {
-		return nil, &TransientError{Cause: errInjected}
+		return nil, errInjected
 	}
 	return l.inner.Follow(ctx, number)
 }
