@@ -6,10 +6,14 @@ import (
 	"fmt"
 	"iter"
 	"time"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
 )
 
 // An order's record is its events, one Entry after the other in the order in which they were committed, and nothing
-// else: appending an entry is a Pebble Merge, which concatenates, so no write reads what was there.
+// else. The first entry is a Set, which ends a read where it finds it, and appending one is a Merge, which concatenates:
+// no write reads what was there.
 //
 // One entry on disk:
 //
@@ -40,7 +44,7 @@ type Entry struct {
 }
 
 // entryTypes are the types that are written as one byte. Its order is for ever: append only.
-var entryTypes = [...]string{"OrderPlaced", "OrderCancelled", "OrderExpired"}
+var entryTypes = [...]string{stored.TypeOrderPlaced, stored.TypeOrderCancelled, stored.TypeOrderExpired, stored.TypeProductPut}
 
 // entryTypeOther comes before a type that is spelled out.
 const entryTypeOther = 0xff
@@ -48,12 +52,7 @@ const entryTypeOther = 0xff
 // AppendEntry appends the entry, encoded, to dst.
 func AppendEntry(dst []byte, e Entry) []byte {
 	kind := entryKind(e.Type)
-	size := 1 + uvarintBytes(e.Number) + 8 + uvarintBytes(uint64(e.Version)) +
-		uvarintBytes(uint64(len(e.UserID))) + len(e.UserID) + len(e.Payload)
-	if kind == entryTypeOther {
-		size += uvarintBytes(uint64(len(e.Type))) + len(e.Type)
-	}
-	dst = binary.AppendUvarint(dst, uint64(size))
+	dst = binary.AppendUvarint(dst, uint64(entryContentBytes(&e, kind)))
 	dst = append(dst, kind)
 	dst = binary.AppendUvarint(dst, e.Number)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(e.At.UnixNano()))
@@ -65,6 +64,21 @@ func AppendEntry(dst []byte, e Entry) []byte {
 		dst = append(dst, e.Type...)
 	}
 	return append(dst, e.Payload...)
+}
+
+// EntryBytes returns how many bytes AppendEntry appends for the entry.
+func EntryBytes(e Entry) int {
+	content := entryContentBytes(&e, entryKind(e.Type))
+	return uvarintBytes(uint64(content)) + content
+}
+
+func entryContentBytes(e *Entry, kind byte) int {
+	size := 1 + uvarintBytes(e.Number) + 8 + uvarintBytes(uint64(e.Version)) +
+		uvarintBytes(uint64(len(e.UserID))) + len(e.UserID) + len(e.Payload)
+	if kind == entryTypeOther {
+		size += uvarintBytes(uint64(len(e.Type))) + len(e.Type)
+	}
+	return size
 }
 
 func entryKind(typeName string) byte {
@@ -111,6 +125,50 @@ func RecordUserID(record []byte) (string, bool) {
 		return entry.UserID, err == nil && entry.UserID != ""
 	}
 	return "", false
+}
+
+// FoldOrder folds an order's record up to the commit upTo, 0 for all of it, and returns the order and the number of the
+// commit that changed it last. An empty userID is taken from the record. Before the order's first commit, the order and
+// the number are zero. An error is a record that this program cannot read.
+func FoldOrder(id domain.OrderID, userID string, record []byte, upTo uint64) (order domain.Order, revision uint64, err error) {
+	fold := orderFold{id: id, text: id.String(), userID: userID}
+	for entry, err := range ReadEntries(record) {
+		if err != nil {
+			return domain.Order{}, 0, fmt.Errorf("order %s: %w", fold.text, err)
+		}
+		if upTo != 0 && entry.Number > upTo {
+			break
+		}
+		if err := fold.take(entry); err != nil {
+			return domain.Order{}, 0, err
+		}
+	}
+	return fold.order, fold.revision, nil
+}
+
+// orderFold folds an order's entries, oldest first.
+type orderFold struct {
+	id     domain.OrderID
+	text   string
+	userID string
+
+	order    domain.Order
+	revision uint64
+	entries  int
+}
+
+func (f *orderFold) take(entry Entry) error {
+	if f.userID == "" {
+		f.userID = entry.UserID
+	}
+	event, err := stored.Decode(entry.Type, entry.Version, f.text, f.userID, entry.Payload)
+	if err != nil {
+		return fmt.Errorf("order %s, entry %d of its record: %w", f.text, f.entries+1, err)
+	}
+	f.order = f.order.Evolve(event, entry.At)
+	f.revision = entry.Number
+	f.entries++
+	return nil
 }
 
 // readEntry reads one entry off data and returns what follows it.

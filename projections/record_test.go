@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
 )
 
 func TestARecordReadsBackAsItsEntries(t *testing.T) {
@@ -23,7 +26,11 @@ func TestARecordReadsBackAsItsEntries(t *testing.T) {
 		}), 0, 5).Draw(t, "entries")
 		var record []byte
 		for _, entry := range want {
+			before := len(record)
 			record = AppendEntry(record, entry)
+			if got, want := EntryBytes(entry), len(record)-before; got != want {
+				t.Fatalf("EntryBytes says %d, want %d", got, want)
+			}
 		}
 		at := 0
 		for got, err := range ReadEntries(record) {
@@ -72,6 +79,38 @@ func TestADamagedRecordIsAnErrorAndNeverAPanic(t *testing.T) {
 	if user, ok := RecordUserID(record[:3]); ok {
 		t.Fatalf("a damaged record has the user %q", user)
 	}
+}
+
+func TestAnOrderFoldsFromItsRecordUpToARevision(t *testing.T) {
+	id := domain.NewOrderID(time.UnixMilli(1_700_000_000_000), 7, [10]byte{1, 2, 3})
+	placed := domain.OrderPlaced{
+		OrderID: id, UserID: "u1", Lines: []domain.Line{{SKU: "mug", Units: 2, Title: "Mug", PriceMinor: 1299}},
+		Total: domain.Money{Currency: "EUR", Minor: 2598}, PayBy: time.Unix(900, 0).UTC(),
+	}
+	cancelled := domain.OrderCancelled{OrderID: id, UserID: "u1", Reason: "late", By: "u1", Released: []domain.Release{{SKU: "mug", Units: 2}}}
+	want := domain.Order{}.Evolve(placed, time.Unix(1, 0).UTC())
+	record := AppendEntry(nil, entryOf(placed, 4, time.Unix(1, 0), "u1"))
+	record = AppendEntry(record, entryOf(cancelled, 9, time.Unix(2, 0), ""))
+
+	got, revision, err := FoldOrder(id, "", record, 8)
+	if err != nil || revision != 4 || !got.Equal(want) {
+		t.Fatalf("up to 8: got %+v, %d, %v, want %+v, 4", got, revision, err, want)
+	}
+	want = want.Evolve(cancelled, time.Unix(2, 0).UTC())
+	got, revision, err = FoldOrder(id, "", record, 0)
+	if err != nil || revision != 9 || !got.Equal(want) {
+		t.Fatalf("all: got %+v, %d, %v, want %+v, 9", got, revision, err, want)
+	}
+	got, revision, err = FoldOrder(id, "", record, 3)
+	if err != nil || revision != 0 || !got.Equal(domain.Order{}) {
+		t.Fatalf("up to 3: got %+v, %d, %v, want no order", got, revision, err)
+	}
+}
+
+// entryOf returns the entry of an event.
+func entryOf(e domain.Event, number uint64, at time.Time, userID string) Entry {
+	typeName, version, _, payload := stored.Encode(e)
+	return Entry{Number: number, At: at, UserID: userID, Type: typeName, Version: version, Payload: payload}
 }
 
 func FuzzReadEntries(f *testing.F) {
