@@ -137,6 +137,7 @@ func (m *Machine) write(batch *pebble.Batch, commit *eventstore.Commit, envelope
 			entry.payload = envelope.Payload
 		}
 		key := requestKey{envelope.UserID, envelope.RequestID}
+		m.known.add(key)
 		if err := batch.Set(m.keys.request(key), entry.encode(), nil); err != nil {
 			return err
 		}

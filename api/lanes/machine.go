@@ -37,6 +37,9 @@ type Machine struct {
 	products map[string]specProduct         // products that they touch
 	requests map[requestKey]requestInFlight // requests that they answer
 
+	// known is what the ledger holds, about.
+	known requestFilter
+
 	// Deadlines. Nothing is due before nextDue; while expiries are in flight nobody looks for more.
 	nextDue  time.Time
 	expiring int
@@ -126,6 +129,12 @@ func (m *Machine) load() error {
 		account, err := decodeAccount(value)
 		m.applied[string(sku)], m.decided[string(sku)] = account, account
 		return err
+	}); err != nil {
+		return err
+	}
+	if err := m.scan(m.keys.table(tableRequests), func(key, _ []byte) error {
+		m.known.addBytes(key)
+		return nil
 	}); err != nil {
 		return err
 	}
@@ -283,6 +292,9 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 func (m *Machine) repeated(key requestKey, fingerprint Fingerprint) (eventstore.Decision[Outcome], bool) {
 	before, inFlight := m.requests[key]
 	if !inFlight {
+		if !m.known.mayHold(key) {
+			return eventstore.Decision[Outcome]{}, false
+		}
 		entry, err := m.ledgerEntry(key)
 		must(err)
 		if entry == nil {
