@@ -159,6 +159,7 @@ func (w *Writer[Q, A]) catchUp(ctx context.Context) error {
 		return fmt.Errorf("open lane %d: read the head: %w", w.options.Lane, err)
 	}
 	at := w.machine.Position()
+	w.tipTime = later(w.tipTime, w.machine.LogTime())
 	if head > at.Number {
 		cursor, err := w.log.Follow(ctx, at.Number+1)
 		if err != nil {

@@ -131,7 +131,8 @@ func RecordUserID(record []byte) (string, bool) {
 // commit that changed it last. An empty userID is taken from the record. Before the order's first commit, the order and
 // the number are zero. An error is a record that this program cannot read.
 func FoldOrder(id domain.OrderID, userID string, record []byte, upTo uint64) (order domain.Order, revision uint64, err error) {
-	fold := orderFold{id: id, text: id.String(), userID: userID}
+	fold := newOrderFold(id)
+	fold.userID = userID
 	for entry, err := range ReadEntries(record) {
 		if err != nil {
 			return domain.Order{}, 0, fmt.Errorf("order %s: %w", fold.text, err)
@@ -156,6 +157,8 @@ type orderFold struct {
 	revision uint64
 	entries  int
 }
+
+func newOrderFold(id domain.OrderID) *orderFold { return &orderFold{id: id, text: id.String()} }
 
 func (f *orderFold) take(entry Entry) error {
 	if f.userID == "" {
