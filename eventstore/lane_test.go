@@ -13,15 +13,14 @@ import (
 
 // counter is a machine that counts: asked for n, it adds n and answers with the sum.
 type counter struct {
-	lane, lanes uint32
-	position    Position
-	logTime     time.Time
-	decided     int
-	applied     int
-	broken      error
+	position Position
+	logTime  time.Time
+	decided  int
+	applied  int
+	broken   error
 }
 
-func newCounter() *counter { return &counter{lanes: 1, position: Genesis(0, 1)} }
+func newCounter() *counter { return &counter{position: Genesis(0, 1)} }
 
 func (m *counter) Position() Position         { return m.position }
 func (m *counter) LogTime() time.Time         { return m.logTime }
@@ -313,7 +312,7 @@ func TestAnAskWhoseCallerHasLeftIsNotDecided(t *testing.T) {
 func TestSlotsAreSharedAndGivenBack(t *testing.T) {
 	slots := NewSlots(2)
 	a, b := slots.newHolder(), slots.newHolder()
-	if !a.tryAcquire(0) || !a.tryAcquire(0) || !b.tryAcquire(0) || b.tryAcquire(1) {
+	if first, again := a.tryAcquire(0), a.tryAcquire(0); !first || !again || !b.tryAcquire(0) || b.tryAcquire(1) {
 		t.Fatal("two slots: one for a (asked for twice), one for b, none left")
 	}
 	a.keep(0)

@@ -73,7 +73,7 @@ type Ask[Q, A any] struct {
 	Reply    func(A, error)
 }
 
-// ErrFenced: another writer has taken the lane. What was not answered may or may not be in the log.
+// ErrFenced says that another writer has taken the lane. What was not answered may or may not be in the log.
 var ErrFenced = errors.New("another writer has taken the lane")
 
 // NewWriter returns a writer that does not hold its lane yet.
