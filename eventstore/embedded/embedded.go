@@ -5,6 +5,7 @@ package embedded
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -207,6 +208,11 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	base := []nats.Option{
 		nats.InProcessServer(s), nats.MaxReconnects(-1),
 		nats.ReconnectWait(20 * time.Millisecond), nats.ReconnectJitter(5*time.Millisecond, 5*time.Millisecond),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if !errors.Is(err, io.ErrClosedPipe) { // That one only says that the server was restarted.
+				s.logger.Warn("connection to the embedded server: " + err.Error())
+			}
+		}),
 	}
 	nc, err := nats.Connect("", append(base, opts...)...)
 	if err != nil {
