@@ -246,9 +246,13 @@ func Conserved(accounts map[uint32]Account) error {
 	return Sum(accounts).Check()
 }
 
-// within reports whether t can be what one side has taken of what the other has sent.
+// within reports whether t can be what one side has taken of what the other has sent: every transfer still on its way
+// carries a unit at least.
 func (t Tally) within(sent Tally) bool {
-	return t.Number <= sent.Number && t.Units <= sent.Units && (t.Number < sent.Number || t.Units == sent.Units)
+	if t.Number >= sent.Number {
+		return t == sent
+	}
+	return t.Units <= sent.Units && uint64(sent.Units-t.Units) >= sent.Number-t.Number
 }
 
 func tallyOf(tallies []LaneTally, lane uint32) Tally {

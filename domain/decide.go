@@ -171,7 +171,7 @@ func (c PutProduct) decide(s State) ([]Event, error) {
 	if now, known := s.Product(c.SKU); known && now.Title == c.Title && now.Price == c.Price {
 		return nil, nil // Same command again: nothing to say.
 	}
-	return []Event{ProductPut{SKU: c.SKU, Title: c.Title, Price: c.Price}}, nil
+	return []Event{ProductPut(c)}, nil
 }
 
 // decide takes the units into the centre and grants them to the lanes at once, home lane included, in lane order. The

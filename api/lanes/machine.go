@@ -149,6 +149,9 @@ func (m *Machine) load() error {
 // Position returns the newest applied commit.
 func (m *Machine) Position() eventstore.Position { return m.position }
 
+// LogTime returns that commit's time.
+func (m *Machine) LogTime() time.Time { return m.logTime }
+
 // Order implements domain.State.
 func (m *Machine) Order(id domain.OrderID) (domain.Order, bool) {
 	if id == m.fresh {

@@ -40,7 +40,8 @@ type Options struct {
 	// MaxBytes bounds the streams' sizes together. 0 means what they have now and 80% of the free disk; it is never
 	// allowed to be more than the streams and the free disk have.
 	MaxBytes int64
-	// Listen is a TCP address (host:port, port 0 = any free one) for other clients; empty means none.
+	// Listen is a TCP address (host:port, port 0 = any free one) for other clients; empty means none, but in a cluster
+	// any free port of 127.0.0.1, since the server starts its routes only once it listens.
 	Listen string
 	// Monitor is a TCP address for HTTP monitoring; empty means none.
 	Monitor string
@@ -126,6 +127,9 @@ func (s *Server) configure(options Options, dir string) error {
 		JetStream: true, StoreDir: dir, JetStreamMaxStore: maxBytes, JetStreamMaxMemory: memoryMax,
 		SyncAlways: options.SyncInterval == 0, SyncInterval: options.SyncInterval,
 		DisableJetStreamBanner: true,
+	}
+	if options.Listen == "" && options.Cluster != nil {
+		options.Listen = "127.0.0.1:0"
 	}
 	if options.Listen != "" {
 		s.options.DontListen = false
