@@ -75,7 +75,7 @@ func (AllotStock) isCommand()   {}
 //sumtype:decl
 type Event interface{ isEvent() }
 
-// OrderPlaced: an order was placed and its units were taken from the lane's allotments.
+// OrderPlaced says that an order was placed and its units were taken from the lane's allotments.
 type OrderPlaced struct {
 	OrderID    OrderID
 	UserID     string
@@ -100,7 +100,7 @@ type Release struct {
 	Units int64
 }
 
-// OrderCancelled: an order was ended on request; its units went back to the lane's allotments.
+// OrderCancelled says that an order was ended on request; its units went back to the lane's allotments.
 type OrderCancelled struct {
 	OrderID  OrderID
 	UserID   string
@@ -109,21 +109,21 @@ type OrderCancelled struct {
 	Released []Release
 }
 
-// OrderExpired: an order was not paid by its deadline; its units went back to the lane's allotments.
+// OrderExpired says that an order was not paid by its deadline; its units went back to the lane's allotments.
 type OrderExpired struct {
 	OrderID  OrderID
 	UserID   string
 	Released []Release
 }
 
-// ProductPut: a product was created or changed.
+// ProductPut says that a product was created or changed.
 type ProductPut struct {
 	SKU   string
 	Title string
 	Price Money
 }
 
-// StockReceived: units came in to the SKU's central account.
+// StockReceived says that units came in to the SKU's central account.
 type StockReceived struct {
 	SKU   string
 	Units int64
@@ -131,7 +131,7 @@ type StockReceived struct {
 	ReceivedTotal int64
 }
 
-// StockGranted: units left the central account for a lane; until it takes them they are in transit.
+// StockGranted says that units left the central account for a lane; until it takes them they are in transit.
 type StockGranted struct {
 	SKU    string
 	ToLane uint32
@@ -140,7 +140,7 @@ type StockGranted struct {
 	Units       int64
 }
 
-// StockAllotted: the lane took a grant into its allotment.
+// StockAllotted says that the lane took a grant into its allotment.
 type StockAllotted struct {
 	SKU         string
 	HomeLane    uint32
@@ -148,7 +148,7 @@ type StockAllotted struct {
 	Units       int64
 }
 
-// StockReturned: the lane gave idle units of its allotment back; until the home lane takes them they are in transit.
+// StockReturned says that the lane gave idle units of its allotment back; until the home lane takes them they are in transit.
 type StockReturned struct {
 	SKU          string
 	HomeLane     uint32
@@ -156,7 +156,7 @@ type StockReturned struct {
 	Units        int64
 }
 
-// StockReclaimed: the home lane took returned units back into the central account.
+// StockReclaimed says that the home lane took returned units back into the central account.
 type StockReclaimed struct {
 	SKU          string
 	FromLane     uint32

@@ -161,21 +161,13 @@ func (l *Lane[Q, A]) Run(ctx context.Context) error {
 	return nil
 }
 
-// passing reports whether opening the lane again may help.
+// passing reports whether opening the lane again may help: not on a damaged log, and not on a disk that fails.
 func passing(err error) bool {
-	return errors.Is(err, ErrFenced) || errors.Is(err, ErrUnknownOutcome) || errors.Is(err, ErrConflict) ||
-		errors.Is(err, ErrLogFull) || errors.Is(err, context.DeadlineExceeded) || isTransient(err)
-}
-
-// A TransientError is a fault of the connection to the log, which passes by itself.
-type TransientError struct{ Cause error }
-
-func (e *TransientError) Error() string { return "the log is out of reach: " + e.Cause.Error() }
-func (e *TransientError) Unwrap() error { return e.Cause }
-
-func isTransient(err error) bool {
-	var transient *TransientError
-	return errors.As(err, &transient)
+	var (
+		damage *ChainError
+		fault  *ApplyError
+	)
+	return !errors.As(err, &damage) && !errors.As(err, &fault)
 }
 
 // serve is the lane's loop while it is open. It returns nil when ctx ended and everything in flight was settled.

@@ -8,6 +8,8 @@ import "time"
 type Machine[Q, A any] interface {
 	// Position returns the newest applied commit.
 	Position() Position
+	// LogTime returns that commit's time, the zero time before the first.
+	LogTime() time.Time
 	// Decide answers one question against everything decided so far, acknowledged or not, and takes its events
 	// into the speculative state. at is the log time of the commit that is being built.
 	Decide(question Q, at time.Time) Decision[A]

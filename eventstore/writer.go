@@ -73,7 +73,7 @@ type Ask[Q, A any] struct {
 	Reply    func(A, error)
 }
 
-// ErrFenced: another writer has taken the lane. What was not answered may or may not be in the log.
+// ErrFenced says that another writer has taken the lane. What was not answered may or may not be in the log.
 var ErrFenced = errors.New("another writer has taken the lane")
 
 // NewWriter returns a writer that does not hold its lane yet.
@@ -131,8 +131,8 @@ func (w *Writer[Q, A]) OldestDone() <-chan struct{} {
 }
 
 // Open takes the lane: it brings the machine up to the log's head and fences every older writer by appending a
-// LaneOpened commit at the next number. now is the time of that commit. Errors: *ChainError for a damaged log,
-// ErrFenced when another writer kept getting there first, or a fault; Open may be called again after any but the first.
+// LaneOpened commit at the next number. now is the time of that commit. Errors: *ChainError for a damaged log, *ApplyError,
+// ErrFenced when another writer kept getting there first, or a fault of the log. Open may be called again.
 func (w *Writer[Q, A]) Open(ctx context.Context, now time.Time) error {
 	assert(len(w.inFlight) == 0, "lane %d opened with %d commits in flight", w.options.Lane, len(w.inFlight))
 	w.open = false
@@ -159,6 +159,7 @@ func (w *Writer[Q, A]) catchUp(ctx context.Context) error {
 		return fmt.Errorf("open lane %d: read the head: %w", w.options.Lane, err)
 	}
 	at := w.machine.Position()
+	w.tipTime = later(w.tipTime, w.machine.LogTime())
 	if head > at.Number {
 		cursor, err := w.log.Follow(ctx, at.Number+1)
 		if err != nil {
@@ -202,7 +203,7 @@ func (w *Writer[Q, A]) take(at Position, record Record) (Position, error) {
 	}
 	next := Position{Number: record.Number, Hash: HashOf(record.Data)}
 	if err := w.machine.Apply(commit, next); err != nil {
-		return at, fmt.Errorf("apply commit %d of lane %d: %w", next.Number, w.options.Lane, err)
+		return at, &ApplyError{Lane: w.options.Lane, Number: next.Number, Cause: err}
 	}
 	w.tipTime = later(w.tipTime, commit.Time)
 	return next, nil
@@ -277,7 +278,7 @@ func (w *Writer[Q, A]) ride(answers []owed[A]) {
 
 // Settle waits for the outcome of the oldest commit in flight, applies it and answers. When the lane could not keep its
 // commit it has stepped down: everything in flight was answered with an error and the machine rolled back, and the
-// error is ErrFenced, ErrUnknownOutcome, *ChainError or a fault of the storage. ErrLogFull is no step-down: what was in flight
+// error is ErrFenced, ErrUnknownOutcome, *ChainError or *ApplyError. ErrLogFull is no step-down: what was in flight
 // is refused, and the lane stays open.
 func (w *Writer[Q, A]) Settle(ctx context.Context) error {
 	if len(w.inFlight) == 0 {
@@ -314,7 +315,7 @@ func (w *Writer[Q, A]) applied(f *flight[A]) error {
 		"lane %d applies commit %d after %d (I2)", w.options.Lane, f.commit.Number, at.Number)
 	next := Position{Number: f.commit.Number, Hash: f.record.Hash}
 	if err := w.machine.Apply(f.commit, next); err != nil {
-		return fmt.Errorf("apply commit %d of lane %d: %w", next.Number, w.options.Lane, err)
+		return &ApplyError{Lane: w.options.Lane, Number: next.Number, Cause: err}
 	}
 	if w.options.Observe != nil {
 		w.options.Observe(f.commit, next)
@@ -400,6 +401,20 @@ func (e *UnavailableError) Error() string {
 }
 
 func (e *UnavailableError) Unwrap() error { return e.Cause }
+
+// An ApplyError says that this node could not take a durable commit into its state: its disk fails, or it does not know
+// one of the commit's events. The log is unharmed.
+type ApplyError struct {
+	Lane   uint32
+	Number uint64
+	Cause  error
+}
+
+func (e *ApplyError) Error() string {
+	return fmt.Sprintf("apply commit %d of lane %d: %v", e.Number, e.Lane, e.Cause)
+}
+
+func (e *ApplyError) Unwrap() error { return e.Cause }
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {

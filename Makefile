@@ -1,0 +1,100 @@
+# Weir needs Go, make, git and, for the race detector, a C compiler. Everything else is fetched by the targets that
+# need it, pinned, into .bin.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# A version is part of its tool's stamp: changing it here installs the tool anew, leaving it installs nothing.
+GOFUMPT_VERSION := v0.12.0
+GOLANGCI_LINT_VERSION := v2.15.0
+BUF_VERSION := v1.75.0
+# The same as google.golang.org/protobuf and connectrpc.com/connect in go.mod: .ci/run checks that.
+PROTOC_GEN_GO_VERSION := v1.36.12
+PROTOC_GEN_CONNECT_GO_VERSION := v1.21.1
+BENCHSTAT_VERSION := v0.0.0-20260908200009-22c9c6c9d4da
+
+BIN := $(CURDIR)/.bin
+export PATH := $(BIN):$(PATH)
+
+# RACE= runs the tests without the race detector, where there is no C compiler.
+RACE ?= -race
+# Time per fuzz target.
+FUZZTIME ?= 10s
+# Flags for the program that a target runs: make bench ARGS='--runs 5 --only place'.
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build ./weir.
+	go build -trimpath -o weir ./cmd/weir
+
+.PHONY: test
+test: c-compiler ## Run all tests, with the race detector and in random order.
+	go test $(RACE) -shuffle=on -timeout 15m ./...
+
+.PHONY: lint
+lint: tool-gofumpt tool-golangci-lint tool-buf ## Check format, code and schemas (the first time builds the linters: some minutes).
+	@unformatted=$$(gofumpt -l $$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$\|\.connect\.go$$')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted, run 'make fmt':" >&2; echo "$$unformatted" >&2; exit 1; fi
+	golangci-lint run ./...
+	buf lint
+
+.PHONY: fmt
+fmt: tool-gofumpt ## Format the code.
+	gofumpt -w $$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$$\|\.connect\.go$$')
+
+.PHONY: generate
+generate: tool-buf tool-protoc-gen-go tool-protoc-gen-connect-go ## Generate Go from the schemas in proto/.
+	buf generate
+
+.PHONY: fuzz
+fuzz: ## Fuzz every fuzz target for FUZZTIME (10s), one after the other.
+	@for package in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' "$$package" | grep '^Fuzz' || true); do \
+			echo "$$package $$target"; \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package"; \
+		done; \
+	done
+
+.PHONY: bench
+bench: build ## Measure Weir beside its yardsticks (about ten minutes; flags in ARGS).
+	./weir bench $(ARGS)
+
+.PHONY: chaos
+chaos: build ## Kill weir dev at random under load and check that nothing acknowledged is lost (flags in ARGS).
+	go run ./ops/chaos -weir ./weir $(ARGS)
+
+.PHONY: tools
+tools: tool-gofumpt tool-golangci-lint tool-buf tool-protoc-gen-go tool-protoc-gen-connect-go tool-benchstat ## Install every tool into .bin.
+
+.PHONY: clean
+clean: ## Remove what the targets built, and the tools.
+	rm -rf weir .bin
+
+.PHONY: c-compiler
+c-compiler:
+ifeq ($(RACE),-race)
+	@[ "$$(go env CGO_ENABLED)" = 1 ] || { echo "the race detector needs cgo: unset CGO_ENABLED, or run 'make test RACE='" >&2; exit 1; }
+	@cc=$$(go env CC); command -v "$${cc%% *}" >/dev/null || { echo "the race detector needs a C compiler, and $$cc is not here: install it (Debian: apt-get install gcc libc6-dev), or run 'make test RACE='" >&2; exit 1; }
+endif
+
+# tool NAME PACKAGE VERSION installs one tool when its stamp is missing.
+define tool
+.PHONY: tool-$(1)
+tool-$(1): $(BIN)/.$(1)-$(3)
+$(BIN)/.$(1)-$(3):
+	@mkdir -p $(BIN)
+	GOBIN=$(BIN) go install $(2)@$(3)
+	@rm -f $(BIN)/.$(1)-v* && touch $$@
+endef
+
+$(eval $(call tool,gofumpt,mvdan.cc/gofumpt,$(GOFUMPT_VERSION)))
+$(eval $(call tool,golangci-lint,github.com/golangci/golangci-lint/v2/cmd/golangci-lint,$(GOLANGCI_LINT_VERSION)))
+$(eval $(call tool,buf,github.com/bufbuild/buf/cmd/buf,$(BUF_VERSION)))
+$(eval $(call tool,protoc-gen-go,google.golang.org/protobuf/cmd/protoc-gen-go,$(PROTOC_GEN_GO_VERSION)))
+$(eval $(call tool,protoc-gen-connect-go,connectrpc.com/connect/cmd/protoc-gen-connect-go,$(PROTOC_GEN_CONNECT_GO_VERSION)))
+$(eval $(call tool,benchstat,golang.org/x/perf/cmd/benchstat,$(BENCHSTAT_VERSION)))

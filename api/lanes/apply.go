@@ -1,0 +1,276 @@
+package lanes
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// Apply implements eventstore.Machine: one commit, one batch, with the position in it. A commit that this machine decided
+// is taken off the speculation; one read from the log is decoded.
+func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) error {
+	batch := m.db.NewBatchWithSize(64 + 512*len(commit.Events))
+	defer func() { _ = batch.Close() }()
+	var placed deadlines
+	granted := false
+	changed := map[string]struct{}{}
+	for i := range commit.Events {
+		envelope := &commit.Events[i]
+		if envelope.Type == eventstore.TypeLaneOpened {
+			continue
+		}
+		event, err := m.next(envelope)
+		if err != nil {
+			return fmt.Errorf("event %d: %w", i, err)
+		}
+		if err := m.write(batch, commit, envelope, event); err != nil {
+			return fmt.Errorf("event %d: %w", i, err)
+		}
+		switch event := event.(type) {
+		case domain.OrderPlaced:
+			placed.add(event.PayBy, event.OrderID)
+		case domain.StockGranted:
+			granted = true
+		case domain.OrderCancelled, domain.OrderExpired, domain.ProductPut, domain.StockReceived,
+			domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
+		}
+		for sku := range domain.SKUs(event) {
+			m.applied[sku] = m.applied[sku].Evolve(event, sku)
+			changed[sku] = struct{}{}
+		}
+	}
+	for sku := range changed {
+		if err := m.writeAccount(batch, sku); err != nil {
+			return err
+		}
+	}
+	for _, due := range placed {
+		if err := batch.Set(m.keys.deadline(due.payBy, commit.Number), due.orders, nil); err != nil {
+			return err
+		}
+		if due.payBy.Before(m.nextDue) {
+			m.nextDue = due.payBy
+		}
+	}
+	position := binary.BigEndian.AppendUint64(make([]byte, 0, positionBytes), next.Number)
+	position = append(position, next.Hash[:]...)
+	position = binary.BigEndian.AppendUint64(position, uint64(commit.Time.UnixNano()))
+	if err := batch.Set(m.keys.position(), position, nil); err != nil {
+		return err
+	}
+	if err := batch.Commit(pebble.NoSync); err != nil {
+		return err
+	}
+	m.position, m.logTime = next, commit.Time
+	if granted && m.options.Granted != nil {
+		m.options.Granted()
+	}
+	if len(m.pending) == 0 {
+		m.pending = nil // Its array would grow for ever otherwise.
+	}
+	return nil
+}
+
+// next returns the domain event of an envelope: the one that was decided, when this machine did, else the stored one.
+func (m *Machine) next(envelope *eventstore.Event) (domain.Event, error) {
+	if len(m.pending) > 0 {
+		event := m.pending[0]
+		m.pending = m.pending[1:]
+		m.settle(envelope, event)
+		return event, nil
+	}
+	event, err := stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
+	if err != nil {
+		return nil, err
+	}
+	for sku := range domain.SKUs(event) {
+		m.decided[sku] = m.decided[sku].Evolve(event, sku)
+	}
+	return event, nil
+}
+
+// settle takes a decided event off the speculation.
+func (m *Machine) settle(envelope *eventstore.Event, event domain.Event) {
+	if envelope.RequestID != "" {
+		delete(m.requests, requestKey{envelope.UserID, envelope.RequestID})
+	}
+	if id, ok := domain.OrderOf(event); ok {
+		if spec := m.orders[id]; spec.changes > 1 {
+			spec.changes--
+			m.orders[id] = spec
+		} else {
+			delete(m.orders, id)
+		}
+	}
+	if put, ok := event.(domain.ProductPut); ok {
+		if spec := m.products[put.SKU]; spec.changes > 1 {
+			spec.changes--
+			m.products[put.SKU] = spec
+		} else {
+			delete(m.products, put.SKU)
+		}
+	}
+	if _, ok := event.(domain.OrderExpired); ok {
+		m.expiring--
+	}
+}
+
+// write puts what one event changes into the batch, save accounts and deadlines, which a commit shares.
+func (m *Machine) write(batch *pebble.Batch, commit *eventstore.Commit, envelope *eventstore.Event, event domain.Event) error {
+	if envelope.RequestID != "" {
+		entry := ledgerEntry{
+			commit: commit.Number, at: commit.Time,
+			aggregateID: envelope.AggregateID, typeName: envelope.Type, version: envelope.Version,
+		}
+		copy(entry.fingerprint[:], envelope.Fingerprint)
+		id, ofOrder := domain.OrderOf(event)
+		if ofOrder {
+			entry.order = id
+		} else {
+			entry.payload = envelope.Payload
+		}
+		key := requestKey{envelope.UserID, envelope.RequestID}
+		m.known.add(key)
+		if err := batch.Set(m.keys.request(key), entry.encode(), nil); err != nil {
+			return err
+		}
+	}
+	if put, ok := event.(domain.ProductPut); ok {
+		entry := CatalogEntry{Product: domain.Product{}.Evolve(put, commit.Time), Lane: m.options.Lane, Commit: commit.Number}
+		m.options.Catalog.put(entry)
+		return batch.Set(m.keys.product(put.SKU), encodeProduct(entry), nil)
+	}
+	if grant, ok := event.(domain.StockGranted); ok && grant.ToLane != m.options.Lane {
+		return batch.Set(m.keys.grant(grant), binary.AppendVarint(nil, grant.Units), nil)
+	}
+	id, ofOrder := domain.OrderOf(event)
+	if !ofOrder {
+		return nil
+	}
+	entry := projections.Entry{
+		Number: commit.Number, At: commit.Time, Type: envelope.Type, Version: envelope.Version, Payload: envelope.Payload,
+	}
+	if _, first := event.(domain.OrderPlaced); first {
+		entry.UserID = envelope.UserID
+		return batch.Set(m.keys.order(id), projections.AppendEntry(nil, entry), nil)
+	}
+	return batch.Merge(m.keys.order(id), projections.AppendEntry(nil, entry), nil)
+}
+
+func (m *Machine) writeAccount(batch *pebble.Batch, sku string) error {
+	account := m.applied[sku]
+	if err := account.Check(); err != nil {
+		panic(fmt.Sprintf("bug: lane %d, SKU %s: %v", m.options.Lane, sku, err))
+	}
+	return batch.Set(m.keys.account(sku), encodeAccount(account), nil)
+}
+
+// deadlines are the orders that one commit placed, by their pay_by: one, unless events of several settings meet.
+type deadlines []struct {
+	payBy  time.Time
+	orders []byte
+}
+
+func (d *deadlines) add(payBy time.Time, id domain.OrderID) {
+	for i := range *d {
+		if (*d)[i].payBy.Equal(payBy) {
+			(*d)[i].orders = append((*d)[i].orders, id[:]...)
+			return
+		}
+	}
+	*d = append(*d, struct {
+		payBy  time.Time
+		orders []byte
+	}{payBy, append(make([]byte, 0, 64*len(id)), id[:]...)})
+}
+
+// Due implements eventstore.Machine: it expires orders whose pay_by log time has passed. Between two looks at the index, what
+// the first one found must have become durable; an index entry goes when all its orders have ended for good.
+func (m *Machine) Due(at time.Time, limit int) []eventstore.Event {
+	if m.expiring > 0 || at.Before(m.nextDue) {
+		return nil
+	}
+	events, err := m.expire(at, limit)
+	must(err)
+	return events
+}
+
+func (m *Machine) expire(at time.Time, limit int) ([]eventstore.Event, error) {
+	table := m.keys.table(tableDeadlines)
+	iter, err := m.db.NewIter(&pebble.IterOptions{LowerBound: table, UpperBound: after(table)})
+	if err != nil {
+		return nil, err
+	}
+	var events []eventstore.Event
+	var ended [][]byte
+	m.nextDue = at.Add(m.options.PayWithin) // Nothing placed from now on is due before, and Apply lowers it otherwise.
+	for valid := iter.First(); valid; valid = iter.Next() {
+		payBy := time.Unix(0, int64(binary.BigEndian.Uint64(iter.Key()[len(table):])))
+		if payBy.After(at) || len(events) >= limit {
+			m.nextDue = payBy
+			break
+		}
+		found, open, err := m.expireOrders(iter.Value(), at)
+		if err != nil {
+			return nil, errors.Join(err, iter.Close())
+		}
+		events = append(events, found...)
+		if open {
+			m.nextDue = time.Time{}
+		} else {
+			ended = append(ended, append([]byte(nil), iter.Key()...))
+		}
+	}
+	if err := iter.Close(); err != nil {
+		return nil, err
+	}
+	// Dropping an index entry all of whose orders have durably ended changes nothing that a replay would decide.
+	for _, key := range ended {
+		if err := m.db.Delete(key, pebble.NoSync); err != nil {
+			return nil, err
+		}
+	}
+	return events, nil
+}
+
+// expireOrders decides the orders of one index entry; open says that one of them had not ended durably.
+func (m *Machine) expireOrders(ids []byte, at time.Time) (events []eventstore.Event, open bool, err error) {
+	for ; len(ids) >= len(domain.OrderID{}); ids = ids[len(domain.OrderID{}):] {
+		id := domain.OrderID(ids[:len(domain.OrderID{})])
+		order, _, err := m.durableOrder(id, 0)
+		if err != nil {
+			return nil, false, err
+		}
+		if order.Status != domain.StatusPendingPayment {
+			continue
+		}
+		open = true
+		decided, err := domain.Decide(m, domain.ExpireOrder{OrderID: id}, at)
+		if err != nil {
+			return nil, false, err
+		}
+		for _, event := range decided {
+			envelope := m.envelope(event, id.Partition(), order.UserID)
+			envelope.CausationID = "deadline"
+			events = append(events, envelope)
+			m.speculate(event, at)
+		}
+	}
+	return events, open, nil
+}
+
+// mint makes an order id of log time and the partition.
+func (m *Machine) mint(at time.Time, partition uint32) domain.OrderID {
+	if _, err := m.options.Entropy.Read(m.entropy[:]); err != nil {
+		panic(fmt.Sprintf("no entropy for order ids: %v", err))
+	}
+	m.fresh = domain.NewOrderID(at, partition, m.entropy)
+	return m.fresh
+}

@@ -1,0 +1,77 @@
+package lanes
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// The tables of a lane's state. A key is: projections.KeySpaceState, lane (2 bytes), table, and then
+//
+//	position                                 the position, and the log time
+//	order     order id (16 bytes)            the order's record, see projections.Entry
+//	request   user 0x00 request              the ledger's entry
+//	deadline  pay_by (8 bytes), commit       the ids of the orders that the commit placed with that pay_by
+//	account   SKU                            this lane's account
+//	product   SKU                            the product, in its home lane
+//	grant     lane, number, SKU              units granted to another lane and not known to be taken
+const (
+	tablePosition  byte = 'p'
+	tableOrders    byte = 'o'
+	tableRequests  byte = 'r'
+	tableDeadlines byte = 'd'
+	tableAccounts  byte = 'a'
+	tableProducts  byte = 's'
+	tableGrants    byte = 'g'
+)
+
+// positionBytes is number, hash and log time.
+const positionBytes = 8 + len(eventstore.Hash{}) + 8
+
+// keys makes a lane's keys. The slices that it returns are valid until its next call, save those of table.
+type keys struct {
+	prefix []byte
+	buffer []byte
+}
+
+func newKeys(lane uint32) keys {
+	return keys{prefix: binary.BigEndian.AppendUint16([]byte{projections.KeySpaceState}, uint16(lane))}
+}
+
+func (k *keys) start(table byte) []byte { return append(append(k.buffer[:0], k.prefix...), table) }
+
+func (k *keys) keep(key []byte) []byte {
+	k.buffer = key
+	return key
+}
+
+// table returns the prefix of a table.
+func (k *keys) table(table byte) []byte { return append(append([]byte(nil), k.prefix...), table) }
+
+func (k *keys) position() []byte { return k.keep(k.start(tablePosition)) }
+
+func (k *keys) order(id domain.OrderID) []byte { return k.keep(append(k.start(tableOrders), id[:]...)) }
+
+func (k *keys) request(key requestKey) []byte {
+	b := append(k.start(tableRequests), key.userID...)
+	return k.keep(append(append(b, 0), key.requestID...))
+}
+
+func (k *keys) deadline(payBy time.Time, commit uint64) []byte {
+	b := binary.BigEndian.AppendUint64(k.start(tableDeadlines), uint64(payBy.UnixNano()))
+	return k.keep(binary.BigEndian.AppendUint64(b, commit))
+}
+
+func (k *keys) account(sku string) []byte { return k.keep(append(k.start(tableAccounts), sku...)) }
+
+func (k *keys) product(sku string) []byte { return k.keep(append(k.start(tableProducts), sku...)) }
+
+// after returns the first key that does not begin with prefix. REQUIRES: prefix does not end in 0xff.
+func after(prefix []byte) []byte {
+	end := append([]byte(nil), prefix...)
+	end[len(end)-1]++
+	return end
+}

@@ -1,0 +1,430 @@
+package lanes
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// A Machine is the state of one lane: what its writer decides with. It implements eventstore.Machine and domain.State.
+//
+// The state lives in Pebble below the lane's prefix, and a position in the same batch says up to which commit: like any
+// projection it can be deleted and made again from the log. On top of it lies what is decided and not applied yet.
+// One goroutine uses a Machine.
+type Machine struct {
+	options  MachineOptions
+	db       *pebble.DB
+	keys     keys
+	position eventstore.Position
+	logTime  time.Time
+
+	// accounts are complete in memory: decided is what Decide sees, applied what is durable. They differ in dirty.
+	decided map[string]domain.Account
+	applied map[string]domain.Account
+	dirty   map[string]struct{}
+
+	// Speculation: what commits in flight will make durable.
+	pending  []domain.Event                 // decided events in order, until their commit is applied
+	orders   map[domain.OrderID]specOrder   // orders that they touch
+	products map[string]specProduct         // products that they touch
+	requests map[requestKey]requestInFlight // requests that they answer
+
+	// known is what the ledger holds, about.
+	known requestFilter
+
+	// Deadlines. Nothing is due before nextDue; while expiries are in flight nobody looks for more.
+	nextDue  time.Time
+	expiring int
+
+	// fresh is the id minted last: no order has it yet, so nobody need look.
+	fresh domain.OrderID
+	// entropy left for ids of the millisecond fresh was minted in.
+	entropy [10]byte
+}
+
+// MachineOptions configure a Machine. All but PayWithin are required.
+type MachineOptions struct {
+	Lane     uint32
+	Topology eventstore.Topology
+	Store    *projections.Store
+	// Catalog is shared by the lanes of a node.
+	Catalog *Catalog
+	// PayWithin is how long an unpaid order keeps its units; 0 means 15 min.
+	PayWithin time.Duration
+	// Entropy is where order ids take their randomness from. A simulation passes a seeded one.
+	Entropy io.Reader
+	// Granted is called when the list of grants for other lanes has grown; may be nil. It does not block.
+	Granted func()
+}
+
+// PayWithinDefault is how long an unpaid order keeps its units by default.
+const PayWithinDefault = 15 * time.Minute
+
+// Outcome is a lane's answer: a reply or a refusal.
+type Outcome struct {
+	Reply   Reply
+	Refusal error
+}
+
+type specOrder struct {
+	order   domain.Order
+	changes int // events in flight
+}
+
+type specProduct struct {
+	product domain.Product
+	changes int
+}
+
+type requestKey struct{ userID, requestID string }
+
+type requestInFlight struct{ fingerprint Fingerprint }
+
+// OpenMachine loads the lane's state.
+func OpenMachine(options MachineOptions) (*Machine, error) {
+	if options.PayWithin == 0 {
+		options.PayWithin = PayWithinDefault
+	}
+	m := &Machine{
+		options:  options,
+		db:       options.Store.DB(),
+		keys:     newKeys(options.Lane),
+		decided:  map[string]domain.Account{},
+		applied:  map[string]domain.Account{},
+		dirty:    map[string]struct{}{},
+		orders:   map[domain.OrderID]specOrder{},
+		products: map[string]specProduct{},
+		requests: map[requestKey]requestInFlight{},
+	}
+	if err := m.load(); err != nil {
+		return nil, fmt.Errorf("load the state of lane %d: %w", options.Lane, err)
+	}
+	return m, nil
+}
+
+// load reads the position and what is kept in memory.
+func (m *Machine) load() error {
+	m.position = eventstore.Genesis(m.options.Lane, m.options.Topology.Lanes)
+	value, err := m.get(m.keys.position())
+	if err != nil {
+		return err
+	}
+	if value != nil {
+		if len(value) != positionBytes {
+			return fmt.Errorf("its position has %d bytes, want %d", len(value), positionBytes)
+		}
+		m.position.Number = binary.BigEndian.Uint64(value)
+		copy(m.position.Hash[:], value[8:])
+		m.logTime = time.Unix(0, int64(binary.BigEndian.Uint64(value[8+len(m.position.Hash):]))).UTC()
+	}
+	if err := m.scan(m.keys.table(tableAccounts), func(sku, value []byte) error {
+		account, err := decodeAccount(value)
+		m.applied[string(sku)], m.decided[string(sku)] = account, account
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := m.scan(m.keys.table(tableRequests), func(key, _ []byte) error {
+		m.known.addBytes(key)
+		return nil
+	}); err != nil {
+		return err
+	}
+	return m.scan(m.keys.table(tableProducts), func(sku, value []byte) error {
+		entry, err := decodeProduct(string(sku), value)
+		entry.Lane = m.options.Lane
+		m.options.Catalog.put(entry)
+		return err
+	})
+}
+
+// Position returns the newest applied commit.
+func (m *Machine) Position() eventstore.Position { return m.position }
+
+// LogTime returns that commit's time.
+func (m *Machine) LogTime() time.Time { return m.logTime }
+
+// Order implements domain.State.
+func (m *Machine) Order(id domain.OrderID) (domain.Order, bool) {
+	if id == m.fresh {
+		return domain.Order{}, false
+	}
+	if spec, ok := m.orders[id]; ok {
+		return spec.order, true
+	}
+	order, _, err := m.durableOrder(id, 0)
+	if errors.Is(err, errNoOrder) {
+		return domain.Order{}, false
+	}
+	must(err)
+	return order, true
+}
+
+// Product implements domain.State.
+func (m *Machine) Product(sku string) (domain.Product, bool) {
+	if spec, ok := m.products[sku]; ok {
+		return spec.product, true
+	}
+	entry, ok := m.options.Catalog.Product(sku)
+	return entry.Product, ok
+}
+
+// Stock implements domain.State.
+func (m *Machine) Stock(sku string) domain.Account { return m.decided[sku] }
+
+var errNoOrder = errors.New("no such order")
+
+// durableOrder folds an order's record up to a commit, 0 for all of it.
+func (m *Machine) durableOrder(id domain.OrderID, upTo uint64) (domain.Order, uint64, error) {
+	record, err := m.get(m.keys.order(id))
+	if err != nil {
+		return domain.Order{}, 0, err
+	}
+	if record == nil {
+		return domain.Order{}, 0, errNoOrder
+	}
+	userID, _ := projections.RecordUserID(record)
+	return projections.FoldOrder(id, userID, record, upTo)
+}
+
+// get returns a copy of the value at key, nil when there is none.
+func (m *Machine) get(key []byte) ([]byte, error) {
+	value, closer, err := m.db.Get(key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	value = append(make([]byte, 0, len(value)), value...)
+	return value, closer.Close()
+}
+
+// scan calls f with every key of a table, less the table's prefix.
+func (m *Machine) scan(table []byte, f func(key, value []byte) error) error {
+	iter, err := m.db.NewIter(&pebble.IterOptions{LowerBound: table, UpperBound: after(table)})
+	if err != nil {
+		return err
+	}
+	for valid := iter.First(); valid; valid = iter.Next() {
+		if err := f(iter.Key()[len(table):], iter.Value()); err != nil {
+			return errors.Join(err, iter.Close())
+		}
+	}
+	return iter.Close()
+}
+
+// must turns a fault of the node's own disk into a panic where an interface has no room for an error: a lane that cannot
+// read its state must not decide, and the node starts again from the log.
+func must(err error) {
+	if err != nil {
+		panic(fmt.Sprintf("lane state: %v", err))
+	}
+}
+
+// Decide implements eventstore.Machine.
+func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outcome] {
+	command, userID, refusal := m.complete(request, at)
+	if refusal != nil {
+		return refuse(refusal)
+	}
+	if request.RequestID != "" {
+		decision, known := m.repeated(requestKey{userID, request.RequestID}, request.Fingerprint)
+		if known {
+			return decision
+		}
+	}
+	events, err := domain.Decide(m, command, at)
+	if err != nil {
+		return refuse(err)
+	}
+	if len(events) == 0 {
+		return eventstore.Decision[Outcome]{Answer: m.answerAsIs(command)}
+	}
+	envelopes := make([]eventstore.Event, len(events))
+	for i, event := range events {
+		envelopes[i] = m.envelope(event, request.Partition, userID)
+		if i == 0 {
+			envelopes[i].RequestID = request.RequestID
+			if request.RequestID != "" {
+				envelopes[i].Fingerprint = request.Fingerprint[:]
+				m.requests[requestKey{userID, request.RequestID}] = requestInFlight{fingerprint: request.Fingerprint}
+			}
+		} else {
+			envelopes[i].CausationID = request.RequestID
+		}
+		m.speculate(event, at)
+	}
+	m.fresh = domain.OrderID{}
+	return eventstore.Decision[Outcome]{Events: envelopes, Answer: m.answer(events[0], command)}
+}
+
+// complete fills in what only the lane may, and says whose request ids count. Ids and deadlines come from log time, so that
+// a lane's order ids sort by its log.
+func (m *Machine) complete(request Request, at time.Time) (domain.Command, string, error) {
+	switch command := request.Command.(type) {
+	case domain.PlaceOrder:
+		command.OrderID = m.mint(at, request.Partition)
+		command.PayBy = at.Add(m.options.PayWithin)
+		return command, request.UserID, nil
+	case domain.CancelOrder:
+		order, ok := m.Order(command.OrderID)
+		if !ok || (request.Owner != "" && order.UserID != request.Owner) {
+			return nil, "", &domain.OrderNotFoundError{OrderID: command.OrderID}
+		}
+		return command, order.UserID, nil
+	case domain.ReceiveStock:
+		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
+		return command, request.UserID, nil
+	case domain.ExpireOrder, domain.PutProduct, domain.AllotStock:
+		return command, request.UserID, nil
+	default:
+		panic(fmt.Sprintf("bug: unknown command %T", command))
+	}
+}
+
+// repeated answers a request that was decided before, and refuses a reused id (I4).
+func (m *Machine) repeated(key requestKey, fingerprint Fingerprint) (eventstore.Decision[Outcome], bool) {
+	before, inFlight := m.requests[key]
+	if !inFlight {
+		if !m.known.mayHold(key) {
+			return eventstore.Decision[Outcome]{}, false
+		}
+		entry, err := m.ledgerEntry(key)
+		must(err)
+		if entry == nil {
+			return eventstore.Decision[Outcome]{}, false
+		}
+		before.fingerprint = entry.fingerprint
+	}
+	if before.fingerprint != fingerprint {
+		return refuse(&KeyReusedError{UserID: key.userID, RequestID: key.requestID}), true
+	}
+	// By the time this answers, the commit that it repeats is applied and so is its ledger entry.
+	return eventstore.Decision[Outcome]{Answer: func(uint64, time.Time) Outcome {
+		entry, err := m.ledgerEntry(key)
+		must(err)
+		reply, err := m.recall(entry)
+		must(err)
+		return Outcome{Reply: reply}
+	}}, true
+}
+
+// refuse answers with a refusal.
+func refuse(refusal error) eventstore.Decision[Outcome] {
+	return eventstore.Decision[Outcome]{Answer: func(uint64, time.Time) Outcome { return Outcome{Refusal: refusal} }}
+}
+
+// answer makes the reply to a command that decided events. It is what recall makes of the ledger's entry later.
+func (m *Machine) answer(first domain.Event, command domain.Command) func(uint64, time.Time) Outcome {
+	if placed, ok := first.(domain.OrderPlaced); ok {
+		return func(commit uint64, at time.Time) Outcome {
+			reply := Reply{Lane: m.options.Lane, Commit: commit, At: at, OrderCommit: commit}
+			reply.Order = domain.Order{}.Evolve(placed, at)
+			return Outcome{Reply: reply}
+		}
+	}
+	return func(commit uint64, at time.Time) Outcome {
+		reply, err := m.replyTo(first, commit, at)
+		must(err)
+		return Outcome{Reply: reply}
+	}
+}
+
+// replyTo makes the reply to the command whose first event this was, from durable state.
+func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Reply, error) {
+	reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
+	switch event := first.(type) {
+	case domain.OrderPlaced:
+		return reply, m.fillOrder(&reply, event.OrderID, commit)
+	case domain.OrderCancelled:
+		return reply, m.fillOrder(&reply, event.OrderID, commit)
+	case domain.OrderExpired:
+		return reply, m.fillOrder(&reply, event.OrderID, commit)
+	case domain.ProductPut:
+		reply.Product = domain.Product{}.Evolve(event, at)
+	case domain.StockReceived:
+		reply.Received = event
+	case domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
+	default:
+		panic(fmt.Sprintf("bug: unknown event %T", event))
+	}
+	return reply, nil
+}
+
+func (m *Machine) fillOrder(reply *Reply, id domain.OrderID, upTo uint64) error {
+	order, revision, err := m.durableOrder(id, upTo)
+	reply.Order, reply.OrderCommit = order, revision
+	return err
+}
+
+// answerAsIs makes the reply to a command that had nothing to change: things as they are, at their own revision.
+func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Outcome {
+	return func(commit uint64, at time.Time) Outcome {
+		reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
+		switch command := command.(type) {
+		case domain.CancelOrder:
+			must(m.fillOrder(&reply, command.OrderID, 0))
+			reply.Commit, reply.At = reply.OrderCommit, reply.Order.UpdatedAt
+		case domain.PutProduct:
+			entry, _ := m.options.Catalog.Product(command.SKU)
+			reply.Commit, reply.At, reply.Product = entry.Commit, entry.Product.UpdatedAt, entry.Product
+		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.AllotStock:
+		}
+		return Outcome{Reply: reply}
+	}
+}
+
+// envelope wraps an event. Its user is the order's, whoever asked.
+func (m *Machine) envelope(event domain.Event, partition uint32, userID string) eventstore.Event {
+	typeName, version, aggregateID, payload := stored.Encode(event)
+	return eventstore.Event{
+		Partition: partition, UserID: userID, AggregateID: aggregateID, Type: typeName, Version: version, Payload: payload,
+	}
+}
+
+// speculate takes a decided event into the speculative state.
+func (m *Machine) speculate(event domain.Event, at time.Time) {
+	m.pending = append(m.pending, event)
+	for sku := range domain.SKUs(event) {
+		m.decided[sku] = m.decided[sku].Evolve(event, sku)
+		m.dirty[sku] = struct{}{}
+	}
+	if id, ok := domain.OrderOf(event); ok {
+		order, _ := m.Order(id) // None yet when it is being placed.
+		m.orders[id] = specOrder{order: order.Evolve(event, at), changes: m.orders[id].changes + 1}
+	}
+	if put, ok := event.(domain.ProductPut); ok {
+		product, _ := m.Product(put.SKU)
+		m.products[put.SKU] = specProduct{product: product.Evolve(put, at), changes: m.products[put.SKU].changes + 1}
+	}
+	if _, ok := event.(domain.OrderExpired); ok {
+		m.expiring++
+	}
+}
+
+// Rollback implements eventstore.Machine.
+func (m *Machine) Rollback() {
+	for sku := range m.dirty {
+		if account, ok := m.applied[sku]; ok {
+			m.decided[sku] = account
+		} else {
+			delete(m.decided, sku)
+		}
+	}
+	clear(m.dirty)
+	clear(m.orders)
+	clear(m.products)
+	clear(m.requests)
+	m.pending = nil
+	m.expiring = 0
+	m.nextDue = time.Time{}
+}

@@ -1,0 +1,63 @@
+// Package lanes decides: it binds the domain to the lanes of the event store. A Machine is one lane's state machine, a
+// Set is the lanes of this node.
+package lanes
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/weirhq/weir/domain"
+)
+
+// A Request is one command and who sent it.
+type Request struct {
+	// UserID is whose request ids these are: the user who orders, or the operator who keeps the catalogue. For
+	// commands on an order that exists it is ignored, the order's own user counts.
+	UserID string
+	// RequestID names the request for ever; empty when it need not be remembered.
+	RequestID string
+	// Fingerprint identifies the request's body.
+	Fingerprint Fingerprint
+	// Partition of the key that the command is about.
+	Partition uint32
+	// Owner, when set, makes every order that is not this user's a missing one (I7).
+	Owner string
+	// Command to decide. The lane fills in what only it may: PlaceOrder's OrderID and PayBy, ReceiveStock's Home and Lanes.
+	Command domain.Command
+}
+
+// A Fingerprint is the first 16 bytes of the SHA-256 of a request's canonical form.
+type Fingerprint [16]byte
+
+// A Reply is what a command led to. The same request gets the same reply, for ever (I4).
+type Reply struct {
+	// Lane and Commit are the revision at which the command took effect, At its log time.
+	Lane   uint32
+	Commit uint64
+	At     time.Time
+	// Order after the command, and OrderCommit, its newest change. Set for commands on orders.
+	Order       domain.Order
+	OrderCommit uint64
+	// Product after PutProduct.
+	Product domain.Product
+	// Received by ReceiveStock.
+	Received domain.StockReceived
+}
+
+// Commands takes requests. Set implements it.
+type Commands interface {
+	// Submit decides a request and returns once its effect is durable. Errors: a domain.Refusal, *KeyReusedError,
+	// *eventstore.QueueFullError, *eventstore.UnavailableError, eventstore.ErrLogFull, or ctx's.
+	Submit(ctx context.Context, request Request) (Reply, error)
+}
+
+// A KeyReusedError says that a request id was used before, with another body (I4).
+type KeyReusedError struct {
+	UserID    string
+	RequestID string
+}
+
+func (e *KeyReusedError) Error() string {
+	return fmt.Sprintf("request id %s was used before with another body; use a new id for a new request", e.RequestID)
+}

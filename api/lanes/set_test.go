@@ -1,0 +1,292 @@
+package lanes
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// node is a Set that runs over logs in memory, with a clock that a test moves.
+type node struct {
+	*Set
+	store *projections.Store
+	fs    *vfs.MemFS
+	logs  []eventstore.Log
+
+	mu    sync.Mutex
+	now   time.Time
+	stop  context.CancelFunc
+	ended chan error
+}
+
+var start = time.Date(2026, 11, 11, 0, 0, 0, 0, time.UTC)
+
+// startNode runs a node with lanes; it stops with the test.
+func startNode(t testing.TB, lanes uint32) *node {
+	n := &node{fs: vfs.NewMem(), now: start}
+	for lane := range lanes {
+		n.logs = append(n.logs, eventstore.OpenMemoryLog(lane, lanes))
+	}
+	n.start(t)
+	t.Cleanup(func() { n.close(t) })
+	return n
+}
+
+func (n *node) start(t testing.TB) {
+	t.Helper()
+	var err error
+	n.store, err = projections.OpenStore("state", projections.StoreOptions{FS: n.fs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Set, err = Open(Options{
+		Topology: eventstore.Topology{Lanes: uint32(len(n.logs))}, Store: n.store, Owner: "test",
+		Log:  func(lane uint32) eventstore.Log { return n.logs[lane] },
+		Lane: eventstore.LaneOptions{Clock: n.clock, TickEvery: time.Millisecond},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ctx context.Context
+	ctx, n.stop = context.WithCancel(context.Background())
+	n.ended = make(chan error, 1)
+	go func() { n.ended <- n.Run(ctx) }()
+	eventually(t, "the lanes serve", n.Serving)
+}
+
+func (n *node) close(t testing.TB) {
+	t.Helper()
+	n.stop()
+	if err := <-n.ended; err != nil {
+		t.Errorf("run: %v", err)
+	}
+	if err := n.store.Close(); err != nil {
+		t.Errorf("close store: %v", err)
+	}
+}
+
+func (n *node) restart(t testing.TB) {
+	t.Helper()
+	n.close(t)
+	n.start(t)
+}
+
+func (n *node) clock() time.Time {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.now
+}
+
+func (n *node) advance(d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.now = n.now.Add(d)
+}
+
+// eventually polls a condition that another goroutine brings about.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	poll := time.NewTicker(time.Millisecond)
+	defer poll.Stop()
+	for !holds() {
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			t.Fatalf("never happened: %s", what)
+		}
+	}
+}
+
+func fingerprint(command domain.Command) Fingerprint {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%#v", command))
+	return Fingerprint(sum[:16])
+}
+
+func place(userID, requestID, sku string, units int64) Request {
+	command := domain.PlaceOrder{UserID: userID, Lines: []domain.LineRequest{{SKU: sku, Units: units}}}
+	return Request{
+		UserID: userID, RequestID: requestID, Fingerprint: fingerprint(command),
+		Partition: eventstore.PartitionOf(userID), Command: command,
+	}
+}
+
+func cancelOrder(order domain.Order, requestID string) Request {
+	command := domain.CancelOrder{OrderID: order.ID, Reason: "changed my mind", By: order.UserID}
+	return Request{
+		UserID: order.UserID, RequestID: requestID, Fingerprint: fingerprint(command), Owner: order.UserID,
+		Partition: order.ID.Partition(), Command: command,
+	}
+}
+
+func catalogRequest(sku, requestID string, command domain.Command) Request {
+	return Request{
+		UserID: "operator", RequestID: requestID, Fingerprint: fingerprint(command),
+		Partition: eventstore.PartitionOf(sku), Command: command,
+	}
+}
+
+func (n *node) stock(t testing.TB, sku string, units int64) {
+	t.Helper()
+	n.must(t, catalogRequest(sku, "put-"+sku, domain.PutProduct{SKU: sku, Title: "A " + sku, Price: domain.Money{Currency: "EUR", Minor: 1299}}))
+	n.must(t, catalogRequest(sku, "receive-"+sku, domain.ReceiveStock{SKU: sku, Units: units}))
+}
+
+func (n *node) must(t testing.TB, request Request) Reply {
+	t.Helper()
+	reply, err := n.Submit(t.Context(), request)
+	if err != nil {
+		t.Fatalf("%T: %v", request.Command, err)
+	}
+	return reply
+}
+
+func TestARequestIsAnsweredTheSameForEver(t *testing.T) {
+	n := startNode(t, 1)
+	n.stock(t, "tea", 10)
+	first := n.must(t, place("ann", "r1", "tea", 2))
+	cancelled := n.must(t, cancelOrder(first.Order, "r2"))
+	for _, step := range []struct {
+		name string
+		do   func()
+	}{
+		{"at once", func() {}},
+		{"after a restart", func() { n.restart(t) }},
+		{"after the state was lost", func() { n.fs = vfs.NewMem(); n.restart(t) }},
+	} {
+		step.do()
+		if again := n.must(t, place("ann", "r1", "tea", 2)); !reflect.DeepEqual(again, first) {
+			t.Errorf("%s: placing again answers\n%+v, first\n%+v", step.name, again, first)
+		}
+		if again := n.must(t, cancelOrder(first.Order, "r2")); !reflect.DeepEqual(again, cancelled) {
+			t.Errorf("%s: cancelling again answers\n%+v, first\n%+v", step.name, again, cancelled)
+		}
+		var reused *KeyReusedError
+		if _, err := n.Submit(t.Context(), place("ann", "r1", "tea", 3)); !errors.As(err, &reused) {
+			t.Errorf("%s: another body under the same id: %v, want a KeyReusedError", step.name, err)
+		}
+		if _, err := n.Submit(t.Context(), place("bob", "r1", "tea", 100)); !errors.Is(err, domain.ErrOutOfStock) {
+			t.Errorf("%s: another user's r1: %v, want out of stock", step.name, err)
+		}
+	}
+}
+
+func TestAHundredConcurrentRepetitionsPlaceOneOrder(t *testing.T) {
+	n := startNode(t, 1)
+	n.stock(t, "tea", 1)
+	replies := make([]Reply, 100)
+	var group sync.WaitGroup
+	for i := range replies {
+		group.Go(func() { replies[i] = n.must(t, place("ann", "r1", "tea", 1)) })
+	}
+	group.Wait()
+	for i := range replies {
+		if !reflect.DeepEqual(replies[i], replies[0]) {
+			t.Fatalf("reply %d is %+v, the first %+v", i, replies[i], replies[0])
+		}
+	}
+}
+
+func TestAThousandBuyersOfOneUnitMakeOneOrder(t *testing.T) {
+	n := startNode(t, 1)
+	n.stock(t, "tea", 1)
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	sold, refused := 0, 0
+	for i := range 1000 {
+		group.Go(func() {
+			_, err := n.Submit(t.Context(), place(fmt.Sprintf("user-%d", i), "r", "tea", 1))
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				sold++
+			case errors.Is(err, domain.ErrOutOfStock):
+				refused++
+			default:
+				t.Errorf("buyer %d: %v", i, err)
+			}
+		})
+	}
+	group.Wait()
+	if sold != 1 || refused != 999 {
+		t.Errorf("sold %d, refused %d (I3)", sold, refused)
+	}
+}
+
+func TestAnUnpaidOrderExpiresAndItsUnitsAreSoldAgain(t *testing.T) {
+	n := startNode(t, 1)
+	n.stock(t, "tea", 1)
+	first := n.must(t, place("ann", "r1", "tea", 1))
+	n.advance(PayWithinDefault - time.Nanosecond)
+	if _, err := n.Submit(t.Context(), place("bob", "r1", "tea", 1)); !errors.Is(err, domain.ErrOutOfStock) {
+		t.Fatalf("before pay_by: %v, want out of stock", err)
+	}
+	n.restart(t) // The deadline index is durable.
+	n.advance(time.Nanosecond)
+	eventually(t, "bob gets the unit", func() bool {
+		_, err := n.Submit(t.Context(), place("bob", "r2", "tea", 1))
+		return err == nil
+	})
+	if _, err := n.Submit(t.Context(), cancelOrder(first.Order, "r2")); !errors.Is(err, domain.ErrOrderExpired) {
+		t.Errorf("cancel the expired order: %v", err)
+	}
+}
+
+func TestUnitsReachEveryLane(t *testing.T) {
+	n := startNode(t, 4)
+	n.stock(t, "tea", 103)
+	sold, attempt := 0, 0
+	eventually(t, "every unit is sold", func() bool {
+		attempt++
+		_, err := n.Submit(t.Context(), place(fmt.Sprintf("user-%d", attempt), "r", "tea", 1))
+		switch {
+		case err == nil:
+			sold++
+		case !errors.Is(err, domain.ErrOutOfStock):
+			t.Fatal(err)
+		}
+		return sold == 103
+	})
+	for attempt := range 100 {
+		if _, err := n.Submit(t.Context(), place(fmt.Sprintf("late-%d", attempt), "r", "tea", 1)); !errors.Is(err, domain.ErrOutOfStock) {
+			t.Fatalf("after all 103 were sold: %v (I3)", err)
+		}
+	}
+}
+
+func TestAnotherUsersOrderIsAMissingOne(t *testing.T) {
+	n := startNode(t, 1)
+	n.stock(t, "tea", 1)
+	request := cancelOrder(n.must(t, place("ann", "r1", "tea", 1)).Order, "r2")
+	request.Owner = "eve"
+	if _, err := n.Submit(t.Context(), request); !errors.Is(err, domain.ErrOrderNotFound) {
+		t.Errorf("eve cancels ann's order: %v, want not found (I7)", err)
+	}
+}
+
+func BenchmarkPlace(b *testing.B) {
+	n := startNode(b, 1)
+	n.stock(b, "tea", domain.ReceiveUnitsMax)
+	b.SetParallelism(128)
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		user := fmt.Sprintf("user-%p", pb)
+		for i := 0; pb.Next(); i++ {
+			if _, err := n.Submit(context.Background(), place(user, fmt.Sprint("r", i), "tea", 1)); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}

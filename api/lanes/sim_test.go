@@ -1,0 +1,490 @@
+package lanes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"reflect"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// The simulation: two nodes that fight over one lane through bad connections to one log, with crashes at any step, lost disks,
+// clocks that jump, and clients that send again. One goroutine, all chance from one seed: a failure is replayed by
+//
+//	WEIR_SIM_SEED=<seed> WEIR_SIM_SEEDS=1 go test ./api/lanes -run TestSimulation
+//
+// After every step it checks
+//
+//	I1  what was acknowledged is in the log, at its position
+//	I2  numbers are contiguous and the chain holds
+//	I3  every SKU's units are conserved, none negative
+//	I4  one effect a request, one reply a request
+type simulation struct {
+	seed   uint64
+	chance *rand.Rand
+	plant  plant
+	log    *eventstore.MemoryLog
+	nodes  []*simNode
+	step   int
+
+	requests []Request
+	replies  map[requestKey]Reply // acknowledged
+
+	// The fold of the log, up to checked.
+	checked  eventstore.Position
+	accounts map[string]domain.Account
+	effects  map[requestKey]uint64 // commit in which a request took effect
+	logTime  time.Time
+	expired  int
+}
+
+// A plant is a bug put in on purpose: the simulation must find it.
+type plant struct {
+	// log wraps a node's log.
+	log func(eventstore.Log) eventstore.Log
+	// machine spoils a node's machine before each decision.
+	machine func(*Machine)
+}
+
+type simNode struct {
+	name    string
+	fs      *vfs.MemFS
+	store   *projections.Store
+	log     *eventstore.FaultLog
+	writer  *eventstore.Writer[Request, Outcome]
+	skew    time.Duration
+	waiting []eventstore.Ask[Request, Outcome]
+}
+
+const simPayWithin = 40 * time.Second
+
+func newSimulation(seed uint64, plant plant) *simulation {
+	s := &simulation{
+		seed: seed, chance: rand.New(rand.NewPCG(seed, 0x5ea)), plant: plant,
+		log:     eventstore.OpenMemoryLog(0, 1),
+		replies: map[requestKey]Reply{}, accounts: map[string]domain.Account{}, effects: map[requestKey]uint64{},
+		checked: eventstore.Genesis(0, 1),
+	}
+	harsh := s.chance.Float64() // From hardly a fault to hardly anything else.
+	rate := func(most float64) float64 { return s.chance.Float64() * harsh * most }
+	replicated := s.chance.IntN(2) == 0
+	for i := range 2 {
+		s.nodes = append(s.nodes, &simNode{
+			name: fmt.Sprintf("node-%d", i), fs: vfs.NewCrashableMem(),
+			log: eventstore.NewFaultLog(s.log, eventstore.FaultOptions{
+				Replicated: replicated, AckLost: rate(0.2), Lost: rate(0.2), Delayed: rate(0.3), Refused: rate(0.2),
+				Full: rate(0.05), ReadFails: rate(0.1), Stale: rate(0.2),
+			}, s.chance),
+		})
+	}
+	return s
+}
+
+func (s *simulation) failf(format string, args ...any) error {
+	return fmt.Errorf("seed %d, step %d, log at %d: %s", s.seed, s.step, s.log.Position().Number, fmt.Sprintf(format, args...))
+}
+
+// run takes steps and then heals the world and checks the whole.
+func (s *simulation) run(steps int) (err error) {
+	defer func() {
+		if bug := recover(); bug != nil {
+			err = s.failf("panic: %v", bug)
+		}
+		for _, n := range s.nodes {
+			n.close()
+		}
+	}()
+	for s.step = range steps {
+		if err := s.act(s.nodes[s.chance.IntN(len(s.nodes))]); err != nil {
+			return err
+		}
+		if err := s.check(); err != nil {
+			return err
+		}
+	}
+	return s.finish()
+}
+
+// act takes one step at one node.
+func (s *simulation) act(n *simNode) error {
+	switch dice := s.chance.IntN(100); {
+	case n.writer == nil:
+		return s.start(n)
+	case dice < 2:
+		return n.crash(s.chance)
+	case dice < 3:
+		n.close()
+		n.fs = vfs.NewCrashableMem() // The disk is lost; the log is not.
+		return nil
+	case dice < 5:
+		n.skew = time.Duration(s.chance.IntN(60)-30) * time.Second
+		return nil
+	case n.writer.Epoch() == 0:
+		if err := n.writer.Open(context.Background(), s.now(n)); isDamage(err) {
+			return s.failf("%s opens: %v", n.name, err)
+		}
+		return nil
+	case dice < 50:
+		n.waiting = append(n.waiting, s.ask(n))
+		return nil
+	case dice < 75:
+		if n.writer.Ready() {
+			n.writer.Propose(n.waiting, s.now(n))
+			n.waiting = nil
+		}
+		return nil
+	default:
+		if err := n.writer.Settle(context.Background()); isDamage(err) {
+			return s.failf("%s settles: %v", n.name, err)
+		}
+		return nil
+	}
+}
+
+func isDamage(err error) bool {
+	var chain *eventstore.ChainError
+	return errors.As(err, &chain)
+}
+
+// now is a node's clock: a second a step, skewed.
+func (s *simulation) now(n *simNode) time.Time {
+	return start.Add(time.Duration(s.step)*time.Second + n.skew)
+}
+
+func (s *simulation) start(n *simNode) error {
+	store, err := projections.OpenStore("state", projections.StoreOptions{FS: n.fs})
+	if err != nil {
+		return s.failf("open store: %v", err)
+	}
+	n.store = store
+	machine, err := s.machine(store)
+	if err != nil {
+		return s.failf("open machine: %v", err)
+	}
+	var log eventstore.Log = n.log
+	if s.plant.log != nil {
+		log = s.plant.log(log)
+	}
+	n.writer = eventstore.NewWriter(log, machine, eventstore.WriterOptions{
+		Lane: 0, Lanes: 1, Owner: n.name, ResolveAttemptsMax: 4, DueMax: 3,
+		Pause: func(context.Context, int) error { return nil },
+	})
+	return nil
+}
+
+func (s *simulation) machine(store *projections.Store) (eventstore.Machine[Request, Outcome], error) {
+	machine, err := OpenMachine(MachineOptions{
+		Lane: 0, Topology: eventstore.Topology{Lanes: 1}, Store: store, Catalog: NewCatalog(),
+		PayWithin: simPayWithin, Entropy: rand.NewChaCha8([32]byte{byte(s.seed), byte(s.step), byte(s.chance.Uint32())}),
+	})
+	if err != nil || s.plant.machine == nil {
+		return machine, err
+	}
+	return plantedMachine{machine, s.plant.machine}, nil
+}
+
+type plantedMachine struct {
+	*Machine
+	spoil func(*Machine)
+}
+
+func (m plantedMachine) Decide(request Request, at time.Time) eventstore.Decision[Outcome] {
+	m.spoil(m.Machine)
+	return m.Machine.Decide(request, at)
+}
+
+// crash stops the node as a power cut does: what Pebble had not synced is partly there.
+func (n *simNode) crash(chance *rand.Rand) error {
+	after := n.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: chance.IntN(101), RNG: chance})
+	n.close()
+	n.fs = after
+	return nil
+}
+
+func (n *simNode) close() {
+	if n.store != nil {
+		_ = n.store.Close()
+	}
+	n.store, n.writer, n.waiting = nil, nil, nil
+}
+
+// ask makes a new request, or sends one again.
+func (s *simulation) ask(n *simNode) eventstore.Ask[Request, Outcome] {
+	if len(s.requests) == 0 || s.chance.IntN(3) > 0 {
+		s.requests = append(s.requests, s.request())
+	}
+	request := s.requests[s.chance.IntN(len(s.requests))]
+	return eventstore.Ask[Request, Outcome]{Question: request, Reply: func(outcome Outcome, err error) {
+		if err == nil && outcome.Refusal == nil {
+			s.acknowledged(n, request, outcome.Reply)
+		}
+	}}
+}
+
+func (s *simulation) request() Request {
+	id := fmt.Sprintf("r%d", len(s.requests))
+	sku := fmt.Sprintf("sku-%d", s.chance.IntN(2))
+	switch s.chance.IntN(8) {
+	case 0:
+		return catalogRequest(sku, id, domain.PutProduct{SKU: sku, Title: id, Price: domain.Money{Currency: "EUR", Minor: 100}})
+	case 1:
+		return catalogRequest(sku, id, domain.ReceiveStock{SKU: sku, Units: s.chance.Int64N(5) + 1})
+	case 2:
+		if order, ok := s.anyOrder(); ok {
+			return cancelOrder(order, id)
+		}
+		fallthrough
+	default:
+		return place(fmt.Sprintf("user-%d", s.chance.IntN(3)), id, sku, s.chance.Int64N(3)+1)
+	}
+}
+
+// anyOrder picks an acknowledged order, by chance from the seed alone.
+func (s *simulation) anyOrder() (domain.Order, bool) {
+	for range 8 {
+		if len(s.requests) == 0 {
+			break
+		}
+		request := s.requests[s.chance.IntN(len(s.requests))]
+		reply, ok := s.replies[requestKey{request.UserID, request.RequestID}]
+		if ok && !reply.Order.ID.IsZero() {
+			return reply.Order, true
+		}
+	}
+	return domain.Order{}, false
+}
+
+// acknowledged takes a reply as a client does, and holds it to I1 and I4 at that very moment.
+func (s *simulation) acknowledged(n *simNode, request Request, reply Reply) {
+	key := requestKey{request.UserID, request.RequestID}
+	if before, ok := s.replies[key]; ok && !reflect.DeepEqual(before, reply) {
+		panic(fmt.Sprintf("%s answers request %v with\n%+v\nbefore it was\n%+v (I4)", n.name, key, reply, before))
+	}
+	s.replies[key] = reply
+	if reply.Commit > s.log.Position().Number {
+		panic(fmt.Sprintf("%s acknowledged commit %d, which the log does not have (I1)", n.name, reply.Commit))
+	}
+}
+
+// check folds what the log has gained.
+func (s *simulation) check() error {
+	for s.checked.Number < s.log.Position().Number {
+		record, err := s.log.Read(context.Background(), s.checked.Number+1)
+		if err != nil {
+			return s.failf("read: %v", err)
+		}
+		commit, err := eventstore.DecodeCommit(record.Data)
+		if err != nil {
+			return s.failf("decode: %v", err)
+		}
+		if err := s.checked.Check(commit, 0); err != nil {
+			return s.failf("%v (I2)", err)
+		}
+		if commit.Time.Before(s.logTime) {
+			return s.failf("log time goes back from %s to %s", s.logTime, commit.Time)
+		}
+		s.logTime = commit.Time
+		s.checked = eventstore.Position{Number: record.Number, Hash: record.Hash}
+		for _, envelope := range commit.Events {
+			if err := s.fold(commit, envelope); err != nil {
+				return err
+			}
+		}
+	}
+	for key, reply := range s.replies {
+		took, ok := s.effects[key]
+		if ok && took != reply.Commit {
+			return s.failf("request %v was acknowledged at commit %d and took effect at %d (I1)", key, reply.Commit, took)
+		}
+		// Every reply but one to a repeated cancellation or put names an effect of its own.
+		if placed := reply.Order.Status == domain.StatusPendingPayment || reply.Received.Units > 0; placed && !ok {
+			return s.failf("request %v was acknowledged at commit %d and is not in the log (I1)", key, reply.Commit)
+		}
+	}
+	return nil
+}
+
+func (s *simulation) fold(commit *eventstore.Commit, envelope eventstore.Event) error {
+	if envelope.Type == eventstore.TypeLaneOpened {
+		return nil
+	}
+	event, err := stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
+	if err != nil {
+		return s.failf("decode: %v", err)
+	}
+	if envelope.RequestID != "" {
+		key := requestKey{envelope.UserID, envelope.RequestID}
+		if before, ok := s.effects[key]; ok {
+			return s.failf("request %v took effect at commits %d and %d (I4)", key, before, commit.Number)
+		}
+		s.effects[key] = commit.Number
+	}
+	if _, ok := event.(domain.OrderExpired); ok {
+		s.expired++
+	}
+	for sku := range domain.SKUs(event) {
+		account := s.accounts[sku].Evolve(event, sku)
+		s.accounts[sku] = account
+		if err := account.Check(); err != nil {
+			return s.failf("after commit %d, SKU %s: %v", commit.Number, sku, err)
+		}
+		if err := domain.Conserved(map[uint32]domain.Account{0: account}); err != nil {
+			return s.failf("after commit %d, SKU %s: %v", commit.Number, sku, err)
+		}
+	}
+	return nil
+}
+
+// finish heals the world; one node opens, and every acknowledged request gets its reply again, from the state that it has and from one
+// made again from the log.
+func (s *simulation) finish() error {
+	for _, n := range s.nodes {
+		n.log.Heal()
+		n.log.Arrive()
+	}
+	n := s.nodes[0]
+	for _, fresh := range []bool{false, true} {
+		n.close()
+		if fresh {
+			n.fs = vfs.NewCrashableMem()
+		}
+		if err := s.start(n); err != nil {
+			return err
+		}
+		if err := n.writer.Open(context.Background(), s.now(n)); err != nil {
+			return s.failf("open after all is well: %v", err)
+		}
+		for _, request := range s.requests {
+			before, ok := s.replies[requestKey{request.UserID, request.RequestID}]
+			if !ok {
+				continue
+			}
+			answered := false
+			ask := eventstore.Ask[Request, Outcome]{Question: request, Reply: func(outcome Outcome, err error) {
+				answered = err == nil && outcome.Refusal == nil && reflect.DeepEqual(outcome.Reply, before)
+			}}
+			n.writer.Propose([]eventstore.Ask[Request, Outcome]{ask}, s.now(n))
+			for n.writer.InFlight() > 0 {
+				if err := n.writer.Settle(context.Background()); err != nil {
+					return s.failf("settle after all is well: %v", err)
+				}
+			}
+			if _, tookEffect := s.effects[requestKey{request.UserID, request.RequestID}]; tookEffect && !answered {
+				return s.failf("request %s is not answered as before (I4), fresh state: %t", request.RequestID, fresh)
+			}
+			if err := s.check(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// simSeeds returns the first seed and how many to run, from WEIR_SIM_SEED and WEIR_SIM_SEEDS or else a fresh one and count.
+func simSeeds(t *testing.T, count uint64) (first, seeds uint64) {
+	number := func(name string, otherwise uint64) uint64 {
+		text := os.Getenv(name)
+		if text == "" {
+			return otherwise
+		}
+		value, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return value
+	}
+	return number("WEIR_SIM_SEED", uint64(time.Now().UnixNano())), number("WEIR_SIM_SEEDS", count)
+}
+
+const simSteps = 250
+
+func TestSimulation(t *testing.T) {
+	first, seeds := simSeeds(t, simSeedsDefault)
+	t.Logf("seeds %d to %d", first, first+seeds-1)
+	began := time.Now()
+	var commits, replies, expired uint64
+	for seed := first; seed < first+seeds; seed++ {
+		s := newSimulation(seed, plant{})
+		if err := s.run(simSteps); err != nil {
+			t.Fatalf("%v\nreplay: WEIR_SIM_SEED=%d WEIR_SIM_SEEDS=1 go test ./api/lanes -run 'TestSimulation$'", err, seed)
+		}
+		commits += s.checked.Number
+		replies += uint64(len(s.replies))
+		expired += uint64(s.expired)
+	}
+	t.Logf("%d seeds in %s: %d commits, %d acknowledged requests, %d expired orders", seeds, time.Since(began).Round(time.Millisecond), commits, replies, expired)
+	if seeds > 50 && (replies == 0 || expired == 0) {
+		t.Errorf("the simulation does nothing: %d replies, %d expired orders", replies, expired)
+	}
+}
+
+// earlyAck answers before the log does.
+type earlyAck struct{ eventstore.Log }
+
+func (l earlyAck) Append(record eventstore.Record) eventstore.Pending {
+	return earlyPending{l.Log.Append(record)}
+}
+
+type earlyPending struct{ eventstore.Pending }
+
+func (earlyPending) Wait(context.Context) error { return nil }
+
+// noFence appends on in spite of the fence: a refusal counts as stored.
+type noFence struct{ eventstore.Log }
+
+func (l noFence) Append(record eventstore.Record) eventstore.Pending {
+	return unrefused{l.Log.Append(record)}
+}
+
+type unrefused struct{ eventstore.Pending }
+
+func (p unrefused) Wait(ctx context.Context) error {
+	if err := p.Pending.Wait(ctx); !errors.Is(err, eventstore.ErrConflict) {
+		return err
+	}
+	return nil
+}
+
+// chainClaimed lets the writer have two appends under way on a log that does not check what they follow.
+type chainClaimed struct{ eventstore.Log }
+
+func (chainClaimed) ChecksChain() bool { return true }
+
+func TestTheSimulationFindsPlantedBugs(t *testing.T) {
+	for name, bug := range map[string]plant{
+		"reply before the ack":                        {log: func(l eventstore.Log) eventstore.Log { return earlyAck{l} }},
+		"skip the fence":                              {log: func(l eventstore.Log) eventstore.Log { return noFence{l} }},
+		"two appends under way without a chain check": {log: func(l eventstore.Log) eventstore.Log { return chainClaimed{l} }},
+		"forget what was answered": {machine: func(m *Machine) {
+			m.known = requestFilter{}
+			clear(m.requests)
+		}},
+		"sell what is not there": {machine: func(m *Machine) {
+			for sku, account := range m.decided {
+				account.Allotted, account.Taken.Units = account.Allotted+1, account.Taken.Units+1
+				m.decided[sku] = account
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			first, _ := simSeeds(t, 1)
+			for seed := first; seed < first+1000; seed++ {
+				if err := newSimulation(seed, bug).run(simSteps); err != nil {
+					t.Logf("found after %d seeds: %v", seed-first+1, err)
+					return
+				}
+			}
+			t.Errorf("not found in 1,000 seeds from %d on", first)
+		})
+	}
+}

@@ -1,0 +1,6 @@
+package sealing
+
+const CachedKeysMax = cachedKeysMax
+
+// CachedKeys counts the keys in memory.
+func CachedKeys(s *Sealer) int { return len(s.cache) }

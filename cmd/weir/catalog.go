@@ -1,0 +1,304 @@
+package main
+
+import (
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weirhq/weir/domain"
+	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+func (p *process) productCommand() *cobra.Command {
+	c := &client{p: p}
+	cmd := parentCommand(&cobra.Command{
+		Use:   "product",
+		Short: "Put, read and list products",
+		Long: `Products: what is sold and at which price. Every call needs a token with the scope operator.
+
+A product can be ordered once it has stock: weir stock receive.`,
+	})
+	c.addFlags(cmd)
+	cmd.AddCommand(c.productPut(), c.productGet(), c.productList())
+	return cmd
+}
+
+func (c *client) productPut() *cobra.Command {
+	var (
+		request           requestID
+		sku, title, price string
+	)
+	cmd := &cobra.Command{
+		Use:   "put --sku SKU --title TITLE --price AMOUNT",
+		Short: "Create a product or change it",
+		Long: `Create a product, or replace what is known of it. Orders that were placed keep their price.
+
+Putting the same product again changes nothing. A price is an amount and an ISO 4217 code, exact to the currency's
+smallest unit: "12.99 EUR", "1299 JPY", "1.250 KWD".`,
+		Example: `  weir product put --sku tea --title "Sencha, 100 g" --price "12.99 EUR"`,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFlags(cmd, "sku", "title", "price"); err != nil {
+				return err
+			}
+			money, err := domain.ParseMoney(price)
+			if err != nil {
+				return usagef("--price %q: %v", price, err).then("write it as \"12.99 EUR\"")
+			}
+			catalog, err := c.catalog()
+			if err != nil {
+				return err
+			}
+			if err := request.fill(c.p); err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "put product "+sku, catalog.PutProduct, &catalogv1.PutProductRequest{
+				RequestId: request.value, Sku: sku, Title: title,
+				Price: &typev1.Money{CurrencyCode: money.Currency, Units: money.Minor},
+			})
+			if err != nil {
+				return request.remind(err)
+			}
+			if c.p.json(cmd) {
+				return writeMessage(c.p.stdout, answer, "requestId", request.value)
+			}
+			return c.p.printProduct(answer.GetProduct(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+		},
+	}
+	request.addFlag(cmd)
+	cmd.Flags().StringVar(&sku, "sku", "", "`SKU`: 1 to 64 characters of A-Z a-z 0-9 _ -")
+	cmd.Flags().StringVar(&title, "title", "", "`TITLE` shown to buyers, at most 200 bytes")
+	cmd.Flags().StringVar(&price, "price", "", "price of one unit, an `AMOUNT` like \"12.99 EUR\"")
+	return cmd
+}
+
+func (c *client) productGet() *cobra.Command {
+	var (
+		min minRevision
+		sku string
+	)
+	cmd := &cobra.Command{
+		Use:     "get SKU",
+		Short:   "Read one product",
+		Long:    `Read one product, and how fresh the answer is.`,
+		Example: `  weir product get tea`,
+		Args:    atMostArgs("SKU"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sku, err := oneSKU(args, sku)
+			if err != nil {
+				return err
+			}
+			revision, wait, err := min.parse()
+			if err != nil {
+				return err
+			}
+			catalog, err := c.catalog()
+			if err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "get product "+sku, catalog.GetProduct, &catalogv1.GetProductRequest{
+				Sku: sku, MinRevision: revision, WaitBudget: wait,
+			})
+			if err != nil {
+				return err
+			}
+			if c.p.json(cmd) {
+				return writeMessage(c.p.stdout, answer)
+			}
+			return c.p.printProduct(answer.GetProduct(), "revision", revisionText(answer.GetProduct().GetRevision()),
+				"freshness", freshnessText(answer.GetFreshness()))
+		},
+	}
+	min.addFlags(cmd)
+	cmd.Flags().StringVar(&sku, "sku", "", "`SKU`, the same as the argument")
+	return cmd
+}
+
+func (c *client) productList() *cobra.Command {
+	var (
+		min      minRevision
+		pageSize int32
+		token    string
+	)
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List products by SKU",
+		Long:    `List products by SKU, one page at a time. When more follow, the last line says how to ask for them.`,
+		Example: `  weir product list --page-size 500`,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			revision, wait, err := min.parse()
+			if err != nil {
+				return err
+			}
+			catalog, err := c.catalog()
+			if err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "list products", catalog.ListProducts, &catalogv1.ListProductsRequest{
+				PageSize: pageSize, PageToken: token, MinRevision: revision, WaitBudget: wait,
+			})
+			if err != nil {
+				return err
+			}
+			if c.p.json(cmd) {
+				return writeMessage(c.p.stdout, answer)
+			}
+			rows := newTable("SKU", ">PRICE", "TITLE", "CHANGED")
+			for _, product := range answer.GetProducts() {
+				rows.row(product.GetSku(), moneyText(product.GetPrice()), product.GetTitle(), timeText(product.GetUpdateTime()))
+			}
+			if err := rows.print(c.p.stdout, c.p.painterFor(c.p.stdout)); err != nil {
+				return err
+			}
+			return c.p.printPageEnd(len(answer.GetProducts()), "product", answer.GetNextPageToken(), answer.GetFreshness())
+		},
+	}
+	min.addFlags(cmd)
+	cmd.Flags().Int32Var(&pageSize, "page-size", 0, "products a page, at most 1000; 0 lets the server choose")
+	cmd.Flags().StringVar(&token, "page-token", "", "`TOKEN` of the next page, as the page before printed it")
+	return cmd
+}
+
+func (p *process) printProduct(product *catalogv1.Product, extra ...string) error {
+	return fields(p.stdout, p.painterFor(p.stdout), append([]string{
+		"sku", product.GetSku(),
+		"title", product.GetTitle(),
+		"price", moneyText(product.GetPrice()),
+		"changed", timeText(product.GetUpdateTime()),
+	}, extra...)...)
+}
+
+func (p *process) stockCommand() *cobra.Command {
+	c := &client{p: p}
+	cmd := parentCommand(&cobra.Command{
+		Use:   "stock",
+		Short: "Receive and read stock",
+		Long: `Stock: how many units of a product there are, and where. Every call needs a token with the scope operator.
+
+At every moment received = central + in transit + available + reserved + sold, and none is negative.`,
+	})
+	c.addFlags(cmd)
+	cmd.AddCommand(c.stockReceive(), c.stockGet())
+	return cmd
+}
+
+func (c *client) stockReceive() *cobra.Command {
+	var (
+		request  requestID
+		sku      string
+		quantity int64
+	)
+	cmd := &cobra.Command{
+		Use:   "receive --sku SKU --quantity UNITS",
+		Short: "Add units of a product that came in",
+		Long: `Add units of a product that came in. The product must exist: weir product put.
+
+The same --request-id adds them once, however often it is repeated.`,
+		Example: `  weir stock receive --sku tea --quantity 100 --request-id delivery-2217`,
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFlags(cmd, "sku", "quantity"); err != nil {
+				return err
+			}
+			catalog, err := c.catalog()
+			if err != nil {
+				return err
+			}
+			if err := request.fill(c.p); err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "receive stock of "+sku, catalog.ReceiveStock, &catalogv1.ReceiveStockRequest{
+				RequestId: request.value, Sku: sku, Quantity: quantity,
+			})
+			if err != nil {
+				return request.remind(err)
+			}
+			if c.p.json(cmd) {
+				return writeMessage(c.p.stdout, answer, "requestId", request.value)
+			}
+			return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
+				"sku", answer.GetSku(),
+				"came in", groupDigits(answer.GetQuantity()),
+				"received", groupDigits(answer.GetReceived()),
+				"revision", revisionText(answer.GetRevision()),
+				"request id", request.value)
+		},
+	}
+	request.addFlag(cmd)
+	cmd.Flags().StringVar(&sku, "sku", "", "`SKU` of the product")
+	cmd.Flags().Int64Var(&quantity, "quantity", 0, "`UNITS` that came in, 1 to 1000000000")
+	return cmd
+}
+
+func (c *client) stockGet() *cobra.Command {
+	var (
+		min minRevision
+		sku string
+	)
+	cmd := &cobra.Command{
+		Use:   "get SKU",
+		Short: "Read where the units of a product are",
+		Long: `Read the account of one product's units, and how fresh the answer is.
+
+  received    units ever received: the sum of the five below
+  central     not yet granted to a lane
+  in transit  granted to a lane that has not taken them yet
+  available   free to be ordered
+  reserved    held by orders that wait for payment
+  sold        sold for good`,
+		Example: `  weir stock get tea
+  weir stock get --sku tea --min-revision 0:7 -o json`,
+		Args: atMostArgs("SKU"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sku, err := oneSKU(args, sku)
+			if err != nil {
+				return err
+			}
+			revision, wait, err := min.parse()
+			if err != nil {
+				return err
+			}
+			catalog, err := c.catalog()
+			if err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "get stock of "+sku, catalog.GetStock, &catalogv1.GetStockRequest{
+				Sku: sku, MinRevision: revision, WaitBudget: wait,
+			})
+			if err != nil {
+				return err
+			}
+			if c.p.json(cmd) {
+				return writeMessage(c.p.stdout, answer)
+			}
+			stock := answer.GetStock()
+			return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
+				"sku", stock.GetSku(),
+				"received", strconv.FormatInt(stock.GetReceived(), 10),
+				"central", strconv.FormatInt(stock.GetCentral(), 10),
+				"in transit", strconv.FormatInt(stock.GetInTransit(), 10),
+				"available", strconv.FormatInt(stock.GetAvailable(), 10),
+				"reserved", strconv.FormatInt(stock.GetReserved(), 10),
+				"sold", strconv.FormatInt(stock.GetSold(), 10),
+				"freshness", freshnessText(answer.GetFreshness()))
+		},
+	}
+	min.addFlags(cmd)
+	cmd.Flags().StringVar(&sku, "sku", "", "`SKU`, the same as the argument")
+	return cmd
+}
+
+// oneSKU takes the SKU from the argument or from --sku.
+func oneSKU(args []string, flag string) (string, error) {
+	switch {
+	case len(args) == 1 && flag != "" && args[0] != flag:
+		return "", usagef("the argument says %q and --sku says %q", args[0], flag).then("give one of them")
+	case len(args) == 1:
+		return args[0], nil
+	case flag != "":
+		return flag, nil
+	}
+	return "", usagef("which SKU?").then("give it as the argument or with --sku")
+}

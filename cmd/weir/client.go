@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"github.com/oklog/ulid/v2"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+const (
+	defaultAddr    = "http://127.0.0.1:8080"
+	defaultTimeout = 10 * time.Second
+	// responseBytesMax is the largest answer that the client takes in.
+	responseBytesMax = 32 << 20
+)
+
+// A client is what the commands that talk to a node share.
+type client struct {
+	p    *process
+	addr string
+	// token is a bearer token; empty sends none.
+	token string
+	// timeout bounds one call; a watch has none.
+	timeout time.Duration
+}
+
+// addFlags puts --addr, --token and --timeout on a group of commands.
+func (c *client) addFlags(cmd *cobra.Command) {
+	flags := cmd.PersistentFlags()
+	flags.StringVar(&c.addr, "addr", defaultAddr, "`URL` of the node")
+	flags.StringVar(&c.token, "token", "", "bearer `TOKEN`; WEIR_TOKEN keeps it out of the process list")
+	flags.DurationVar(&c.timeout, "timeout", defaultTimeout, "how long one call may take")
+	setting(flags, "addr", "token", "timeout")
+}
+
+// base checks the address and returns it without a trailing slash.
+func (c *client) base() (string, error) {
+	u, err := url.Parse(c.addr)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" || u.User != nil {
+		return "", usagef("%q is not the address of a node", c.addr).then("give --addr or WEIR_ADDR as %s", defaultAddr)
+	}
+	if c.timeout <= 0 {
+		return "", usagef("--timeout must be more than 0, not %s", c.timeout)
+	}
+	return strings.TrimRight(c.addr, "/"), nil
+}
+
+func (c *client) orders() (orderv1connect.OrderServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return orderv1connect.NewOrderServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) catalog() (catalogv1connect.CatalogServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return catalogv1connect.NewCatalogServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) options() []connect.ClientOption {
+	return []connect.ClientOption{connect.WithReadMaxBytes(responseBytesMax)}
+}
+
+func (c *client) http() *http.Client {
+	return &http.Client{Transport: &bearer{token: c.token, next: http.DefaultTransport}}
+}
+
+// bearer adds the token and the client's name to every request.
+type bearer struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (b *bearer) RoundTrip(request *http.Request) (*http.Response, error) {
+	request = request.Clone(request.Context())
+	request.Header.Set("User-Agent", "weir/"+moduleVersion())
+	if b.token != "" {
+		request.Header.Set("Authorization", "Bearer "+b.token)
+	}
+	return b.next.RoundTrip(request)
+}
+
+// call runs one unary call within the timeout and explains its error.
+func call[Q, A any](ctx context.Context, c *client, what string, do func(context.Context, Q) (A, error), question Q) (A, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	answer, err := do(ctx, question)
+	if err != nil {
+		return answer, c.explain(what, err)
+	}
+	return answer, nil
+}
+
+// explain says which thing failed and, when nobody answered, where it was looked for.
+func (c *client) explain(what string, err error) error {
+	var coded *connect.Error
+	if !errors.As(err, &coded) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	p := problemOfConnect(coded, err)
+	if !connect.IsWireError(err) {
+		switch coded.Code() {
+		case connect.CodeUnavailable:
+			p.what = fmt.Sprintf("no node answers at %s (%v)", c.addr, coded.Unwrap())
+			p.next = "start one with 'weir dev', or say where it is with --addr or WEIR_ADDR"
+		case connect.CodeDeadlineExceeded:
+			p.what = fmt.Sprintf("no answer from %s within %s", c.addr, c.timeout)
+			p.next = "repeat with the same --request-id if it was to change something, or give it longer with --timeout"
+		case connect.CodeUnknown, connect.CodeInternal, connect.CodeUnimplemented:
+			p.what = fmt.Sprintf("%s does not answer as a weir node does (%s)", c.addr, p.what)
+			p.next = "check --addr"
+		}
+	}
+	p.what = what + ": " + p.what
+	return p
+}
+
+// newRequestID makes up a request id.
+func (p *process) newRequestID() (string, error) {
+	id, err := ulid.New(ulid.Timestamp(p.now()), rand.Reader)
+	if err != nil {
+		return "", fmt.Errorf("make up a request id: %w", err)
+	}
+	return "cli-" + id.String(), nil
+}
+
+// requestID is the --request-id of a command that changes something.
+type requestID struct {
+	value string
+	// made says that it was made up here.
+	made bool
+}
+
+func (r *requestID) addFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&r.value, "request-id", "", "`ID` that names this request for ever; made up and printed when not given")
+}
+
+// fill makes an id up when none was given.
+func (r *requestID) fill(p *process) error {
+	if r.value != "" {
+		return nil
+	}
+	value, err := p.newRequestID()
+	r.value, r.made = value, true
+	return err
+}
+
+// remind adds the made-up request id to an error after which the same call may be repeated.
+func (r *requestID) remind(err error) error {
+	var p *problem
+	if r.made && errors.As(err, &p) && p.code == exitUnavailable {
+		p.next = "repeat with --request-id " + r.value + ": it changes nothing twice"
+	}
+	return err
+}
+
+// minRevision is the --min-revision and --wait of a command that reads.
+type minRevision struct {
+	text string
+	wait time.Duration
+}
+
+func (m *minRevision) addFlags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&m.text, "min-revision", "", "answer as of this revision or newer: `LANE:COMMIT` as a change prints it")
+	cmd.Flags().DurationVar(&m.wait, "wait", time.Second, "how long to wait for --min-revision, at most 10s")
+}
+
+// parse returns the revision and the budget; nil when no revision was asked for.
+func (m *minRevision) parse() (*typev1.Revision, *durationpb.Duration, error) {
+	if m.text == "" {
+		return nil, nil, nil
+	}
+	lane, commit, ok := strings.Cut(m.text, ":")
+	laneNumber, laneErr := strconv.ParseUint(lane, 10, 32)
+	commitNumber, commitErr := strconv.ParseUint(commit, 10, 64)
+	if !ok || laneErr != nil || commitErr != nil {
+		return nil, nil, usagef("--min-revision %q is not LANE:COMMIT", m.text).then("give it as a change printed it, for example 0:42")
+	}
+	return &typev1.Revision{Lane: uint32(laneNumber), Commit: commitNumber}, durationpb.New(m.wait), nil
+}
+
+func revisionText(r *typev1.Revision) string {
+	if r == nil {
+		return ""
+	}
+	return fmt.Sprintf("%d:%d", r.GetLane(), r.GetCommit())
+}
+
+// freshnessText says how far the view that answered has followed the log.
+func freshnessText(f *typev1.Freshness) string {
+	if f == nil {
+		return ""
+	}
+	at := revisionText(f.GetRevision())
+	switch f.GetState() {
+	case typev1.Freshness_STATE_FRESH:
+		return "fresh as of " + at
+	case typev1.Freshness_STATE_CATCHING_UP:
+		return fmt.Sprintf("catching up, %d commits behind; as of %s, %s", f.GetLagCommits(), at, timeText(f.GetAsOf()))
+	case typev1.Freshness_STATE_REBUILDING:
+		return "as of " + at + ", while a new generation of the view is built"
+	case typev1.Freshness_STATE_PARKED:
+		return "parked as of " + at + ": a change of it could not be applied and waits for replay"
+	case typev1.Freshness_STATE_UNSPECIFIED:
+		return "as of " + at
+	}
+	return "as of " + at
+}
+
+// moneyText writes an amount as "12.99 EUR".
+func moneyText(m *typev1.Money) string {
+	if m == nil {
+		return ""
+	}
+	return domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetUnits()}.String()
+}
+
+// timeText writes a time as people read it, in UTC, to the millisecond.
+func timeText(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return t.AsTime().UTC().Format("2006-01-02 15:04:05.000Z")
+}

@@ -1,0 +1,421 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+// A shop answers as a node would, from fixed answers, and remembers what it was asked.
+type shop struct {
+	url   string
+	calls atomic.Int64
+	token atomic.Value
+	asked atomic.Pointer[proto.Message]
+	// fail, when set, is the answer to everything.
+	fail error
+	// watched are the statuses that a watch sends before it waits for its caller to leave.
+	watched []orderv1.OrderStatus
+	// watchEnds makes a watch end after them.
+	watchEnds bool
+}
+
+const testOrderID = "01K8ZC7Y3GQ9W2T4V6X8N0RB5M2"
+
+func newShop(t *testing.T) *shop {
+	t.Helper()
+	s := &shop{}
+	mux := http.NewServeMux()
+	mux.Handle(orderv1connect.NewOrderServiceHandler(orderShop{s}))
+	mux.Handle(catalogv1connect.NewCatalogServiceHandler(catalogShop{s}))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.calls.Add(1)
+		s.token.Store(r.Header.Get("Authorization"))
+		mux.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	s.url = server.URL
+	return s
+}
+
+// ask records a question and returns the shop's failure, if it has one.
+func (s *shop) ask(question proto.Message) error {
+	s.asked.Store(&question)
+	return s.fail
+}
+
+func (s *shop) order(status orderv1.OrderStatus) *orderv1.Order {
+	return &orderv1.Order{
+		OrderId: testOrderID, UserId: "alice", Status: status,
+		Items: []*orderv1.OrderItem{{
+			Sku: "tea", Quantity: 2, Title: "Sencha\x1b[31m", UnitPrice: &typev1.Money{CurrencyCode: "EUR", Units: 1299},
+			Amount: &typev1.Money{CurrencyCode: "EUR", Units: 2598},
+		}},
+		Total:    &typev1.Money{CurrencyCode: "EUR", Units: 2598},
+		PlacedAt: timestamppb.New(testTime), PayBy: timestamppb.New(testTime.Add(15 * time.Minute)), UpdateTime: timestamppb.New(testTime),
+		Revision: &typev1.Revision{Commit: 42}, Note: "ring twice",
+	}
+}
+
+var testFresh = &typev1.Freshness{State: typev1.Freshness_STATE_FRESH, Revision: &typev1.Revision{Commit: 43}, AsOf: timestamppb.New(testTime)}
+
+type orderShop struct{ *shop }
+
+func (s orderShop) PlaceOrder(_ context.Context, q *orderv1.PlaceOrderRequest) (*orderv1.PlaceOrderResponse, error) {
+	return &orderv1.PlaceOrderResponse{Order: s.order(orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT), Revision: &typev1.Revision{Commit: 42}}, s.ask(q)
+}
+
+func (s orderShop) GetOrder(_ context.Context, q *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+	return &orderv1.GetOrderResponse{Order: s.order(orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT), Freshness: testFresh}, s.ask(q)
+}
+
+func (s orderShop) ListOrders(_ context.Context, q *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
+	return &orderv1.ListOrdersResponse{
+		Orders:        []*orderv1.Order{s.order(orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT), s.order(orderv1.OrderStatus_ORDER_STATUS_CANCELLED)},
+		NextPageToken: "next", Freshness: testFresh,
+	}, s.ask(q)
+}
+
+func (s orderShop) CancelOrder(_ context.Context, q *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
+	return &orderv1.CancelOrderResponse{Order: s.order(orderv1.OrderStatus_ORDER_STATUS_CANCELLED), Revision: &typev1.Revision{Commit: 43}}, s.ask(q)
+}
+
+func (s orderShop) WatchOrder(ctx context.Context, q *orderv1.WatchOrderRequest, stream *connect.ServerStream[orderv1.WatchOrderResponse]) error {
+	if err := s.ask(q); err != nil {
+		return err
+	}
+	for _, status := range s.watched {
+		if err := stream.Send(&orderv1.WatchOrderResponse{Order: s.order(status), Freshness: testFresh}); err != nil {
+			return err
+		}
+	}
+	if !s.watchEnds {
+		<-ctx.Done()
+	}
+	return nil
+}
+
+type catalogShop struct{ *shop }
+
+func (s catalogShop) product() *catalogv1.Product {
+	return &catalogv1.Product{
+		Sku: "tea", Title: "Sencha", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}, UpdateTime: timestamppb.New(testTime),
+		Revision: &typev1.Revision{Commit: 3},
+	}
+}
+
+func (s catalogShop) PutProduct(_ context.Context, q *catalogv1.PutProductRequest) (*catalogv1.PutProductResponse, error) {
+	return &catalogv1.PutProductResponse{Product: s.product(), Revision: &typev1.Revision{Commit: 3}}, s.ask(q)
+}
+
+func (s catalogShop) GetProduct(_ context.Context, q *catalogv1.GetProductRequest) (*catalogv1.GetProductResponse, error) {
+	return &catalogv1.GetProductResponse{Product: s.product(), Freshness: testFresh}, s.ask(q)
+}
+
+func (s catalogShop) ListProducts(_ context.Context, q *catalogv1.ListProductsRequest) (*catalogv1.ListProductsResponse, error) {
+	return &catalogv1.ListProductsResponse{Products: []*catalogv1.Product{s.product()}, Freshness: testFresh}, s.ask(q)
+}
+
+func (s catalogShop) ReceiveStock(_ context.Context, q *catalogv1.ReceiveStockRequest) (*catalogv1.ReceiveStockResponse, error) {
+	return &catalogv1.ReceiveStockResponse{Sku: q.GetSku(), Quantity: q.GetQuantity(), Received: 1100, Revision: &typev1.Revision{Commit: 4}}, s.ask(q)
+}
+
+func (s catalogShop) GetStock(_ context.Context, q *catalogv1.GetStockRequest) (*catalogv1.GetStockResponse, error) {
+	return &catalogv1.GetStockResponse{Stock: &catalogv1.Stock{Sku: q.GetSku(), Received: 1100, Available: 1098, Reserved: 2}, Freshness: testFresh}, s.ask(q)
+}
+
+// refusal makes an error as a node sends it.
+func refusal(code connect.Code, message, reason string, facts map[string]string, retry time.Duration) error {
+	err := connect.NewError(code, errors.New(message))
+	info, detailErr := connect.NewErrorDetail(&errdetails.ErrorInfo{Domain: "weir", Reason: reason, Metadata: facts})
+	if detailErr != nil {
+		panic(detailErr)
+	}
+	err.AddDetail(info)
+	if retry > 0 {
+		detail, detailErr := connect.NewErrorDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(retry)})
+		if detailErr != nil {
+			panic(detailErr)
+		}
+		err.AddDetail(detail)
+	}
+	return err
+}
+
+func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
+	s := newShop(t)
+	s.watched = []orderv1.OrderStatus{orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT, orderv1.OrderStatus_ORDER_STATUS_CANCELLED}
+	env := []string{"WEIR_ADDR=" + s.url, "WEIR_TOKEN=t"}
+	for _, c := range []struct {
+		name string
+		args string
+	}{
+		{"order_place", "order place tea=2 --request-id r1"},
+		{"order_get", "order get " + testOrderID},
+		{"order_list", "order list"},
+		{"order_watch", "order watch --count 2 " + testOrderID},
+		{"order_cancel", "order cancel --request-id r2 --reason x " + testOrderID},
+		{"product_put", "product put --sku tea --title Sencha --price 12.99_EUR --request-id r3"},
+		{"product_get", "product get tea"},
+		{"product_list", "product list"},
+		{"stock_receive", "stock receive --sku tea --quantity 100 --request-id r4"},
+		{"stock_get", "stock get --sku tea"},
+	} {
+		for _, format := range []string{"table", "json"} {
+			t.Run(c.name+" "+format, func(t *testing.T) {
+				args := append(strings.Fields(c.args), "-o", format)
+				for i := range args {
+					args[i] = strings.ReplaceAll(args[i], "12.99_EUR", "12.99 EUR")
+				}
+				r := weir(t, env, args...).want(t, exitOK)
+				golden(t, fmt.Sprintf("output/%s.%s", c.name, format), r.stdout)
+				if strings.Contains(r.stdout, "\x1b") {
+					t.Fatal("an escape sequence got out although this is no terminal")
+				}
+				if format == "json" {
+					for _, line := range strings.Split(strings.TrimSpace(r.stdout), "\n") {
+						decode[map[string]any](t, line)
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
+	s := newShop(t)
+	s.watched = []orderv1.OrderStatus{orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT}
+	min := &typev1.Revision{Lane: 1, Commit: 42}
+	for _, c := range []struct {
+		args []string
+		want proto.Message
+	}{
+		{
+			[]string{"order", "place", "tea=2", "cup", "--item", "pot=3", "--sku", "jar", "--quantity", "4", "--user", "bob", "--note", "n", "--request-id", "r"},
+			&orderv1.PlaceOrderRequest{RequestId: "r", UserId: "bob", Note: "n", Items: []*orderv1.ItemRequest{
+				{Sku: "tea", Quantity: 2},
+				{Sku: "cup", Quantity: 1},
+				{Sku: "pot", Quantity: 3},
+				{Sku: "jar", Quantity: 4},
+			}},
+		},
+		{
+			[]string{"order", "get", testOrderID, "--min-revision", "1:42", "--wait", "2s"},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, MinRevision: min, WaitBudget: durationpb.New(2 * time.Second)},
+		},
+		{
+			[]string{"order", "list", "--user", "bob", "--status", "PENDING_PAYMENT", "--page-size", "7", "--page-token", "x", "--min-revision", "1:42"},
+			&orderv1.ListOrdersRequest{
+				UserId: "bob", Status: orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT, PageSize: 7, PageToken: "x", MinRevision: min, WaitBudget: durationpb.New(time.Second),
+			},
+		},
+		{
+			[]string{"order", "watch", testOrderID, "--count", "1"},
+			&orderv1.WatchOrderRequest{OrderId: testOrderID},
+		},
+		{
+			[]string{"order", "cancel", testOrderID, "--reason", "why", "--request-id", "r"},
+			&orderv1.CancelOrderRequest{OrderId: testOrderID, Reason: "why", RequestId: "r"},
+		},
+		{
+			[]string{"product", "put", "--sku", "tea", "--title", "Sencha", "--price", "1299 JPY", "--request-id", "r"},
+			&catalogv1.PutProductRequest{RequestId: "r", Sku: "tea", Title: "Sencha", Price: &typev1.Money{CurrencyCode: "JPY", Units: 1299}},
+		},
+		{
+			[]string{"stock", "receive", "--sku", "tea", "--quantity", "5", "--request-id", "r"},
+			&catalogv1.ReceiveStockRequest{RequestId: "r", Sku: "tea", Quantity: 5},
+		},
+		{
+			[]string{"stock", "get", "tea", "--min-revision", "1:42"},
+			&catalogv1.GetStockRequest{Sku: "tea", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
+		},
+	} {
+		weir(t, []string{"WEIR_ADDR=" + s.url}, c.args...).want(t, exitOK)
+		if got := *s.asked.Load(); !proto.Equal(got, c.want) {
+			t.Errorf("weir %s\ngot  %v\nwant %v", strings.Join(c.args, " "), got, c.want)
+		}
+	}
+}
+
+func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
+	s := newShop(t)
+	for _, c := range []struct{ args, want string }{
+		{"order place", "nothing to order"},
+		{"order place tea=two", "is not a number of units"},
+		{"order place tea --quantity 2", "--quantity needs --sku"},
+		{"order get", "needs ORDER_ID"},
+		{"order get a b", `does not know what to do with "b"`},
+		{"order get a --min-revision 42", "is not LANE:COMMIT"},
+		{"order get a --min-revision x:1", "is not LANE:COMMIT"},
+		{"order list --status pending", "is unknown"},
+		{"order watch a --count -1", "--count must not be negative"},
+		{"product put --sku a --title b --price 12", "--price"},
+		{"product put --sku a", "needs --title, --price"},
+		{"product get", "which SKU?"},
+		{"product get a --sku b", "give one of them"},
+		{"stock receive --sku a", "needs --quantity"},
+		{"order list --timeout 0s", "--timeout must be more than 0"},
+	} {
+		wantText(t, weir(t, []string{"WEIR_ADDR=" + s.url}, strings.Fields(c.args)...).want(t, exitUsage).stderr, c.want)
+	}
+	for _, addr := range []string{"localhost:8080", "ftp://x", "http://", "http://user:pw@x", "nats://x"} {
+		wantText(t, weir(t, nil, "order", "list", "--addr", addr).want(t, exitUsage).stderr, "is not the address of a node")
+	}
+	if calls := s.calls.Load(); calls != 0 {
+		t.Fatalf("%d calls were made", calls)
+	}
+}
+
+func TestARequestIDIsMadeUpAndPrinted(t *testing.T) {
+	s := newShop(t)
+	env := []string{"WEIR_ADDR=" + s.url}
+	text := weir(t, env, "order", "place", "tea").want(t, exitOK).stdout
+	first := (*s.asked.Load()).(*orderv1.PlaceOrderRequest).GetRequestId()
+	wantText(t, text, first)
+	answer := decode[map[string]any](t, weir(t, env, "order", "place", "tea", "-o", "json").want(t, exitOK).stdout)
+	second := (*s.asked.Load()).(*orderv1.PlaceOrderRequest).GetRequestId()
+	if answer["requestId"] != second || first == second || len(first) > 64 {
+		t.Fatalf("made up %q and %q, printed %v", first, second, answer["requestId"])
+	}
+	s.fail = refusal(connect.CodeUnavailable, "the lane is opening", "LANE_UNAVAILABLE", nil, time.Second)
+	r := weir(t, env, "order", "place", "tea").want(t, exitUnavailable)
+	wantText(t, r.stderr, "repeat with --request-id "+(*s.asked.Load()).(*orderv1.PlaceOrderRequest).GetRequestId())
+}
+
+func TestARefusalIsPrintedWithReasonFactsAndWhatToDo(t *testing.T) {
+	s := newShop(t)
+	env := []string{"WEIR_ADDR=" + s.url}
+	s.fail = refusal(connect.CodeFailedPrecondition, "1 unit of tea is free, 3 are wanted", "OUT_OF_STOCK", map[string]string{"sku": "tea", "free": "1"}, 0)
+	r := weir(t, env, "order", "place", "tea=3").want(t, exitRefused)
+	if want := "weir: place order: 1 unit of tea is free, 3 are wanted (OUT_OF_STOCK)\n  free: 1\n  sku: tea\n  next: " + mustReason(t, "OUT_OF_STOCK").next + "\n"; r.stderr != want || r.stdout != "" {
+		t.Fatalf("got:\n%s\nwant:\n%s", r.stderr, want)
+	}
+	s.fail = refusal(connect.CodeResourceExhausted, "too much to do", "QUEUE_FULL", nil, 250*time.Millisecond)
+	wantText(t, weir(t, env, "order", "place", "tea=3", "--request-id", "r").want(t, exitUnavailable).stderr, "retry after: 250ms")
+	j := decode[jsonProblem](t, weir(t, env, "order", "place", "tea=3", "-o", "json").want(t, exitUnavailable).stderr)
+	if j.Error.Exit != int(exitUnavailable) || j.Error.Reason != "QUEUE_FULL" || j.Error.RetryAfter != "250ms" {
+		t.Fatalf("got %+v", j)
+	}
+}
+
+func mustReason(t *testing.T, name string) reason {
+	t.Helper()
+	r, ok := reasonNamed(name)
+	if !ok {
+		t.Fatalf("%s is not in the list of reasons", name)
+	}
+	return r
+}
+
+func TestEveryReasonHasItsExitCode(t *testing.T) {
+	s := newShop(t)
+	for _, r := range reasons {
+		s.fail = refusal(r.code, "it says why", r.name, nil, 0)
+		got := weir(t, []string{"WEIR_ADDR=" + s.url}, "order", "get", testOrderID).want(t, exitOfCode(r.code))
+		wantText(t, got.stderr, "it says why ("+r.name+")")
+	}
+}
+
+func TestEveryConnectCodeHasItsExitCode(t *testing.T) {
+	want := map[connect.Code]exitCode{
+		connect.CodeInvalidArgument: exitUsage, connect.CodeOutOfRange: exitUsage,
+		connect.CodeFailedPrecondition: exitRefused, connect.CodeAlreadyExists: exitRefused, connect.CodeAborted: exitRefused,
+		connect.CodeNotFound:    exitNotFound,
+		connect.CodeUnavailable: exitUnavailable, connect.CodeResourceExhausted: exitUnavailable, connect.CodeDeadlineExceeded: exitUnavailable,
+		connect.CodeUnauthenticated: exitPermission, connect.CodePermissionDenied: exitPermission,
+		connect.CodeInternal: exitFailure, connect.CodeUnknown: exitFailure, connect.CodeUnimplemented: exitFailure, connect.CodeDataLoss: exitFailure,
+	}
+	for code, exit := range want {
+		if got := exitOfCode(code); got != exit {
+			t.Errorf("%s exits with %d, want %d", code, got, exit)
+		}
+	}
+}
+
+func TestNoNodeAtTheAddressIsSaidSo(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	addr := server.URL
+	wantText(t, weir(t, nil, "order", "list", "--addr", addr).stderr, "does not answer as a weir node does")
+	server.Close()
+	r := weir(t, nil, "order", "list", "--addr", addr).want(t, exitUnavailable)
+	wantText(t, r.stderr, "no node answers at "+addr, "weir dev")
+}
+
+func TestACallEndsWithItsTimeout(t *testing.T) {
+	release := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+	defer server.Close()
+	defer close(release)
+	r := weir(t, nil, "order", "list", "--addr", server.URL, "--timeout", "20ms").want(t, exitUnavailable)
+	wantText(t, r.stderr, "no answer from "+server.URL+" within 20ms")
+}
+
+func TestAWatchEndsWithTheInterrupt(t *testing.T) {
+	s := newShop(t)
+	s.watched = []orderv1.OrderStatus{orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	printed := make(chan struct{})
+	ended := make(chan result, 1)
+	go func() {
+		p := &process{stdout: &notifyWriter{notify: printed}, stderr: &strings.Builder{}, environ: []string{"WEIR_ADDR=" + s.url}, now: time.Now}
+		ended <- result{code: p.execute(ctx, []string{"order", "watch", testOrderID})}
+	}()
+	<-printed
+	cancel(errInterrupted)
+	if r := <-ended; r.code != exitOK {
+		t.Fatalf("exit code %d, want 0", r.code)
+	}
+}
+
+// notifyWriter closes notify at the first write.
+type notifyWriter struct {
+	notify chan struct{}
+	once   atomic.Bool
+}
+
+func (w *notifyWriter) Write(data []byte) (int, error) {
+	if !w.once.Swap(true) {
+		close(w.notify)
+	}
+	return len(data), nil
+}
+
+func TestAWatchThatTheNodeEndsIsNoSuccess(t *testing.T) {
+	s := newShop(t)
+	s.watchEnds = true
+	r := weir(t, []string{"WEIR_ADDR=" + s.url}, "order", "watch", testOrderID).want(t, exitUnavailable)
+	wantText(t, r.stderr, "the node ended the watch")
+}
+
+func TestAFreshnessIsSaidInWords(t *testing.T) {
+	for state, want := range map[typev1.Freshness_State]string{
+		typev1.Freshness_STATE_FRESH:       "fresh as of 0:43",
+		typev1.Freshness_STATE_CATCHING_UP: "catching up, 3 commits behind; as of 0:43, 2026-11-02 09:30:00.000Z",
+		typev1.Freshness_STATE_REBUILDING:  "as of 0:43, while a new generation of the view is built",
+		typev1.Freshness_STATE_PARKED:      "parked as of 0:43: a change of it could not be applied and waits for replay",
+	} {
+		f := proto.Clone(testFresh).(*typev1.Freshness)
+		f.State, f.LagCommits = state, 3
+		if got := freshnessText(f); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

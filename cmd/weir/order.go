@@ -1,0 +1,373 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"connectrpc.com/connect"
+	"github.com/spf13/cobra"
+
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+func (p *process) orderCommand() *cobra.Command {
+	c := &client{p: p}
+	cmd := parentCommand(&cobra.Command{
+		Use:   "order",
+		Short: "Place, read, list, watch and cancel orders",
+		Long: `Orders: place, read, list, watch and cancel them on a node.
+
+A customer's token sees and changes that user's orders only. A token with the scope act-as or operator may name
+another user with --user.
+
+Placing and cancelling print a revision (LANE:COMMIT). Give it to a read as --min-revision and the answer holds your
+change, whichever node answers.`,
+	})
+	c.addFlags(cmd)
+	cmd.AddCommand(c.orderPlace(), c.orderGet(), c.orderList(), c.orderWatch(), c.orderCancel())
+	return cmd
+}
+
+func (c *client) orderPlace() *cobra.Command {
+	var (
+		request  requestID
+		items    []string
+		sku      string
+		quantity int64
+		user     string
+		note     string
+	)
+	cmd := &cobra.Command{
+		Use:   "place [SKU[=QTY]...]",
+		Short: "Place an order and reserve its units",
+		Long: `Place an order: reserve its units and record it, in one durable step. When it answers, the order is on disk.
+
+Name what to order by arguments (tea=2; "tea" alone is one unit), by --item tea=2, or by --sku tea --quantity 2.
+
+Every order carries a request id. When you give none, one is made up and printed. If no answer comes, repeat with the
+same --request-id: it answers with the order that was placed, or places it now, never both.`,
+		Example: `  weir order place tea=2 cup
+  weir order place --sku tea --quantity 2 --note "ring twice"
+  weir order place --item tea=2 --user alice --request-id checkout-7f3a -o json`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			wanted, err := parseItems(append(slices.Clone(args), items...), sku, quantity, cmd.Flags().Changed("quantity"))
+			if err != nil {
+				return err
+			}
+			orders, err := c.orders()
+			if err != nil {
+				return err
+			}
+			if err := request.fill(c.p); err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "place order", orders.PlaceOrder, &orderv1.PlaceOrderRequest{
+				RequestId: request.value, UserId: user, Items: wanted, Note: note,
+			})
+			if err != nil {
+				return request.remind(err)
+			}
+			return c.p.printChange(cmd, answer, answer.GetOrder(), answer.GetRevision(), request.value)
+		},
+	}
+	request.addFlag(cmd)
+	cmd.Flags().StringArrayVar(&items, "item", nil, "`SKU=QTY` to order; repeat it for more")
+	cmd.Flags().StringVar(&sku, "sku", "", "`SKU` to order, with --quantity")
+	cmd.Flags().Int64Var(&quantity, "quantity", 1, "`UNITS` of --sku")
+	cmd.Flags().StringVar(&user, "user", "", "`USER` to order for; the token's own when not given")
+	cmd.Flags().StringVar(&note, "note", "", "free `TEXT` for the merchant, at most 1000 bytes")
+	return cmd
+}
+
+// parseItems reads what to order. Whether the units and SKUs are allowed is the server's to say.
+func parseItems(pairs []string, sku string, quantity int64, quantityGiven bool) ([]*orderv1.ItemRequest, error) {
+	items := []*orderv1.ItemRequest{}
+	for _, pair := range pairs {
+		name, units, counted := strings.Cut(pair, "=")
+		item := &orderv1.ItemRequest{Sku: name, Quantity: 1}
+		if counted {
+			number, err := strconv.ParseInt(units, 10, 64)
+			if err != nil {
+				return nil, usagef("%q: %q is not a number of units", pair, units).then("write it as SKU=QTY, for example tea=2")
+			}
+			item.Quantity = number
+		}
+		items = append(items, item)
+	}
+	switch {
+	case sku != "":
+		items = append(items, &orderv1.ItemRequest{Sku: sku, Quantity: quantity})
+	case quantityGiven:
+		return nil, usagef("--quantity needs --sku")
+	}
+	if len(items) == 0 {
+		return nil, usagef("nothing to order").then("name SKUs, for example: weir order place tea=2")
+	}
+	return items, nil
+}
+
+func (c *client) orderGet() *cobra.Command {
+	var min minRevision
+	cmd := &cobra.Command{
+		Use:   "get ORDER_ID",
+		Short: "Read one order",
+		Long: `Read one order, and how fresh the answer is.
+
+With --min-revision the answer is at least as new as that revision; if the view does not get there within --wait, it
+is what there is and says that it is behind.`,
+		Example: `  weir order get 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2
+  weir order get 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --min-revision 0:42 -o json`,
+		Args: exactArgs("ORDER_ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			revision, wait, err := min.parse()
+			if err != nil {
+				return err
+			}
+			orders, err := c.orders()
+			if err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "get order "+args[0], orders.GetOrder, &orderv1.GetOrderRequest{
+				OrderId: args[0], MinRevision: revision, WaitBudget: wait,
+			})
+			if err != nil {
+				return err
+			}
+			if c.p.json(cmd) {
+				return writeMessage(c.p.stdout, answer)
+			}
+			return c.p.printOrder(answer.GetOrder(), "freshness", freshnessText(answer.GetFreshness()))
+		},
+	}
+	min.addFlags(cmd)
+	return cmd
+}
+
+func (c *client) orderList() *cobra.Command {
+	var (
+		min      minRevision
+		user     string
+		status   string
+		pageSize int32
+		token    string
+	)
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List a user's orders, newest first",
+		Long:  `List a user's orders, newest first, one page at a time. When more follow, the last line says how to ask for them.`,
+		Example: `  weir order list
+  weir order list --user alice --status pending-payment --page-size 50
+  weir order list -o json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			revision, wait, err := min.parse()
+			if err != nil {
+				return err
+			}
+			wanted, err := parseStatus(status)
+			if err != nil {
+				return err
+			}
+			orders, err := c.orders()
+			if err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "list orders", orders.ListOrders, &orderv1.ListOrdersRequest{
+				UserId: user, PageSize: pageSize, PageToken: token, Status: wanted, MinRevision: revision, WaitBudget: wait,
+			})
+			if err != nil {
+				return err
+			}
+			if c.p.json(cmd) {
+				return writeMessage(c.p.stdout, answer)
+			}
+			return c.p.printOrders(answer)
+		},
+	}
+	min.addFlags(cmd)
+	cmd.Flags().StringVar(&user, "user", "", "`USER` whose orders are listed; the token's own when not given")
+	cmd.Flags().StringVar(&status, "status", "", "only orders of this `STATUS`: "+strings.Join(statusNames(), ", "))
+	cmd.Flags().Int32Var(&pageSize, "page-size", 0, "orders a page, at most 100; 0 lets the server choose")
+	cmd.Flags().StringVar(&token, "page-token", "", "`TOKEN` of the next page, as the page before printed it")
+	return cmd
+}
+
+func (c *client) orderWatch() *cobra.Command {
+	var (
+		min   minRevision
+		count int
+	)
+	cmd := &cobra.Command{
+		Use:   "watch ORDER_ID",
+		Short: "Print an order now, then after each change",
+		Long: `Print the order as it is now, then once more after each change: one line each, none skipped, none repeated.
+
+It ends with ctrl-c (exit code 0) or after --count lines. There is no timeout: --timeout does not apply.`,
+		Example: `  weir order watch 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2
+  weir order watch 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --count 2 -o json`,
+		Args: exactArgs("ORDER_ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			revision, wait, err := min.parse()
+			if err != nil {
+				return err
+			}
+			if count < 0 {
+				return usagef("--count must not be negative")
+			}
+			return c.watch(cmd, &orderv1.WatchOrderRequest{OrderId: args[0], MinRevision: revision, WaitBudget: wait}, count)
+		},
+	}
+	min.addFlags(cmd)
+	cmd.Flags().IntVar(&count, "count", 0, "end after this `NUMBER` of lines; 0 goes on until ctrl-c")
+	return cmd
+}
+
+// watch prints one line for each message until count, the server's end or the caller's.
+func (c *client) watch(cmd *cobra.Command, question *orderv1.WatchOrderRequest, count int) error {
+	orders, err := c.orders()
+	if err != nil {
+		return err
+	}
+	what := "watch order " + question.GetOrderId()
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	stream, err := orders.WatchOrder(ctx, question)
+	if err != nil {
+		return c.watchEnd(cmd.Context(), what, err)
+	}
+	defer func() {
+		cancel() // Closing would otherwise read on to an end that does not come.
+		_ = stream.Close()
+	}()
+	for printed := 0; stream.Receive(); {
+		if err := c.p.printWatched(cmd, stream.Msg()); err != nil {
+			return err
+		}
+		if printed++; printed == count {
+			return nil
+		}
+	}
+	return c.watchEnd(cmd.Context(), what, stream.Err())
+}
+
+// watchEnd tells an end that was asked for from one that was not.
+func (c *client) watchEnd(ctx context.Context, what string, err error) error {
+	if errors.Is(context.Cause(ctx), errInterrupted) {
+		return nil
+	}
+	if err == nil {
+		err = connect.NewError(connect.CodeUnavailable, errors.New("the node ended the watch"))
+		p := problemOf(c.explain(what, err))
+		p.what, p.next = what+": the node ended the watch", "watch again; the order is printed as it is now, then each change"
+		return p
+	}
+	return c.explain(what, err)
+}
+
+func (p *process) printWatched(cmd *cobra.Command, answer *orderv1.WatchOrderResponse) error {
+	if p.json(cmd) {
+		return writeMessage(p.stdout, answer)
+	}
+	order := answer.GetOrder()
+	paint := p.painterFor(p.stdout)
+	line := fmt.Sprintf("%s  %s  %s  revision %s", timeText(order.GetUpdateTime()), printable(order.GetOrderId()),
+		paint.status(statusText(order.GetStatus())), revisionText(order.GetRevision()))
+	if reason := order.GetCancelReason(); reason != "" {
+		line += "  reason: " + printable(reason)
+	}
+	if answer.GetFreshness().GetState() != typev1.Freshness_STATE_FRESH {
+		line += "  (" + freshnessText(answer.GetFreshness()) + ")"
+	}
+	_, err := fmt.Fprintln(p.stdout, line)
+	return err
+}
+
+func (c *client) orderCancel() *cobra.Command {
+	var (
+		request requestID
+		reason  string
+	)
+	cmd := &cobra.Command{
+		Use:   "cancel ORDER_ID",
+		Short: "Cancel an order and give its units back",
+		Long: `Cancel an order that has not been shipped; its units go back to the stock in the same step.
+
+Cancelling a cancelled order again changes nothing and succeeds.`,
+		Example: `  weir order cancel 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --reason "changed my mind"`,
+		Args:    exactArgs("ORDER_ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			orders, err := c.orders()
+			if err != nil {
+				return err
+			}
+			if err := request.fill(c.p); err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "cancel order "+args[0], orders.CancelOrder, &orderv1.CancelOrderRequest{
+				RequestId: request.value, OrderId: args[0], Reason: reason,
+			})
+			if err != nil {
+				return request.remind(err)
+			}
+			return c.p.printChange(cmd, answer, answer.GetOrder(), answer.GetRevision(), request.value)
+		},
+	}
+	request.addFlag(cmd)
+	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` that says why, at most 200 bytes; no personal data, it is kept in the clear")
+	return cmd
+}
+
+// orderStatuses are the statuses that a filter takes, by the name that people type.
+var orderStatuses = []struct {
+	name   string
+	status orderv1.OrderStatus
+}{
+	{"pending-payment", orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT},
+	{"cancelled", orderv1.OrderStatus_ORDER_STATUS_CANCELLED},
+	{"expired", orderv1.OrderStatus_ORDER_STATUS_EXPIRED},
+}
+
+func statusNames() []string {
+	names := make([]string, len(orderStatuses))
+	for i, s := range orderStatuses {
+		names[i] = s.name
+	}
+	return names
+}
+
+func statusText(status orderv1.OrderStatus) string {
+	for _, s := range orderStatuses {
+		if s.status == status {
+			return s.name
+		}
+	}
+	return status.String()
+}
+
+func parseStatus(text string) (orderv1.OrderStatus, error) {
+	if text == "" {
+		return orderv1.OrderStatus_ORDER_STATUS_UNSPECIFIED, nil
+	}
+	for _, s := range orderStatuses {
+		if s.name == strings.ReplaceAll(strings.ToLower(text), "_", "-") {
+			return s.status, nil
+		}
+	}
+	return 0, usagef("--status %q is unknown%s", text, didYouMean(text, statusNames())).then("one of: %s", strings.Join(statusNames(), ", "))
+}
+
+// status colours the name of a status.
+func (p painter) status(name string) string {
+	switch name {
+	case "pending-payment":
+		return p.warn(name)
+	case "cancelled", "expired":
+		return p.dim(name)
+	}
+	return name
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+// printChange prints what a change made of an order, its revision and the request id that names it.
+func (p *process) printChange(cmd *cobra.Command, answer proto.Message, order *orderv1.Order, revision *typev1.Revision, request string) error {
+	if p.json(cmd) {
+		return writeMessage(p.stdout, answer, "requestId", request)
+	}
+	return p.printOrder(order, "revision", revisionText(revision), "request id", request)
+}
+
+// printOrder prints one order, then the extra fields, which are pairs of name and value.
+func (p *process) printOrder(order *orderv1.Order, extra ...string) error {
+	paint := p.painterFor(p.stdout)
+	if err := fields(p.stdout, paint, append([]string{
+		"order", order.GetOrderId(),
+		"user", order.GetUserId(),
+		"status", statusText(order.GetStatus()),
+		"placed", timeText(order.GetPlacedAt()),
+		"pay by", timeText(order.GetPayBy()),
+		"changed", timeText(order.GetUpdateTime()),
+		"reason", order.GetCancelReason(),
+		"note", order.GetNote(),
+		"total", moneyText(order.GetTotal()),
+	}, extra...)...); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(p.stdout); err != nil {
+		return err
+	}
+	lines := newTable("SKU", ">QTY", ">PRICE", ">AMOUNT", "TITLE")
+	for _, item := range order.GetItems() {
+		lines.row(item.GetSku(), strconv.FormatInt(item.GetQuantity(), 10), moneyText(item.GetUnitPrice()), moneyText(item.GetAmount()), item.GetTitle())
+	}
+	return lines.print(p.stdout, paint)
+}
+
+// printOrders prints one page of orders.
+func (p *process) printOrders(answer *orderv1.ListOrdersResponse) error {
+	paint := p.painterFor(p.stdout)
+	rows := newTable("ORDER", "STATUS", ">TOTAL", "PLACED", "ITEMS")
+	rows.style = func(column int, cell string) string {
+		if column == 1 {
+			return paint.status(cell)
+		}
+		return cell
+	}
+	for _, order := range answer.GetOrders() {
+		items := make([]string, 0, len(order.GetItems()))
+		for _, item := range order.GetItems() {
+			items = append(items, fmt.Sprintf("%s=%d", item.GetSku(), item.GetQuantity()))
+		}
+		rows.row(order.GetOrderId(), statusText(order.GetStatus()), moneyText(order.GetTotal()), timeText(order.GetPlacedAt()), strings.Join(items, " "))
+	}
+	if err := rows.print(p.stdout, paint); err != nil {
+		return err
+	}
+	return p.printPageEnd(len(answer.GetOrders()), "order", answer.GetNextPageToken(), answer.GetFreshness())
+}
+
+// printPageEnd says how many rows there were, how fresh they are and how to get more. It goes to stderr, so that a
+// pipe gets the rows alone.
+func (p *process) printPageEnd(count int, noun, next string, freshness *typev1.Freshness) error {
+	if count != 1 {
+		noun += "s"
+	}
+	text := fmt.Sprintf("%d %s, %s", count, noun, freshnessText(freshness))
+	if next != "" {
+		text += "; more: --page-token " + next
+	}
+	_, err := fmt.Fprintln(p.stderr, p.painterFor(p.stderr).dim(text))
+	return err
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestProgressOffATerminalIsPlainLinesWithAnETA(t *testing.T) {
+	var out bytes.Buffer
+	now := testTime
+	p := &process{stderr: &out, now: func() time.Time { return now }}
+	g := p.newProgress("verify lane 0", "commits", 10_000)
+	for done := int64(0); done <= 10_000; done += 100 {
+		g.at(done)
+		now = now.Add(100 * time.Millisecond)
+	}
+	g.end()
+	if got := out.String(); got != "verify lane 0:  50% 5,000 of 10,000 commits, 1,000/s, ETA 5s\nverify lane 0: 100% 10,000 of 10,000 commits, 1,000/s, ETA 0s\n" {
+		t.Fatalf("got:\n%s", got)
+	}
+}
+
+func TestProgressOnATerminalRedrawsOneLine(t *testing.T) {
+	var out bytes.Buffer
+	now := testTime
+	g := &progress{w: &out, terminal: true, now: func() time.Time { return now }, label: "read", unit: "commits", total: 100, started: now, drawn: now}
+	now = now.Add(time.Second)
+	g.at(25)
+	g.end()
+	if got, want := out.String(), "\r\x1b[Kread: [######..................]  25% 25 of 100 commits, 25/s, ETA 3s\r\x1b[K"; got != want {
+		t.Fatalf("got %q, want %q", got, want)
+	}
+}
+
+func TestColoursNeedATerminalAndRespectNoColor(t *testing.T) {
+	file, err := os.Create(t.TempDir() + "/out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if (process{}).painterFor(file) {
+		t.Error("a file is painted")
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if (process{}).painterFor(null) {
+		t.Error("/dev/null is painted")
+	}
+	if got := painter(false).bad("x"); got != "x" {
+		t.Errorf("got %q", got)
+	}
+	if got := painter(true).bad("x"); got != "\x1b[31mx\x1b[0m" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestATableLinesUpAndIsCleanOfControlCharacters(t *testing.T) {
+	var out strings.Builder
+	rows := newTable("A", ">NUMBER", "LAST")
+	rows.row("x", "1", "a\x1b[2Jb\n")
+	rows.row("größer", "1,000", "")
+	if err := rows.print(&out, false); err != nil {
+		t.Fatal(err)
+	}
+	want := "A       NUMBER  LAST\nx            1  a\uFFFD[2Jb\uFFFD\ngrößer   1,000  \n"
+	if out.String() != want {
+		t.Fatalf("got:\n%q\nwant:\n%q", out.String(), want)
+	}
+}
+
+func TestSizesAndNumbersReadWell(t *testing.T) {
+	for size, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 5 << 20: "5.0 MiB", 3 << 40: "3.0 TiB"} {
+		if got := bytesText(size); got != want {
+			t.Errorf("%d: got %q, want %q", size, got, want)
+		}
+	}
+	for number, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", -1234567: "-1,234,567"} {
+		if got := groupDigits(number); got != want {
+			t.Errorf("%d: got %q, want %q", number, got, want)
+		}
+	}
+}

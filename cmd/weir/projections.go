@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// viewLane is how far the views have followed one lane.
+type viewLane struct {
+	Lane     uint32 `json:"lane"`
+	State    string `json:"state"`
+	Position uint64 `json:"position"`
+	// Head is the number of the lane's newest commit, Lag the commits between the two.
+	Head uint64     `json:"head"`
+	Lag  uint64     `json:"lag"`
+	AsOf *time.Time `json:"asOf,omitempty"`
+}
+
+// The states of a lane's views.
+const (
+	viewFresh      = "fresh"
+	viewCatchingUp = "catching-up"
+	// viewStopped is that of a node that does not run: the views wait for its next start.
+	viewStopped = "stopped"
+)
+
+// A viewSource knows the views of a node.
+type viewSource interface {
+	// Status says how far the views have followed each lane.
+	Status(ctx context.Context) ([]viewLane, error)
+	// Verify compares every view with the fold of the log and returns what is different, at most differencesMax.
+	Verify(ctx context.Context, progress func(done, total int64)) ([]difference, error)
+}
+
+func (p *process) projectionsCommand() *cobra.Command {
+	cmd := parentCommand(&cobra.Command{
+		Use:   "projections",
+		Short: "See how far the views are",
+		Long: `Projections are the views that answer reads: orders, a user's orders, products, stock. They follow the log, lane by
+lane, and keep their position with their data, so that a view always equals the fold of the log up to its position.`,
+	})
+	cmd.AddCommand(p.projectionsStatus())
+	return cmd
+}
+
+func (p *process) projectionsStatus() *cobra.Command {
+	var from sourceFlags
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Print the position, head and lag of the views in each lane",
+		Long: `Print for each lane how far its views have followed the log: their position, the log's newest commit (head), how many
+commits lie between (lag), and the log time of the position.
+
+The state is "fresh" (lag 0), "catching-up", or "stopped" when no node runs on the directory; the next start goes on
+from the position.
+
+` + sourceHelp + `
+Name the directory of a stopped node as well then: its views are there.`,
+		Example: `  weir projections status --data ./weir-data
+  weir projections status -o json | jq '.lanes[].lag'`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := p.openSource(cmd.Context(), &from)
+			if err != nil {
+				return err
+			}
+			return closeWith(s, p.status(cmd, s))
+		},
+	}
+	from.addFlags(cmd, false)
+	return cmd
+}
+
+func (p *process) status(cmd *cobra.Command, s *source) error {
+	if s.views == nil {
+		return usagef("there are no views to look at").then("name the node's directory with --data")
+	}
+	lanes, err := s.views.Status(cmd.Context())
+	if err != nil {
+		return err
+	}
+	if p.json(cmd) {
+		return writeJSON(p.stdout, map[string]any{"lanes": lanes})
+	}
+	paint := p.painterFor(p.stdout)
+	rows := newTable(">LANE", "STATE", ">POSITION", ">HEAD", ">LAG", "AS OF")
+	rows.style = func(column int, cell string) string {
+		switch {
+		case column != 1:
+			return cell
+		case cell == viewFresh:
+			return paint.good(cell)
+		}
+		return paint.warn(cell)
+	}
+	for _, l := range lanes {
+		rows.row(strconv.FormatUint(uint64(l.Lane), 10), l.State, groupDigits(l.Position), groupDigits(l.Head), groupDigits(l.Lag), instantText(l.AsOf))
+	}
+	return rows.print(p.stdout, paint)
+}
+
+// verifyLine is one line of the answer to inspectVerify: progress, and at last the end.
+type verifyLine struct {
+	Done        int64        `json:"done,omitempty"`
+	Total       int64        `json:"total,omitempty"`
+	End         bool         `json:"end,omitempty"`
+	Differences []difference `json:"differences,omitempty"`
+	Error       string       `json:"error,omitempty"`
+}
+
+// verifyLineEvery is how often a running verification says how far it is.
+const verifyLineEvery = 200 * time.Millisecond
+
+func (i *inspector) serveProjections(w http.ResponseWriter, r *http.Request) {
+	lanes, err := i.views.Status(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	respond(w, lanes)
+}
+
+func (i *inspector) serveVerify(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	flusher := http.NewResponseController(w)
+	var last time.Time
+	differences, err := i.views.Verify(r.Context(), func(done, total int64) {
+		if now := time.Now(); now.Sub(last) >= verifyLineEvery {
+			last = now
+			_ = writeJSON(w, verifyLine{Done: done, Total: total})
+			_ = flusher.Flush() // The context ends when the caller has left.
+		}
+	})
+	end := verifyLine{End: true, Differences: differences}
+	if err != nil {
+		end.Error = err.Error()
+	}
+	_ = writeJSON(w, end)
+}
+
+// Status implements viewSource.
+func (n *remoteNode) Status(ctx context.Context) ([]viewLane, error) {
+	var lanes []viewLane
+	err := n.getJSON(ctx, inspectProjections, nil, &lanes)
+	return lanes, err
+}
+
+// Verify implements viewSource.
+func (n *remoteNode) Verify(ctx context.Context, progress func(done, total int64)) ([]difference, error) {
+	body, err := n.get(ctx, inspectVerify, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	for lines := json.NewDecoder(body); ; {
+		var line verifyLine
+		switch err := lines.Decode(&line); {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return nil, &problem{code: exitUnavailable, what: "the node stopped while it compared its views", cause: err, next: "run the command again"}
+		case err != nil:
+			return nil, fmt.Errorf("read what the node says: %w", err)
+		case line.End && line.Error != "":
+			return nil, errors.New(line.Error)
+		case line.End:
+			return line.Differences, nil
+		}
+		progress(line.Done, line.Total)
+	}
+}

@@ -1,0 +1,44 @@
+package main
+
+import "connectrpc.com/connect"
+
+// A reason is one entry of the closed list that ErrorInfo.reason comes from.
+type reason struct {
+	name    string
+	code    connect.Code
+	meaning string
+	// next is what the client's user can do about it.
+	next string
+}
+
+// reasons is the closed list, in the order in which a caller is likely to meet them.
+var reasons = []reason{
+	{"OUT_OF_STOCK", connect.CodeFailedPrecondition, "fewer units are free than the order asks for", "order fewer, or look at the stock: weir stock get --sku SKU"},
+	{"UNKNOWN_PRODUCT", connect.CodeFailedPrecondition, "an order or a stock receipt names a product that does not exist", "put it first: weir product put --sku SKU --title TITLE --price \"12.99 EUR\""},
+	{"PRODUCT_NOT_FOUND", connect.CodeNotFound, "there is no such product", "list what there is: weir product list"},
+	{"ORDER_NOT_FOUND", connect.CodeNotFound, "there is no such order, or it is another user's", "check the id, and that the token is of the order's user: weir order list"},
+	{"ORDER_EXPIRED", connect.CodeFailedPrecondition, "the order was not paid in time and has ended", "place a new order"},
+	{"ORDER_NOT_CANCELLABLE", connect.CodeFailedPrecondition, "the order is past the point where it can be cancelled", "look at where it stands: weir order get ORDER_ID"},
+	{"KEY_REUSED", connect.CodeFailedPrecondition, "the request id was used before with another body", "use a new request id for a new request; repeat the same one only with the same body"},
+	{"MIXED_CURRENCIES", connect.CodeInvalidArgument, "the items of one order have prices in more than one currency", "place one order for each currency"},
+	{"AMOUNT_OVERFLOW", connect.CodeInvalidArgument, "the order's amount does not fit into 64 bits of minor units", "order fewer units"},
+	{"INVALID_ARGUMENT", connect.CodeInvalidArgument, "a field breaks its rule; the message names it", "correct the value that the message names"},
+	{"UNAUTHENTICATED", connect.CodeUnauthenticated, "the token is missing, malformed, expired or not of this issuer", "give a token with --token or WEIR_TOKEN; one more: weir token --data DIR --user USER --scope SCOPE"},
+	{"PERMISSION_DENIED", connect.CodePermissionDenied, "the token is good but lacks the scope for this", "use a token with the scope: weir token --data DIR --user USER --scope operator"},
+	{"QUEUE_FULL", connect.CodeResourceExhausted, "the lane has as much waiting as it can do in time", "wait as long as it says and repeat with the same request id"},
+	{"LOG_FULL", connect.CodeResourceExhausted, "the log has no room left; reads go on", "the operator has to make room for the log, then repeat with the same request id"},
+	{"LANE_UNAVAILABLE", connect.CodeUnavailable, "the lane is opening, stepping down or cannot reach its log", "repeat with the same request id"},
+	{"VIEW_BEHIND", connect.CodeUnavailable, "the view did not reach --min-revision in time", "repeat, or give it longer with --wait"},
+	{"DEADLINE_EXCEEDED", connect.CodeDeadlineExceeded, "the answer did not come in time; a change may have happened", "repeat with the same request id: it answers with what happened"},
+	{"INTERNAL", connect.CodeInternal, "a fault in the server; its log has the details", "look at the server's log"},
+}
+
+// reasonNamed returns the entry of a reason.
+func reasonNamed(name string) (reason, bool) {
+	for _, r := range reasons {
+		if r.name == name {
+			return r, true
+		}
+	}
+	return reason{}, false
+}

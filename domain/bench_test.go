@@ -1,0 +1,96 @@
+package domain_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/weirhq/weir/domain"
+)
+
+// hot is a state with one product that never runs out.
+type hot struct {
+	product domain.Product
+	account domain.Account
+}
+
+func (*hot) Order(domain.OrderID) (domain.Order, bool) { return domain.Order{}, false }
+func (h *hot) Product(string) (domain.Product, bool)   { return h.product, true }
+func (h *hot) Stock(string) domain.Account             { return h.account }
+func hotState() (*hot, domain.PlaceOrder)              { return hotWith(1) }
+func hotWith(lines int) (*hot, domain.PlaceOrder) {
+	h := &hot{
+		product: domain.Product{SKU: "mug", Title: "Enamel mug", Price: domain.Money{Currency: "EUR", Minor: 1299}},
+		account: domain.Account{Allotted: 1 << 40, Taken: domain.Tally{Number: 1, Units: 1 << 40}},
+	}
+	place := domain.PlaceOrder{OrderID: orderIDs(1)[0], UserID: "alice", PayBy: epoch.Add(time.Minute)}
+	for i := range lines {
+		place.Lines = append(place.Lines, domain.LineRequest{SKU: "mug" + string(rune('A'+i)), Units: 1})
+	}
+	return h, place
+}
+
+// The command in its interface, the lines, the event in its interface and the list of events.
+const placeAllocsMax = 4
+
+func TestPlacingAnOrderOfOneLineAllocatesLittle(t *testing.T) {
+	h, place := hotState()
+	allocs := testing.AllocsPerRun(100, func() {
+		if _, err := domain.Decide(h, place, epoch); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocs > placeAllocsMax {
+		t.Errorf("Decide allocates %v times, want at most %d", allocs, placeAllocsMax)
+	}
+	events, err := domain.Decide(h, place, epoch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var free int64
+	if allocs := testing.AllocsPerRun(100, func() {
+		for sku := range domain.SKUs(events[0]) {
+			free += h.account.Evolve(events[0], sku).Allotted
+		}
+	}); allocs > 0 {
+		t.Errorf("evolving the accounts allocates %v times, want 0", allocs)
+	}
+}
+
+func BenchmarkDecidePlaceOrder(b *testing.B) {
+	for name, lines := range map[string]int{"lines=1": 1, "lines=3": 3, "lines=26": 26} {
+		b.Run(name, func(b *testing.B) {
+			h, place := hotWith(lines)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := domain.Decide(h, place, epoch); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkEvolveAccount(b *testing.B) {
+	h, place := hotState()
+	events, err := domain.Decide(h, place, epoch)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	account := h.account
+	for b.Loop() {
+		for sku := range domain.SKUs(events[0]) {
+			account = account.Evolve(events[0], sku)
+		}
+	}
+}
+
+func BenchmarkOrderIDText(b *testing.B) {
+	id := orderIDs(1)[0]
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := domain.ParseOrderID(id.String()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

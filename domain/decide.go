@@ -1,0 +1,275 @@
+package domain
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"time"
+	"unicode/utf8"
+)
+
+// Limits of what a command may ask for.
+const (
+	// LinesMax is the largest number of lines of an order.
+	LinesMax = 100
+	// LineUnitsMax is the largest number of units of one line.
+	LineUnitsMax = 1_000_000
+	// ReceiveUnitsMax is the largest number of units received at once.
+	ReceiveUnitsMax = 1_000_000_000
+	// PriceMinorMax is the highest price of one unit, in minor units.
+	PriceMinorMax = 1_000_000_000_000
+	// NameLenMax is the longest SKU or user id, in characters.
+	NameLenMax = 64
+	// TitleBytesMax is the longest title.
+	TitleBytesMax = 200
+	// ReasonBytesMax is the longest reason of a cancellation.
+	ReasonBytesMax = 200
+	// SubjectBytesMax is the longest name of whoever asked.
+	SubjectBytesMax = 200
+	// SealedNoteBytesMax is the longest sealed note: 1,000 bytes of note and what sealing adds.
+	SealedNoteBytesMax = 2048
+)
+
+// Decide turns a command into events, given the lane's state and log time. No events and no error means that there is
+// nothing left to do: the same command was decided before. The error is a Refusal or a *GrantOutOfOrderError.
+//
+// Every event that Decide returns keeps every account of the lane within I3; Decide panics rather than break it.
+func Decide(s State, c Command, at time.Time) ([]Event, error) {
+	switch c := c.(type) {
+	case PlaceOrder:
+		return c.decide(s, at)
+	case CancelOrder:
+		return c.decide(s)
+	case ExpireOrder:
+		return c.decide(s, at)
+	case PutProduct:
+		return c.decide(s)
+	case ReceiveStock:
+		return c.decide(s)
+	case AllotStock:
+		return c.decide(s)
+	}
+	panic(fmt.Sprintf("domain: bug: unknown command %T", c))
+}
+
+func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
+	if _, placed := s.Order(c.OrderID); placed {
+		return nil, nil // Same command again: nothing to say.
+	}
+	if err := c.check(at); err != nil {
+		return nil, err
+	}
+	lines := make([]Line, len(c.Lines))
+	var total Money
+	for i := range c.Lines {
+		want := &c.Lines[i]
+		product, known := s.Product(want.SKU)
+		if !known {
+			return nil, &UnknownProductError{SKU: want.SKU}
+		}
+		amount, err := product.Price.Times(want.Units)
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			total = amount
+		} else if total, err = total.Add(amount); err != nil {
+			return nil, err
+		}
+		account := s.Stock(want.SKU)
+		if want.Units > account.Allotted {
+			return nil, &OutOfStockError{SKU: want.SKU, Want: want.Units, Free: account.Allotted}
+		}
+		// Each SKU is in one line only, so this is all that the order does to the account.
+		assertAccount(account.reserve(want.Units).checkLane(), want.SKU)
+		lines[i] = Line{SKU: want.SKU, Units: want.Units, Title: product.Title, PriceMinor: product.Price.Minor}
+	}
+	return []Event{OrderPlaced{
+		OrderID: c.OrderID, UserID: c.UserID, Lines: lines, Total: total, PayBy: c.PayBy, SealedNote: c.SealedNote,
+	}}, nil
+}
+
+// check refuses what no state could make valid.
+func (c *PlaceOrder) check(at time.Time) error {
+	switch {
+	case c.OrderID.IsZero():
+		return &InvalidArgumentError{Argument: "order_id", Problem: "it is zero"}
+	case !validName(c.UserID):
+		return &InvalidArgumentError{Argument: "user_id", Problem: nameProblem}
+	case len(c.Lines) == 0 || len(c.Lines) > LinesMax:
+		return &InvalidArgumentError{Argument: "lines", Problem: fmt.Sprintf("there are %d, want 1 to %d", len(c.Lines), LinesMax)}
+	case len(c.SealedNote) > SealedNoteBytesMax:
+		return &InvalidArgumentError{Argument: "sealed_note", Problem: fmt.Sprintf("it has %d bytes, want at most %d", len(c.SealedNote), SealedNoteBytesMax)}
+	case !c.PayBy.After(at):
+		return &InvalidArgumentError{Argument: "pay_by", Problem: "it has passed"}
+	}
+	for i := range c.Lines {
+		if units := c.Lines[i].Units; units < 1 || units > LineUnitsMax {
+			return &InvalidArgumentError{Argument: "lines[" + strconv.Itoa(i) + "].units", Problem: fmt.Sprintf("it is %d, want 1 to %d", units, LineUnitsMax)}
+		}
+		for j := range i { // LinesMax² / 2 comparisons at most; a map costs more for the usual line or two.
+			if c.Lines[j].SKU == c.Lines[i].SKU {
+				return &InvalidArgumentError{Argument: "lines[" + strconv.Itoa(i) + "].sku", Problem: clip(c.Lines[i].SKU) + " is in two lines"}
+			}
+		}
+	}
+	return nil
+}
+
+func (c CancelOrder) decide(s State) ([]Event, error) {
+	if err := checkText("reason", c.Reason, ReasonBytesMax); err != nil {
+		return nil, err
+	}
+	if err := checkText("by", c.By, SubjectBytesMax); err != nil {
+		return nil, err
+	}
+	order, found := s.Order(c.OrderID)
+	if !found {
+		return nil, &OrderNotFoundError{OrderID: c.OrderID}
+	}
+	switch order.Status {
+	case StatusPendingPayment:
+		released := order.releases()
+		assertReleased(s, released)
+		return []Event{OrderCancelled{
+			OrderID: order.ID, UserID: order.UserID, Reason: c.Reason, By: c.By, Released: released,
+		}}, nil
+	case StatusCancelled:
+		return nil, nil // Same command again: nothing to say.
+	case StatusExpired:
+		return nil, &OrderExpiredError{OrderID: order.ID}
+	}
+	panic(fmt.Sprintf("domain: bug: order %v has status %d", order.ID, order.Status))
+}
+
+func (c ExpireOrder) decide(s State, at time.Time) ([]Event, error) {
+	order, found := s.Order(c.OrderID)
+	if !found || order.Status != StatusPendingPayment || order.PayBy.After(at) {
+		return nil, nil // Ended already, or not due.
+	}
+	released := order.releases()
+	assertReleased(s, released)
+	return []Event{OrderExpired{OrderID: order.ID, UserID: order.UserID, Released: released}}, nil
+}
+
+func (c PutProduct) decide(s State) ([]Event, error) {
+	if !validName(c.SKU) {
+		return nil, &InvalidArgumentError{Argument: "sku", Problem: nameProblem}
+	}
+	if c.Title == "" {
+		return nil, &InvalidArgumentError{Argument: "title", Problem: "it is empty"}
+	}
+	if err := checkText("title", c.Title, TitleBytesMax); err != nil {
+		return nil, err
+	}
+	if !validCurrency(c.Price.Currency) {
+		return nil, &InvalidArgumentError{Argument: "price.currency", Problem: "it is not three upper-case letters"}
+	}
+	if c.Price.Minor < 0 || c.Price.Minor > PriceMinorMax {
+		return nil, &InvalidArgumentError{Argument: "price.minor", Problem: fmt.Sprintf("it is %d, want 0 to %d", c.Price.Minor, PriceMinorMax)}
+	}
+	if now, known := s.Product(c.SKU); known && now.Title == c.Title && now.Price == c.Price {
+		return nil, nil // Same command again: nothing to say.
+	}
+	return []Event{ProductPut(c)}, nil
+}
+
+// decide takes the units into the centre and grants them to the lanes at once, home lane included, in lane order. The
+// home lane takes its own grant in the same commit. Receiving again receives more: only its request makes it the same.
+func (c ReceiveStock) decide(s State) ([]Event, error) {
+	assert(c.Home < c.Lanes, "receive %s: home lane %d of %d lanes", c.SKU, c.Home, c.Lanes)
+	if c.Units < 1 || c.Units > ReceiveUnitsMax {
+		return nil, &InvalidArgumentError{Argument: "units", Problem: fmt.Sprintf("it is %d, want 1 to %d", c.Units, ReceiveUnitsMax)}
+	}
+	if _, known := s.Product(c.SKU); !known {
+		return nil, &UnknownProductError{SKU: c.SKU}
+	}
+	account := s.Stock(c.SKU)
+	if account.Received > math.MaxInt64-c.Units {
+		return nil, &AmountOverflowError{What: fmt.Sprintf("%d units of %s beside %d", c.Units, c.SKU, account.Received)}
+	}
+	events := []Event{StockReceived{SKU: c.SKU, Units: c.Units, ReceivedTotal: account.Received + c.Units}}
+	share := c.Units / int64(c.Lanes)
+	for lane := range c.Lanes {
+		units := share
+		if lane == c.Home {
+			units += c.Units % int64(c.Lanes)
+		}
+		if units == 0 {
+			continue
+		}
+		number := account.GrantedTo(lane).Number + 1
+		events = append(events, StockGranted{SKU: c.SKU, ToLane: lane, GrantNumber: number, Units: units})
+		if lane == c.Home {
+			assert(account.Taken.Number+1 == number, "receive %s: grant %d to the home lane, which took %d", c.SKU, number, account.Taken.Number)
+			events = append(events, StockAllotted{SKU: c.SKU, HomeLane: c.Home, GrantNumber: number, Units: units})
+		}
+	}
+	for _, e := range events {
+		account = account.Evolve(e, c.SKU)
+	}
+	assertAccount(account.Check(), c.SKU)
+	return events, nil
+}
+
+func (c AllotStock) decide(s State) ([]Event, error) {
+	account := s.Stock(c.SKU)
+	if c.GrantNumber <= account.Taken.Number {
+		return nil, nil // Same command again: nothing to say.
+	}
+	if want := account.Taken.Number + 1; c.GrantNumber != want {
+		return nil, &GrantOutOfOrderError{SKU: c.SKU, Number: c.GrantNumber, Want: want}
+	}
+	if !validName(c.SKU) {
+		return nil, &InvalidArgumentError{Argument: "sku", Problem: nameProblem}
+	}
+	if c.Units < 1 {
+		return nil, &InvalidArgumentError{Argument: "units", Problem: fmt.Sprintf("it is %d, want at least 1", c.Units)}
+	}
+	if account.Taken.Units > math.MaxInt64-c.Units {
+		return nil, &AmountOverflowError{What: fmt.Sprintf("%d units of %s beside %d", c.Units, c.SKU, account.Taken.Units)}
+	}
+	allotted := StockAllotted(c)
+	assertAccount(account.Evolve(allotted, c.SKU).Check(), c.SKU)
+	return []Event{allotted}, nil
+}
+
+// assertReleased panics if giving units back would break an account: an order can only give back what it holds.
+func assertReleased(s State, released []Release) {
+	for _, r := range released {
+		assertAccount(s.Stock(r.SKU).release(r.Units).checkLane(), r.SKU)
+	}
+}
+
+func assertAccount(err error, sku string) {
+	if err != nil {
+		panic(fmt.Sprintf("domain: bug: the events decided break the account of %s: %v", sku, err))
+	}
+}
+
+const nameProblem = "it is not 1 to 64 characters of A-Z a-z 0-9 _ -"
+
+// validName reports whether a SKU or a user id is 1 to NameLenMax characters of A-Z a-z 0-9 _ -.
+func validName(name string) bool {
+	if name == "" || len(name) > NameLenMax {
+		return false
+	}
+	for i := range len(name) {
+		switch b := name[i]; {
+		case 'a' <= b && b <= 'z', 'A' <= b && b <= 'Z', '0' <= b && b <= '9', b == '_', b == '-':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func checkText(argument, text string, bytesMax int) error {
+	if len(text) > bytesMax {
+		return &InvalidArgumentError{Argument: argument, Problem: fmt.Sprintf("it has %d bytes, want at most %d", len(text), bytesMax)}
+	}
+	if !utf8.ValidString(text) {
+		return &InvalidArgumentError{Argument: argument, Problem: "it is not UTF-8"}
+	}
+	return nil
+}

@@ -1,0 +1,367 @@
+package domain_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/weirhq/weir/domain"
+)
+
+// Rapid prints the seed of a failure, and takes one: go test -rapid.seed=N.
+
+var skus = []string{"mug", "tee", "fan"}
+
+// drawCommand draws a command that a lane of the world may be given; stock moves are drawn by the machines.
+func drawCommand(t *rapid.T, w *world, ids []domain.OrderID) domain.Command {
+	id := rapid.SampledFrom(ids).Draw(t, "order")
+	switch rapid.SampledFrom([]string{"place", "place", "place", "cancel", "expire", "put"}).Draw(t, "command") {
+	case "place":
+		place := domain.PlaceOrder{OrderID: id, UserID: "alice", PayBy: w.now.Add(time.Minute)}
+		for _, sku := range rapid.SliceOfNDistinct(rapid.SampledFrom(skus), 1, len(skus), rapid.ID).Draw(t, "skus") {
+			place.Lines = append(place.Lines, domain.LineRequest{SKU: sku, Units: rapid.SampledFrom([]int64{1, 1, 2, 3, 7, 0}).Draw(t, "units")})
+		}
+		return place
+	case "cancel":
+		return domain.CancelOrder{OrderID: id, Reason: rapid.SampledFrom([]string{"", "late"}).Draw(t, "reason"), By: "alice"}
+	case "expire":
+		return domain.ExpireOrder{OrderID: id}
+	default:
+		return domain.PutProduct{
+			SKU: rapid.SampledFrom(skus).Draw(t, "sku"), Title: rapid.SampledFrom([]string{"A", "B"}).Draw(t, "title"),
+			Price: domain.Money{Currency: rapid.SampledFrom([]string{"EUR", "EUR", "EUR", "JPY"}).Draw(t, "currency"), Minor: rapid.Int64Range(0, 500).Draw(t, "minor")},
+		}
+	}
+}
+
+func orderIDs(count int) []domain.OrderID {
+	ids := make([]domain.OrderID, count)
+	for i := range ids {
+		ids[i] = domain.NewOrderID(epoch, uint32(i), [10]byte{9: byte(i)})
+	}
+	return ids
+}
+
+// transfer is units on their way between the home lane and another.
+type transfer struct {
+	sku    string
+	lane   int
+	number uint64
+	units  int64
+}
+
+// TestAnySequenceOfCommandsConservesUnits runs commands on 1 to 4 lanes, with grants and returns that arrive late, out
+// of order, repeated or not at all, and checks I3 after every step, and at the end when all have arrived.
+func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(rapid.IntRange(1, 4).Draw(t, "lanes"))
+		ids := orderIDs(6)
+		received := map[string]int64{}
+		var grants, returns []transfer
+		decide := func(lane int, c domain.Command) []domain.Event {
+			events, err := w.decide(lane, c)
+			var refusal domain.Refusal
+			var conflict *domain.GrantOutOfOrderError
+			if err != nil && !errors.As(err, &refusal) && !errors.As(err, &conflict) {
+				t.Fatalf("lane %d decides %+v: %v", lane, c, err)
+			}
+			return events
+		}
+		evolve := func(lane int, e domain.Event) {
+			if err := w.evolve(lane, e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		home := func(sku string) int { return slices.Index(skus, sku) % len(w.lanes) }
+		allot := func(g transfer) {
+			decide(g.lane, domain.AllotStock{SKU: g.sku, HomeLane: uint32(home(g.sku)), GrantNumber: g.number, Units: g.units})
+		}
+		// The home lane's next reclaim from the lane of r, if r is it.
+		reclaim := func(r transfer) {
+			account := w.lanes[home(r.sku)].accounts[r.sku]
+			if account.ReclaimedFrom(uint32(r.lane)).Number+1 == r.number {
+				evolve(home(r.sku), domain.StockReclaimed{SKU: r.sku, FromLane: uint32(r.lane), ReturnNumber: r.number, Units: r.units})
+			}
+		}
+		receive := func(sku string, units int64) {
+			for _, e := range decide(home(sku), domain.ReceiveStock{SKU: sku, Units: units, Home: uint32(home(sku)), Lanes: uint32(len(w.lanes))}) {
+				if e, ok := e.(domain.StockReceived); ok {
+					received[sku] += e.Units
+				}
+				if e, ok := e.(domain.StockGranted); ok {
+					grants = append(grants, transfer{sku: sku, lane: int(e.ToLane), number: e.GrantNumber, units: e.Units})
+				}
+			}
+		}
+		for _, sku := range skus {
+			decide(home(sku), domain.PutProduct{SKU: sku, Title: "A", Price: domain.Money{Currency: "EUR", Minor: 100}})
+			receive(sku, 12)
+		}
+		anyLane := rapid.IntRange(0, len(w.lanes)-1)
+		anySKU := rapid.SampledFrom(skus)
+		t.Repeat(map[string]func(*rapid.T){
+			"command": func(t *rapid.T) {
+				for range 5 { // Orders are what it is about.
+					decide(anyLane.Draw(t, "lane"), drawCommand(t, w, ids))
+				}
+			},
+			"clock": func(t *rapid.T) {
+				w.now = w.now.Add(time.Duration(rapid.IntRange(0, 90).Draw(t, "seconds")) * time.Second)
+			},
+			"receive": func(t *rapid.T) {
+				receive(anySKU.Draw(t, "sku"), rapid.Int64Range(1, 30).Draw(t, "units"))
+			},
+			"deliver a grant": func(t *rapid.T) {
+				if len(grants) > 0 {
+					allot(rapid.SampledFrom(grants).Draw(t, "grant"))
+				}
+			},
+			"return": func(t *rapid.T) {
+				lane, sku := anyLane.Draw(t, "lane"), anySKU.Draw(t, "sku")
+				account := w.lanes[lane].accounts[sku]
+				if account.Allotted == 0 {
+					return
+				}
+				r := transfer{sku: sku, lane: lane, number: account.Returned.Number + 1, units: rapid.Int64Range(1, account.Allotted).Draw(t, "units")}
+				evolve(lane, domain.StockReturned{SKU: sku, HomeLane: uint32(home(sku)), ReturnNumber: r.number, Units: r.units})
+				returns = append(returns, r)
+			},
+			"deliver a return": func(t *rapid.T) {
+				if len(returns) > 0 {
+					reclaim(rapid.SampledFrom(returns).Draw(t, "return"))
+				}
+			},
+			"": func(t *rapid.T) {
+				if err := w.check(); err != nil {
+					t.Fatal(err)
+				}
+			},
+		})
+		for _, g := range grants { // In order, so that each is taken in the end.
+			allot(g)
+		}
+		for _, r := range returns {
+			reclaim(r)
+		}
+		for _, sku := range skus {
+			if l := domain.Sum(w.accounts(sku)); l.InTransit != 0 || l.Received != received[sku] {
+				t.Fatalf("%s: all has arrived, but %+v; received %d", sku, l, received[sku])
+			}
+		}
+		if err := w.check(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestTheSameCommandTwiceDecidesNothingNew holds for every command but ReceiveStock, which is the request ledger's.
+func TestTheSameCommandTwiceDecidesNothingNew(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(1)
+		if rapid.Bool().Draw(t, "stocked") {
+			for _, sku := range skus {
+				for _, c := range []domain.Command{
+					domain.PutProduct{SKU: sku, Title: "A", Price: domain.Money{Currency: "EUR", Minor: 100}},
+					domain.ReceiveStock{SKU: sku, Units: 9, Lanes: 1},
+				} {
+					if _, err := w.decide(0, c); err != nil {
+						t.Fatalf("%+v: %v", c, err)
+					}
+				}
+			}
+		}
+		ids := orderIDs(3)
+		for range rapid.IntRange(1, 30).Draw(t, "steps") {
+			var c domain.Command
+			if rapid.IntRange(0, 3).Draw(t, "stock") == 0 {
+				sku := rapid.SampledFrom(skus).Draw(t, "sku")
+				taken := w.lanes[0].accounts[sku].Taken.Number
+				c = domain.AllotStock{SKU: sku, GrantNumber: taken + rapid.Uint64Range(0, 2).Draw(t, "grant"), Units: rapid.Int64Range(1, 9).Draw(t, "units")}
+			} else {
+				c = drawCommand(t, w, ids)
+			}
+			w.now = w.now.Add(time.Duration(rapid.IntRange(0, 40).Draw(t, "seconds")) * time.Second)
+			events, err := w.decide(0, c)
+			if err != nil {
+				if again, repeated := w.decide(0, c); len(again) > 0 || repeated == nil || repeated.Error() != err.Error() {
+					t.Fatalf("%+v was refused: %v; again: %v, %v", c, err, again, repeated)
+				}
+				continue
+			}
+			if again, err := w.decide(0, c); err != nil || len(again) > 0 {
+				t.Fatalf("%+v yielded %+v; again: %+v, %v", c, events, again, err)
+			}
+		}
+	})
+}
+
+// drawEvent draws any event at all, absurd ones included.
+func drawEvent(t *rapid.T) domain.Event {
+	sku := rapid.SampledFrom(skus).Draw(t, "sku")
+	lane := rapid.Uint32().Draw(t, "lane")
+	number := rapid.Uint64().Draw(t, "number")
+	units := rapid.Int64().Draw(t, "units")
+	released := []domain.Release{{SKU: sku, Units: units}, {SKU: "mug", Units: units}}
+	switch rapid.IntRange(0, 8).Draw(t, "event") {
+	case 0:
+		return domain.OrderPlaced{Lines: []domain.Line{{SKU: sku, Units: units, PriceMinor: units}, {SKU: sku, Units: 1}}}
+	case 1:
+		return domain.OrderCancelled{Released: released}
+	case 2:
+		return domain.OrderExpired{Released: released}
+	case 3:
+		return domain.ProductPut{SKU: sku, Price: domain.Money{Minor: units}}
+	case 4:
+		return domain.StockReceived{SKU: sku, Units: units, ReceivedTotal: rapid.Int64().Draw(t, "total")}
+	case 5:
+		return domain.StockGranted{SKU: sku, ToLane: lane, GrantNumber: number, Units: units}
+	case 6:
+		return domain.StockAllotted{SKU: sku, HomeLane: lane, GrantNumber: number, Units: units}
+	case 7:
+		return domain.StockReturned{SKU: sku, HomeLane: lane, ReturnNumber: number, Units: units}
+	default:
+		return domain.StockReclaimed{SKU: sku, FromLane: lane, ReturnNumber: number, Units: units}
+	}
+}
+
+// TestEvolveTakesAnyEventAndChangesNothingInPlace: Evolve never fails, and whoever holds the state of before still has it.
+func TestEvolveTakesAnyEventAndChangesNothingInPlace(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var account domain.Account
+		var order domain.Order
+		var product domain.Product
+		for range rapid.IntRange(1, 20).Draw(t, "events") {
+			e := drawEvent(t)
+			before := fmt.Sprintf("%+v %+v", account, order)
+			next, nextOrder := account.Evolve(e, "mug"), order.Evolve(e, epoch)
+			if after := fmt.Sprintf("%+v %+v", account, order); after != before {
+				t.Fatalf("%+v changed\n%s to\n%s", e, before, after)
+			}
+			if again := account.Evolve(e, "mug"); !again.Equal(next) {
+				t.Fatalf("%+v made\n%+v, then\n%+v", e, next, again)
+			}
+			if touched := slices.Contains(slices.Collect(domain.SKUs(e)), "mug"); !touched && !next.Equal(account) {
+				t.Fatalf("%+v is not of mug, but made\n%+v of\n%+v", e, next, account)
+			}
+			account, order, product = next, nextOrder, product.Evolve(e, epoch)
+			_ = account.Check()
+		}
+	})
+}
+
+// broken is a state that contradicts itself: an order holds units that no account knows of.
+type broken struct{ account domain.Account }
+
+func (broken) Order(id domain.OrderID) (domain.Order, bool) {
+	return domain.Order{
+		ID: id, UserID: "alice", Status: domain.StatusPendingPayment, Lines: []domain.Line{{SKU: "mug", Units: 2}}, PayBy: epoch,
+	}, id == orderIDs(1)[0]
+}
+
+func (broken) Product(sku string) (domain.Product, bool) {
+	return domain.Product{SKU: sku, Price: domain.Money{Currency: "EUR", Minor: 1}}, true
+}
+
+func (b broken) Stock(string) domain.Account { return b.account }
+
+func TestDecideAssertsTheAccountsItTouches(t *testing.T) {
+	for name, planted := range map[string]struct {
+		state   domain.State
+		command domain.Command
+	}{
+		"a cancellation releases more than is reserved": {broken{}, domain.CancelOrder{OrderID: orderIDs(1)[0]}},
+		"an expiry releases more than is reserved":      {broken{}, domain.ExpireOrder{OrderID: orderIDs(1)[0]}},
+		"an order takes units that were never taken from a grant": {
+			broken{domain.Account{Allotted: 5}},
+			domain.PlaceOrder{OrderID: orderIDs(2)[1], UserID: "alice", Lines: []domain.LineRequest{{SKU: "mug", Units: 1}}, PayBy: epoch.Add(1)},
+		},
+		"an allotment joins units that were never taken from a grant": {
+			broken{domain.Account{Allotted: 5}},
+			domain.AllotStock{SKU: "mug", GrantNumber: 1, Units: 1},
+		},
+		"units are received into a centre that is short": {
+			broken{domain.Account{Received: 5, Central: 4}},
+			domain.ReceiveStock{SKU: "mug", Units: 1, Lanes: 1},
+		},
+		"units are received by a lane that cannot be the home": {
+			broken{},
+			domain.ReceiveStock{SKU: "mug", Units: 1, Home: 1, Lanes: 1},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer func() {
+				if said := fmt.Sprint(recover()); !strings.HasPrefix(said, "domain: bug: ") {
+					t.Errorf("recovered %q, want a bug", said)
+				}
+			}()
+			events, err := domain.Decide(planted.state, planted.command, epoch)
+			t.Errorf("decided %+v, %v", events, err)
+		})
+	}
+}
+
+func TestConservedSeesEveryWayToLoseUnits(t *testing.T) {
+	w := newWorld(2)
+	for _, c := range []domain.Command{
+		domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1}},
+		domain.ReceiveStock{SKU: "mug", Units: 10, Lanes: 2},
+		domain.ReceiveStock{SKU: "mug", Units: 10, Lanes: 2},
+	} {
+		if _, err := w.decide(0, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.decide(1, domain.AllotStock{SKU: "mug", GrantNumber: 1, Units: 5}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.evolve(1, domain.StockReturned{SKU: "mug", ReturnNumber: 1, Units: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.evolve(0, domain.StockReclaimed{SKU: "mug", FromLane: 1, ReturnNumber: 1, Units: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if err := domain.Conserved(w.accounts("mug")); err != nil {
+		t.Fatalf("before anything is lost: %v", err)
+	}
+	for name, plant := range map[string]func(home, other *domain.Account){
+		"a unit vanishes from an allotment":         func(_, other *domain.Account) { other.Allotted-- },
+		"a unit appears in an allotment":            func(_, other *domain.Account) { other.Allotted++ },
+		"a unit is reserved out of nothing":         func(_, other *domain.Account) { other.Reserved++ },
+		"an allotment is oversold":                  func(_, other *domain.Account) { *other = other.Evolve(sold(4), "mug") },
+		"a unit vanishes from the centre":           func(home, _ *domain.Account) { home.Central-- },
+		"a receipt is counted twice":                func(home, _ *domain.Account) { home.Received += 10 },
+		"more is taken than was granted":            func(_, other *domain.Account) { *other = other.Evolve(allotted(2, 6), "mug") },
+		"less is taken than was granted":            func(_, other *domain.Account) { *other = other.Evolve(allotted(2, 4), "mug") },
+		"a grant is taken twice":                    func(_, other *domain.Account) { *other = other.Evolve(allotted(1, 5), "mug") },
+		"a grant is taken that was not made":        func(_, other *domain.Account) { *other = other.Evolve(allotted(3, 5), "mug") },
+		"a return is reclaimed twice":               func(home, _ *domain.Account) { *home = home.Evolve(reclaimed(1, 2), "mug") },
+		"a return is reclaimed that was not made":   func(home, _ *domain.Account) { *home = home.Evolve(reclaimed(2, 1), "mug") },
+		"two lanes say that they are the home lane": func(home, other *domain.Account) { other.Received, other.Granted = home.Received, home.Granted },
+	} {
+		t.Run(name, func(t *testing.T) {
+			accounts := w.accounts("mug")
+			home, other := accounts[0], accounts[1]
+			plant(&home, &other)
+			if err := domain.Conserved(map[uint32]domain.Account{0: home, 1: other}); err == nil {
+				t.Errorf("Conserved sees nothing in home %+v, other %+v", home, other)
+			}
+		})
+	}
+}
+
+func sold(units int64) domain.Event {
+	return domain.OrderPlaced{Lines: []domain.Line{{SKU: "mug", Units: units}}}
+}
+
+func allotted(number uint64, units int64) domain.Event {
+	return domain.StockAllotted{SKU: "mug", GrantNumber: number, Units: units}
+}
+
+func reclaimed(number uint64, units int64) domain.Event {
+	return domain.StockReclaimed{SKU: "mug", FromLane: 1, ReturnNumber: number, Units: units}
+}

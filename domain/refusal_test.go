@@ -1,0 +1,53 @@
+package domain_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/weirhq/weir/domain"
+)
+
+func TestEveryRefusalSaysItsReasonAndItsFacts(t *testing.T) {
+	id := orderIDs(1)[0]
+	long := strings.Repeat("é", 999)
+	for _, c := range []struct {
+		refusal  domain.Refusal
+		reason   domain.Reason
+		sentinel error
+		fact     string
+		value    string
+	}{
+		{&domain.OutOfStockError{SKU: "mug", Want: 3, Free: 1}, "OUT_OF_STOCK", domain.ErrOutOfStock, "free", "1"},
+		{&domain.UnknownProductError{SKU: "mug"}, "UNKNOWN_PRODUCT", domain.ErrUnknownProduct, "sku", "mug"},
+		{&domain.UnknownProductError{SKU: long}, "UNKNOWN_PRODUCT", domain.ErrUnknownProduct, "sku", strings.Repeat("é", 32) + "…"},
+		{&domain.OrderNotFoundError{OrderID: id}, "ORDER_NOT_FOUND", domain.ErrOrderNotFound, "order_id", id.String()},
+		{&domain.OrderExpiredError{OrderID: id}, "ORDER_EXPIRED", domain.ErrOrderExpired, "order_id", id.String()},
+		{&domain.MixedCurrenciesError{First: "EUR", Other: "JPY"}, "MIXED_CURRENCIES", domain.ErrMixedCurrencies, "other", "JPY"},
+		{&domain.AmountOverflowError{What: "1 + 1"}, "AMOUNT_OVERFLOW", domain.ErrAmountOverflow, "amount", "1 + 1"},
+		{&domain.InvalidArgumentError{Argument: "units", Problem: "it is 0"}, "INVALID_ARGUMENT", domain.ErrInvalidArgument, "argument", "units"},
+		{&domain.InvalidIDError{Text: long, Problem: "it is long"}, "INVALID_ARGUMENT", domain.ErrInvalidArgument, "argument", "order_id"},
+		{&domain.InvalidMoneyError{Text: "x" + long, Problem: "it is long"}, "INVALID_ARGUMENT", domain.ErrInvalidArgument, "problem", "it is long"},
+	} {
+		err := fmt.Errorf("wrapped: %w", c.refusal)
+		var refusal domain.Refusal
+		if !errors.As(err, &refusal) || refusal.Reason() != c.reason || !errors.Is(err, c.sentinel) {
+			t.Errorf("%v: got reason %s, want %s", err, c.refusal.Reason(), c.reason)
+		}
+		if got := c.refusal.Facts()[c.fact]; got != c.value {
+			t.Errorf("%v: %s is %q, want %q", err, c.fact, got, c.value)
+		}
+		if message := c.refusal.Error(); message == "" || len(message) > 200 || !utf8.ValidString(message) {
+			t.Errorf("%T: the message is %q", c.refusal, message)
+		}
+	}
+}
+
+func TestAConflictIsNotARefusal(t *testing.T) {
+	var refusal domain.Refusal
+	if err := error(&domain.GrantOutOfOrderError{SKU: "mug", Number: 3, Want: 2}); errors.As(err, &refusal) {
+		t.Errorf("%v is a refusal", err)
+	}
+}

@@ -1,0 +1,89 @@
+package projections
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
+	"github.com/weirhq/weir/eventstore"
+)
+
+// kind is what an event is about. Projections switch on it.
+type kind uint8
+
+// The kinds of events, one for each type.
+const (
+	kindLaneOpened kind = iota // A fence of the log's own: no view cares.
+	kindOrderPlaced
+	kindOrderCancelled
+	kindOrderExpired
+	kindProductPut
+	kindStockReceived
+	kindStockGranted
+	kindStockAllotted
+	kindStockReturned
+	kindStockReclaimed
+)
+
+// payloadVersion is the newest version of any event's payload that the views read.
+const payloadVersion = 1
+
+// A change is one event of the log as a projection sees it.
+type change struct {
+	kind  kind
+	event *eventstore.Event
+	// number and at are the commit's number and log time.
+	number uint64
+	at     time.Time
+	// order is the id of the order, for the kinds that change one.
+	order domain.OrderID
+}
+
+// changeOf reads the envelope of an event. A type or version that this program does not know is a
+// *stored.UnknownEventError: a view that passed over it would not be the fold of the log (I6).
+func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32, topology eventstore.Topology) (change, error) {
+	c := change{event: event, number: number, at: at}
+	switch event.Type {
+	case stored.TypeOrderPlaced:
+		c.kind = kindOrderPlaced
+	case stored.TypeOrderCancelled:
+		c.kind = kindOrderCancelled
+	case stored.TypeOrderExpired:
+		c.kind = kindOrderExpired
+	case stored.TypeProductPut:
+		c.kind = kindProductPut
+	case stored.TypeStockReceived:
+		c.kind = kindStockReceived
+	case stored.TypeStockGranted:
+		c.kind = kindStockGranted
+	case stored.TypeStockAllotted:
+		c.kind = kindStockAllotted
+	case stored.TypeStockReturned:
+		c.kind = kindStockReturned
+	case stored.TypeStockReclaimed:
+		c.kind = kindStockReclaimed
+	case eventstore.TypeLaneOpened:
+		return c, nil
+	default:
+		return change{}, &stored.UnknownEventError{Type: event.Type, Version: event.Version}
+	}
+	if event.Version > payloadVersion {
+		return change{}, &stored.UnknownEventError{Type: event.Type, Version: event.Version, Newest: payloadVersion}
+	}
+	if c.kind.isOrder() {
+		id, err := domain.ParseOrderID(event.AggregateID)
+		if err != nil {
+			return change{}, err
+		}
+		if home := topology.LaneOf(id.Partition()); home != lane {
+			return change{}, fmt.Errorf("order %s belongs to lane %d", event.AggregateID, home)
+		}
+		c.order = id
+	}
+	return c, nil
+}
+
+func (k kind) isOrder() bool {
+	return k == kindOrderPlaced || k == kindOrderCancelled || k == kindOrderExpired
+}

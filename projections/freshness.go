@@ -1,0 +1,197 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// A Revision names a position in the log: the state after one commit of one lane.
+type Revision struct {
+	Lane uint32
+	// Commit counts from 1; 0 is before the first.
+	Commit uint64
+}
+
+// Min is the least that a read has to know, and how long it may wait for it.
+type Min struct {
+	Lane uint32
+	// Commit is the number of a commit; 0 asks for nothing.
+	Commit uint64
+	// Wait bounds the wait.
+	Wait time.Duration
+}
+
+// FreshnessState says how a view stands to the log. The numbers are those of weir.type.v1.Freshness.State.
+type FreshnessState uint8
+
+// The states of a view.
+const (
+	// StateFresh: the view holds every commit that this node knows of, and the Min that was asked for.
+	StateFresh FreshnessState = 1
+	// StateCatchingUp: the view is behind; the answer is true as of its position.
+	StateCatchingUp FreshnessState = 2
+)
+
+// Freshness says how far the view that answered has followed the log.
+type Freshness struct {
+	State FreshnessState
+	// Lane and Commit are the view's position: the answer holds that commit and all before it.
+	Lane   uint32
+	Commit uint64
+	// LagCommits counts the commits between the position and the newest one known.
+	LagCommits uint64
+	// AsOf is the log time of the position, zero before the first commit.
+	AsOf time.Time
+}
+
+// Errors of reads that a caller acts on.
+var (
+	// ErrNotFound: there is no such key in the view.
+	ErrNotFound = errors.New("not found")
+	// ErrBehind: there is no such key in the view, but the view does not reach as far as was asked.
+	ErrBehind = errors.New("the view is behind")
+	// ErrNoSuchLane: a Min names a lane that is not in the topology.
+	ErrNoSuchLane = errors.New("no such lane")
+	// ErrStopped: the runner that feeds the view has stopped.
+	ErrStopped = errors.New("the view's runner has stopped")
+)
+
+// freshness returns how far the views of the lane are at this moment.
+func (r *Runner) freshness() Freshness {
+	applied := r.applied.Load()
+	f := Freshness{State: StateFresh, Lane: r.lane, Commit: applied.Number, AsOf: applied.at}
+	if head := r.head.Load(); head > applied.Number {
+		f.LagCommits = head - applied.Number
+	}
+	if f.LagCommits > 0 || !r.headKnown.Load() {
+		f.State = StateCatchingUp
+	}
+	return f
+}
+
+// waitersMax bounds the reads that wait for one lane's views; one more is answered as if its wait were over.
+const waitersMax = 1 << 14
+
+// await waits until the lane's views hold a commit. It reports false when wait is over first, and an error when ctx ends.
+func (r *Runner) await(ctx context.Context, commit uint64, wait time.Duration) (bool, error) {
+	if r.applied.Load().Number >= commit {
+		return true, nil
+	}
+	if wait <= 0 {
+		return false, nil
+	}
+	arrived, leave := r.arrivals.enter(commit)
+	if arrived == nil {
+		return false, nil
+	}
+	defer leave()
+	// The commit may have arrived before the entry was made; if not, whoever takes it in sees the entry.
+	if r.applied.Load().Number >= commit {
+		return true, nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-arrived:
+		return true, nil
+	case <-timer.C:
+	case <-r.stopped:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	return r.applied.Load().Number >= commit, nil
+}
+
+// arrivals wake whoever waits for a commit, and nobody else.
+type arrivals struct {
+	mu       sync.Mutex
+	byCommit map[uint64]*arrival
+	waiters  int
+}
+
+type arrival struct {
+	arrived chan struct{}
+	waiters int
+}
+
+func (a *arrivals) init() { a.byCommit = make(map[uint64]*arrival) }
+
+// enter returns a channel that is closed once the commit is reached, nil when too many wait already. The caller leaves
+// when it no longer waits.
+func (a *arrivals) enter(commit uint64) (arrived <-chan struct{}, leave func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.waiters >= waitersMax {
+		return nil, nil
+	}
+	entry := a.byCommit[commit]
+	if entry == nil {
+		entry = &arrival{arrived: make(chan struct{})}
+		a.byCommit[commit] = entry
+	}
+	entry.waiters++
+	a.waiters++
+	return entry.arrived, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.waiters--
+		if entry.waiters--; entry.waiters == 0 && a.byCommit[commit] == entry {
+			delete(a.byCommit, commit)
+		}
+	}
+}
+
+// reached wakes those who wait for the commit or one before it.
+func (a *arrivals) reached(commit uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for number, entry := range a.byCommit {
+		if number <= commit {
+			close(entry.arrived)
+			delete(a.byCommit, number)
+		}
+	}
+}
+
+// A ProjectionStatus says how far one projection has followed one lane.
+type ProjectionStatus struct {
+	Projection string
+	Version    uint32
+	Freshness
+	// Head is the newest commit known.
+	Head uint64
+	// Stopped says that nothing feeds the view any more.
+	Stopped bool
+}
+
+// Status returns how far each projection has followed the lane.
+func (r *Runner) Status() []ProjectionStatus {
+	statuses := make([]ProjectionStatus, 0, len(Projections))
+	fresh := r.freshness()
+	stopped := false
+	select {
+	case <-r.stopped:
+		stopped = true
+	default:
+	}
+	for i := range Projections {
+		statuses = append(statuses, ProjectionStatus{
+			Projection: Projections[i].Name, Version: Projections[i].Version, Freshness: fresh,
+			Head: fresh.Commit + fresh.LagCommits, Stopped: stopped,
+		})
+	}
+	return statuses
+}
+
+func (f Freshness) String() string {
+	switch f.State {
+	case StateFresh:
+		return fmt.Sprintf("fresh at commit %d of lane %d", f.Commit, f.Lane)
+	case StateCatchingUp:
+		return fmt.Sprintf("%d commits behind at commit %d of lane %d", f.LagCommits, f.Commit, f.Lane)
+	}
+	return "unknown"
+}

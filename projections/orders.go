@@ -1,0 +1,95 @@
+package projections
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/weirhq/weir/domain"
+)
+
+// Two views hold orders.
+//
+//	orders          order id, 16 bytes → the order's record
+//	orders-by-user  length of the user id, the user id, the order id's complement → status, 1 byte
+//
+// The complement makes the newest order the first of its user's.
+
+// userIDBytesMax is the longest user id that the index takes; the API lets in 64.
+const userIDBytesMax = 255
+
+// applyOrders appends the event to its order's record.
+func applyOrders(v *view, c *change) error {
+	if !c.kind.isOrder() {
+		return nil
+	}
+	entry := Entry{Number: c.number, At: c.at, Type: c.event.Type, Version: c.event.Version, Payload: c.event.Payload}
+	if c.kind == kindOrderPlaced {
+		entry.UserID = c.event.UserID
+	}
+	var op *pebble.DeferredBatchOp
+	if keyBytes, valueBytes := prefixBytes+len(c.order), EntryBytes(entry); c.kind == kindOrderPlaced {
+		op = v.batch.SetDeferred(keyBytes, valueBytes)
+	} else {
+		op = v.batch.MergeDeferred(keyBytes, valueBytes)
+	}
+	putOrderKey(op.Key, v.prefix, c.order)
+	AppendEntry(op.Value[:0], entry)
+	return op.Finish()
+}
+
+func putOrderKey(key []byte, p prefix, id domain.OrderID) {
+	copy(key, p[:])
+	copy(key[prefixBytes:], id[:])
+}
+
+// applyOrdersByUser notes the order's status under its user.
+func applyOrdersByUser(v *view, c *change) error {
+	var status domain.OrderStatus
+	switch c.kind {
+	case kindOrderPlaced:
+		status = domain.StatusPendingPayment
+	case kindOrderCancelled:
+		status = domain.StatusCancelled
+	case kindOrderExpired:
+		status = domain.StatusExpired
+	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
+		return nil
+	}
+	userID := c.event.UserID
+	if userID == "" || len(userID) > userIDBytesMax {
+		return fmt.Errorf("a user id has %d bytes, want 1 to %d", len(userID), userIDBytesMax)
+	}
+	op := v.batch.SetDeferred(prefixBytes+1+len(userID)+len(c.order), 1)
+	key := append(op.Key[:0], v.prefix[:]...)
+	appendComplement(appendUser(key, userID), c.order)
+	op.Value[0] = byte(status)
+	return op.Finish()
+}
+
+// appendUser appends the part of an index key that all of a user's orders have.
+func appendUser(key []byte, userID string) []byte {
+	return append(append(key, byte(len(userID))), userID...)
+}
+
+// appendComplement appends the order id with every bit turned over; turning it over again gives it back.
+func appendComplement(key []byte, id domain.OrderID) []byte {
+	key = binary.BigEndian.AppendUint64(key, ^binary.BigEndian.Uint64(id[:8]))
+	return binary.BigEndian.AppendUint64(key, ^binary.BigEndian.Uint64(id[8:]))
+}
+
+// errIndexDamaged says that a key or value of the index is not what applyOrdersByUser wrote.
+var errIndexDamaged = errors.New("the index of orders by user is damaged")
+
+// readIndexEntry reads what the index says of one order.
+func readIndexEntry(key, value []byte) (domain.OrderID, domain.OrderStatus, error) {
+	var id domain.OrderID
+	if len(key) < prefixBytes+len(id) || len(value) != 1 {
+		return id, 0, errIndexDamaged
+	}
+	copy(id[:], key[len(key)-len(id):])
+	copy(id[:], appendComplement(nil, id))
+	return id, domain.OrderStatus(value[0]), nil
+}

@@ -1,0 +1,444 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+)
+
+// Limits of a Runner.
+const (
+	// batchCommitsMax bounds the commits that one Pebble batch takes in.
+	batchCommitsMax = 512
+	// batchBytesMax ends a batch once it is this large.
+	batchBytesMax = 2 << 20
+	// tailIdleMax is how long a runner waits for the lane's writer to offer a commit before it follows the log instead:
+	// the lane may have moved to another node.
+	tailIdleMax = time.Second
+	// retryDelayMin and retryDelayMax bound the pause before a log that could not be read is read again. The pause
+	// doubles with each failure in a row.
+	retryDelayMin = 50 * time.Millisecond
+	retryDelayMax = 5 * time.Second
+)
+
+// RunnerOptions configure a Runner.
+type RunnerOptions struct {
+	// Store to keep the views in.
+	Store *Store
+	// Lane to follow, of Lanes.
+	Lane, Lanes uint32
+	// Log of the lane.
+	Log eventstore.Log
+	// Logger is told when the log cannot be read; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// A Runner feeds one lane to every projection, in order: many commits to one Pebble batch, with the position in the
+// same batch. It checks the numbers and the chain of everything it reads, and stops at a commit that does not fit (I2).
+type Runner struct {
+	lane     uint32
+	topology eventstore.Topology
+	log      eventstore.Log
+	db       *pebble.DB
+	logger   *slog.Logger
+
+	// Owned by Run.
+	views    []*view
+	batch    *pebble.Batch
+	position progress // newest commit in the batch; the oldest of the views' at the start
+	pending  int      // commits in the batch
+	torn     bool     // the batch holds a part of a commit
+	changes  []change // events of the commit that is being taken in
+	changed  []domain.OrderID
+	offers   []offer
+
+	tail     tail
+	tailIdle time.Duration // tailIdleMax, except in tests
+	arrivals arrivals
+	watchers watchers
+	started  atomic.Bool
+	stopped  chan struct{} // closed when Run returns
+
+	applied atomic.Pointer[progress]
+	// head is the newest commit known to exist. It means nothing until headKnown.
+	head      atomic.Uint64
+	headKnown atomic.Bool
+	// target is the head when Run began: before it is reached, that a key is missing says nothing.
+	target atomic.Uint64
+}
+
+// NewRunner opens a lane's views, and drops those that another version of this program wrote. Until Run runs they are
+// read as they are.
+func NewRunner(options RunnerOptions) (*Runner, error) {
+	topology := eventstore.Topology{Lanes: options.Lanes}
+	if err := topology.Validate(); err != nil {
+		return nil, err
+	}
+	if options.Lane >= options.Lanes {
+		return nil, fmt.Errorf("there is no lane %d of %d", options.Lane, options.Lanes)
+	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	r := &Runner{
+		lane: options.Lane, topology: topology, log: options.Log, db: options.Store.db, logger: options.Logger,
+		tailIdle: tailIdleMax, stopped: make(chan struct{}),
+	}
+	if err := r.open(); err != nil {
+		return nil, fmt.Errorf("open the views of lane %d: %w", r.lane, err)
+	}
+	r.tail.init()
+	r.arrivals.init()
+	r.watchers.init()
+	return r, nil
+}
+
+// open opens the views; the runner's position is that of the one furthest behind.
+func (r *Runner) open() error {
+	r.batch = r.db.NewBatch(pebble.WithInitialSizeBytes(batchBytesMax/4), pebble.WithMaxRetainedSizeBytes(2*batchBytesMax))
+	for i := range Projections {
+		v, err := openView(&Projections[i], r.db, r.batch, r.lane, r.topology.Lanes)
+		if err != nil {
+			return err
+		}
+		r.views = append(r.views, v)
+		if i == 0 || v.progress.Number < r.position.Number {
+			r.position = v.progress
+		}
+	}
+	applied := r.position
+	r.applied.Store(&applied)
+	return nil
+}
+
+// Lane returns the lane that the runner feeds.
+func (r *Runner) Lane() uint32 { return r.lane }
+
+// Position returns the newest commit that every view of the lane holds.
+func (r *Runner) Position() eventstore.Position { return r.applied.Load().Position }
+
+// Offer tells the runner of a commit that became durable, so that it need not read it from the log. It is the lane
+// writer's Observer: it does not block, and the runner reads what it missed from the log.
+// REQUIRES: nobody changes the commit any more.
+func (r *Runner) Offer(commit *eventstore.Commit, at eventstore.Position) {
+	r.raiseHead(at.Number)
+	r.tail.offer(commit, at)
+}
+
+// Run feeds the views until ctx ends, which is no error, or until the log or the store cannot be trusted: a gap or a
+// broken chain is an *eventstore.ChainError, a commit or an event that cannot be read is an *UnreadableError. A log that
+// cannot be reached is tried again. Run is called once.
+func (r *Runner) Run(ctx context.Context) error {
+	if r.started.Swap(true) {
+		panic("projections: bug: a Runner runs once")
+	}
+	defer close(r.stopped)
+	defer r.batch.Close()
+	err := r.run(ctx)
+	if !r.torn {
+		err = errors.Join(err, r.flush())
+	}
+	var passing *logFault
+	if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.As(err, &passing)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("views of lane %d stop at commit %d: %w", r.lane, r.applied.Load().Number, err)
+	}
+	return nil
+}
+
+func (r *Runner) run(ctx context.Context) error {
+	delay := retryDelayMin
+	resumed := false
+	for {
+		before := r.position.Number
+		err := func() error {
+			if !resumed {
+				if err := r.resume(ctx); err != nil {
+					return err
+				}
+				resumed = true
+			}
+			if err := r.followLog(ctx); err != nil {
+				return err
+			}
+			return r.followTail(ctx)
+		}()
+		var passing *logFault
+		switch {
+		case err == nil:
+			continue
+		case !errors.As(err, &passing) || ctx.Err() != nil:
+			return err
+		}
+		if r.position.Number > before {
+			delay = retryDelayMin
+		}
+		r.logger.Warn("the log cannot be read, trying again", "lane", r.lane, "after", delay, "error", passing.cause)
+		if err := pause(ctx, delay); err != nil {
+			return err
+		}
+		delay = min(2*delay, retryDelayMax)
+	}
+}
+
+func pause(ctx context.Context, delay time.Duration) error {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// logFault is a failure to reach the log. It says nothing about what is in it.
+type logFault struct{ cause error }
+
+func (f *logFault) Error() string { return f.cause.Error() }
+func (f *logFault) Unwrap() error { return f.cause }
+
+// readFault tells apart a log that says that it is damaged from one that cannot be reached.
+func readFault(err error) error {
+	var chain *eventstore.ChainError
+	if errors.As(err, &chain) {
+		return err
+	}
+	return &logFault{cause: err}
+}
+
+// resume learns the log's head, and checks that the log still holds what the views were made of (I1).
+func (r *Runner) resume(ctx context.Context) error {
+	head, err := r.log.Head(ctx)
+	if err != nil {
+		return readFault(err)
+	}
+	if number := r.position.Number; number > 0 {
+		record, err := r.log.Read(ctx, number)
+		switch {
+		case errors.Is(err, eventstore.ErrNoCommit):
+			return &eventstore.ChainError{Lane: r.lane, Number: number, Reason: "the views hold this commit and the log does not"}
+		case err != nil:
+			return readFault(err)
+		case record.Hash != r.position.Hash:
+			return &eventstore.ChainError{
+				Lane: r.lane, Number: number,
+				Reason: fmt.Sprintf("the views were made of %.12s…, the log has %.12s…", r.position.Hash, record.Hash),
+			}
+		}
+	}
+	r.target.Store(head)
+	r.raiseHead(head)
+	r.headKnown.Store(true)
+	return nil
+}
+
+// followLog reads the log from the runner's position on. It returns nil when the live tail goes on from there.
+func (r *Runner) followLog(ctx context.Context) error {
+	cursor, err := r.log.Follow(ctx, r.position.Number+1)
+	if err != nil {
+		return readFault(err)
+	}
+	defer cursor.Close()
+	for {
+		record, err := cursor.Next(ctx)
+		for err == nil {
+			if err := r.takeRecord(record); err != nil {
+				return err
+			}
+			buffered := cursor.Buffered()
+			r.raiseHead(record.Number + uint64(buffered))
+			if r.full() || buffered == 0 {
+				break
+			}
+			record, err = cursor.Next(ctx)
+		}
+		if flushErr := r.flush(); flushErr != nil {
+			return flushErr
+		}
+		if err != nil {
+			return readFault(err)
+		}
+		if r.position.Number >= r.target.Load() && r.tail.continues(r.position.Number) {
+			return nil
+		}
+	}
+}
+
+// followTail takes what the lane's writer offers. It returns nil when the log has to be read again: the runner missed a
+// commit, or none was offered for a while.
+func (r *Runner) followTail(ctx context.Context) error {
+	idle := time.NewTimer(r.tailIdle)
+	defer idle.Stop()
+	for {
+		offers, missed := r.tail.take(r.offers[:0], r.position.Number+1)
+		r.offers = offers
+		for _, offered := range offers {
+			if err := r.take(offered.commit, offered.at); err != nil {
+				return err
+			}
+			if r.full() {
+				if err := r.flush(); err != nil {
+					return err
+				}
+			}
+		}
+		clear(r.offers)
+		if err := r.flush(); err != nil {
+			return err
+		}
+		switch {
+		case missed:
+			return nil
+		case len(offers) > 0:
+			idle.Reset(r.tailIdle)
+			continue
+		}
+		select {
+		case <-r.tail.ready:
+		case <-idle.C:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// takeRecord reads a commit and takes it into the batch.
+func (r *Runner) takeRecord(record eventstore.Record) error {
+	commit, err := eventstore.DecodeCommit(record.Data)
+	if err != nil {
+		return &UnreadableError{Lane: r.lane, Number: record.Number, Cause: err}
+	}
+	return r.take(commit, eventstore.Position{Number: record.Number, Hash: record.Hash})
+}
+
+// take checks that the commit is the next one and takes it into the batch.
+func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
+	if err := r.position.Check(commit, r.lane); err != nil {
+		return err
+	}
+	if at.Number != commit.Number {
+		return &eventstore.ChainError{Lane: r.lane, Number: at.Number, Reason: fmt.Sprintf("the commit says number %d", commit.Number)}
+	}
+	// Nothing is written before the whole commit has been looked at.
+	r.changes = r.changes[:0]
+	for i := range commit.Events {
+		c, err := changeOf(&commit.Events[i], commit.Number, commit.Time, r.lane, r.topology)
+		if err != nil {
+			return &UnreadableError{
+				Lane: r.lane, Number: commit.Number, Event: i + 1, Type: commit.Events[i].Type, Key: commit.Events[i].AggregateID, Cause: err,
+			}
+		}
+		r.changes = append(r.changes, c)
+	}
+	r.torn = true
+	for _, v := range r.views {
+		if v.progress.Number >= commit.Number {
+			continue // This view was ahead of another one when it was opened.
+		}
+		for i := range r.changes {
+			if err := v.projection.apply(v, &r.changes[i]); err != nil {
+				event := r.changes[i].event
+				return &UnreadableError{
+					Lane: r.lane, Number: commit.Number, Event: i + 1, Type: event.Type, Key: event.AggregateID,
+					View: v.projection.Name, Cause: err,
+				}
+			}
+		}
+	}
+	r.torn = false
+	for i := range r.changes {
+		if r.changes[i].kind.isOrder() {
+			r.changed = append(r.changed, r.changes[i].order)
+		}
+	}
+	r.position = progress{Position: at, at: commit.Time}
+	for _, v := range r.views {
+		switch {
+		case v.progress.Number < at.Number:
+			v.progress = r.position
+		case v.progress.Number == at.Number && v.progress.Hash != at.Hash:
+			return &eventstore.ChainError{
+				Lane: r.lane, Number: at.Number,
+				Reason: fmt.Sprintf("view %s was made of %.12s…, the log has %.12s…", v.projection.Name, v.progress.Hash, at.Hash),
+			}
+		}
+	}
+	r.pending++
+	return nil
+}
+
+func (r *Runner) full() bool {
+	return r.pending >= batchCommitsMax || r.batch.Len() >= batchBytesMax
+}
+
+// flush writes the batch, and tells whoever waits for what is in it.
+func (r *Runner) flush() error {
+	if r.pending == 0 {
+		return nil
+	}
+	for _, v := range r.views {
+		if err := v.finish(r.lane); err != nil {
+			return err
+		}
+	}
+	if err := r.batch.Commit(pebble.NoSync); err != nil {
+		return fmt.Errorf("write the views: %w", err)
+	}
+	r.batch.Reset()
+	r.pending = 0
+
+	// Readers look at the position before they read, so what they read is at least as new.
+	applied := r.position
+	r.applied.Store(&applied)
+	r.raiseHead(applied.Number)
+	r.arrivals.reached(applied.Number)
+	r.watchers.wake(r.changed)
+	r.changed = r.changed[:0]
+	return nil
+}
+
+func (r *Runner) raiseHead(number uint64) {
+	for {
+		head := r.head.Load()
+		if number <= head || r.head.CompareAndSwap(head, number) {
+			return
+		}
+	}
+}
+
+// An UnreadableError says that a commit, or an event of it, cannot be taken into a view: it is damaged, or a newer program
+// wrote it. The views stay as they were before that commit.
+type UnreadableError struct {
+	Lane   uint32
+	Number uint64
+	// Event counts from 1 in the commit; 0 when the commit itself cannot be read.
+	Event int
+	// Type and Key of the event, and the View that could not take it in; empty when that is not known.
+	Type, Key, View string
+	Cause           error
+}
+
+func (e *UnreadableError) Error() string {
+	text := fmt.Sprintf("commit %d of lane %d cannot be read", e.Number, e.Lane)
+	if e.Event > 0 {
+		text = fmt.Sprintf("event %d (%s %.64q) of commit %d of lane %d cannot be taken in", e.Event, e.Type, e.Key, e.Number, e.Lane)
+	}
+	if e.View != "" {
+		text += " by view " + e.View
+	}
+	return text + ": " + e.Cause.Error()
+}
+
+func (e *UnreadableError) Unwrap() error { return e.Cause }

@@ -1,0 +1,262 @@
+package projections
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// The view of stock: SKU → what one lane knows of its units, as varints in the order of account's fields.
+//
+// Every order changes an account, so accounts are added up in memory and written once a batch. And payloads are not
+// decoded whole: the view reads SKUs and units off them by field number, as proto/stored/weir/event/v1/event.proto has
+// them.
+
+// account counts the units of one SKU in one lane: domain.Account less the numbers of single transfers.
+type account struct {
+	// Of the home lane.
+	received, central, granted, reclaimed int64
+	// Of every lane.
+	allotted, reserved, sold, taken, returned int64
+}
+
+func (a *account) fields() [9]*int64 {
+	return [...]*int64{&a.received, &a.central, &a.granted, &a.reclaimed, &a.allotted, &a.reserved, &a.sold, &a.taken, &a.returned}
+}
+
+func (a account) append(dst []byte) []byte {
+	for _, field := range a.fields() {
+		dst = binary.AppendVarint(dst, *field)
+	}
+	return dst
+}
+
+func readAccount(value []byte) (account, error) {
+	var a account
+	for _, field := range a.fields() {
+		units, bytes := binary.Varint(value)
+		if bytes <= 0 {
+			return account{}, errors.New("an account of the stock view is cut off")
+		}
+		*field, value = units, value[bytes:]
+	}
+	return a, nil
+}
+
+// accountsMax bounds the accounts that a lane's stock view keeps in memory between batches.
+const accountsMax = 1 << 16
+
+// stockCache holds accounts between batches, and what an event says about them while it is applied.
+type stockCache struct {
+	accounts map[string]*cachedAccount
+	dirty    []*cachedAccount
+	moves    []move
+}
+
+type cachedAccount struct {
+	sku string
+	account
+	dirty bool
+}
+
+// move is a number of units of one SKU that an event moves.
+type move struct {
+	account *cachedAccount
+	units   int64
+}
+
+// errNoSKU says that an event that is about a SKU does not name one.
+var errNoSKU = errors.New("the event names no SKU")
+
+// applyStock moves the units that the event moves.
+func applyStock(v *view, c *change) error {
+	// Whatever can fail comes first.
+	moves := v.stock.moves[:0]
+	var err error
+	switch c.kind {
+	case kindLaneOpened, kindProductPut:
+		return nil
+	case kindOrderPlaced:
+		moves, err = v.readLines(moves, c.event.Payload, 1)
+	case kindOrderCancelled:
+		moves, err = v.readLines(moves, c.event.Payload, 3)
+	case kindOrderExpired:
+		moves, err = v.readLines(moves, c.event.Payload, 1)
+	case kindStockReceived:
+		moves, err = v.readMove(moves, c.event.AggregateID, c.event.Payload, 1)
+	case kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
+		moves, err = v.readMove(moves, c.event.AggregateID, c.event.Payload, 3)
+	}
+	v.stock.moves = moves
+	if err != nil {
+		return err
+	}
+	for _, m := range moves {
+		m.account.apply(c.kind, m.units)
+		if !m.account.dirty {
+			m.account.dirty = true
+			v.stock.dirty = append(v.stock.dirty, m.account)
+		}
+	}
+	return nil
+}
+
+// apply moves units as domain.Account.Evolve does.
+func (a *account) apply(k kind, units int64) {
+	switch k {
+	case kindLaneOpened, kindProductPut:
+	case kindOrderPlaced:
+		a.allotted -= units
+		a.reserved += units
+	case kindOrderCancelled, kindOrderExpired:
+		a.reserved -= units
+		a.allotted += units
+	case kindStockReceived:
+		a.received += units
+		a.central += units
+	case kindStockGranted:
+		a.central -= units
+		a.granted += units
+	case kindStockAllotted:
+		a.taken += units
+		a.allotted += units
+	case kindStockReturned:
+		a.allotted -= units
+		a.returned += units
+	case kindStockReclaimed:
+		a.reclaimed += units
+		a.central += units
+	}
+}
+
+// readLines reads the lines of a payload: messages in the given field, whose field 1 is a SKU and field 2 units.
+func (v *view) readLines(moves []move, payload []byte, field protowire.Number) ([]move, error) {
+	for len(payload) > 0 {
+		number, wireType, tagBytes := protowire.ConsumeTag(payload)
+		if tagBytes < 0 {
+			return moves, protowire.ParseError(tagBytes)
+		}
+		payload = payload[tagBytes:]
+		if number != field || wireType != protowire.BytesType {
+			bytes := protowire.ConsumeFieldValue(number, wireType, payload)
+			if bytes < 0 {
+				return moves, protowire.ParseError(bytes)
+			}
+			payload = payload[bytes:]
+			continue
+		}
+		line, bytes := protowire.ConsumeBytes(payload)
+		if bytes < 0 {
+			return moves, protowire.ParseError(bytes)
+		}
+		payload = payload[bytes:]
+		sku, units, err := readLine(line)
+		if err != nil {
+			return moves, err
+		}
+		account, err := v.account(sku)
+		if err != nil {
+			return moves, err
+		}
+		moves = append(moves, move{account: account, units: units})
+	}
+	return moves, nil
+}
+
+func readLine(line []byte) (sku []byte, units int64, err error) {
+	for len(line) > 0 {
+		number, wireType, bytes := protowire.ConsumeTag(line)
+		if bytes < 0 {
+			return nil, 0, protowire.ParseError(bytes)
+		}
+		line = line[bytes:]
+		switch {
+		case number == 1 && wireType == protowire.BytesType:
+			sku, bytes = protowire.ConsumeBytes(line)
+		case number == 2 && wireType == protowire.VarintType:
+			var value uint64
+			value, bytes = protowire.ConsumeVarint(line)
+			units = int64(value)
+		default:
+			bytes = protowire.ConsumeFieldValue(number, wireType, line)
+		}
+		if bytes < 0 {
+			return nil, 0, protowire.ParseError(bytes)
+		}
+		line = line[bytes:]
+	}
+	return sku, units, nil
+}
+
+// readMove reads the units of an event about one SKU off a field of its payload.
+func (v *view) readMove(moves []move, sku string, payload []byte, field protowire.Number) ([]move, error) {
+	var units int64
+	for len(payload) > 0 {
+		number, wireType, bytes := protowire.ConsumeTag(payload)
+		if bytes < 0 {
+			return moves, protowire.ParseError(bytes)
+		}
+		payload = payload[bytes:]
+		if number == field && wireType == protowire.VarintType {
+			var value uint64
+			value, bytes = protowire.ConsumeVarint(payload)
+			units = int64(value)
+		} else {
+			bytes = protowire.ConsumeFieldValue(number, wireType, payload)
+		}
+		if bytes < 0 {
+			return moves, protowire.ParseError(bytes)
+		}
+		payload = payload[bytes:]
+	}
+	account, err := v.account([]byte(sku))
+	if err != nil {
+		return moves, err
+	}
+	return append(moves, move{account: account, units: units}), nil
+}
+
+// account returns the account of a SKU, zero when nothing is known of it.
+func (v *view) account(sku []byte) (*cachedAccount, error) {
+	if cached, found := v.stock.accounts[string(sku)]; found {
+		return cached, nil
+	}
+	if len(sku) == 0 {
+		return nil, errNoSKU
+	}
+	cached := &cachedAccount{sku: string(sku)}
+	value, err := read(v.db, v.prefix.key(sku))
+	switch {
+	case err == nil:
+		cached.account, err = readAccount(value)
+		if err != nil {
+			return nil, fmt.Errorf("stock of %s: %w", sku, err)
+		}
+	case !errors.Is(err, pebble.ErrNotFound):
+		return nil, fmt.Errorf("read the stock of %s: %w", sku, err)
+	}
+	if v.stock.accounts == nil {
+		v.stock.accounts = make(map[string]*cachedAccount)
+	}
+	v.stock.accounts[cached.sku] = cached
+	return cached, nil
+}
+
+// writeStock writes the accounts that the batch has changed.
+func (v *view) writeStock() error {
+	var value [9 * binary.MaxVarintLen64]byte
+	for _, cached := range v.stock.dirty {
+		if err := v.batch.Set(v.prefix.key([]byte(cached.sku)), cached.append(value[:0]), nil); err != nil {
+			return err
+		}
+		cached.dirty = false
+	}
+	v.stock.dirty = v.stock.dirty[:0]
+	if len(v.stock.accounts) > accountsMax {
+		clear(v.stock.accounts)
+	}
+	return nil
+}

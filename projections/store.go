@@ -1,0 +1,160 @@
+// Package projections makes views of the log and reads them.
+//
+// A projection is a pure Apply of events to a batch, plus reads. A Runner feeds one lane to every projection, in order,
+// many commits to one Pebble batch, and puts its position into the same batch: a view equals the fold of the log up to
+// its position (I6).
+package projections
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// The key spaces of a Store, by first byte. Each has one owner, who alone writes below it.
+const (
+	// KeySpaceState holds the lanes' own state; package api/lanes owns it.
+	KeySpaceState byte = 0x01
+	// KeySpaceViews holds the views; this package owns it.
+	KeySpaceViews byte = 0x02
+)
+
+// Limits of a Store.
+const (
+	// BlockCacheBytesDefault is the size of the block cache when StoreOptions leaves it open.
+	BlockCacheBytesDefault = 128 << 20
+	// memTableBytes is the size of one memtable. What a crash loses, and what a node replays from its log after one, is
+	// at most memTableStop of them.
+	memTableBytes = 64 << 20
+	// memTableStop is how many memtables may exist before writes wait for a flush.
+	memTableStop = 3
+	// bloomBitsPerKey gives about 1 % false positives: a miss costs no block read.
+	bloomBitsPerKey = 10
+)
+
+// StoreOptions configure a Store. The zero value is a store on disk.
+type StoreOptions struct {
+	// FS to keep files in; nil means the operating system's.
+	FS vfs.FS
+	// BlockCacheBytes bounds the cache of uncompressed blocks; 0 means BlockCacheBytesDefault.
+	BlockCacheBytes int64
+	// Logger is told of Pebble's errors; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// A Store is a node's Pebble database: the lanes' state and the views, side by side.
+//
+// It has no write-ahead log, the lanes' log is one. That is sound because of how Pebble flushes: a batch goes whole
+// into one memtable (DB.commitWrite reserves room for all of it, or makes a batch that is too large a flushable of its
+// own), memtables are flushed from the oldest on (DB.flush1 takes a prefix of the queue), and a flush becomes visible in
+// one edit of the manifest after its tables are synced. So a crash leaves a prefix of the batches, none of them in
+// part, and the position that each batch carries says where to replay from. Compactions only rewrite what was flushed.
+type Store struct {
+	db   *pebble.DB
+	lock *pebble.Lock
+}
+
+// OpenStore opens the store in dir, or creates it. A directory that another process has open is a *StoreInUseError.
+// The caller closes the store.
+func OpenStore(dir string, options StoreOptions) (*Store, error) {
+	if options.FS == nil {
+		options.FS = vfs.Default
+	}
+	if options.BlockCacheBytes == 0 {
+		options.BlockCacheBytes = BlockCacheBytesDefault
+	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	if err := options.FS.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("create data directory: %w", err)
+	}
+	lock, err := pebble.LockDirectory(dir, options.FS)
+	if err != nil {
+		var path *fs.PathError
+		if errors.As(err, &path) {
+			return nil, fmt.Errorf("lock data directory: %w", err)
+		}
+		return nil, &StoreInUseError{Dir: dir, Cause: err}
+	}
+	db, err := pebble.Open(dir, pebbleOptions(options, lock))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the views in %s: %w", dir, err), lock.Close())
+	}
+	return &Store{db: db, lock: lock}, nil
+}
+
+func pebbleOptions(options StoreOptions, lock *pebble.Lock) *pebble.Options {
+	o := &pebble.Options{
+		FS:                 options.FS,
+		Lock:               lock,
+		DisableWAL:         true, // See Store.
+		FormatMajorVersion: pebble.FormatNewest,
+		Logger:             pebbleLogger{options.Logger},
+		// Merge appends: an order's record grows by its next entry (see record.go).
+		Merger: pebble.DefaultMerger,
+
+		// Pebble reserves the room of its memtables in the block cache, so it is added on top.
+		CacheSize:                   options.BlockCacheBytes + memTableStop*memTableBytes,
+		MemTableSize:                memTableBytes,
+		MemTableStopWritesThreshold: memTableStop,
+
+		// Ledger keys arrive in random order: every flush overlaps everything below, and the write cost is that of
+		// compacting it. L0 may grow deep before it is compacted, so that more is merged at once (half the CPU
+		// that a threshold of 4 takes, BenchmarkStore); a point read looks at a deep L0 through filters.
+		L0CompactionThreshold: 8,
+		L0StopWritesThreshold: 64,
+		LBaseMaxBytes:         256 << 20,
+		// One compaction while all is well, two when it falls behind: the other core serves.
+		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 2 },
+	}
+	o.TargetFileSizes[0] = 8 << 20
+	for i := range o.Levels {
+		o.Levels[i].FilterPolicy = bloom.FilterPolicy(bloomBitsPerKey)
+		o.Levels[i].FilterType = pebble.TableFilter
+	}
+	o.ApplyCompressionSettings(func() pebble.DBCompressionSettings { return pebble.DBCompressionFastest })
+	return o
+}
+
+// DB returns the database. Its user keeps to the key space that it owns.
+func (s *Store) DB() *pebble.DB { return s.db }
+
+// Flush makes everything written so far durable.
+func (s *Store) Flush() error { return s.db.Flush() }
+
+// Close flushes and closes the store. REQUIRES: nobody uses it any more.
+func (s *Store) Close() error {
+	return errors.Join(s.db.Flush(), s.db.Close(), s.lock.Close())
+}
+
+// A StoreInUseError says that another process has the data directory open.
+type StoreInUseError struct {
+	Dir   string
+	Cause error
+}
+
+func (e *StoreInUseError) Error() string {
+	return fmt.Sprintf("data directory %s is in use by another process", e.Dir)
+}
+
+func (e *StoreInUseError) Unwrap() error { return e.Cause }
+
+// pebbleLogger keeps Pebble quiet: it passes on errors only.
+type pebbleLogger struct{ logger *slog.Logger }
+
+func (pebbleLogger) Infof(string, ...any) {}
+
+func (l pebbleLogger) Errorf(format string, args ...any) {
+	l.logger.Error("pebble: " + fmt.Sprintf(format, args...))
+}
+
+// Fatalf does not return: Pebble calls it when going on would damage the store.
+func (l pebbleLogger) Fatalf(format string, args ...any) {
+	panic("pebble: " + fmt.Sprintf(format, args...))
+}

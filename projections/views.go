@@ -1,0 +1,509 @@
+package projections
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+)
+
+// Limits of a page.
+const (
+	// OrdersPageDefault and OrdersPageMax are orders a page.
+	OrdersPageDefault = 20
+	OrdersPageMax     = 100
+	// ordersScanMax bounds the orders that one page looks at; with a filter, a page may hold fewer than it has room for.
+	ordersScanMax = 2000
+	// ProductsPageDefault and ProductsPageMax are products a page.
+	ProductsPageDefault = 100
+	ProductsPageMax     = 1000
+)
+
+// ViewsOptions configure Views.
+type ViewsOptions struct {
+	// Store that the runners write.
+	Store *Store
+	// Topology of the log.
+	Topology eventstore.Topology
+	// Runners of all lanes, by lane.
+	Runners []*Runner
+	// PageKey seals page tokens; at least 16 bytes, the same on every node.
+	PageKey []byte
+}
+
+// Views read what the runners write. Methods may be called by any number of goroutines.
+//
+// Every read takes a Min and says how fresh its answer is: it waits for the Min, and if the wait is over first it
+// answers with what there is, as StateCatchingUp.
+type Views struct {
+	db       *pebble.DB
+	topology eventstore.Topology
+	runners  []*Runner
+	seal     pageSeal
+}
+
+// NewViews returns the views of all lanes.
+func NewViews(options ViewsOptions) (*Views, error) {
+	if err := options.Topology.Validate(); err != nil {
+		return nil, err
+	}
+	if len(options.Runners) != int(options.Topology.Lanes) {
+		return nil, fmt.Errorf("there are %d runners for %d lanes", len(options.Runners), options.Topology.Lanes)
+	}
+	for lane, r := range options.Runners {
+		if r.lane != uint32(lane) || r.topology != options.Topology {
+			return nil, fmt.Errorf("runner %d feeds lane %d of %d", lane, r.lane, r.topology.Lanes)
+		}
+	}
+	if len(options.PageKey) < pageKeyBytesMin {
+		return nil, fmt.Errorf("the key for page tokens has %d bytes, want at least %d", len(options.PageKey), pageKeyBytesMin)
+	}
+	return &Views{
+		db: options.Store.db, topology: options.Topology, runners: slices.Clone(options.Runners),
+		seal: pageSeal{key: bytes.Clone(options.PageKey)},
+	}, nil
+}
+
+// An OrderView is an order and the position of its newest change.
+type OrderView struct {
+	Order    domain.Order
+	Revision Revision
+}
+
+// A ProductView is a product and the position of its newest change.
+type ProductView struct {
+	Product  domain.Product
+	Revision Revision
+}
+
+// A StockView is where the units of a SKU are, over all lanes: received = central + in transit + available + reserved +
+// sold (I3).
+type StockView struct {
+	SKU                                                     string
+	Received, Central, InTransit, Available, Reserved, Sold int64
+}
+
+// Order returns an order. A missing one is ErrNotFound, or ErrBehind if the view is not as new as it has to be to say so.
+func (v *Views) Order(ctx context.Context, id domain.OrderID, min Min) (OrderView, Freshness, error) {
+	return v.OrderOf(ctx, id, "", min)
+}
+
+// OrderOf returns an order of a user. Another user's order is answered exactly as a missing one (I7). An empty userID
+// means any user.
+func (v *Views) OrderOf(ctx context.Context, id domain.OrderID, userID string, min Min) (OrderView, Freshness, error) {
+	r := v.runners[v.topology.LaneOf(id.Partition())]
+	fold := newOrderFold(id)
+	fresh, err := v.readKey(ctx, r, min, func() error { return v.readOrder(r, fold, userID, nil) })
+	return OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}, fresh, err
+}
+
+// readOrder folds those entries of an order's record that the fold has not seen, and calls each, if it is not nil,
+// after each of them.
+func (v *Views) readOrder(r *Runner, fold *orderFold, userID string, each func() error) error {
+	return foldStored(v.db, r.lane, fold, userID, each)
+}
+
+func foldStored(from pebble.Reader, lane uint32, fold *orderFold, userID string, each func() error) error {
+	var key [prefixBytes + len(domain.OrderID{})]byte
+	putOrderKey(key[:], prefixOf(spaceOrders, lane), fold.id)
+	record, err := read(from, key[:])
+	if errors.Is(err, pebble.ErrNotFound) {
+		return ErrNotFound
+	}
+	if err != nil {
+		return fmt.Errorf("read order %s: %w", fold.text, err)
+	}
+	if userID != "" {
+		if owner, _ := RecordUserID(record); owner != userID {
+			return ErrNotFound
+		}
+	}
+	seen := fold.entries
+	index := 0
+	for entry, err := range ReadEntries(record) {
+		if err != nil {
+			return fmt.Errorf("order %s: %w", fold.text, err)
+		}
+		if index++; index <= seen {
+			continue
+		}
+		if err := fold.take(entry); err != nil {
+			return err
+		}
+		if each != nil {
+			if err := each(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readKey reads one key of a lane's view, once the view is as new as min. A key that is missing is looked for again when the
+// view has read everything that the log held when the runner began.
+func (v *Views) readKey(ctx context.Context, r *Runner, min Min, readOnce func() error) (Freshness, error) {
+	reached, err := v.await(ctx, min)
+	if err != nil {
+		return Freshness{}, err
+	}
+	fresh := r.freshness()
+	err = readOnce()
+	if errors.Is(err, ErrNotFound) {
+		if !r.headKnown.Load() {
+			err = ErrBehind
+		} else if target := r.target.Load(); fresh.Commit < target {
+			caughtUp, waitErr := r.await(ctx, target, min.Wait)
+			if waitErr != nil {
+				return Freshness{}, waitErr
+			}
+			fresh = r.freshness()
+			if err = readOnce(); errors.Is(err, ErrNotFound) && !caughtUp {
+				err = ErrBehind
+			}
+		}
+		if errors.Is(err, ErrNotFound) && !reached {
+			err = ErrBehind
+		}
+	}
+	if !reached {
+		fresh.State = StateCatchingUp
+	}
+	return fresh, err
+}
+
+// await waits until the lane that min names is as far as it says, and reports whether it is.
+func (v *Views) await(ctx context.Context, min Min) (bool, error) {
+	if min.Commit == 0 {
+		return true, nil
+	}
+	if min.Lane >= v.topology.Lanes {
+		return false, ErrNoSuchLane
+	}
+	return v.runners[min.Lane].await(ctx, min.Commit, min.Wait)
+}
+
+// Watch sends the order as it is now, and then as it was after each change: none is left out, none is sent twice. It
+// returns when ctx ends, when send fails, or when the view's runner stops (ErrStopped).
+func (v *Views) Watch(ctx context.Context, id domain.OrderID, min Min, send func(OrderView, Freshness) error) error {
+	return v.WatchOf(ctx, id, "", min, send)
+}
+
+// WatchOf is Watch for an order of a user, as OrderOf is Order.
+func (v *Views) WatchOf(ctx context.Context, id domain.OrderID, userID string, min Min, send func(OrderView, Freshness) error) error {
+	r := v.runners[v.topology.LaneOf(id.Partition())]
+	// Enter first and read then: a change that the read does not show wakes the watcher.
+	watching, leave := r.watchers.enter(id)
+	if watching == nil {
+		return ErrTooManyWatchers
+	}
+	defer leave()
+	fold := newOrderFold(id)
+	sendNow := func(fresh Freshness) error {
+		return send(OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}, fresh)
+	}
+	fresh, err := v.readKey(ctx, r, min, func() error { return v.readOrder(r, fold, userID, nil) })
+	if err != nil {
+		return err
+	}
+	if err := sendNow(fresh); err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-watching.woken:
+		case <-r.stopped:
+			return ErrStopped
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		fresh := r.freshness()
+		if err := v.readOrder(r, fold, userID, func() error { return sendNow(fresh) }); err != nil {
+			return err
+		}
+	}
+}
+
+// An OrdersQuery asks for a page of a user's orders.
+type OrdersQuery struct {
+	UserID string
+	// Status to keep; 0 keeps all.
+	Status domain.OrderStatus
+	// PageSize is at most OrdersPageMax; 0 means OrdersPageDefault.
+	PageSize int
+	// PageToken is the Next of the page before, empty for the first.
+	PageToken string
+}
+
+// An OrdersPage is a page of orders, newest first.
+type OrdersPage struct {
+	Orders []OrderView
+	// Next is the token of the next page, empty at the end. With a filter, a page may hold few orders or none while more
+	// follow.
+	Next string
+}
+
+// Orders returns a page of a user's orders, newest first. A token of another query is ErrBadPageToken.
+func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersPage, Freshness, error) {
+	if query.UserID == "" || len(query.UserID) > userIDBytesMax {
+		return OrdersPage{}, Freshness{}, fmt.Errorf("a user id has %d bytes, want 1 to %d", len(query.UserID), userIDBytesMax)
+	}
+	size := pageSize(query.PageSize, OrdersPageDefault, OrdersPageMax)
+	binding := []string{"orders", query.UserID, strconv.Itoa(int(query.Status))}
+	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(query.UserID))]
+	index := prefixOf(spaceOrdersByUser, r.lane)
+	first := appendUser(append([]byte(nil), index[:]...), query.UserID)
+	last := keyAfter(first)
+	if query.PageToken != "" {
+		cursor, err := v.seal.open(query.PageToken, binding...)
+		if err != nil {
+			return OrdersPage{}, Freshness{}, err
+		}
+		var after domain.OrderID
+		if len(cursor) != len(after) {
+			return OrdersPage{}, Freshness{}, ErrBadPageToken
+		}
+		copy(after[:], cursor)
+		first = append(appendComplement(first, after), 0) // The first key after it.
+	}
+
+	reached, err := v.await(ctx, min)
+	if err != nil {
+		return OrdersPage{}, Freshness{}, err
+	}
+	fresh := r.freshness()
+	if !reached {
+		fresh.State = StateCatchingUp
+	}
+	page, err := v.readOrdersPage(ctx, r, query, binding, size, first, last)
+	return page, fresh, err
+}
+
+// readOrdersPage reads a page off the index from key first to before key last.
+func (v *Views) readOrdersPage(
+	ctx context.Context, r *Runner, query OrdersQuery, binding []string, size int, first, last []byte,
+) (page OrdersPage, err error) {
+	// One snapshot for the index and the records, so that the filter holds for what is returned.
+	snapshot := v.db.NewSnapshot()
+	defer func() { err = errors.Join(err, snapshot.Close()) }()
+	entries, err := snapshot.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: first, UpperBound: last})
+	if err != nil {
+		return OrdersPage{}, fmt.Errorf("read the orders of %s: %w", query.UserID, err)
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+
+	scanned := 0
+	var newest domain.OrderID
+	for valid := entries.First(); valid; valid = entries.Next() {
+		if len(page.Orders) == size || scanned == ordersScanMax {
+			page.Next = v.seal.seal(newest[:], binding...)
+			break
+		}
+		scanned++
+		id, status, err := readIndexEntry(entries.Key(), entries.Value())
+		if err != nil {
+			return OrdersPage{}, err
+		}
+		newest = id
+		if query.Status != 0 && status != query.Status {
+			continue
+		}
+		fold := newOrderFold(id)
+		if err := foldStored(snapshot, r.lane, fold, query.UserID, nil); err != nil {
+			return OrdersPage{}, fmt.Errorf("order %s of the index: %w", id, err)
+		}
+		page.Orders = append(page.Orders, OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}})
+	}
+	return page, entries.Error()
+}
+
+func pageSize(asked, whenZero, most int) int {
+	if asked <= 0 {
+		return whenZero
+	}
+	return min(asked, most)
+}
+
+// Product returns a product. A missing one is ErrNotFound, or ErrBehind as with Order.
+func (v *Views) Product(ctx context.Context, sku string, min Min) (ProductView, Freshness, error) {
+	r := v.homeOf(sku)
+	var product ProductView
+	fresh, err := v.readKey(ctx, r, min, func() (err error) {
+		product, err = v.readProduct(r, sku)
+		return err
+	})
+	return product, fresh, err
+}
+
+// homeOf returns the runner of a SKU's home lane.
+func (v *Views) homeOf(sku string) *Runner {
+	return v.runners[v.topology.LaneOf(eventstore.PartitionOf(sku))]
+}
+
+func (v *Views) readProduct(r *Runner, sku string) (ProductView, error) {
+	value, err := read(v.db, prefixOf(spaceProducts, r.lane).key([]byte(sku)))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return ProductView{}, ErrNotFound
+	}
+	if err != nil {
+		return ProductView{}, fmt.Errorf("read product %s: %w", sku, err)
+	}
+	return readProduct(sku, r.lane, value)
+}
+
+// A ProductsQuery asks for a page of products.
+type ProductsQuery struct {
+	// PageSize is at most ProductsPageMax; 0 means ProductsPageDefault.
+	PageSize int
+	// PageToken is the Next of the page before, empty for the first.
+	PageToken string
+}
+
+// A ProductsPage is a page of products, by SKU.
+type ProductsPage struct {
+	Products []ProductView
+	// Next is the token of the next page, empty at the end.
+	Next string
+}
+
+// Products returns a page of products by SKU. Its freshness is that of the lane that is furthest behind.
+func (v *Views) Products(ctx context.Context, query ProductsQuery, min Min) (ProductsPage, Freshness, error) {
+	size := pageSize(query.PageSize, ProductsPageDefault, ProductsPageMax)
+	var after []byte
+	if query.PageToken != "" {
+		cursor, err := v.seal.open(query.PageToken, "products")
+		if err != nil {
+			return ProductsPage{}, Freshness{}, err
+		}
+		after = append(cursor, 0) // The first key after it.
+	}
+	reached, err := v.await(ctx, min)
+	if err != nil {
+		return ProductsPage{}, Freshness{}, err
+	}
+	fresh := v.furthestBehind()
+	if !reached {
+		fresh.State = StateCatchingUp
+	}
+	var page ProductsPage
+	for _, r := range v.runners {
+		// One more than the page holds, to see whether more follow.
+		if page.Products, err = v.readProducts(ctx, r, after, size+1, page.Products); err != nil {
+			return ProductsPage{}, Freshness{}, err
+		}
+	}
+	slices.SortFunc(page.Products, func(a, b ProductView) int { return strings.Compare(a.Product.SKU, b.Product.SKU) })
+	if len(page.Products) > size {
+		page.Products = slices.Clip(page.Products[:size])
+		page.Next = v.seal.seal([]byte(page.Products[size-1].Product.SKU), "products")
+	}
+	return page, fresh, nil
+}
+
+// readProducts appends up to limit products of a lane from the key after on.
+func (v *Views) readProducts(ctx context.Context, r *Runner, after []byte, limit int, dst []ProductView) (_ []ProductView, err error) {
+	p := prefixOf(spaceProducts, r.lane)
+	entries, err := v.db.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p.key(after), UpperBound: p.end()})
+	if err != nil {
+		return dst, fmt.Errorf("read products: %w", err)
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	for valid := entries.First(); valid && limit > 0; valid = entries.Next() {
+		product, err := readProduct(string(entries.Key()[prefixBytes:]), r.lane, entries.Value())
+		if err != nil {
+			return dst, err
+		}
+		dst = append(dst, product)
+		limit--
+	}
+	return dst, entries.Error()
+}
+
+func (v *Views) furthestBehind() Freshness {
+	behind := v.runners[0].freshness()
+	for _, r := range v.runners[1:] {
+		f := r.freshness()
+		if f.LagCommits > behind.LagCommits || f.LagCommits == behind.LagCommits && f.State > behind.State {
+			behind = f
+		}
+	}
+	return behind
+}
+
+// Stock returns where the units of a SKU are, summed over all lanes. A SKU that is neither a product nor in stock is
+// ErrNotFound. Its freshness is that of the lane that is furthest behind.
+func (v *Views) Stock(ctx context.Context, sku string, min Min) (StockView, Freshness, error) {
+	stock := StockView{SKU: sku}
+	var behind Freshness
+	fresh, err := v.readKey(ctx, v.homeOf(sku), min, func() error {
+		behind = v.furthestBehind()
+		known, err := v.sumStock(&stock)
+		if err != nil || known {
+			return err
+		}
+		_, err = v.readProduct(v.homeOf(sku), sku)
+		return err
+	})
+	if fresh.State == StateCatchingUp {
+		behind.State = StateCatchingUp
+	}
+	return stock, behind, err
+}
+
+// sumStock adds up the accounts of all lanes, and reports whether there was any.
+func (v *Views) sumStock(stock *StockView) (known bool, err error) {
+	var sum account
+	for _, r := range v.runners {
+		value, err := read(v.db, prefixOf(spaceStock, r.lane).key([]byte(stock.SKU)))
+		if errors.Is(err, pebble.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("read the stock of %s: %w", stock.SKU, err)
+		}
+		a, err := readAccount(value)
+		if err != nil {
+			return false, fmt.Errorf("stock of %s in lane %d: %w", stock.SKU, r.lane, err)
+		}
+		known = true
+		for i, field := range sum.fields() {
+			*field += *a.fields()[i]
+		}
+	}
+	*stock = sum.view(stock.SKU)
+	return known, nil
+}
+
+// view returns the sum of all lanes' accounts as one. The lanes' views move on by themselves, so one may show that units
+// were taken before the other shows that they were sent. What was taken was sent and what was sent was received, so
+// the earlier step is counted as done.
+func (a account) view(sku string) StockView {
+	s := StockView{
+		SKU: sku, Received: a.received, Central: a.central,
+		InTransit: a.granted - a.taken + a.returned - a.reclaimed,
+		Available: a.allotted, Reserved: a.reserved, Sold: a.sold,
+	}
+	if s.InTransit < 0 {
+		s.Central, s.InTransit = s.Central+s.InTransit, 0
+	}
+	if s.Central < 0 {
+		s.Received, s.Central = s.Received-s.Central, 0
+	}
+	return s
+}
+
+// Status returns how far each projection has followed each lane.
+func (v *Views) Status() []ProjectionStatus {
+	var statuses []ProjectionStatus
+	for _, r := range v.runners {
+		statuses = append(statuses, r.Status()...)
+	}
+	return statuses
+}
