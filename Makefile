@@ -61,7 +61,7 @@ fuzz: ## Fuzz every fuzz target for FUZZTIME (10s), one after the other.
 	done
 
 .PHONY: bench
-bench: build ## Measure Weir beside its yardsticks (about 15 minutes; flags in ARGS).
+bench: build ## Measure Weir beside its yardsticks (about ten minutes; flags in ARGS).
 	./weir bench $(ARGS)
 
 .PHONY: chaos

@@ -14,7 +14,7 @@ import (
 )
 
 func randomCommit(r *rand.Rand) *Commit {
-	text := func() string { return fmt.Sprint(r.Uint64N(1 << r.IntN(50)))[:1+r.IntN(1)] }
+	text := func() string { return fmt.Sprint(r.Uint64N(1 << r.IntN(50))) }
 	c := &Commit{
 		Lane: r.Uint32N(1024), Number: 1 + r.Uint64N(1<<40), Epoch: r.Uint64N(1 << 40),
 		Time: time.Unix(0, r.Int64()).UTC(), Events: make([]Event, 0, 8),

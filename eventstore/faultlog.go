@@ -90,7 +90,7 @@ func (p *faultPending) Done() <-chan struct{} { return closedChannel }
 // store is what the stream does with an append that reaches it.
 func (l *FaultLog) store(record Record) error {
 	if l.options.Replicated {
-		if stored, err := l.inner.Read(context.Background(), record.Number); err == nil && stored.Hash == record.Hash {
+		if stored, ok := l.inner.stored(record.Number); ok && stored.Hash == record.Hash {
 			return nil // Recognised by its message id.
 		}
 		// It does not check the chain: whatever it finds at the head will do.
@@ -128,7 +128,7 @@ func (l *FaultLog) Read(ctx context.Context, number uint64) (Record, error) {
 	l.Arrive()
 	switch {
 	case l.happens(l.options.ReadFails):
-		return Record{}, &TransientError{Cause: errInjected}
+		return Record{}, errInjected
 	case l.happens(l.options.Stale):
 		return Record{}, ErrNoCommit
 	}
@@ -139,7 +139,7 @@ func (l *FaultLog) Read(ctx context.Context, number uint64) (Record, error) {
 func (l *FaultLog) Head(ctx context.Context) (uint64, error) {
 	l.Arrive()
 	if l.happens(l.options.ReadFails) {
-		return 0, &TransientError{Cause: errInjected}
+		return 0, errInjected
 	}
 	head, err := l.inner.Head(ctx)
 	if err == nil && head > 0 && l.happens(l.options.Stale) {
@@ -152,7 +152,7 @@ func (l *FaultLog) Head(ctx context.Context) (uint64, error) {
 func (l *FaultLog) Follow(ctx context.Context, number uint64) (Cursor, error) {
 	l.Arrive()
 	if l.happens(l.options.ReadFails) {
-		return nil, &TransientError{Cause: errInjected}
+		return nil, errInjected
 	}
 	return l.inner.Follow(ctx, number)
 }

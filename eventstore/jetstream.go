@@ -39,7 +39,7 @@ type JetStream struct {
 type JetStreamOptions struct {
 	// AppendTimeout bounds the wait for an acknowledgement; then the outcome is unknown. 0 means 5 s.
 	AppendTimeout time.Duration
-	// RequestTimeout bounds each request to the server that its caller's context does not bound. 0 means 5 s.
+	// RequestTimeout bounds each question to the server, which is asked again meanwhile. 0 means 5 s.
 	RequestTimeout time.Duration
 	// FollowWindow bounds the bytes that a cursor has read ahead. It is at least twice the largest message. 0 means 16 MiB.
 	FollowWindow int
@@ -68,6 +68,7 @@ const (
 	followStatusMax   = 64               // statuses that may lie among them
 	followExpiry      = 30 * time.Second // of one pull
 	followInactive    = 2 * time.Minute  // after which the server forgets a cursor that asks for nothing
+	requestRetry      = time.Second      // after which a question is asked again; its answer may have gone to a lost connection
 	readConfirmations = 3                // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
@@ -331,13 +332,10 @@ func streamInfo(ctx context.Context, nc *nats.Conn, timeout time.Duration, lane 
 	return info, err
 }
 
-// apiRequest asks JetStream's API and decodes the answer.
+// apiRequest asks JetStream's API, which changes nothing, and decodes the answer.
 func apiRequest(ctx context.Context, nc *nats.Conn, timeout time.Duration, call string, request, answer any) error {
-	if _, bounded := ctx.Deadline(); !bounded {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
-	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	var body []byte
 	if request != nil {
 		var err error
@@ -345,12 +343,21 @@ func apiRequest(ctx context.Context, nc *nats.Conn, timeout time.Duration, call 
 			return err
 		}
 	}
-	reply, err := nc.RequestWithContext(ctx, jetstream.DefaultAPIPrefix+call, body)
-	if errors.Is(err, nats.ErrNoResponders) {
-		return fmt.Errorf("JetStream does not answer: %w", err)
-	}
-	if err != nil {
-		return fmt.Errorf("ask JetStream: %w", err)
+	var reply *nats.Msg
+	for {
+		var err error
+		attempt, cancel := context.WithTimeout(ctx, requestRetry)
+		reply, err = nc.RequestWithContext(attempt, jetstream.DefaultAPIPrefix+call, body)
+		cancel()
+		if err == nil {
+			break
+		}
+		if errors.Is(err, nats.ErrNoResponders) {
+			return fmt.Errorf("JetStream does not answer: %w", err)
+		}
+		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return fmt.Errorf("ask JetStream: %w", err)
+		}
 	}
 	var refused struct {
 		Error *jetstream.APIError `json:"error"`

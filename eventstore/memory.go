@@ -82,12 +82,19 @@ func (l *MemoryLog) Read(ctx context.Context, number uint64) (Record, error) {
 	if err := ctx.Err(); err != nil {
 		return Record{}, err
 	}
+	if record, ok := l.stored(number); ok {
+		return record, nil
+	}
+	return Record{}, ErrNoCommit
+}
+
+func (l *MemoryLog) stored(number uint64) (Record, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if number == 0 || number > uint64(len(l.records)) {
-		return Record{}, ErrNoCommit
+		return Record{}, false
 	}
-	return l.records[number-1], nil
+	return l.records[number-1], true
 }
 
 // Head returns the number of the newest commit, 0 for an empty log.

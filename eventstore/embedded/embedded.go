@@ -5,6 +5,7 @@ package embedded
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -40,7 +41,8 @@ type Options struct {
 	// MaxBytes bounds the streams' sizes together. 0 means what they have now and 80% of the free disk; it is never
 	// allowed to be more than the streams and the free disk have.
 	MaxBytes int64
-	// Listen is a TCP address (host:port, port 0 = any free one) for other clients; empty means none.
+	// Listen is a TCP address (host:port, port 0 = any free one) for other clients; empty means none, but in a cluster
+	// any free port of 127.0.0.1, since the server starts its routes only once it listens.
 	Listen string
 	// Monitor is a TCP address for HTTP monitoring; empty means none.
 	Monitor string
@@ -127,6 +129,9 @@ func (s *Server) configure(options Options, dir string) error {
 		SyncAlways: options.SyncInterval == 0, SyncInterval: options.SyncInterval,
 		DisableJetStreamBanner: true,
 	}
+	if options.Listen == "" && options.Cluster != nil {
+		options.Listen = "127.0.0.1:0"
+	}
 	if options.Listen != "" {
 		s.options.DontListen = false
 		if s.options.Host, s.options.Port, err = splitAddress(options.Listen); err != nil {
@@ -203,6 +208,11 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 	base := []nats.Option{
 		nats.InProcessServer(s), nats.MaxReconnects(-1),
 		nats.ReconnectWait(20 * time.Millisecond), nats.ReconnectJitter(5*time.Millisecond, 5*time.Millisecond),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if !errors.Is(err, io.ErrClosedPipe) { // That one only says that the server was restarted.
+				s.logger.Warn("connection to the embedded server: " + err.Error())
+			}
+		}),
 	}
 	nc, err := nats.Connect("", append(base, opts...)...)
 	if err != nil {

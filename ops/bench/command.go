@@ -1,0 +1,127 @@
+// Package bench measures Weir beside its yardsticks: an echo server that does nothing but RPC, and orderpeer, which is
+// what a team would write instead. Figures of one machine mean little, ratios of one run a lot: contestants take turns, and
+// every figure is the median of its runs.
+package bench
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weirhq/weir/ops/bench/echo"
+)
+
+// Options say what is measured and for how long.
+type Options struct {
+	// Weir is the binary that is measured; by default the one that runs.
+	Weir string
+	// Peers is the folder that holds orderpeer's source; without it these yardsticks are left out.
+	Peers string
+	// Only names the groups to run; none means all of Groups.
+	Only []string
+	// Runs of each figure, of which the median counts.
+	Runs int
+	// Duration of one run, after Warmup.
+	Duration, Warmup time.Duration
+	// Connections that the load comes over.
+	Connections int
+	// Orders in the log whose rebuild, memory and start are measured.
+	Orders int
+	// Dir is where data directories are made and removed; by default the system's for temporary files.
+	Dir string
+	// JSON prints the report as JSON, not as a table.
+	JSON bool
+}
+
+// Groups are the names for Options.Only.
+var Groups = []string{"place", "json", "get", "quarter", "lanes", "peers", "million"}
+
+// DefaultOptions measure everything in about ten minutes.
+func DefaultOptions() Options {
+	return Options{Runs: 3, Duration: 5 * time.Second, Warmup: time.Second, Connections: 256, Orders: 1_000_000, Peers: "../shared/peers"}
+}
+
+// Validate returns an error that says what is wrong with the options.
+func (o *Options) Validate() error {
+	switch {
+	case o.Runs < 1 || o.Runs > 100:
+		return fmt.Errorf("runs must be 1 to 100, not %d", o.Runs)
+	case o.Duration < 100*time.Millisecond || o.Duration > 10*time.Minute:
+		return fmt.Errorf("a run must take 100ms to 10m, not %v", o.Duration)
+	case o.Connections < 1 || o.Connections > 10_000:
+		return fmt.Errorf("connections must be 1 to 10000, not %d", o.Connections)
+	case o.Orders < 1000 || o.Orders > 100_000_000:
+		return fmt.Errorf("orders must be 1000 to 100000000, not %d", o.Orders)
+	}
+	for _, name := range o.Only {
+		if !slices.Contains(Groups, name) {
+			return fmt.Errorf("there is no group %q, only %v", name, Groups)
+		}
+	}
+	return nil
+}
+
+// Command returns 'weir bench'. Its parent has the flag output, table or json. The server that it measures against is a hidden command of it, so that it is another process.
+func Command() *cobra.Command {
+	options := DefaultOptions()
+	command := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure Weir on this machine, beside its yardsticks",
+		Long: "Starts Weir, an echo server and, where their source is, the programs that a team would write instead, puts load on them in turn\n" +
+			"over loopback, and prints medians and ratios. Needs Linux; the yardsticks need PostgreSQL and Redis installed, and start their own.",
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			if output := command.Flag("output"); output != nil {
+				options.JSON = output.Value.String() == "json"
+			}
+			return Run(command.Context(), options, command.OutOrStdout(), command.ErrOrStderr())
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&options.Weir, "weir", options.Weir, "binary to measure (default: this one)")
+	flags.StringVar(&options.Peers, "peers", options.Peers, "folder with orderpeer's source; its yardsticks are left out when it does not exist")
+	flags.StringSliceVar(&options.Only, "only", nil, fmt.Sprintf("groups to run, of %v (default: all)", Groups))
+	flags.IntVar(&options.Runs, "runs", options.Runs, "runs of each figure, of which the median counts")
+	flags.DurationVar(&options.Duration, "duration", options.Duration, "length of a run")
+	flags.DurationVar(&options.Warmup, "warmup", options.Warmup, "load before a run is counted")
+	flags.IntVar(&options.Connections, "connections", options.Connections, "connections that the load comes over")
+	flags.IntVar(&options.Orders, "orders", options.Orders, "orders in the log for the group million")
+	flags.StringVar(&options.Dir, "dir", options.Dir, "where data directories are made and removed (default: the system's for temporary files)")
+	command.AddCommand(echoCommand())
+	return command
+}
+
+func echoCommand() *cobra.Command {
+	var listen, placeReply, getReply string
+	command := &cobra.Command{
+		Use: "echo", Short: "Serve prebuilt replies", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			placed, err := os.ReadFile(placeReply)
+			if err != nil {
+				return err
+			}
+			got, err := os.ReadFile(getReply)
+			if err != nil {
+				return err
+			}
+			return echo.Run(command.Context(), echo.Options{Listen: listen, PlaceReply: placed, GetReply: got})
+		},
+	}
+	command.Flags().StringVar(&listen, "listen", "", "address to serve on")
+	command.Flags().StringVar(&placeReply, "place-reply", "", "file with an encoded PlaceOrderResponse")
+	command.Flags().StringVar(&getReply, "get-reply", "", "file with an encoded GetOrderResponse")
+	return command
+}
+
+// Run measures, says on progress what it does, and prints the report to out. It blocks until everything that it started has ended.
+func Run(ctx context.Context, options Options, out, progress io.Writer) error {
+	if err := options.Validate(); err != nil {
+		return err
+	}
+	return run(ctx, options, out, progress)
+}

@@ -1,0 +1,170 @@
+package load_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/weirhq/weir/ops/bench/load"
+)
+
+func TestAClosedLoopMakesEveryCallOnceAndReadsEveryKindOfBody(t *testing.T) {
+	var calls atomic.Int64
+	seen := make([]atomic.Int64, 1000)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		calls.Add(1)
+		body, _ := io.ReadAll(r.Body)
+		var number int
+		if _, err := fmt.Sscanf(string(body), "call-%d", &number); err == nil {
+			seen[number].Add(1)
+		}
+		// Long bodies go out in chunks, short ones with their length, some with none at all.
+		_, _ = w.Write(bytes.Repeat([]byte("x"), []int{0, 10, 5000, 70000}[number%4]))
+	}))
+	defer server.Close()
+	template, err := load.NewTemplate("/", "text/plain", "", []byte("call-000"), load.Field{Placeholder: "000", Fill: load.Counter("")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sizes := map[int]int{}
+	result, err := load.Run(t.Context(), load.Options{
+		Addr: server.Listener.Addr().String(), Connections: 8, Calls: 1000, Source: template,
+		OnReply: func(_ int, body []byte) { sizes[len(body)]++ },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.Calls != 1000 || result.Failed != 0 || result.Latency.Count() != 1000 || calls.Load() != 1000 {
+		t.Errorf("%d calls, %d failed, %d latencies, %d at the server, want 1000, 0, 1000, 1000", result.Calls, result.Failed, result.Latency.Count(), calls.Load())
+	}
+	for number := range seen {
+		if got := seen[number].Load(); got != 1 {
+			t.Errorf("request %d arrived %d times, want once", number, got)
+		}
+	}
+	for _, size := range []int{0, 10, 5000, 70000} {
+		if sizes[size] != 250 {
+			t.Errorf("%d bodies of %d bytes, want 250", sizes[size], size)
+		}
+	}
+}
+
+func TestRepliesOtherThan200AreFailures(t *testing.T) {
+	var calls atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if calls.Add(1) == 7 {
+			http.Error(w, "sold out", http.StatusConflict)
+		}
+	}))
+	defer server.Close()
+	result, err := load.Run(t.Context(), load.Options{Addr: server.Listener.Addr().String(), Connections: 2, Calls: 20, Source: fixed("GET / HTTP/1.1\r\nHost: x\r\n\r\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.Failed != 1 || result.Calls != 19 || result.FirstFailure != "status 409: sold out\n" {
+		t.Errorf("%d calls, %d failed, %q, want 19, 1 and the conflict", result.Calls, result.Failed, result.FirstFailure)
+	}
+}
+
+// An open loop must not let a slow server slow down the requests that would show how slow it is.
+func TestAnOpenLoopCountsLatencyFromWhenTheCallWasDue(t *testing.T) {
+	const stall = 300 * time.Millisecond
+	stalled := make(chan struct{}, 1)
+	stalled <- struct{}{}
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		select {
+		case <-stalled:
+			<-time.After(stall)
+		default:
+		}
+	}))
+	defer server.Close()
+	// One connection: while the first call stalls, the others wait for it without having been sent.
+	result, err := load.Run(t.Context(), load.Options{
+		Addr: server.Listener.Addr().String(), Connections: 1, Rate: 100, Duration: time.Second,
+		Source: fixed("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.Calls != 100 || result.Failed != 0 {
+		t.Errorf("%d calls, %d failed, want 100 and 0", result.Calls, result.Failed)
+	}
+	// 30 calls were due during the stall; the middle one of them waited for half of it.
+	if got := result.Latency.Quantile(0.8); got < stall/5 {
+		t.Errorf("the 80th percentile is %v: the stall of %v is hidden", got, stall)
+	}
+}
+
+func TestAServerThatHangsUpIsAnError(t *testing.T) {
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	if _, err := load.Run(t.Context(), load.Options{Addr: listener.Addr().String(), Connections: 1, Calls: 1, Source: fixed("GET / HTTP/1.1\r\nHost: x\r\n\r\n")}); err == nil {
+		t.Error("no error")
+	}
+}
+
+func TestHistogramQuantilesAreWithinTheirBucket(t *testing.T) {
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	var histogram, other load.Histogram
+	const count = 10_000
+	for i := range count {
+		// Every duration of 1 to 10,000 µs once, in two histograms.
+		into := &histogram
+		if random.IntN(2) == 0 {
+			into = &other
+		}
+		into.Record(time.Duration(i+1) * time.Microsecond)
+	}
+	histogram.Merge(&other)
+	for _, q := range []float64{0, 0.01, 0.5, 0.9, 0.99, 0.999} {
+		exact := time.Duration(q*count+1) * time.Microsecond
+		if got := histogram.Quantile(q); got < exact || got > exact+exact/64+1 {
+			t.Errorf("seed %d: quantile %g = %v, want %v or up to 1/64 more", seed, q, got, exact)
+		}
+	}
+	if got := histogram.Quantile(1); got != count*time.Microsecond || histogram.Count() != count {
+		t.Errorf("seed %d: longest %v of %d, want 10ms of 10000", seed, got, histogram.Count())
+	}
+}
+
+func TestTemplatePatchesEveryPlaceOfAField(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	template, err := load.NewTemplate("/order", "application/json", "token", []byte(`{"id":"r-000","again":"r-000","sku":"sku-00"}`),
+		load.Field{Placeholder: "r-000", Fill: load.Counter("r-")},
+		load.Field{Placeholder: `"sku-00"`, Fill: load.Pick(random, []string{`"sku-7"`})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	template.Next()
+	if got, want := string(template.Next()), `{"id":"r-001","again":"r-001","sku":"sku-7" }`; !bytes.HasSuffix([]byte(got), []byte("\r\n\r\n"+want)) {
+		t.Errorf("the second request is %q, want the body %q", got, want)
+	}
+	if _, err := load.NewTemplate("/", "text/plain", "", []byte("nothing here"), load.Field{Placeholder: "000"}); err == nil {
+		t.Error("a placeholder that the body does not have: no error")
+	}
+}
+
+type fixed string
+
+func (f fixed) Next() []byte { return []byte(f) }
