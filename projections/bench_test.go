@@ -108,7 +108,7 @@ func BenchmarkApply(b *testing.B) {
 			if err := r.take(commit, positions[i]); err != nil {
 				b.Fatal(err)
 			}
-			if r.full() {
+			if r.batch.Len() >= batchBytesMax {
 				r.batch.Reset()
 				r.changed, r.pending = r.changed[:0], 0
 			}
@@ -199,7 +199,7 @@ func BenchmarkStore(b *testing.B) {
 					}
 				}
 			}
-			if batch.Len() >= batchBytesMax {
+			if batch.Len() >= bulkBytesMax {
 				if err := batch.Commit(pebble.NoSync); err != nil {
 					b.Fatal(err)
 				}

@@ -16,10 +16,14 @@ import (
 
 // Limits of a Runner.
 const (
-	// batchCommitsMax bounds the commits that one Pebble batch takes in.
+	// batchCommitsMax and batchBytesMax bound what one Pebble batch takes in off the live tail.
 	batchCommitsMax = 512
-	// batchBytesMax ends a batch once it is this large.
-	batchBytesMax = 2 << 20
+	batchBytesMax   = 2 << 20
+	// bulkCommitsMax and bulkBytesMax bound a batch that is read from the log. A batch of more than half a memtable is
+	// not put into one: Pebble sorts it once and flushes it as it is, which takes a third of the CPU (DB.Apply,
+	// newFlushableBatch).
+	bulkCommitsMax = 1 << 16
+	bulkBytesMax   = memTableBytes/2 + 1<<20
 	// tailIdleMax is how long a runner waits for the lane's writer to offer a commit before it follows the log instead:
 	// the lane may have moved to another node.
 	tailIdleMax = time.Second
@@ -258,7 +262,8 @@ func (r *Runner) followLog(ctx context.Context) error {
 			}
 			buffered := cursor.Buffered()
 			r.raiseHead(record.Number + uint64(buffered))
-			if r.full() || buffered == 0 {
+			// What is known to be there is waited for: few large batches cost less than many small ones.
+			if r.pending >= bulkCommitsMax || r.batch.Len() >= bulkBytesMax || record.Number >= r.head.Load() {
 				break
 			}
 			record, err = cursor.Next(ctx)
@@ -287,7 +292,7 @@ func (r *Runner) followTail(ctx context.Context) error {
 			if err := r.take(offered.commit, offered.at); err != nil {
 				return err
 			}
-			if r.full() {
+			if r.pending >= batchCommitsMax || r.batch.Len() >= batchBytesMax {
 				if err := r.flush(); err != nil {
 					return err
 				}
@@ -377,10 +382,6 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 	}
 	r.pending++
 	return nil
-}
-
-func (r *Runner) full() bool {
-	return r.pending >= batchCommitsMax || r.batch.Len() >= batchBytesMax
 }
 
 // flush writes the batch, and tells whoever waits for what is in it.
