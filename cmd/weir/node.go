@@ -213,7 +213,8 @@ func (n *node) openState(context.Context) (err error) {
 				n.runners[lane].Offer(commit, at)
 			}
 		},
-		Lane: eventstore.LaneOptions{Logger: n.logger},
+		// One commit under way at a time: while it is fsynced the next one grows.
+		Lane: eventstore.LaneOptions{Logger: n.logger, Writer: eventstore.WriterOptions{InFlightMax: 1}},
 	})
 	return err
 }
