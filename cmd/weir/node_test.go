@@ -369,13 +369,13 @@ func ourGoroutines() []string {
 }
 
 func TestAServerKeepsTheLogOfAServingNode(t *testing.T) {
-	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Shutdown()
 	dir := t.TempDir()
-	args := []string{"serve", "--nats", server.ClientURL(), "--data", dir, "--listen", "127.0.0.1:0", "-o", "json", "--lanes", "2", "--log-level", "warn", "--allow-lossy-log"}
+	args := []string{"serve", "--nats", server.ClientURL(), "--data", dir, "--listen", "127.0.0.1:0", "-o", "json", "--lanes", "2", "--log-level", "warn", "--nats-monitor", server.MonitorURL()}
 	n := startNode(t, args...)
 	mint := func(user, scope string) []string {
 		return n.env(strings.TrimSpace(live(t, nil, "token", "--data", dir, "--user", user, "--scope", scope).want(t, exitOK).stdout))
@@ -392,6 +392,46 @@ func TestAServerKeepsTheLogOfAServingNode(t *testing.T) {
 	live(t, nil, "log", "verify", "--data", dir, "--nats", server.ClientURL()).want(t, exitOK)
 	n = startNode(t, args...)
 	wantText(t, live(t, mint("alice", ""), "order", "get", order.Order.OrderID).want(t, exitOK).stdout, "pending-payment")
+}
+
+func TestALossyServerIsRefused(t *testing.T) {
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0", SyncInterval: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Shutdown()
+	args := []string{"serve", "--nats", server.ClientURL(), "--data", t.TempDir(), "--listen", "127.0.0.1:0", "-o", "json", "--log-level", "warn"}
+	wantText(t, live(t, nil, append(args, "--nats-monitor", server.MonitorURL())...).want(t, exitData).stderr, "may lose acknowledged orders", "sync_interval")
+	wantText(t, live(t, nil, args...).want(t, exitData).stderr, "cannot be asked")
+	startNode(t, append(args, "--allow-lossy-log")...).stop().want(t, exitOK)
+}
+
+func TestALogThatLostCommitsStopsTheNodeUntilTheLossIsAccepted(t *testing.T) {
+	dir, kept := t.TempDir(), t.TempDir()
+	n := startDev(t, dir, "--demo")
+	first := place(t, n.customer(), "tea-sencha")
+	n.stop().want(t, exitOK)
+	if err := os.CopyFS(kept, os.DirFS(dataDir(dir).log())); err != nil {
+		t.Fatal(err)
+	}
+	n = startDev(t, dir)
+	second := place(t, n.customer(), "tea-sencha")
+	n.stop().want(t, exitOK)
+	// An old copy of the log comes back: whole by itself, but the second order is gone.
+	if err := errors.Join(os.RemoveAll(dataDir(dir).log()), os.CopyFS(dataDir(dir).log(), os.DirFS(kept))); err != nil {
+		t.Fatal(err)
+	}
+	wantText(t, live(t, nil, "log", "verify", "--data", dir, "--no-views").want(t, exitDifference).stdout, "witness", "has lost commits")
+	r := live(t, nil, "dev", "--data", dir, "--listen", "127.0.0.1:0").want(t, exitData)
+	wantText(t, r.stderr, "the log of lane 0 has lost commits", "--accept-loss lane=0@"+first.Revision.Commit, "restore the log from a backup")
+
+	wantText(t, live(t, nil, "dev", "--data", dir, "--listen", "127.0.0.1:0", "--accept-loss", "everything").want(t, exitUsage).stderr, "lane=3@40")
+	n = startDev(t, dir, "--accept-loss", "lane=0@"+first.Revision.Commit)
+	live(t, n.customer(), "order", "get", first.Order.OrderID).want(t, exitOK)
+	live(t, n.customer(), "order", "get", second.Order.OrderID).want(t, exitNotFound)
+	live(t, nil, "log", "verify", "--data", dir).want(t, exitOK)
+	n.stop().want(t, exitOK)
+	startDev(t, dir).stop().want(t, exitOK) // Accepted once is enough.
 }
 
 // weirBinary builds weir once.

@@ -58,9 +58,9 @@ It prints where it listens, a customer's and an operator's token, and a ready co
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, p.runCommands()...)
+	add(groupRun, p.devCommand(), p.serveCommand(), p.tokenCommand())
 	add(groupShop, p.orderCommand(), p.productCommand(), p.stockCommand())
-	add(groupLook, p.lookCommands()...)
+	add(groupLook, p.logCommand(), p.projectionsCommand(), p.benchCommand())
 	root.AddCommand(p.versionCommand())
 	root.AddCommand(helpTopics(root)...)
 	root.SetOut(p.stdout)
