@@ -26,6 +26,7 @@ func (m *counter) Position() Position         { return m.position }
 func (m *counter) LogTime() time.Time         { return m.logTime }
 func (m *counter) Due(time.Time, int) []Event { return nil }
 func (m *counter) Rollback()                  { m.decided = m.applied }
+func (m *counter) Flush() error               { return nil }
 func (m *counter) Apply(c *Commit, at Position) error {
 	if m.broken != nil {
 		return m.broken

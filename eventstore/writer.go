@@ -160,6 +160,15 @@ func (w *Writer[Q, A]) Open(ctx context.Context, now time.Time) error {
 
 // catchUp applies everything from the machine's position to the log's head.
 func (w *Writer[Q, A]) catchUp(ctx context.Context) error {
+	err := w.readToHead(ctx)
+	// What was read is good also when more could not be.
+	if flushErr := w.machine.Flush(); err == nil && flushErr != nil {
+		err = &ApplyError{Lane: w.options.Lane, Number: w.machine.Position().Number, Cause: flushErr}
+	}
+	return err
+}
+
+func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 	head, err := w.log.Head(ctx)
 	if err != nil {
 		return fmt.Errorf("open lane %d: read the head: %w", w.options.Lane, err)
@@ -324,7 +333,11 @@ func (w *Writer[Q, A]) applied(f *flight[A]) error {
 	assert(f.commit.Number == at.Number+1 && f.commit.PrevHash == at.Hash,
 		"lane %d applies commit %d after %d (I2)", w.options.Lane, f.commit.Number, at.Number)
 	next := Position{Number: f.commit.Number, Hash: f.record.Hash}
-	if err := w.machine.Apply(f.commit, next); err != nil {
+	err := w.machine.Apply(f.commit, next)
+	if err == nil {
+		err = w.machine.Flush()
+	}
+	if err != nil {
 		return &ApplyError{Lane: w.options.Lane, Number: next.Number, Cause: err}
 	}
 	if w.options.Observe != nil {
