@@ -49,8 +49,7 @@ type ProvisionOptions struct {
 	Topology Topology
 	// Replicas of each stream, 1 or 3; 0 means 1.
 	Replicas int
-	// MaxBytes bounds each lane's stream; 0 means that only the server's own limit does. The server reserves it on the disk
-	// and does not open the stream again while it cannot, so a limit of the server is the safer one.
+	// MaxBytes bounds each lane's stream, which the server reserves of its own limit; 0 means that only that limit does.
 	MaxBytes int64
 	// MaxMessageSize in bytes, headers included; 0 means the constant of that name.
 	MaxMessageSize int32
