@@ -39,7 +39,7 @@ func startDev(t *testing.T, dir string, args ...string) *devNode {
 
 func startNode(t *testing.T, args ...string) *devNode {
 	t.Helper()
-	ctx, cancel := context.WithCancelCause(context.Background())
+	ctx, cancel := context.WithCancelCause(t.Context())
 	reader, writer := io.Pipe()
 	var stderr bytes.Buffer
 	p := &process{stdout: writer, stderr: &stderr, now: time.Now}
@@ -144,8 +144,8 @@ func TestWhoMayDoWhatIsDecidedByTheTokensScope(t *testing.T) {
 	alice, bob, shop := mint("alice", ""), mint("bob", ""), mint("shop", "act-as")
 	order := place(t, alice, "tea-sencha")
 	// Another's order is answered exactly as one that is not there.
-	missing := strings.Replace(live(t, bob, "order", "get", "01M822PB0EZ7EDFGE5AHV6KZD13").want(t, exitNotFound).stderr, "01M822PB0EZ7EDFGE5AHV6KZD13", "ID", -1)
-	others := strings.Replace(live(t, bob, "order", "get", order.Order.OrderID).want(t, exitNotFound).stderr, order.Order.OrderID, "ID", -1)
+	missing := strings.ReplaceAll(live(t, bob, "order", "get", "01M822PB0EZ7EDFGE5AHV6KZD13").want(t, exitNotFound).stderr, "01M822PB0EZ7EDFGE5AHV6KZD13", "ID")
+	others := strings.ReplaceAll(live(t, bob, "order", "get", order.Order.OrderID).want(t, exitNotFound).stderr, order.Order.OrderID, "ID")
 	if missing != others {
 		t.Fatalf("another's order is told from a missing one:\n%s\n%s", others, missing)
 	}
@@ -441,7 +441,7 @@ var weirBinary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "weir")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput() //nolint:noctx // A build ends.
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build weir: %w\n%s", err, out)
 	}
