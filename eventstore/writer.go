@@ -175,6 +175,9 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 	}
 	at := w.machine.Position()
 	w.tipTime = later(w.tipTime, w.machine.LogTime())
+	if err := w.sameLog(ctx, at); err != nil {
+		return err
+	}
 	if head > at.Number {
 		cursor, err := w.log.Follow(ctx, at.Number+1)
 		if err != nil {
@@ -205,6 +208,21 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// sameLog checks that the machine's state was made of this log: what it applied last is there.
+func (w *Writer[Q, A]) sameLog(ctx context.Context, at Position) error {
+	if at.Number == 0 {
+		return nil
+	}
+	record, err := w.log.Read(ctx, at.Number)
+	if err != nil {
+		return fmt.Errorf("open lane %d: read commit %d, which this node has applied: %w", w.options.Lane, at.Number, err)
+	}
+	if record.Hash != at.Hash {
+		return &ChainError{Lane: w.options.Lane, Number: at.Number, Reason: fmt.Sprintf("this node has applied %.12s…, the log has %.12s…", at.Hash, record.Hash)}
+	}
+	return nil
 }
 
 // take checks that the record follows at (I2) and applies it.
