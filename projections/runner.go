@@ -100,7 +100,7 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 		return nil, fmt.Errorf("open the views of lane %d: %w", r.lane, err)
 	}
 	r.tail.init()
-	r.arrivals.init()
+	r.arrivals.init(r.position.Number)
 	r.watchers.init()
 	return r, nil
 }
