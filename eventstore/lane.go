@@ -34,8 +34,7 @@ type LaneOptions struct {
 	// WaitBudget bounds the time that an ask may be expected to wait in the queue; beyond it, it is refused at once.
 	// 0 means 1 s.
 	WaitBudget time.Duration
-	// GroupMax bounds the asks in one commit; 0 means 1,024. The commit's bytes are bounded through it: an ask
-	// that the API lets in decides at most some 20 KB.
+	// GroupMax bounds the asks in one commit; 0 means 1,024. Its bytes are bounded by Writer.CommitBytesMax.
 	GroupMax int
 	// GroupMin is how many asks must wait before a second commit is sent while one is in flight; 0 means 64. Fewer would split
 	// one fsync's worth of work over two.
@@ -190,8 +189,7 @@ func (l *Lane[Q, A]) serve(ctx context.Context) error {
 		group = l.collect(group)
 		if l.writer.Ready() && (due || l.worthSending(len(group))) {
 			if slots.tryAcquire(l.writer.InFlight()) {
-				l.propose(group)
-				group, due = group[:0], false
+				group, due = l.propose(group), false
 				slots.keep(l.writer.InFlight())
 				continue
 			}
@@ -243,18 +241,24 @@ func (l *Lane[Q, A]) worthSending(group int) bool {
 	return group > 0 && (l.writer.InFlight() == 0 || group >= l.options.GroupMin)
 }
 
-// propose hands the group to the writer, less those whose callers have left.
-func (l *Lane[Q, A]) propose(group []*waiting[Q, A]) {
+// propose hands the group to the writer, less those whose callers have left, and returns what did not fit into the commit.
+func (l *Lane[Q, A]) propose(group []*waiting[Q, A]) []*waiting[Q, A] {
+	busy := len(group) >= l.options.GroupMin
 	asks := make([]Ask[Q, A], 0, len(group))
+	present := group[:0]
 	for _, w := range group {
 		if err := w.ctx.Err(); err != nil {
 			w.finish(w.answer, err)
 			continue
 		}
 		asks = append(asks, Ask[Q, A]{Question: w.question, Reply: w.finish})
+		present = append(present, w)
 	}
-	l.writer.Propose(asks, l.options.Clock())
-	l.drained.add(len(group), l.options.Clock(), len(group) >= l.options.GroupMin)
+	taken := l.writer.Propose(asks, l.options.Clock())
+	l.drained.add(taken, l.options.Clock(), busy)
+	rest := copy(present, present[taken:])
+	clear(group[rest:])
+	return group[:rest]
 }
 
 // finish answers an ask.

@@ -26,6 +26,7 @@ func (m *counter) Position() Position         { return m.position }
 func (m *counter) LogTime() time.Time         { return m.logTime }
 func (m *counter) Due(time.Time, int) []Event { return nil }
 func (m *counter) Rollback()                  { m.decided = m.applied }
+func (m *counter) Flush() error               { return nil }
 func (m *counter) Apply(c *Commit, at Position) error {
 	if m.broken != nil {
 		return m.broken
@@ -187,6 +188,28 @@ func TestALaneRefusesWhenItsQueueIsFull(t *testing.T) {
 			return false
 		}
 	})
+}
+
+func TestACommitThatIsFullLeavesTheRestOfTheGroupForTheNext(t *testing.T) {
+	log := OpenMemoryLog(0, 1)
+	lane := runLane(t, log, newCounter(), LaneOptions{Writer: WriterOptions{CommitBytesMax: 100}})
+	var group sync.WaitGroup
+	for range 50 {
+		group.Go(func() {
+			if _, err := lane.Submit(t.Context(), 60); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if sum, err := lane.Submit(t.Context(), 0); err != nil || sum != 50*60 {
+		t.Errorf("sum %d, %v; want %d", sum, err, 50*60)
+	}
+	for number := uint64(1); number <= log.Position().Number; number++ {
+		if record, err := log.Read(t.Context(), number); err != nil || len(record.Data) > 400 {
+			t.Errorf("commit %d: %d bytes, %v", number, len(record.Data), err)
+		}
+	}
 }
 
 func TestAFencedWriterAnswersNothingAndForgetsWhatItDecided(t *testing.T) {

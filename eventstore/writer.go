@@ -49,8 +49,11 @@ type WriterOptions struct {
 	Pause func(ctx context.Context, attempt int) error
 	// Observe is told of every commit applied by Settle; may be nil. Commits that Open reads are not observed.
 	Observe Observer
-	// DueMax bounds the events that log time itself causes in one commit; 0 means 1,000.
+	// DueMax bounds the events that log time itself causes in one commit; 0 means 256.
 	DueMax int
+	// CommitBytesMax is the size of a commit's events after which no further ask is decided into it; 0 means 1 MiB. The
+	// last ask may exceed it by what one ask can decide.
+	CommitBytesMax int
 }
 
 // flight is a commit on its way to the log.
@@ -91,7 +94,10 @@ func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) 
 		options.ResolveAttemptsMax = 8
 	}
 	if options.DueMax == 0 {
-		options.DueMax = 1000
+		options.DueMax = 256
+	}
+	if options.CommitBytesMax == 0 {
+		options.CommitBytesMax = 1 << 20
 	}
 	if options.Pause == nil {
 		options.Pause = func(ctx context.Context, attempt int) error {
@@ -154,6 +160,15 @@ func (w *Writer[Q, A]) Open(ctx context.Context, now time.Time) error {
 
 // catchUp applies everything from the machine's position to the log's head.
 func (w *Writer[Q, A]) catchUp(ctx context.Context) error {
+	err := w.readToHead(ctx)
+	// What was read is good also when more could not be.
+	if flushErr := w.machine.Flush(); err == nil && flushErr != nil {
+		err = &ApplyError{Lane: w.options.Lane, Number: w.machine.Position().Number, Cause: flushErr}
+	}
+	return err
+}
+
+func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 	head, err := w.log.Head(ctx)
 	if err != nil {
 		return fmt.Errorf("open lane %d: read the head: %w", w.options.Lane, err)
@@ -242,27 +257,31 @@ func (w *Writer[Q, A]) LogTime(now time.Time) time.Time { return later(w.tipTime
 
 // Propose decides the asks in order, at the log time that now allows, and sends what they decided as one commit. Asks that
 // decide no event ride on the newest commit in flight, since they may rest on it, or are answered at once.
-// It returns the number of events sent. REQUIRES: Ready.
+// It returns how many asks it took: all, unless the commit is full before. REQUIRES: Ready.
 func (w *Writer[Q, A]) Propose(asks []Ask[Q, A], now time.Time) int {
 	assert(w.Ready(), "lane %d proposes with %d commits in flight, open: %t", w.options.Lane, len(w.inFlight), w.open)
 	at := w.LogTime(now)
 	events := w.machine.Due(at, w.options.DueMax)
-	answers := make([]owed[A], len(asks))
-	for i := range asks {
-		decision := w.machine.Decide(asks[i].Question, at)
+	answers := make([]owed[A], 0, len(asks))
+	for bytes := 0; len(answers) < len(asks) && bytes < w.options.CommitBytesMax; {
+		ask := &asks[len(answers)]
+		decision := w.machine.Decide(ask.Question, at)
+		for i := range decision.Events {
+			bytes += eventSize(&decision.Events[i])
+		}
 		events = append(events, decision.Events...)
-		answers[i] = owed[A]{reply: asks[i].Reply, answer: decision.Answer}
+		answers = append(answers, owed[A]{reply: ask.Reply, answer: decision.Answer})
 	}
 	if len(events) == 0 {
 		w.ride(answers)
-		return 0
+		return len(answers)
 	}
 	f := w.seal(events, at)
 	f.answers = answers
 	w.tip, w.tipTime = Position{Number: f.commit.Number, Hash: f.record.Hash}, at
 	f.pending = w.log.Append(f.record)
 	w.inFlight = append(w.inFlight, f)
-	return len(events)
+	return len(answers)
 }
 
 // ride lets answers without events wait for what they may rest on (W1).
@@ -314,7 +333,11 @@ func (w *Writer[Q, A]) applied(f *flight[A]) error {
 	assert(f.commit.Number == at.Number+1 && f.commit.PrevHash == at.Hash,
 		"lane %d applies commit %d after %d (I2)", w.options.Lane, f.commit.Number, at.Number)
 	next := Position{Number: f.commit.Number, Hash: f.record.Hash}
-	if err := w.machine.Apply(f.commit, next); err != nil {
+	err := w.machine.Apply(f.commit, next)
+	if err == nil {
+		err = w.machine.Flush()
+	}
+	if err != nil {
 		return &ApplyError{Lane: w.options.Lane, Number: next.Number, Cause: err}
 	}
 	if w.options.Observe != nil {

@@ -198,7 +198,7 @@ func BenchmarkStore(b *testing.B) {
 					}
 				}
 			}
-			if batch.Len() >= bulkBytesMax {
+			if batch.Len() >= BulkBytes {
 				if err := batch.Commit(pebble.NoSync); err != nil {
 					b.Fatal(err)
 				}

@@ -19,11 +19,10 @@ const (
 	// batchCommitsMax and batchBytesMax bound what one Pebble batch takes in off the live tail.
 	batchCommitsMax = 512
 	batchBytesMax   = 2 << 20
-	// bulkCommitsMax and bulkBytesMax bound a batch that is read from the log. A batch of more than half a memtable is
+	// bulkCommitsMax and BulkBytes bound a batch that is read from the log. A batch of more than half a memtable is
 	// not put into one: Pebble sorts it once and flushes it as it is, which takes a third of the CPU (DB.Apply,
 	// newFlushableBatch).
 	bulkCommitsMax = 1 << 16
-	bulkBytesMax   = memTableBytes/2 + 1<<20
 	// tailIdleMax is how long a runner waits for the lane's writer to offer a commit before it follows the log instead:
 	// the lane may have moved to another node.
 	tailIdleMax = time.Second
@@ -263,7 +262,7 @@ func (r *Runner) followLog(ctx context.Context) error {
 			buffered := cursor.Buffered()
 			r.raiseHead(record.Number + uint64(buffered))
 			// What is known to be there is waited for: few large batches cost less than many small ones.
-			if r.pending >= bulkCommitsMax || r.batch.Len() >= bulkBytesMax || record.Number >= r.head.Load() {
+			if r.pending >= bulkCommitsMax || r.batch.Len() >= BulkBytes || record.Number >= r.head.Load() {
 				break
 			}
 			record, err = cursor.Next(ctx)

@@ -139,8 +139,7 @@ func (s *simulation) act(n *simNode) error {
 		return nil
 	case dice < 75:
 		if n.writer.Ready() {
-			n.writer.Propose(n.waiting, s.now(n))
-			n.waiting = nil
+			n.waiting = n.waiting[n.writer.Propose(n.waiting, s.now(n)):]
 		}
 		return nil
 	default:
@@ -176,7 +175,7 @@ func (s *simulation) start(n *simNode) error {
 		log = s.plant.log(log)
 	}
 	n.writer = eventstore.NewWriter(log, machine, eventstore.WriterOptions{
-		Lane: 0, Lanes: 1, Owner: n.name, ResolveAttemptsMax: 4, DueMax: 3,
+		Lane: 0, Lanes: 1, Owner: n.name, ResolveAttemptsMax: 4, DueMax: 3, CommitBytesMax: 600,
 		Pause: func(context.Context, int) error { return nil },
 	})
 	return nil

@@ -125,7 +125,7 @@ func (c *client) explain(what string, err error) error {
 			p.next = "start one with 'weir dev', or say where it is with --addr or WEIR_ADDR"
 		case connect.CodeDeadlineExceeded:
 			p.what = fmt.Sprintf("no answer from %s within %s", c.addr, c.timeout)
-			p.next = "repeat with the same --request-id if it was to change something, or give it longer with --timeout"
+			p.next = "repeat it, with the same --request-id if it changes something, or give it longer with --timeout"
 		case connect.CodeUnknown, connect.CodeInternal, connect.CodeUnimplemented:
 			p.what = fmt.Sprintf("%s does not answer as a weir node does (%s)", c.addr, p.what)
 			p.next = "check --addr"
@@ -169,7 +169,12 @@ func (r *requestID) fill(p *process) error {
 func (r *requestID) remind(err error) error {
 	var p *problem
 	if r.made && errors.As(err, &p) && p.code == exitUnavailable {
-		p.next = "repeat with --request-id " + r.value + ": it changes nothing twice"
+		repeat := "repeat with --request-id " + r.value + ": it changes nothing twice"
+		if strings.HasPrefix(p.next, "repeat with the same") || p.next == "" {
+			p.next = repeat
+		} else {
+			p.next += "; then " + repeat
+		}
 	}
 	return err
 }

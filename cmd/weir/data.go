@@ -105,6 +105,15 @@ func (r nodeRecord) write(dir dataDir) error {
 	return nil
 }
 
+// remove takes the record away, if it is still this node's.
+func (r nodeRecord) remove(dir dataDir) error {
+	found, err := readNodeRecord(dir)
+	if err != nil || found == nil || found.Token != r.Token {
+		return err
+	}
+	return os.Remove(dir.node())
+}
+
 // readNodeRecord returns the record, or nil when there is none. A node that was killed leaves its own behind.
 func readNodeRecord(dir dataDir) (*nodeRecord, error) {
 	data, err := os.ReadFile(dir.node())

@@ -61,6 +61,8 @@ type problem struct {
 	// reason and facts come from the server's ErrorInfo, if it sent one.
 	reason string
 	facts  map[string]string
+	// violations name the fields of a request that break their rules.
+	violations []string
 	// retryAfter is how long the server asked to wait; 0 when it did not.
 	retryAfter time.Duration
 	cause      error
@@ -136,6 +138,10 @@ func problemOfConnect(c *connect.Error, err error) *problem {
 			if d.GetDomain() == errorDomain {
 				p.reason, p.facts = d.GetReason(), d.GetMetadata()
 			}
+		case *errdetails.BadRequest:
+			for _, violation := range d.GetFieldViolations() {
+				p.violations = append(p.violations, violation.GetField()+": "+violation.GetDescription())
+			}
 		case *errdetails.RetryInfo:
 			p.retryAfter = d.GetRetryDelay().AsDuration()
 		}
@@ -164,6 +170,9 @@ func (p *problem) print(w io.Writer, paint painter) {
 	for _, key := range keys {
 		fmt.Fprintf(w, "  %s: %s\n", key, p.facts[key])
 	}
+	for _, violation := range p.violations {
+		fmt.Fprintf(w, "  %s\n", violation)
+	}
 	if p.retryAfter > 0 {
 		fmt.Fprintf(w, "  %s: %s\n", "retry after", p.retryAfter)
 	}
@@ -179,6 +188,7 @@ type jsonProblem struct {
 		Exit       int               `json:"exit"`
 		Reason     string            `json:"reason,omitempty"`
 		Facts      map[string]string `json:"facts,omitempty"`
+		Violations []string          `json:"violations,omitempty"`
 		RetryAfter string            `json:"retryAfter,omitempty"`
 		Next       string            `json:"next,omitempty"`
 	} `json:"error"`
@@ -187,6 +197,7 @@ type jsonProblem struct {
 func (p *problem) json() jsonProblem {
 	var j jsonProblem
 	j.Error.Message, j.Error.Exit, j.Error.Reason, j.Error.Facts, j.Error.Next = p.what, int(p.code), p.reason, p.facts, p.next
+	j.Error.Violations = p.violations
 	if p.retryAfter > 0 {
 		j.Error.RetryAfter = p.retryAfter.String()
 	}

@@ -338,8 +338,8 @@ func TestProjectionsStatusPrintsLagAndState(t *testing.T) {
 	n := filled(t)
 	at := testTime
 	n.status = []viewLane{
-		{Lane: 0, State: viewFresh, Position: 3, Head: 3, AsOf: &at},
-		{Lane: 1, State: viewCatchingUp, Position: 1, Head: 1235, Lag: 1234, AsOf: &at},
+		{View: "orders", Version: 1, Lane: 0, State: viewFresh, Position: 3, Head: 3, AsOf: &at},
+		{View: "orders", Version: 1, Lane: 1, State: viewCatchingUp, Position: 1, Head: 1235, Lag: 1234, AsOf: &at},
 	}
 	golden(t, "output/projections_status.table", weir(t, nil, "projections", "status", "--data", n.dir).want(t, exitOK).stdout)
 	golden(t, "output/projections_status.json", weir(t, nil, "projections", "status", "--data", n.dir, "-o", "json").want(t, exitOK).stdout)

@@ -13,8 +13,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// viewLane is how far the views have followed one lane.
+// viewLane is how far one view has followed one lane.
 type viewLane struct {
+	View     string `json:"view"`
+	Version  uint32 `json:"version"`
 	Lane     uint32 `json:"lane"`
 	State    string `json:"state"`
 	Position uint64 `json:"position"`
@@ -34,7 +36,7 @@ const (
 
 // A viewSource knows the views of a node.
 type viewSource interface {
-	// Status says how far the views have followed each lane.
+	// Status says how far each view has followed each lane.
 	Status(ctx context.Context) ([]viewLane, error)
 	// Verify compares every view with the fold of the log and returns what is different, at most differencesMax.
 	Verify(ctx context.Context, progress func(done, total int64)) ([]difference, error)
@@ -55,8 +57,8 @@ func (p *process) projectionsStatus() *cobra.Command {
 	var from sourceFlags
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Print the position, head and lag of the views in each lane",
-		Long: `Print for each lane how far its views have followed the log: their position, the log's newest commit (head), how many
+		Short: "Print the position, head and lag of each view",
+		Long: `Print for each view and lane how far it has followed the log: its position, the log's newest commit (head), how many
 commits lie between (lag), and the log time of the position.
 
 The state is "fresh" (lag 0), "catching-up", or "stopped" when no node runs on the directory; the next start goes on
@@ -65,7 +67,7 @@ from the position.
 ` + sourceHelp + `
 Name the directory of a stopped node as well then: its views are there.`,
 		Example: `  weir projections status --data ./weir-data
-  weir projections status -o json | jq '.lanes[].lag'`,
+  weir projections status -o json | jq '.views[].lag'`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := p.openSource(cmd.Context(), &from)
@@ -88,13 +90,13 @@ func (p *process) status(cmd *cobra.Command, s *source) error {
 		return err
 	}
 	if p.json(cmd) {
-		return writeJSON(p.stdout, map[string]any{"lanes": lanes})
+		return writeJSON(p.stdout, map[string]any{"views": lanes})
 	}
 	paint := p.painterFor(p.stdout)
-	rows := newTable(">LANE", "STATE", ">POSITION", ">HEAD", ">LAG", "AS OF")
+	rows := newTable("VIEW", ">LANE", "STATE", ">POSITION", ">HEAD", ">LAG", "AS OF")
 	rows.style = func(column int, cell string) string {
 		switch {
-		case column != 1:
+		case column != 2:
 			return cell
 		case cell == viewFresh:
 			return paint.good(cell)
@@ -102,7 +104,7 @@ func (p *process) status(cmd *cobra.Command, s *source) error {
 		return paint.warn(cell)
 	}
 	for _, l := range lanes {
-		rows.row(strconv.FormatUint(uint64(l.Lane), 10), l.State, groupDigits(l.Position), groupDigits(l.Head), groupDigits(l.Lag), instantText(l.AsOf))
+		rows.row(l.View, strconv.FormatUint(uint64(l.Lane), 10), l.State, groupDigits(l.Position), groupDigits(l.Head), groupDigits(l.Lag), instantText(l.AsOf))
 	}
 	return rows.print(p.stdout, paint)
 }

@@ -18,7 +18,6 @@ var reasons = []reason{
 	{"PRODUCT_NOT_FOUND", connect.CodeNotFound, "there is no such product", "list what there is: weir product list"},
 	{"ORDER_NOT_FOUND", connect.CodeNotFound, "there is no such order, or it is another user's", "check the id, and that the token is of the order's user: weir order list"},
 	{"ORDER_EXPIRED", connect.CodeFailedPrecondition, "the order was not paid in time and has ended", "place a new order"},
-	{"ORDER_NOT_CANCELLABLE", connect.CodeFailedPrecondition, "the order is past the point where it can be cancelled", "look at where it stands: weir order get ORDER_ID"},
 	{"KEY_REUSED", connect.CodeFailedPrecondition, "the request id was used before with another body", "use a new request id for a new request; repeat the same one only with the same body"},
 	{"MIXED_CURRENCIES", connect.CodeInvalidArgument, "the items of one order have prices in more than one currency", "place one order for each currency"},
 	{"AMOUNT_OVERFLOW", connect.CodeInvalidArgument, "the order's amount does not fit into 64 bits of minor units", "order fewer units"},
@@ -26,10 +25,14 @@ var reasons = []reason{
 	{"UNAUTHENTICATED", connect.CodeUnauthenticated, "the token is missing, malformed, expired or not of this issuer", "give a token with --token or WEIR_TOKEN; one more: weir token --data DIR --user USER --scope SCOPE"},
 	{"PERMISSION_DENIED", connect.CodePermissionDenied, "the token is good but lacks the scope for this", "use a token with the scope: weir token --data DIR --user USER --scope operator"},
 	{"QUEUE_FULL", connect.CodeResourceExhausted, "the lane has as much waiting as it can do in time", "wait as long as it says and repeat with the same request id"},
+	{"TOO_MANY_WATCHES", connect.CodeResourceExhausted, "as many orders are watched as may be, by this token or by all", "end a watch that is no longer needed, or try again later"},
 	{"LOG_FULL", connect.CodeResourceExhausted, "the log has no room left; reads go on", "the operator has to make room for the log, then repeat with the same request id"},
 	{"LANE_UNAVAILABLE", connect.CodeUnavailable, "the lane is opening, stepping down or cannot reach its log", "repeat with the same request id"},
+	{"KEYS_UNAVAILABLE", connect.CodeUnavailable, "the keys that seal notes are out of reach", "repeat with the same request id"},
+	{"SHUTTING_DOWN", connect.CodeUnavailable, "the node stops and ends its watches", "watch again once the node is back"},
 	{"VIEW_BEHIND", connect.CodeUnavailable, "the view did not reach --min-revision in time", "repeat, or give it longer with --wait"},
 	{"DEADLINE_EXCEEDED", connect.CodeDeadlineExceeded, "the answer did not come in time; a change may have happened", "repeat with the same request id: it answers with what happened"},
+	{"CANCELED", connect.CodeCanceled, "the caller left before the answer; a change may have happened", "repeat with the same request id: it answers with what happened"},
 	{"INTERNAL", connect.CodeInternal, "a fault in the server; its log has the details", "look at the server's log"},
 }
 

@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/weirhq/weir/ops/bench/load"
+	"github.com/weirhq/weir/ops/launch"
 )
 
 // peerModes are what orderpeer can be.
@@ -25,7 +26,7 @@ var peerModes = []string{"pg", "pgbatch", "redis"}
 type peers struct {
 	// modes holds a server for each of peerModes.
 	modes     map[string]*server
-	databases []*server
+	databases []*launch.Server
 	sources   uint64
 }
 
@@ -57,30 +58,26 @@ func startPeers(ctx context.Context, source, dir string) (started *peers, err er
 		return nil, err
 	}
 	p.databases = append(p.databases, redis)
-	host, port, err := net.SplitHostPort(postgres.addr)
+	host, port, err := net.SplitHostPort(postgres.Addr)
 	if err != nil {
 		return nil, err
 	}
 	for _, mode := range peerModes {
 		// Each mode has a database of its own, since each makes its tables anew.
-		if _, err := output(ctx, credential, filepath.Join(tools, "createdb"), "-h", host, "-p", port, "-U", "bench", mode); err != nil {
+		if _, err := launch.Output(ctx, credential, filepath.Join(tools, "createdb"), "-h", host, "-p", port, "-U", "bench", mode); err != nil {
 			return nil, err
 		}
-		addr, err := freeAddr(ctx)
+		addr, err := launch.FreeAddr(ctx)
 		if err != nil {
 			return nil, err
 		}
-		process, err := start("orderpeer "+mode, addr, nil, exec.Command(orderpeer, "-mode", mode, "-addr", addr, "-redis", redis.addr, //nolint:noctx // end ends it.
-			"-dsn", fmt.Sprintf("postgres://bench@%s/%s?sslmode=disable", postgres.addr, mode)))
+		process, err := launch.Start("orderpeer "+mode, addr, nil, exec.Command(orderpeer, "-mode", mode, "-addr", addr, "-redis", redis.Addr, //nolint:noctx // end ends it.
+			"-dsn", fmt.Sprintf("postgres://bench@%s/%s?sslmode=disable", postgres.Addr, mode)))
 		if err != nil {
 			return nil, err
 		}
-		p.modes[mode] = process
-		process.processes = append(process.processes, postgres.processes...)
-		if mode == "redis" {
-			process.processes = append(process.processes, redis.processes...)
-		}
-		if _, err := process.ready(ctx, process.accepts); err != nil {
+		p.modes[mode] = &server{Server: process, needs: p.databases}
+		if err := process.Ready(ctx, process.Accepts); err != nil {
 			return nil, err
 		}
 	}
@@ -91,18 +88,18 @@ func startPeers(ctx context.Context, source, dir string) (started *peers, err er
 func (p *peers) end() error {
 	var errs []error
 	for _, process := range p.modes {
-		errs = append(errs, process.stop(syscall.SIGTERM))
+		errs = append(errs, process.Stop(syscall.SIGTERM))
 	}
 	for _, process := range p.databases {
 		// PostgreSQL takes SIGINT as: drop the clients and stop.
-		errs = append(errs, process.stop(syscall.SIGINT))
+		errs = append(errs, process.Stop(syscall.SIGINT))
 	}
 	return errors.Join(errs...)
 }
 
 // servers returns all of them, for settle.
 func (p *peers) servers() []*server {
-	all := slices.Clone(p.databases)
+	all := make([]*server, 0, len(peerModes))
 	for _, mode := range peerModes {
 		all = append(all, p.modes[mode])
 	}
@@ -111,7 +108,7 @@ func (p *peers) servers() []*server {
 
 // reset empties a mode's tables and stocks them.
 func (p *peers) reset(ctx context.Context, mode string, skus int) error {
-	url := fmt.Sprintf("http://%s/reset?skus=%d&stock=%d", p.modes[mode].addr, skus, stockUnits)
+	url := fmt.Sprintf("http://%s/reset?skus=%d&stock=%d", p.modes[mode].Addr, skus, stockUnits)
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
 	if err != nil {
 		return err
@@ -143,7 +140,7 @@ func (p *peers) source(skus int) (load.Source, error) {
 
 // startPostgres makes a cluster below dir and runs it as an unprivileged user, with fsync. It returns the folder of its tools
 // and the user too.
-func startPostgres(ctx context.Context, dir string) (*server, string, *syscall.Credential, error) {
+func startPostgres(ctx context.Context, dir string) (*launch.Server, string, *syscall.Credential, error) {
 	installed, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
 	if err != nil {
 		return nil, "", nil, err
@@ -163,10 +160,10 @@ func startPostgres(ctx context.Context, dir string) (*server, string, *syscall.C
 	if err != nil {
 		return nil, "", nil, err
 	}
-	if _, err := output(ctx, credential, filepath.Join(tools, "initdb"), "-D", data, "-U", "bench", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C"); err != nil {
+	if _, err := launch.Output(ctx, credential, filepath.Join(tools, "initdb"), "-D", data, "-U", "bench", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale", "C"); err != nil {
 		return nil, "", nil, err
 	}
-	addr, err := freeAddr(ctx)
+	addr, err := launch.FreeAddr(ctx)
 	if err != nil {
 		return nil, "", nil, err
 	}
@@ -174,22 +171,22 @@ func startPostgres(ctx context.Context, dir string) (*server, string, *syscall.C
 	if err != nil {
 		return nil, "", nil, err
 	}
-	process, err := start("PostgreSQL", addr, credential, exec.Command(filepath.Join(tools, "postgres"), "-D", data, "-h", host, "-p", port, "-k", data)) //nolint:noctx // end ends it.
+	process, err := launch.Start("PostgreSQL", addr, credential, exec.Command(filepath.Join(tools, "postgres"), "-D", data, "-h", host, "-p", port, "-k", data)) //nolint:noctx // end ends it.
 	if err != nil {
 		return nil, "", nil, err
 	}
-	_, err = process.ready(ctx, func(ctx context.Context) error {
-		_, err := output(ctx, credential, filepath.Join(tools, "pg_isready"), "-q", "-h", host, "-p", port)
+	err = process.Ready(ctx, func(ctx context.Context) error {
+		_, err := launch.Output(ctx, credential, filepath.Join(tools, "pg_isready"), "-q", "-h", host, "-p", port)
 		return err
 	})
 	if err != nil {
-		return nil, "", nil, errors.Join(err, process.stop(syscall.SIGINT))
+		return nil, "", nil, errors.Join(err, process.Stop(syscall.SIGINT))
 	}
 	return process, tools, credential, nil
 }
 
 // startRedis runs a Redis with an append-only file that is fsynced once a second.
-func startRedis(ctx context.Context, dir string) (*server, error) {
+func startRedis(ctx context.Context, dir string) (*launch.Server, error) {
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
 		return nil, errors.New("redis is not installed (Debian: apt-get install redis-server)")
@@ -198,7 +195,7 @@ func startRedis(ctx context.Context, dir string) (*server, error) {
 	if err := os.Mkdir(data, 0o700); err != nil {
 		return nil, err
 	}
-	addr, err := freeAddr(ctx)
+	addr, err := launch.FreeAddr(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -206,13 +203,13 @@ func startRedis(ctx context.Context, dir string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	process, err := start("Redis", addr, nil, exec.Command(binary, "--bind", host, "--port", port, "--dir", data, //nolint:noctx // end ends it.
+	process, err := launch.Start("Redis", addr, nil, exec.Command(binary, "--bind", host, "--port", port, "--dir", data, //nolint:noctx // end ends it.
 		"--save", "", "--appendonly", "yes", "--appendfsync", "everysec"))
 	if err != nil {
 		return nil, err
 	}
-	if _, err := process.ready(ctx, process.accepts); err != nil {
-		return nil, errors.Join(err, process.stop(syscall.SIGTERM))
+	if err := process.Ready(ctx, process.Accepts); err != nil {
+		return nil, errors.Join(err, process.Stop(syscall.SIGTERM))
 	}
 	return process, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -126,17 +127,17 @@ func (b *bench) measure(ctx context.Context, group string, contestants []contest
 				return nil, err
 			}
 			result, err := load.Run(ctx, load.Options{
-				Addr: c.server.addr, Connections: b.Connections, Rate: c.rate, Warmup: b.Warmup, Duration: b.Duration,
-				Source: source, Processes: c.server.processes,
+				Addr: c.server.Addr, Connections: b.Connections, Rate: c.rate, Warmup: b.Warmup, Duration: b.Duration,
+				Source: source, Processes: c.server.processes(),
 			})
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w: %s", c.name, err, c.server.log)
+				return nil, fmt.Errorf("%s: %w: %s", c.name, err, c.server.Printed())
 			}
 			if result.Failed > 0 {
 				return nil, fmt.Errorf("%s: %d of %d calls failed: %s", c.name, result.Failed, result.Failed+result.Calls, result.FirstFailure)
 			}
 			var cpu time.Duration
-			for p := range c.server.processes {
+			for p := range result.ProcessCPU {
 				cpu += result.ProcessCPUPerCall(p)
 			}
 			s := &all[i]
@@ -172,7 +173,7 @@ func (b *bench) withWeir(ctx context.Context, lanes int, f func(*weir) error) (e
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.end()) }()
+	defer func() { err = errors.Join(err, w.End()) }()
 	if err := w.stock(ctx); err != nil {
 		return fmt.Errorf("stock: %w", err)
 	}
@@ -189,13 +190,13 @@ func (b *bench) withEcho(ctx context.Context, f func(*weir, *server) error) erro
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, echo.stop(syscall.SIGTERM)) }()
+		defer func() { err = errors.Join(err, echo.Stop(syscall.SIGTERM)) }()
 		return f(w, echo)
 	})
 }
 
 func (w *weir) placing(name, contentType string, skus int) contestant {
-	return contestant{name: name, server: w.server, source: func() (load.Source, error) { return w.placeSource(contentType, skus) }}
+	return contestant{name: name, server: w.server(), source: func() (load.Source, error) { return w.placeSource(contentType, skus) }}
 }
 
 func (w *weir) placingEcho(name, contentType string, echo *server) contestant {
@@ -241,9 +242,9 @@ func (b *bench) get(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		source := func() (load.Source, error) { return getSource(w.trusted, ids) }
+		source := func() (load.Source, error) { return getSource(w.Trusted, ids) }
 		figures, err := b.measure(ctx, "get", []contestant{
-			{name: "Weir, GetOrder", server: w.server, source: source}, {name: "echo, GetOrder", server: echo, source: source},
+			{name: "Weir, GetOrder", server: w.server(), source: source}, {name: "echo, GetOrder", server: echo, source: source},
 		})
 		if err != nil {
 			return err
@@ -353,8 +354,7 @@ func (b *bench) million(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	// Whichever node runs last.
-	defer func() { err = errors.Join(err, w.end()) }()
+	defer func() { err = errors.Join(err, w.End()) }()
 	if err := w.stock(ctx); err != nil {
 		return fmt.Errorf("stock: %w", err)
 	}
@@ -366,10 +366,10 @@ func (b *bench) million(ctx context.Context) (err error) {
 	if err := w.caughtUp(ctx, ids[len(ids)-1], newest); err != nil {
 		return err
 	}
-	if err := settle(ctx, w.server); err != nil {
+	if err := settle(ctx, w.server()); err != nil {
 		return err
 	}
-	resident, err := residentBytes(w.processes[0])
+	resident, err := residentBytes(w.PID())
 	if err != nil {
 		return err
 	}
@@ -380,16 +380,15 @@ func (b *bench) million(ctx context.Context) (err error) {
 	// Each in turn, as often as every figure: a clean restart, a crash, and a start without Pebble.
 	var clean, crashed, rebuilt, memory []float64
 	for round := range b.Runs {
-		if err := w.end(); err != nil {
+		if err := w.End(); err != nil {
 			return err
 		}
 		restart := func(what string, into *[]float64, until func() error) error {
 			began := time.Now()
-			next, took, err := startWeir(ctx, b.Weir, data, 1)
+			took, err := w.Start(ctx)
 			if err != nil {
 				return fmt.Errorf("start %s: %w", what, err)
 			}
-			w = next
 			if until != nil {
 				if err := until(); err != nil {
 					return err
@@ -403,7 +402,7 @@ func (b *bench) million(ctx context.Context) (err error) {
 		if err := restart("after a clean stop", &clean, nil); err != nil {
 			return err
 		}
-		if resident, err = residentBytes(w.processes[0]); err != nil {
+		if resident, err = residentBytes(w.PID()); err != nil {
 			return err
 		}
 		memory = append(memory, float64(resident)/(1<<20))
@@ -411,13 +410,13 @@ func (b *bench) million(ctx context.Context) (err error) {
 		if _, _, _, err := w.place(ctx, b.Options, 1000, 1000); err != nil {
 			return err
 		}
-		if err := w.crash(); err != nil {
+		if err := w.Crash(); err != nil {
 			return err
 		}
 		if err := restart("after kill -9", &crashed, nil); err != nil {
 			return err
 		}
-		if err := w.end(); err != nil {
+		if err := w.End(); err != nil {
 			return err
 		}
 		if err := removePebble(data); err != nil {
@@ -431,6 +430,7 @@ func (b *bench) million(ctx context.Context) (err error) {
 	b.report.check("start with "+size, median(clean), "s", 3, true)
 	b.report.check("start after kill -9 with "+size, median(crashed), "s", 5, true)
 	b.report.check("rebuild of state and views, start included", float64(b.Orders)/median(rebuilt), "events/s", 300_000, false)
+	b.report.check("rebuild of state and views, less a start", float64(b.Orders)/max(median(rebuilt)-median(clean), 0.001), "events/s", 0, false)
 	return nil
 }
 
@@ -447,7 +447,7 @@ func (b *bench) coldEmpty(ctx context.Context) error {
 			return err
 		}
 		took = append(took, wait.Seconds())
-		if err := errors.Join(w.end(), os.RemoveAll(data)); err != nil {
+		if err := errors.Join(w.End(), os.RemoveAll(data)); err != nil {
 			return err
 		}
 	}
@@ -457,8 +457,8 @@ func (b *bench) coldEmpty(ctx context.Context) error {
 
 // caughtUp waits until the views hold a revision.
 func (w *weir) caughtUp(ctx context.Context, id string, revision *typev1.Revision) error {
-	client := w.orders()
-	_, err := w.ready(ctx, func(ctx context.Context) error {
+	client := w.Orders(http.DefaultClient)
+	return w.Ready(ctx, func(ctx context.Context) error {
 		got, err := client.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: id, MinRevision: revision})
 		if err != nil {
 			return err
@@ -468,7 +468,6 @@ func (w *weir) caughtUp(ctx context.Context, id string, revision *typev1.Revisio
 		}
 		return nil
 	})
-	return err
 }
 
 // removePebble removes every Pebble database below a node's directory: what follows from the log.

@@ -1,29 +1,25 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirhq/weir/ops/bench/load"
+	"github.com/weirhq/weir/ops/launch"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
-	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
@@ -50,79 +46,27 @@ const (
 )
 
 // weir is a node under test.
-type weir struct {
-	*server
-	binary, data string
-	lanes        int
-	// operator may stock, trusted may order for anybody.
-	operator, trusted string
-}
+type weir struct{ *launch.Node }
 
 // sources counts what made requests, so that no two use the same request ids.
 var sources atomic.Uint64
 
-// startWeir runs 'weir dev' on a data directory and waits until it serves. It returns how long that took.
-func startWeir(ctx context.Context, binary, data string, lanes int, arguments ...string) (*weir, time.Duration, error) {
-	addr, err := freeAddr(ctx)
+// startWeir runs a node on a data directory and returns how long it took to serve.
+func startWeir(ctx context.Context, binary, data string, lanes int) (*weir, time.Duration, error) {
+	node := &launch.Node{Binary: binary, Data: data, Lanes: lanes}
+	took, err := node.Start(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
-	command := exec.Command(binary, append([]string{"dev", "--data", data, "--listen", addr, "--lanes", strconv.Itoa(lanes)}, arguments...)...) //nolint:noctx // stop ends it, cleanly.
-	// Orders stay open for as long as the measurement takes.
-	command.Env = append(os.Environ(), "WEIR_PAY_WITHIN=24h")
-	began := time.Now()
-	process, err := start("weir dev", addr, nil, command)
-	if err != nil {
-		return nil, 0, err
-	}
-	w := &weir{server: process, binary: binary, data: data, lanes: lanes}
-	if _, err := w.ready(ctx, w.healthy); err != nil {
-		return nil, 0, errors.Join(err, w.end())
-	}
-	took := time.Since(began)
-	for scope, token := range map[string]*string{"operator": &w.operator, "act-as": &w.trusted} {
-		if *token, err = output(ctx, nil, binary, "token", "--data", data, "--user", "bench", "--scope", scope, "--ttl", "24h"); err != nil {
-			return nil, 0, errors.Join(err, w.end())
-		}
-	}
-	return w, took, nil
+	return &weir{node}, took, nil
 }
 
-// end stops the node cleanly.
-func (w *weir) end() error { return w.stop(syscall.SIGTERM) }
-
-// crash kills the node as a crash would.
-func (w *weir) crash() error { return w.stop(syscall.SIGKILL) }
-
-var healthBody = []byte("{}")
-
-// healthy asks the health service over JSON, which needs no token.
-func (w *weir) healthy(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+w.addr+"/grpc.health.v1.Health/Check", bytes.NewReader(healthBody))
-	if err != nil {
-		return err
-	}
-	request.Header.Set("Content-Type", jsonType)
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
-	if err != nil {
-		return err
-	}
-	if response.StatusCode != http.StatusOK || !bytes.Contains(body, []byte("SERVING")) || bytes.Contains(body, []byte("NOT_SERVING")) {
-		return fmt.Errorf("health is %d %s", response.StatusCode, body)
-	}
-	return nil
-}
+// server returns the node as one that is measured.
+func (w *weir) server() *server { return &server{Server: w.Server} }
 
 // stock puts and stocks the products sku-000 and so on.
 func (w *weir) stock(ctx context.Context) error {
-	catalog := catalogv1connect.NewCatalogServiceClient(http.DefaultClient, "http://"+w.addr, connect.WithInterceptors(bearer(w.operator)))
+	catalog := w.Catalog(http.DefaultClient)
 	group, ctx := errgroup.WithContext(ctx)
 	const parallelMax = 64
 	group.SetLimit(parallelMax)
@@ -145,14 +89,9 @@ func (w *weir) stock(ctx context.Context) error {
 	return group.Wait()
 }
 
-// orders returns a client for orders, as the trusted backend.
-func (w *weir) orders() orderv1connect.OrderServiceClient {
-	return orderv1connect.NewOrderServiceClient(http.DefaultClient, "http://"+w.addr, connect.WithInterceptors(bearer(w.trusted)))
-}
-
 // sample places one order and reads it, and returns both replies.
 func (w *weir) sample(ctx context.Context) (*orderv1.PlaceOrderResponse, *orderv1.GetOrderResponse, error) {
-	client := w.orders()
+	client := w.Orders(http.DefaultClient)
 	placed, err := client.PlaceOrder(ctx, &orderv1.PlaceOrderRequest{
 		RequestId: fmt.Sprintf("sample-%d", time.Now().UnixNano()), UserId: userPlace,
 		Items: []*orderv1.ItemRequest{{Sku: skuPlace, Quantity: 1}},
@@ -177,7 +116,7 @@ func (w *weir) placeSource(contentType string, skus int) (load.Source, error) {
 		return nil, err
 	}
 	random := rand.New(rand.NewPCG(run, 0))
-	return load.NewTemplate(placePath, contentType, w.trusted, body,
+	return load.NewTemplate(placePath, contentType, w.Trusted, body,
 		load.Field{Placeholder: requestPlace, Fill: load.Counter(fmt.Sprintf("bench-%04d-", run%10_000))},
 		load.Field{Placeholder: userPlace, Fill: load.Draw(random, "u", usersMax)},
 		load.Field{Placeholder: skuPlace, Fill: load.Draw(random, "sku-", uint64(skus))},
@@ -203,7 +142,7 @@ func (w *weir) place(ctx context.Context, options Options, calls, nth int) (ids 
 	newest = &typev1.Revision{}
 	count := 0
 	result, err = load.Run(ctx, load.Options{
-		Addr: w.addr, Connections: options.Connections, Calls: uint64(calls), Source: source, Processes: w.processes,
+		Addr: w.Addr, Connections: options.Connections, Calls: uint64(calls), Source: source, Processes: w.server().processes(),
 		OnReply: func(status int, body []byte) {
 			if count++; status != http.StatusOK || count%nth != 0 && count != calls {
 				return
@@ -235,7 +174,7 @@ func startEcho(ctx context.Context, dir string, placed *orderv1.PlaceOrderRespon
 	if err != nil {
 		return nil, err
 	}
-	addr, err := freeAddr(ctx)
+	addr, err := launch.FreeAddr(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -251,14 +190,14 @@ func startEcho(ctx context.Context, dir string, placed *orderv1.PlaceOrderRespon
 		}
 		arguments = append(arguments, "--"+flag, path)
 	}
-	process, err := start("echo", addr, nil, exec.Command(self, arguments...)) //nolint:noctx // stop ends it, cleanly.
+	process, err := launch.Start("echo", addr, nil, exec.Command(self, arguments...)) //nolint:noctx // Stop ends it, cleanly.
 	if err != nil {
 		return nil, err
 	}
-	if _, err := process.ready(ctx, process.accepts); err != nil {
-		return nil, errors.Join(err, process.stop(syscall.SIGTERM))
+	if err := process.Ready(ctx, process.Accepts); err != nil {
+		return nil, errors.Join(err, process.Stop(syscall.SIGTERM))
 	}
-	return process, nil
+	return &server{Server: process}, nil
 }
 
 func encode(contentType string, message proto.Message) ([]byte, error) {
@@ -266,14 +205,4 @@ func encode(contentType string, message proto.Message) ([]byte, error) {
 		return protojson.Marshal(message)
 	}
 	return proto.Marshal(message)
-}
-
-// bearer puts a token on every call.
-func bearer(token string) connect.UnaryInterceptorFunc {
-	return func(next connect.UnaryFunc) connect.UnaryFunc {
-		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
-			request.Header().Set("Authorization", "Bearer "+token)
-			return next(ctx, request)
-		}
-	}
 }

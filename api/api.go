@@ -1,0 +1,210 @@
+// Package api binds the Connect, gRPC and gRPC-Web services to commands and queries: it says who may ask what, refuses
+// what is not a request, submits commands to the lanes and answers queries from the views.
+//
+// A handler may be called by any number of goroutines. What it refuses never reaches a lane.
+package api
+
+import (
+	"compress/gzip"
+	"context"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+
+	"connectrpc.com/connect"
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
+
+	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+)
+
+// Commands takes commands. lanes.Set implements it.
+type Commands interface {
+	// Submit decides a request and returns once its effect is durable. Errors: a domain.Refusal,
+	// *lanes.KeyReusedError, *eventstore.QueueFullError, *eventstore.UnavailableError, eventstore.ErrLogFull, or ctx's.
+	Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error)
+}
+
+// Views answers queries. projections.Views implements it. Each answer is at least as new as min, or its freshness says
+// that it is not. Errors: projections.ErrNotFound, ErrBehind for a key that is missing while min is not reached,
+// ErrBadPageToken, ErrTooManyWatchers, ErrStopped, or ctx's.
+type Views interface {
+	// OrderOf returns an order of a user. Another user's is answered exactly as a missing one (I7). An empty userID
+	// means any user.
+	OrderOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min) (projections.OrderView, projections.Freshness, error)
+	Orders(ctx context.Context, query projections.OrdersQuery, min projections.Min) (projections.OrdersPage, projections.Freshness, error)
+	Product(ctx context.Context, sku string, min projections.Min) (projections.ProductView, projections.Freshness, error)
+	Products(ctx context.Context, query projections.ProductsQuery, min projections.Min) (projections.ProductsPage, projections.Freshness, error)
+	Stock(ctx context.Context, sku string, min projections.Min) (projections.StockView, projections.Freshness, error)
+	// WatchOf calls send with the order as it is now and then after each change, until send fails or ctx ends. Users as
+	// with OrderOf.
+	WatchOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min, send func(projections.OrderView, projections.Freshness) error) error
+}
+
+// A Sealer keeps personal data out of the log in the clear. sealing.Sealer implements it.
+type Sealer interface {
+	Seal(ctx context.Context, userID string, text []byte) ([]byte, error)
+	// Open returns sealing.ErrErased when the user's key is gone.
+	Open(ctx context.Context, userID string, sealed []byte) ([]byte, error)
+}
+
+// A Verifier turns an Authorization header into a caller. identity.Verifier implements it.
+type Verifier interface {
+	Verify(header string) (*identity.Principal, error)
+}
+
+// Options make a Handler. Commands, Views, Verifier, Sealer and Topology are required.
+type Options struct {
+	Commands Commands
+	Views    Views
+	Verifier Verifier
+	Sealer   Sealer
+	Topology eventstore.Topology
+	// Limits on what a caller may cost.
+	Limits Limits
+	// Serving tells the health service whether the node takes commands; nil means always.
+	Serving func() bool
+	// Logger is told of faults; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// A Handler serves the API over HTTP. It starts no goroutine.
+type Handler struct {
+	commands  Commands
+	views     Views
+	verifier  Verifier
+	sealer    Sealer
+	topology  eventstore.Topology
+	limits    Limits
+	logger    *slog.Logger
+	validator *validator
+	watches   watches
+	deadlines deadlines
+	errors    *connect.ErrorWriter
+
+	orders, catalog, health, reflectV1, reflectV1Alpha mount
+}
+
+// mount is a service below its path.
+type mount struct {
+	path    string
+	handler http.Handler
+}
+
+// NewHandler returns the handler of every service. Options that lack something are a bug of the program: it panics.
+func NewHandler(options Options) *Handler {
+	if options.Commands == nil || options.Views == nil || options.Verifier == nil || options.Sealer == nil {
+		panic("api: bug: Options need Commands, Views, Verifier and Sealer")
+	}
+	if err := options.Topology.Validate(); err != nil {
+		panic("api: bug: " + err.Error())
+	}
+	if err := options.Limits.Validate(); err != nil {
+		panic("api: bug: " + err.Error())
+	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	limits := options.Limits.withDefaults()
+	h := &Handler{
+		commands: options.Commands, views: options.Views, verifier: options.Verifier, sealer: options.Sealer,
+		topology: options.Topology, limits: limits, logger: options.Logger,
+		validator: newValidator(), watches: newWatches(limits), deadlines: newDeadlines(limits), errors: connect.NewErrorWriter(),
+	}
+	open := []connect.HandlerOption{
+		connect.WithReadMaxBytes(limits.RequestBytesMax),
+		connect.WithCompressMinBytes(compressBytesMin),
+		connect.WithCompression("gzip", func() connect.Decompressor {
+			return &boundedGzip{bytesMax: int64(limits.RequestBytesMax) + 1}
+		}, func() connect.Compressor { return gzip.NewWriter(nil) }),
+		connect.WithCodec(newJSONCodec("json", limits.NestingMax)),
+		connect.WithCodec(newJSONCodec("json; charset=utf-8", limits.NestingMax)),
+		connect.WithRecover(h.recovered),
+	}
+	authenticated := append(open[:len(open):len(open)], connect.WithRequestGate(h.authenticate))
+	operators := append(authenticated[:len(authenticated):len(authenticated)], connect.WithRequestGate(operatorsOnly))
+
+	h.orders.path, h.orders.handler = orderv1connect.NewOrderServiceHandler(orderService{h}, authenticated...)
+	h.catalog.path, h.catalog.handler = catalogv1connect.NewCatalogServiceHandler(catalogService{h}, operators...)
+	services := []string{orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName}
+	h.health.path, h.health.handler = grpchealth.NewHandler(&checker{services: services, serving: options.Serving}, open...)
+	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)
+	h.reflectV1.path, h.reflectV1.handler = grpcreflect.NewHandlerV1(reflector, open...)
+	h.reflectV1Alpha.path, h.reflectV1Alpha.handler = grpcreflect.NewHandlerV1Alpha(reflector, open...)
+	return h
+}
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	for _, m := range [...]*mount{&h.orders, &h.catalog, &h.health, &h.reflectV1, &h.reflectV1Alpha} {
+		if strings.HasPrefix(r.URL.Path, m.path) {
+			h.bound(w, r)
+			if badBase64(r) {
+				_ = h.errors.Write(w, r, invalidArgument("message", "it is not URL-safe base64").connectError())
+				return
+			}
+			m.handler.ServeHTTP(w, r)
+			return
+		}
+	}
+	http.NotFound(w, r)
+}
+
+// authenticate is the gate in front of every service but health and reflection. It runs before a body is read.
+func (h *Handler) authenticate(ctx context.Context, _ connect.Spec, _ connect.Peer, header http.Header) (context.Context, error) {
+	var authorization string
+	if values := header["Authorization"]; len(values) == 1 { // Two are one too many to be sure which counts.
+		authorization = values[0]
+	}
+	principal, err := h.verifier.Verify(authorization)
+	if err != nil {
+		h.logger.LogAttrs(ctx, slog.LevelDebug, "token refused", slog.Any("error", err))
+		return nil, unauthenticated().connectError()
+	}
+	return identity.NewContext(ctx, principal), nil
+}
+
+// operatorsOnly is the gate in front of the operator's services.
+func operatorsOnly(ctx context.Context, _ connect.Spec, _ connect.Peer, _ http.Header) (context.Context, error) {
+	if !identity.FromContext(ctx).Operates() {
+		return nil, permissionDenied(identity.ScopeOperator).connectError()
+	}
+	return ctx, nil
+}
+
+// recovered turns a panic, which is a bug, into an internal error of that one call.
+func (h *Handler) recovered(ctx context.Context, spec connect.Spec, _ http.Header, value any) error {
+	h.logger.LogAttrs(ctx, slog.LevelError, "call panicked",
+		slog.String("procedure", spec.Procedure), slog.Any("panic", value), slog.String("stack", string(debug.Stack())))
+	f, _ := faultOf(errPanicked)
+	return f.connectError()
+}
+
+// checker answers the health service: for the node (the empty name) and for each service alike.
+type checker struct {
+	services []string
+	serving  func() bool
+}
+
+// Check implements grpchealth.Checker.
+func (c *checker) Check(_ context.Context, request *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
+	known := request.Service == ""
+	for _, service := range c.services {
+		known = known || request.Service == service
+	}
+	switch {
+	case !known:
+		return nil, connect.NewError(connect.CodeNotFound, errUnknownService)
+	case c.serving == nil || c.serving():
+		return &grpchealth.CheckResponse{Status: grpchealth.StatusServing}, nil
+	default:
+		return &grpchealth.CheckResponse{Status: grpchealth.StatusNotServing}, nil
+	}
+}

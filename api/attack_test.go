@@ -1,0 +1,18 @@
+package api_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/weirhq/weir/api"
+	"github.com/weirhq/weir/api/attacktest"
+)
+
+func TestAttacksAreRefusedAndWriteNothing(t *testing.T) {
+	limits := api.Limits{HeaderTimeMax: 300 * time.Millisecond, BodyTimeMax: 300 * time.Millisecond}
+	n := serve(t, func(o *api.Options) { o.Limits = limits })
+	attacktest.Run(t, attacktest.Target{
+		URL: n.url, Key: n.key, Head: n.head, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
+		StreamsPerConnectionMax: 250, Logs: n.logs.String,
+	})
+}

@@ -1,0 +1,644 @@
+package attacktest
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"fmt"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+const (
+	placeOrder   = orderv1connect.OrderServicePlaceOrderProcedure
+	getOrder     = orderv1connect.OrderServiceGetOrderProcedure
+	listOrders   = orderv1connect.OrderServiceListOrdersProcedure
+	cancelOrder  = orderv1connect.OrderServiceCancelOrderProcedure
+	watchOrder   = orderv1connect.OrderServiceWatchOrderProcedure
+	putProduct   = catalogv1connect.CatalogServicePutProductProcedure
+	receiveStock = catalogv1connect.CatalogServiceReceiveStockProcedure
+	getProduct   = catalogv1connect.CatalogServiceGetProductProcedure
+	listProducts = catalogv1connect.CatalogServiceListProductsProcedure
+	getStock     = catalogv1connect.CatalogServiceGetStockProcedure
+)
+
+func badTokens(t *testing.T, r *rig) {
+	now := time.Now()
+	// claims are good ones but for one; nil leaves it out.
+	claims := func(name string, value any) map[string]any {
+		c := map[string]any{
+			"iss": identity.DefaultIssuer, "aud": identity.DefaultAudience, "sub": victim,
+			"exp": now.Add(time.Hour).Unix(), "scope": "operator",
+		}
+		if c[name] = value; value == nil {
+			delete(c, name)
+		}
+		return c
+	}
+	signed := func(c map[string]any) string {
+		token, err := identity.Sign(r.Key, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.tokens = append(r.tokens, token)
+		return token
+	}
+	good := signed(claims("scope", "operator"))
+	parts := strings.Split(good, ".")
+	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT"}`))
+	for name, headers := range map[string][]string{
+		"none":            nil,
+		"empty":           {"Authorization", ""},
+		"scheme alone":    {"Authorization", "Bearer"},
+		"basic":           {"Authorization", "Basic " + good},
+		"garbled":         {"Authorization", "Bearer garbled.garbled.garbled"},
+		"changed payload": {"Authorization", "Bearer " + parts[0] + "." + parts[1] + "x." + parts[2]},
+		"no signature":    {"Authorization", "Bearer " + parts[0] + "." + parts[1] + "."},
+		"alg=none":        {"Authorization", "Bearer " + none + "." + parts[1] + "."},
+		"alg=none signed": {"Authorization", "Bearer " + none + "." + parts[1] + "." + parts[2]},
+		"expired":         {"Authorization", "Bearer " + signed(claims("exp", now.Add(-time.Hour).Unix()))},
+		"no expiry":       {"Authorization", "Bearer " + signed(claims("exp", nil))},
+		"not yet":         {"Authorization", "Bearer " + signed(claims("nbf", now.Add(time.Hour).Unix()))},
+		"other audience":  {"Authorization", "Bearer " + signed(claims("aud", "another"))},
+		"no audience":     {"Authorization", "Bearer " + signed(claims("aud", nil))},
+		"other issuer":    {"Authorization", "Bearer " + signed(claims("iss", "another"))},
+		"no subject":      {"Authorization", "Bearer " + signed(claims("sub", nil))},
+		"wild subject":    {"Authorization", "Bearer " + signed(claims("sub", "*"))},
+		"long subject":    {"Authorization", "Bearer " + signed(claims("sub", strings.Repeat("a", 65)))},
+		"two headers":     {"Authorization", "Bearer " + good, "Authorization", "Bearer " + r.eve},
+		"huge":            {"Authorization", "Bearer " + strings.Repeat("a", 20_000)},
+	} {
+		for _, procedure := range []string{placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock} {
+			got := r.call(t, "", procedure, goodRequest("attack-token"), headers...)
+			want(t, name+" "+procedure, got, "unauthenticated", "UNAUTHENTICATED")
+			if got.status != http.StatusUnauthorized {
+				t.Errorf("%s: HTTP %d, want 401", name, got.status)
+			}
+		}
+	}
+	if got := r.stream(t, "", watchOrder, &orderv1.WatchOrderRequest{OrderId: r.order.OrderId}); got.code() != "unauthenticated" {
+		t.Errorf("watch without a token: got %s", got)
+	}
+}
+
+// missingID returns an id of no order, in the partition of a user.
+func missingID(userID string) string {
+	return domain.NewOrderID(time.UnixMilli(1), eventstore.PartitionOf(userID), [10]byte{9, 9, 9, 9, 9, 9, 9, 9, 9, 9}).String()
+}
+
+// neighbour returns a user in the same partition: the nearest that a stranger can come.
+func neighbour(userID string) string {
+	for i := 0; ; i++ {
+		if name := fmt.Sprintf("attack-neighbour-%d", i); eventstore.PartitionOf(name) == eventstore.PartitionOf(userID) {
+			return name
+		}
+	}
+}
+
+func anothersOrder(t *testing.T, r *rig) {
+	missing := missingID(victim)
+	lane := r.order.Revision.Lane
+	same := func(what string, ofAnother, ofMissing reply) {
+		t.Helper()
+		ofAnother.body = bytes.ReplaceAll(ofAnother.body, []byte(r.order.OrderId), []byte(missing))
+		// The id is in the details in base64, too.
+		if ofAnother.status != ofMissing.status || ofAnother.code() != ofMissing.code() || ofAnother.reason() != ofMissing.reason() ||
+			len(ofAnother.body) != len(ofMissing.body) || len(ofAnother.header) != len(ofMissing.header) {
+			t.Errorf("%s: another's order %s, a missing one %s", what, ofAnother, ofMissing)
+		}
+	}
+	for _, stranger := range []string{attacker, neighbour(victim)} {
+		token := r.token(t, stranger, 0)
+		for _, minRevision := range []*typev1.Revision{nil, {Lane: lane, Commit: 1}, {Lane: lane, Commit: 1 << 40}} {
+			get := func(id string) reply {
+				return r.call(t, token, getOrder, &orderv1.GetOrderRequest{OrderId: id, MinRevision: minRevision, WaitBudget: durationpb.New(0)})
+			}
+			same("get by "+stranger, get(r.order.OrderId), get(missing))
+			watch := func(id string) reply {
+				return r.stream(t, token, watchOrder, &orderv1.WatchOrderRequest{OrderId: id, MinRevision: minRevision, WaitBudget: durationpb.New(0)})
+			}
+			same("watch by "+stranger, watch(r.order.OrderId), watch(missing))
+		}
+		want(t, "get by "+stranger, r.call(t, token, getOrder, &orderv1.GetOrderRequest{OrderId: r.order.OrderId}), "not_found", "ORDER_NOT_FOUND")
+		cancel := func(id string) reply {
+			return r.call(t, token, cancelOrder, &orderv1.CancelOrderRequest{RequestId: "attack-cancel", OrderId: id})
+		}
+		want(t, "cancel by "+stranger, cancel(r.order.OrderId), "not_found", "ORDER_NOT_FOUND")
+		same("cancel by "+stranger, cancel(r.order.OrderId), cancel(missing))
+		var list orderv1.ListOrdersResponse
+		r.mustCall(t, token, listOrders, &orderv1.ListOrdersRequest{}, &list)
+		for _, order := range list.Orders {
+			if order.UserId != stranger {
+				t.Errorf("%s was listed an order of %s", stranger, order.UserId)
+			}
+		}
+	}
+}
+
+func anothersName(t *testing.T, r *rig) {
+	request := goodRequest("attack-name")
+	request.UserId = victim
+	want(t, "place", r.call(t, r.eve, placeOrder, request), "permission_denied", "PERMISSION_DENIED")
+	want(t, "list", r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{UserId: victim}), "permission_denied", "PERMISSION_DENIED")
+}
+
+func operatorOnly(t *testing.T, r *rig) {
+	for _, token := range []string{r.eve, r.actAs} {
+		for procedure, request := range map[string]proto.Message{
+			putProduct:   &catalogv1.PutProductRequest{Sku: sku, Title: "cheap", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1}},
+			receiveStock: &catalogv1.ReceiveStockRequest{RequestId: "attack-receive", Sku: sku, Quantity: 1},
+			getProduct:   &catalogv1.GetProductRequest{Sku: sku},
+			listProducts: &catalogv1.ListProductsRequest{},
+			getStock:     &catalogv1.GetStockRequest{Sku: sku},
+		} {
+			want(t, procedure, r.call(t, token, procedure, request), "permission_denied", "PERMISSION_DENIED")
+		}
+	}
+}
+
+// hostileNames are no ids, for one reason or another.
+var hostileNames = []string{
+	".", "*", ">", "a.b", "a.*", "a b", " a", "a ", "a\r\nb", "a\nb", "a\x00b", "a\tb", "../../etc/passwd", "a/b", "a;b", "a'b", `a"b`,
+	"%00", "\u200b", "аda", "ａda", "aͤ", "💥", strings.Repeat("a", 65), strings.Repeat("a", 300), strings.Repeat("a", 60_000),
+}
+
+func hostileIDs(t *testing.T, r *rig) {
+	for _, name := range append([]string{""}, hostileNames...) {
+		what := fmt.Sprintf("%.20q", name)
+		request := goodRequest(name)
+		want(t, "request_id "+what, r.call(t, r.ada, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "request_id "+what+" in JSON", r.callJSON(t, r.ada, placeOrder, marshalJSON(t, request)), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "request_id "+what, r.call(t, r.ada, cancelOrder, &orderv1.CancelOrderRequest{RequestId: name, OrderId: r.order.OrderId}), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "request_id "+what, r.call(t, r.operator, receiveStock, &catalogv1.ReceiveStockRequest{RequestId: name, Sku: sku, Quantity: 1}), "invalid_argument", "INVALID_ARGUMENT")
+		request = goodRequest("attack-hostile")
+		request.Items[0].Sku = name
+		want(t, "sku "+what, r.call(t, r.ada, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
+		for procedure, request := range map[string]proto.Message{
+			putProduct:   &catalogv1.PutProductRequest{Sku: name, Title: "x", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1}},
+			receiveStock: &catalogv1.ReceiveStockRequest{RequestId: "attack-hostile", Sku: name, Quantity: 1},
+			getProduct:   &catalogv1.GetProductRequest{Sku: name},
+			getStock:     &catalogv1.GetStockRequest{Sku: name},
+		} {
+			want(t, "sku "+what+" "+procedure, r.call(t, r.operator, procedure, request), "invalid_argument", "INVALID_ARGUMENT")
+		}
+		if name == "" {
+			continue // No user id means the token's subject.
+		}
+		request = goodRequest("attack-hostile")
+		request.UserId = name
+		want(t, "user_id "+what, r.call(t, r.operator, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "user_id "+what, r.call(t, r.operator, listOrders, &orderv1.ListOrdersRequest{UserId: name}), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "request_id "+what, r.call(t, r.operator, putProduct, &catalogv1.PutProductRequest{
+			RequestId: name, Sku: sku, Title: "x", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1},
+		}), "invalid_argument", "INVALID_ARGUMENT")
+	}
+}
+
+func hostileOrderIDs(t *testing.T, r *rig) {
+	id := r.order.OrderId
+	changed := []byte(id)
+	if changed[20]++; changed[20] > 'Z' || changed[20] == 'I' || changed[20] == 'L' || changed[20] == 'O' || changed[20] == 'U' || (changed[20] > '9' && changed[20] < 'A') {
+		changed[20] = '0'
+		if id[20] == '0' {
+			changed[20] = '1'
+		}
+	}
+	ids := append([]string{
+		"", id[:26], id + "0", strings.ToLower(id), string(changed), id[:26] + "I", id[:26] + "\x00", strings.Repeat("0", 27), "8" + id[1:],
+		strings.Repeat("Z", 27), " " + id[1:], id[:13] + "é" + id[15:],
+	}, hostileNames...)
+	for _, id := range ids {
+		what := fmt.Sprintf("order_id %.30q", id)
+		for _, token := range []string{r.ada, r.operator} {
+			want(t, what, r.call(t, token, getOrder, &orderv1.GetOrderRequest{OrderId: id}), "invalid_argument", "INVALID_ARGUMENT")
+			want(t, what, r.call(t, token, cancelOrder, &orderv1.CancelOrderRequest{RequestId: "attack-id", OrderId: id}), "invalid_argument", "INVALID_ARGUMENT")
+			want(t, what, r.stream(t, token, watchOrder, &orderv1.WatchOrderRequest{OrderId: id}), "invalid_argument", "INVALID_ARGUMENT")
+		}
+	}
+}
+
+func hostileQuantities(t *testing.T, r *rig) {
+	for _, quantity := range []int64{0, -1, math.MinInt64, 1_000_001, 1 << 31, 1<<32 + 1, math.MaxInt64} {
+		what := fmt.Sprintf("quantity %d", quantity)
+		request := goodRequest("attack-quantity")
+		request.Items[0].Quantity = quantity
+		want(t, what, r.call(t, r.ada, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
+		for _, text := range []string{fmt.Sprintf("%d", quantity), fmt.Sprintf(`"%d"`, quantity)} {
+			want(t, what, r.callJSON(t, r.ada, placeOrder, placeJSON(text)), "invalid_argument", "INVALID_ARGUMENT")
+		}
+		if quantity == 1_000_001 {
+			continue // As many may be received.
+		}
+		if quantity < 1 || quantity > 1_000_000_000 {
+			want(t, what, r.call(t, r.operator, receiveStock, &catalogv1.ReceiveStockRequest{RequestId: "attack-quantity", Sku: sku, Quantity: quantity}), "invalid_argument", "INVALID_ARGUMENT")
+		}
+	}
+	for _, text := range []string{"1.5", `"1.5"`, "1e400", `"abc"`, `""`, "null", "true", "{}", "[1]", "9223372036854775808", "-9223372036854775809", "NaN", "0x1", "01", "+1"} {
+		want(t, "quantity "+text, r.callJSON(t, r.ada, placeOrder, placeJSON(text)), "invalid_argument", "")
+	}
+	for _, units := range []int64{-1, 1_000_000_000_001, math.MaxInt64, math.MinInt64} {
+		want(t, fmt.Sprintf("price %d", units), r.call(t, r.operator, putProduct, &catalogv1.PutProductRequest{
+			Sku: sku, Title: "x", Price: &typev1.Money{CurrencyCode: "EUR", Units: units},
+		}), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	for _, currency := range []string{"", "eur", "EU", "EURO", "€", "E R", "EU\n"} {
+		want(t, "currency "+currency, r.call(t, r.operator, putProduct, &catalogv1.PutProductRequest{
+			Sku: sku, Title: "x", Price: &typev1.Money{CurrencyCode: currency, Units: 1},
+		}), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	want(t, "no price", r.call(t, r.operator, putProduct, &catalogv1.PutProductRequest{Sku: sku, Title: "x"}), "invalid_argument", "INVALID_ARGUMENT")
+}
+
+// placeJSON is a request with a quantity that is given as JSON.
+func placeJSON(quantity string) string {
+	return `{"requestId":"attack-json","items":[{"sku":"` + sku + `","quantity":` + quantity + `}]}`
+}
+
+func outsideLimits(t *testing.T, r *rig) {
+	place := func(what string, change func(*orderv1.PlaceOrderRequest)) {
+		t.Helper()
+		request := goodRequest("attack-limits")
+		change(request)
+		want(t, what, r.call(t, r.ada, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	place("no items", func(m *orderv1.PlaceOrderRequest) { m.Items = nil })
+	place("101 items", func(m *orderv1.PlaceOrderRequest) {
+		m.Items = nil
+		for i := range 101 {
+			m.Items = append(m.Items, &orderv1.ItemRequest{Sku: fmt.Sprintf("sku-%d", i), Quantity: 1})
+		}
+	})
+	place("a SKU twice", func(m *orderv1.PlaceOrderRequest) { m.Items = append(m.Items, m.Items[0]) })
+	place("an empty item", func(m *orderv1.PlaceOrderRequest) { m.Items = append(m.Items, &orderv1.ItemRequest{}) })
+	place("a long note", func(m *orderv1.PlaceOrderRequest) { m.Note = strings.Repeat("x", 1001) })
+	place("a note of long characters", func(m *orderv1.PlaceOrderRequest) { m.Note = strings.Repeat("é", 501) })
+
+	invalid := func(what, procedure, token string, request proto.Message) {
+		t.Helper()
+		want(t, what, r.call(t, token, procedure, request), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	invalid("a long reason", cancelOrder, r.ada, &orderv1.CancelOrderRequest{RequestId: "a", OrderId: r.order.OrderId, Reason: strings.Repeat("x", 201)})
+	invalid("page of -1", listOrders, r.ada, &orderv1.ListOrdersRequest{PageSize: -1})
+	invalid("page of 101", listOrders, r.ada, &orderv1.ListOrdersRequest{PageSize: 101})
+	invalid("page of 1001", listProducts, r.operator, &catalogv1.ListProductsRequest{PageSize: 1001})
+	invalid("status 99", listOrders, r.ada, &orderv1.ListOrdersRequest{Status: 99})
+	invalid("a long title", putProduct, r.operator, &catalogv1.PutProductRequest{Sku: sku, Title: strings.Repeat("x", 201), Price: &typev1.Money{CurrencyCode: "EUR"}})
+	invalid("no title", putProduct, r.operator, &catalogv1.PutProductRequest{Sku: sku, Price: &typev1.Money{CurrencyCode: "EUR"}})
+	for _, wait := range []*durationpb.Duration{{Seconds: -1}, {Seconds: 11}, {Seconds: math.MaxInt64}, {Seconds: math.MinInt64}, {Nanos: -1}, {Seconds: 10, Nanos: 1}} {
+		invalid(fmt.Sprintf("wait_budget %v", wait), getOrder, r.ada, &orderv1.GetOrderRequest{OrderId: r.order.OrderId, WaitBudget: wait})
+		invalid(fmt.Sprintf("wait_budget %v", wait), getStock, r.operator, &catalogv1.GetStockRequest{Sku: sku, WaitBudget: wait})
+	}
+	for _, lane := range []uint32{1023, 1024, math.MaxUint32} {
+		revision := &typev1.Revision{Lane: lane, Commit: 1}
+		if lane == r.order.Revision.Lane {
+			continue
+		}
+		invalid(fmt.Sprintf("lane %d", lane), getOrder, r.ada, &orderv1.GetOrderRequest{OrderId: r.order.OrderId, MinRevision: revision})
+		invalid(fmt.Sprintf("lane %d", lane), listOrders, r.ada, &orderv1.ListOrdersRequest{MinRevision: revision})
+	}
+	for _, token := range []string{"x", "====", strings.Repeat("A", 600), "\x00", "AQ"} {
+		invalid("page_token "+token, listOrders, r.ada, &orderv1.ListOrdersRequest{PageToken: token})
+		invalid("page_token "+token, listProducts, r.operator, &catalogv1.ListProductsRequest{PageToken: token})
+	}
+}
+
+func clientPrice(t *testing.T, r *rig) {
+	got := r.callJSON(t, r.ada, placeOrder, `{"requestId":"attack-price","items":[{"sku":"`+sku+`","quantity":2,"unitPrice":{"currencyCode":"EUR","units":"1"},"price":1}],
+		"total":{"currencyCode":"EUR","units":"1"},"status":"ORDER_STATUS_EXPIRED","orderId":"x","payBy":"2999-01-01T00:00:00Z"}`)
+	want(t, "a price from the client", got, "ok", "")
+	var list orderv1.ListOrdersResponse
+	r.mustCall(t, r.ada, listOrders, &orderv1.ListOrdersRequest{PageSize: 1, MinRevision: revisionIn(t, got)}, &list)
+	if len(list.Orders) != 1 || list.Orders[0].Total.Units != 2598 || list.Orders[0].Status != orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT {
+		t.Errorf("got %v, want 2598 minor units and an open order", list.Orders)
+	}
+}
+
+func hundredCopies(t *testing.T, r *rig) {
+	const copies = 100
+	before := r.ordersOf(t, attacker)
+	var bodies [copies][]byte
+	var group sync.WaitGroup
+	for i := range copies {
+		group.Go(func() {
+			request := goodRequest("attack-copies")
+			request.Note = "at the back door"
+			if got := r.call(t, r.eve, placeOrder, request); got.code() == "ok" {
+				bodies[i] = got.body
+			} else {
+				t.Errorf("copy %d: got %s", i, got)
+			}
+		})
+	}
+	group.Wait()
+	for i := range bodies {
+		if !bytes.Equal(bodies[i], bodies[0]) {
+			t.Errorf("copy %d: got %x, copy 0 got %x", i, bodies[i], bodies[0])
+		}
+	}
+	if after := r.ordersOf(t, attacker); after != before+1 {
+		t.Errorf("%d orders before, %d after, want one more", before, after)
+	}
+}
+
+// ordersOf counts a user's newest orders, as of every commit that there is.
+func (r *rig) ordersOf(t *testing.T, userID string) int {
+	t.Helper()
+	request := &orderv1.ListOrdersRequest{UserId: userID, PageSize: 100, WaitBudget: durationpb.New(10 * time.Second)}
+	var list orderv1.ListOrdersResponse
+	for deadline := time.Now().Add(callTimeMax); ; {
+		list.Reset()
+		r.mustCall(t, r.operator, listOrders, request, &list)
+		if list.Freshness.GetState() == typev1.Freshness_STATE_FRESH {
+			return len(list.Orders)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the view never became fresh: %v", list.Freshness)
+		}
+	}
+}
+
+func keyReused(t *testing.T, r *rig) {
+	first := goodRequest("attack-reuse")
+	want(t, "first", r.call(t, r.ada, placeOrder, first), "ok", "")
+	head := r.Head()
+	for name, change := range map[string]func(*orderv1.PlaceOrderRequest){
+		"quantity": func(m *orderv1.PlaceOrderRequest) { m.Items[0].Quantity = 2 },
+		"sku":      func(m *orderv1.PlaceOrderRequest) { m.Items[0].Sku = "attack-other" },
+		"note":     func(m *orderv1.PlaceOrderRequest) { m.Note = "hello" },
+		"line": func(m *orderv1.PlaceOrderRequest) {
+			m.Items = append(m.Items, &orderv1.ItemRequest{Sku: "attack-other", Quantity: 1})
+		},
+	} {
+		other := goodRequest("attack-reuse")
+		change(other)
+		want(t, "other "+name, r.call(t, r.ada, placeOrder, other), "failed_precondition", "KEY_REUSED")
+	}
+	want(t, "another method", r.call(t, r.ada, cancelOrder, &orderv1.CancelOrderRequest{RequestId: "attack-reuse", OrderId: r.order.OrderId}), "failed_precondition", "KEY_REUSED")
+	// The same request in JSON, with the user spelled out, is the same request.
+	want(t, "the same in JSON", r.callJSON(t, r.ada, placeOrder, `{"items":[{"quantity":"1","sku":"`+sku+`"}],"request_id":"attack-reuse","userId":"`+victim+`"}`), "ok", "")
+	if r.Head() != head {
+		t.Errorf("a reused id wrote to the log")
+	}
+}
+
+func keyOfAnother(t *testing.T, r *rig) {
+	ofAda, ofEve := r.place(t, r.ada, "attack-shared"), r.place(t, r.eve, "attack-shared")
+	if ofAda.OrderId == ofEve.OrderId || ofAda.UserId != victim || ofEve.UserId != attacker {
+		t.Errorf("got %v and %v, want two orders of two users", ofAda, ofEve)
+	}
+}
+
+func largeBodies(t *testing.T, r *rig) {
+	const size = 10 << 20
+	message := protowire.AppendTag(nil, 4, protowire.BytesType)
+	message = protowire.AppendBytes(message, bytes.Repeat([]byte("x"), size))
+	for _, test := range []struct {
+		what, contentType string
+		body              []byte
+	}{
+		{"binary", "application/proto", message},
+		{"JSON", "application/json", append(append([]byte(`{"note":"`), bytes.Repeat([]byte("x"), size)...), `"}`...)},
+		{"spaces", "application/json", bytes.Repeat([]byte(" "), size)},
+	} {
+		for _, chunked := range []bool{false, true} {
+			got, cut := r.sendLarge(t, test.contentType, test.body, chunked)
+			if !cut {
+				want(t, test.what, got, "resource_exhausted", "")
+			}
+		}
+	}
+	just := goodRequest("attack-large")
+	just.Note = strings.Repeat("x", 65<<10)
+	want(t, "65 KiB", r.call(t, r.ada, placeOrder, just), "resource_exhausted", "")
+	got := r.send(t, http.MethodPost, placeOrder, r.ada, bytes.NewReader(envelope(message[:70<<10])), "Content-Type", "application/grpc-web+proto")
+	if status := got.header.Get("Grpc-Status"); status != "8" && !bytes.Contains(got.body, []byte("grpc-status: 8")) {
+		t.Errorf("gRPC-Web: got HTTP %d, status %q, %q, want 8", got.status, status, got.body)
+	}
+	huge := r.send(t, http.MethodGet, getOrder+"?encoding=json&message="+strings.Repeat("x", 100<<10), r.ada, nil)
+	if huge.status != http.StatusRequestHeaderFieldsTooLarge && huge.status != http.StatusRequestURITooLong {
+		t.Errorf("a GET of 100 KiB: got HTTP %d, want 431", huge.status)
+	}
+}
+
+func bombs(t *testing.T, r *rig) {
+	for _, size := range []int{100 << 10, 60 << 20} {
+		var bomb bytes.Buffer
+		w := gzip.NewWriter(&bomb)
+		zeros := make([]byte, 64<<10)
+		for written := 0; written < size; written += len(zeros) {
+			if _, err := w.Write(zeros); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		for _, contentType := range []string{"application/proto", "application/json"} {
+			got := r.send(t, http.MethodPost, placeOrder, r.ada, bytes.NewReader(bomb.Bytes()), "Content-Type", contentType, "Content-Encoding", "gzip")
+			want(t, fmt.Sprintf("%d bytes in %d", size, bomb.Len()), got, "resource_exhausted", "")
+		}
+		if took := time.Since(start); took > callTimeMax/10 {
+			t.Errorf("two bombs of %d bytes took %s", size, took)
+		}
+	}
+	got := r.send(t, http.MethodPost, placeOrder, r.ada, strings.NewReader("not gzip"), "Content-Type", "application/proto", "Content-Encoding", "gzip")
+	want(t, "not gzip", got, "invalid_argument", "")
+	got = r.send(t, http.MethodPost, placeOrder, r.ada, strings.NewReader("x"), "Content-Type", "application/proto", "Content-Encoding", "br")
+	want(t, "unknown compression", got, "unimplemented", "")
+}
+
+func malformedBodies(t *testing.T, r *rig) {
+	text := func(field protowire.Number, value string) []byte {
+		return protowire.AppendString(protowire.AppendTag(nil, field, protowire.BytesType), value)
+	}
+	good, err := proto.Marshal(goodRequest("attack-malformed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range map[string][]byte{
+		"empty":             {},
+		"cut":               good[:len(good)-3],
+		"garbage":           {0xff, 0xff, 0xff, 0xff, 0xff},
+		"group":             {0x0b, 0x0b, 0x0b},
+		"length beyond end": {0x0a, 0xff, 0xff, 0xff, 0x7f},
+		"field 0":           {0x00, 0x01},
+		"varint of 11":      append([]byte{0x10}, bytes.Repeat([]byte{0xff}, 11)...),
+		"bad UTF-8 id":      append(text(1, "a\xff"), good...),
+		"bad UTF-8 note":    append(bytes.Clone(good), text(4, "\xc0\xaf")...),
+		"bad UTF-8 sku":     append(bytes.Clone(good), protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType), text(1, "\xed\xa0\x80"))...),
+	} {
+		got := r.send(t, http.MethodPost, placeOrder, r.ada, bytes.NewReader(body), "Content-Type", "application/proto")
+		want(t, "binary: "+name, got, "invalid_argument", "")
+	}
+	deep := func(open, shut string, levels int) string {
+		return strings.Repeat(open, levels) + strings.Repeat(shut, levels)
+	}
+	for name, body := range map[string]string{
+		"empty":               "",
+		"not JSON":            "hello",
+		"list":                "[]",
+		"text":                `"x"`,
+		"null":                "null",
+		"cut":                 placeJSON("1")[:20],
+		"two objects":         placeJSON("1") + placeJSON("1"),
+		"trailing":            placeJSON("1") + "x",
+		"trailing comma":      `{"requestId":"a",}`,
+		"single quotes":       `{'requestId':'a'}`,
+		"comment":             `{/**/"requestId":"a"}`,
+		"field twice":         `{"requestId":"attack-twice","requestId":"attack-twice2","items":[{"sku":"` + sku + `","quantity":1}]}`,
+		"both names":          `{"requestId":"attack-twice","request_id":"attack-twice2","items":[{"sku":"` + sku + `","quantity":1}]}`,
+		"number as text":      `{"requestId":1,"items":[{"sku":"` + sku + `","quantity":1}]}`,
+		"items no list":       `{"requestId":"a","items":{"sku":"` + sku + `","quantity":1}}`,
+		"null item":           `{"requestId":"a","items":[null]}`,
+		"bad UTF-8":           "{\"requestId\":\"a\xff\"}",
+		"bad UTF-8 note":      "{\"requestId\":\"attack-utf\",\"items\":[{\"sku\":\"" + sku + "\",\"quantity\":1}],\"note\":\"\xc0\xaf\"}",
+		"bad UTF-8 unknown":   "{\"requestId\":\"attack-utf\",\"items\":[{\"sku\":\"" + sku + "\",\"quantity\":1}],\"other\":\"\xc0\xaf\"}",
+		"lone surrogate":      `{"requestId":"attack-utf","items":[{"sku":"` + sku + `","quantity":1}],"note":"\ud800"}`,
+		"raw newline in text": "{\"requestId\":\"a\nb\"}",
+		"10k lists":           `{"other":` + deep("[", "]", 10_000) + `}`,
+		"10k objects":         `{"other":` + strings.Repeat(`{"a":`, 10_000) + "1" + strings.Repeat("}", 10_000) + `}`,
+		"30k open lists":      `{"other":` + strings.Repeat("[", 30_000),
+		"byte order mark":     "\xef\xbb\xbf" + placeJSON("1"),
+	} {
+		want(t, "JSON: "+name, r.callJSON(t, r.ada, placeOrder, body), "invalid_argument", "")
+	}
+}
+
+func wrongHTTP(t *testing.T, r *rig) {
+	good := placeJSON("1")
+	for _, contentType := range []string{"", "text/plain", "text/html", "application/xml", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonp", "application/connect+json"} {
+		got := r.send(t, http.MethodPost, placeOrder, r.ada, strings.NewReader(good), "Content-Type", contentType)
+		if got.status != http.StatusUnsupportedMediaType {
+			t.Errorf("content type %q: got %s, want HTTP 415", contentType, got)
+		}
+	}
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodHead, http.MethodTrace, "BREW"} {
+		for _, procedure := range []string{placeOrder, cancelOrder, putProduct, receiveStock} {
+			got := r.send(t, method, procedure+"?encoding=json&message="+url.QueryEscape(good), r.ada, nil)
+			if got.status != http.StatusMethodNotAllowed || got.header.Get("Allow") != http.MethodPost {
+				t.Errorf("%s %s: got HTTP %d, Allow %q, want 405 and POST", method, procedure, got.status, got.header.Get("Allow"))
+			}
+		}
+	}
+	for _, path := range []string{"/", "/favicon.ico", "/weir.order.v1.OrderService/", "/weir.order.v1.OrderService/Place", "/weir.order.v1.OrderService/PlaceOrder/", "/weir.order.v1.OrderService/placeorder", "//weir.order.v1.OrderService/PlaceOrder", "/weir.order.v1.OrderService/../weir.order.v1.OrderService/PlaceOrder"} {
+		if got := r.send(t, http.MethodPost, path, r.ada, strings.NewReader(good), "Content-Type", "application/json"); got.status != http.StatusNotFound {
+			t.Errorf("%s: got HTTP %d, want 404", path, got.status)
+		}
+	}
+	preflight := r.send(t, http.MethodOptions, placeOrder, "", nil,
+		"Origin", "https://evil.example", "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "authorization,content-type")
+	if preflight.status == http.StatusOK || preflight.header.Get("Access-Control-Allow-Origin") != "" {
+		t.Errorf("preflight: got HTTP %d, %v, want no Allow-Origin", preflight.status, preflight.header)
+	}
+}
+
+func readsAnswerGET(t *testing.T, r *rig) {
+	query := func(encoding, message, extra string) string {
+		return "?connect=v1&encoding=" + encoding + "&message=" + url.QueryEscape(message) + extra
+	}
+	message := `{"orderId":"` + r.order.OrderId + `"}`
+	want(t, "JSON", r.send(t, http.MethodGet, getOrder+query("json", message, ""), r.ada, nil), "ok", "")
+	binary, err := proto.Marshal(&orderv1.GetOrderRequest{OrderId: r.order.OrderId})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "binary", r.send(t, http.MethodGet, getOrder+query("proto", base64.RawURLEncoding.EncodeToString(binary), "&base64=1"), r.ada, nil), "ok", "")
+	want(t, "no token", r.send(t, http.MethodGet, getOrder+query("json", message, ""), "", nil), "unauthenticated", "UNAUTHENTICATED")
+	want(t, "a stranger", r.send(t, http.MethodGet, getOrder+query("json", message, ""), r.eve, nil), "not_found", "ORDER_NOT_FOUND")
+	want(t, "no message", r.send(t, http.MethodGet, getOrder+"?encoding=json", r.ada, nil), "invalid_argument", "")
+	want(t, "bad base64", r.send(t, http.MethodGet, getOrder+query("proto", "!!!", "&base64=1"), r.ada, nil), "invalid_argument", "")
+	want(t, "bad message", r.send(t, http.MethodGet, getOrder+query("json", "{", ""), r.ada, nil), "invalid_argument", "")
+	if got := r.send(t, http.MethodGet, getOrder+query("xml", message, ""), r.ada, nil); got.status != http.StatusUnsupportedMediaType {
+		t.Errorf("unknown encoding: got %s, want HTTP 415", got)
+	}
+}
+
+func timeouts(t *testing.T, r *rig) {
+	request := goodRequest("attack-timeout")
+	for timeout, code := range map[string]string{
+		"0": "deadline_exceeded", "abc": "invalid_argument", "-1": "invalid_argument", "1.5": "invalid_argument", "99999999999": "invalid_argument",
+		"1s": "invalid_argument", "0x10": "invalid_argument",
+	} {
+		want(t, "Connect-Timeout-Ms "+timeout, r.call(t, r.ada, placeOrder, request, "Connect-Timeout-Ms", timeout), code, "")
+	}
+	for _, timeout := range []string{"9999999999", "30000", ""} {
+		want(t, "Connect-Timeout-Ms "+timeout, r.call(t, r.ada, getOrder, &orderv1.GetOrderRequest{OrderId: r.order.OrderId}, "Connect-Timeout-Ms", timeout), "ok", "")
+	}
+	place, err := proto.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	get, err := proto.Marshal(&orderv1.GetOrderRequest{OrderId: r.order.OrderId})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for timeout, status := range map[string]string{
+		"0n": "4", "abc": "3", "1": "3", "-1S": "3", "999999999S": "3", "1x": "3", "99999999H": "0", "99999999M": "0", "": "0",
+	} {
+		procedure, body := placeOrder, place
+		if status == "0" {
+			procedure, body = getOrder, get
+		}
+		got := r.send(t, http.MethodPost, procedure, r.ada, bytes.NewReader(envelope(body)), "Content-Type", "application/grpc-web+proto", "Grpc-Timeout", timeout)
+		if header := got.header.Get("Grpc-Status"); header != status && !bytes.Contains(got.body, []byte("grpc-status: "+status)) {
+			t.Errorf("Grpc-Timeout %q: got status %q, %q, want %s", timeout, header, got.body, status)
+		}
+	}
+}
+
+func pageTokens(t *testing.T, r *rig) {
+	r.place(t, r.eve, "attack-page-1")
+	last := r.place(t, r.eve, "attack-page-2")
+	var page orderv1.ListOrdersResponse
+	r.mustCall(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageSize: 1, MinRevision: last.Revision}, &page)
+	token := page.NextPageToken
+	if len(page.Orders) != 1 || token == "" {
+		t.Fatalf("got %v, want one order and a token", &page)
+	}
+	want(t, "as it is", r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageSize: 1, PageToken: token}), "ok", "")
+	for i := range token {
+		changed := []byte(token)
+		if changed[i] = 'A'; token[i] == 'A' {
+			changed[i] = 'B'
+		}
+		want(t, fmt.Sprintf("character %d changed", i), r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageSize: 1, PageToken: string(changed)}), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	want(t, "cut", r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageToken: token[:len(token)-1]}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "of another user", r.call(t, r.ada, listOrders, &orderv1.ListOrdersRequest{PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "of another filter", r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageToken: token, Status: orderv1.OrderStatus_ORDER_STATUS_CANCELLED}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "of another list", r.call(t, r.operator, listProducts, &catalogv1.ListProductsRequest{PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+}
+
+func openServices(t *testing.T, r *rig) {
+	got := r.send(t, http.MethodPost, "/grpc.health.v1.Health/Check", "", strings.NewReader("{}"), "Content-Type", "application/json")
+	if got.code() != "ok" || !bytes.Contains(got.body, []byte("SERVING")) {
+		t.Errorf("health: got %s", got)
+	}
+	got = r.send(t, http.MethodPost, "/grpc.health.v1.Health/Check", "", strings.NewReader(`{"service":"nobody"}`), "Content-Type", "application/json")
+	want(t, "health of an unknown service", got, "not_found", "")
+	for _, service := range []string{"grpc.health.v1.Health", orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName} {
+		if names := r.reflectionLists(t); !slices.Contains(names, service) {
+			t.Errorf("reflection lists %v, want %s among them", names, service)
+		}
+	}
+}

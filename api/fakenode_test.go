@@ -1,0 +1,424 @@
+package api_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weirhq/weir/api"
+	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/sealing"
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// fakeNode decides with the real domain in memory, one lane, and answers queries from the same memory. Tests lay hands
+// on it: fail makes Submit fail, lag hides the newest commits from queries.
+type fakeNode struct {
+	mu          sync.Mutex
+	fail        error
+	panics      bool
+	submits     int
+	commit      uint64
+	lag         uint64
+	now         time.Time
+	orders      map[domain.OrderID][]version
+	products    map[string]projections.ProductView
+	accounts    map[string]domain.Account
+	ledger      map[[2]string]ledgerEntry
+	changed     chan struct{}
+	lastRequest lanes.Request
+}
+
+type version struct {
+	order  domain.Order
+	commit uint64
+}
+
+type ledgerEntry struct {
+	fingerprint lanes.Fingerprint
+	reply       lanes.Reply
+}
+
+func newFakeNode() *fakeNode {
+	return &fakeNode{
+		now: time.Date(2026, 11, 1, 12, 0, 0, 123456789, time.UTC), orders: map[domain.OrderID][]version{},
+		products: map[string]projections.ProductView{}, accounts: map[string]domain.Account{},
+		ledger: map[[2]string]ledgerEntry{}, changed: make(chan struct{}),
+	}
+}
+
+func (n *fakeNode) Order(id domain.OrderID) (domain.Order, bool) {
+	versions := n.orders[id]
+	if len(versions) == 0 {
+		return domain.Order{}, false
+	}
+	return versions[len(versions)-1].order, true
+}
+
+func (n *fakeNode) Product(sku string) (domain.Product, bool) {
+	view, ok := n.products[sku]
+	return view.Product, ok
+}
+
+func (n *fakeNode) Stock(sku string) domain.Account { return n.accounts[sku] }
+
+func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.submits++
+	n.lastRequest = request
+	if n.panics {
+		panic("planted")
+	}
+	if n.fail != nil {
+		return lanes.Reply{}, n.fail
+	}
+	if err := ctx.Err(); err != nil {
+		return lanes.Reply{}, err
+	}
+	command, userID := request.Command, request.UserID
+	switch c := command.(type) {
+	case domain.PlaceOrder:
+		var entropy [10]byte
+		for i := range 8 {
+			entropy[9-i] = byte(n.commit >> (8 * i))
+		}
+		c.OrderID, c.PayBy = domain.NewOrderID(n.now, request.Partition, entropy), n.now.Add(15*time.Minute)
+		command = c
+	case domain.CancelOrder:
+		order, ok := n.Order(c.OrderID)
+		if !ok || (request.Owner != "" && order.UserID != request.Owner) {
+			return lanes.Reply{}, &domain.OrderNotFoundError{OrderID: c.OrderID}
+		}
+		userID = order.UserID
+	case domain.ReceiveStock:
+		c.Lanes = 1
+		command = c
+	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock:
+	}
+	key := [2]string{userID, request.RequestID}
+	if entry, known := n.ledger[key]; known && request.RequestID != "" {
+		if entry.fingerprint != request.Fingerprint {
+			return lanes.Reply{}, &lanes.KeyReusedError{UserID: userID, RequestID: request.RequestID}
+		}
+		return entry.reply, nil
+	}
+	events, err := domain.Decide(n, command, n.now)
+	if err != nil {
+		return lanes.Reply{}, err
+	}
+	if len(events) > 0 {
+		n.commit++
+	}
+	reply := lanes.Reply{Commit: n.commit, At: n.now}
+	for _, event := range events {
+		if id, ok := domain.OrderOf(event); ok {
+			order, _ := n.Order(id)
+			n.orders[id] = append(n.orders[id], version{order.Evolve(event, n.now), n.commit})
+		}
+		for sku := range domain.SKUs(event) {
+			n.accounts[sku] = n.accounts[sku].Evolve(event, sku)
+		}
+		switch event := event.(type) {
+		case domain.ProductPut:
+			n.products[event.SKU] = projections.ProductView{
+				Product: domain.Product{}.Evolve(event, n.now), Revision: projections.Revision{Commit: n.commit},
+			}
+		case domain.StockReceived:
+			reply.Received = event
+		case domain.OrderPlaced, domain.OrderCancelled, domain.OrderExpired, domain.StockGranted, domain.StockAllotted,
+			domain.StockReturned, domain.StockReclaimed:
+		}
+	}
+	switch c := command.(type) {
+	case domain.PlaceOrder:
+		reply.Order, _ = n.Order(c.OrderID)
+		reply.OrderCommit = n.commit
+	case domain.CancelOrder:
+		versions := n.orders[c.OrderID]
+		newest := versions[len(versions)-1]
+		reply.Order, reply.OrderCommit, reply.Commit = newest.order, newest.commit, newest.commit
+	case domain.PutProduct:
+		reply.Product, reply.Commit = n.products[c.SKU].Product, n.products[c.SKU].Revision.Commit
+	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock:
+	}
+	if request.RequestID != "" && len(events) > 0 {
+		n.ledger[key] = ledgerEntry{request.Fingerprint, reply}
+	}
+	n.now = n.now.Add(time.Millisecond)
+	close(n.changed)
+	n.changed = make(chan struct{})
+	return reply, nil
+}
+
+// head returns the number of the newest commit.
+func (n *fakeNode) head() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.commit
+}
+
+func (n *fakeNode) submitted() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.submits
+}
+
+func (n *fakeNode) set(change func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	change()
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// fakeViews answers queries of a fakeNode.
+type fakeViews struct{ *fakeNode }
+
+func (v fakeViews) freshness() projections.Freshness {
+	f := projections.Freshness{State: projections.StateFresh, Commit: v.commit - v.lag, LagCommits: v.lag, AsOf: v.now}
+	if v.lag > 0 {
+		f.State = projections.StateCatchingUp
+	}
+	return f
+}
+
+// order returns the newest version that the view has.
+func (v fakeViews) order(id domain.OrderID) (projections.OrderView, bool) {
+	versions := v.orders[id]
+	for i := len(versions) - 1; i >= 0; i-- {
+		if versions[i].commit <= v.commit-v.lag {
+			return projections.OrderView{Order: versions[i].order, Revision: projections.Revision{Commit: versions[i].commit}}, true
+		}
+	}
+	return projections.OrderView{}, false
+}
+
+func (v fakeViews) missing(min projections.Min) error {
+	if v.commit-v.lag < min.Commit {
+		return projections.ErrBehind
+	}
+	return projections.ErrNotFound
+}
+
+func (v fakeViews) OrderOf(_ context.Context, id domain.OrderID, userID string, min projections.Min) (projections.OrderView, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	view, ok := v.order(id)
+	if !ok || (userID != "" && view.Order.UserID != userID) {
+		return view, v.freshness(), v.missing(min)
+	}
+	return view, v.freshness(), nil
+}
+
+func (v fakeViews) Orders(_ context.Context, query projections.OrdersQuery, _ projections.Min) (projections.OrdersPage, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var page projections.OrdersPage
+	binding := "orders/" + query.UserID + "/" + query.Status.String() + "/"
+	after, ok := openToken(binding, query.PageToken)
+	if !ok {
+		return page, v.freshness(), projections.ErrBadPageToken
+	}
+	if query.PageSize == 0 {
+		query.PageSize = projections.OrdersPageDefault
+	}
+	var ids []domain.OrderID
+	for id := range v.orders {
+		ids = append(ids, id)
+	}
+	for len(ids) > 0 {
+		newest := 0
+		for i := range ids {
+			if ids[i].String() > ids[newest].String() {
+				newest = i
+			}
+		}
+		id := ids[newest]
+		ids = append(ids[:newest], ids[newest+1:]...)
+		view, ok := v.order(id)
+		if !ok || view.Order.UserID != query.UserID || (query.Status != 0 && view.Order.Status != query.Status) ||
+			(after != "" && id.String() >= after) {
+			continue
+		}
+		if len(page.Orders) == query.PageSize {
+			page.Next = sealToken(binding, page.Orders[len(page.Orders)-1].Order.ID.String())
+			break
+		}
+		page.Orders = append(page.Orders, view)
+	}
+	return page, v.freshness(), nil
+}
+
+func sealToken(binding, after string) string {
+	return fmt.Sprintf("%x%s", sha256.Sum256([]byte(binding+after)), after)
+}
+
+func openToken(binding, token string) (after string, ok bool) {
+	if token == "" {
+		return "", true
+	}
+	after = token[min(len(token), 2*sha256.Size):]
+	return after, after != "" && token == sealToken(binding, after)
+}
+
+func (v fakeViews) Product(_ context.Context, sku string, min projections.Min) (projections.ProductView, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	view, ok := v.products[sku]
+	if !ok {
+		return view, v.freshness(), v.missing(min)
+	}
+	return view, v.freshness(), nil
+}
+
+func (v fakeViews) Products(_ context.Context, query projections.ProductsQuery, _ projections.Min) (projections.ProductsPage, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var page projections.ProductsPage
+	after, ok := openToken("products/", query.PageToken)
+	if !ok {
+		return page, v.freshness(), projections.ErrBadPageToken
+	}
+	if query.PageSize == 0 {
+		query.PageSize = projections.ProductsPageDefault
+	}
+	for {
+		next := ""
+		for sku := range v.products {
+			if sku > after && (next == "" || sku < next) {
+				next = sku
+			}
+		}
+		if next == "" {
+			return page, v.freshness(), nil
+		}
+		if len(page.Products) == query.PageSize {
+			page.Next = sealToken("products/", after)
+			return page, v.freshness(), nil
+		}
+		page.Products = append(page.Products, v.products[next])
+		after = next
+	}
+}
+
+func (v fakeViews) Stock(_ context.Context, sku string, min projections.Min) (projections.StockView, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if _, ok := v.products[sku]; !ok {
+		return projections.StockView{}, v.freshness(), v.missing(min)
+	}
+	a := v.accounts[sku]
+	return projections.StockView{SKU: sku, Received: a.Received, Central: a.Central, Available: a.Allotted, Reserved: a.Reserved, Sold: a.Sold}, v.freshness(), nil
+}
+
+func (v fakeViews) WatchOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min, f func(projections.OrderView, projections.Freshness) error) error {
+	var seen uint64
+	for {
+		v.mu.Lock()
+		view, ok := v.order(id)
+		freshness, changed := v.freshness(), v.changed
+		missing := v.missing(min)
+		v.mu.Unlock()
+		if !ok || (userID != "" && view.Order.UserID != userID) {
+			return missing
+		}
+		if view.Revision.Commit > seen {
+			seen = view.Revision.Commit
+			if err := f(view, freshness); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// node is a served API over a fakeNode.
+type node struct {
+	*fakeNode
+	t       testing.TB
+	handler *api.Handler
+	server  *http.Server
+	key     identity.SigningKey
+	keys    *sealing.MemoryKeyStore
+	sealer  *sealing.Sealer
+	url     string
+	logs    *logs
+}
+
+// logs collects what the API logs.
+type logs struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// serve starts an API over loopback.
+func serve(t testing.TB, change func(*api.Options)) *node {
+	t.Helper()
+	n := &node{t: t, fakeNode: newFakeNode(), keys: &sealing.MemoryKeyStore{}, logs: &logs{}}
+	var err error
+	if n.key, err = identity.OpenOrCreateSigningKey(t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := identity.NewVerifier(identity.VerifierOptions{Keys: n.key.Keys()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.sealer, err = sealing.New(sealing.Options{Store: n.keys, MasterKey: make([]byte, 32)}); err != nil {
+		t.Fatal(err)
+	}
+	options := api.Options{
+		Commands: n.fakeNode, Views: fakeViews{n.fakeNode}, Verifier: verifier, Sealer: n.sealer,
+		Topology: eventstore.Topology{Lanes: 1},
+		Logger:   slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if change != nil {
+		change(&options)
+	}
+	n.handler = api.NewHandler(options)
+	n.server = api.NewServer(n.handler)
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.url = "http://" + listener.Addr().String()
+	done := make(chan struct{})
+	go func() { defer close(done); _ = n.server.Serve(listener) }()
+	t.Cleanup(func() { _ = n.server.Close(); <-done })
+	return n
+}
+
+func (n *node) token(subject string, scopes identity.Scopes) string {
+	n.t.Helper()
+	token, err := identity.Mint(n.key, subject, scopes, time.Now(), time.Hour)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return token
+}

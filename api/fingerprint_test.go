@@ -1,0 +1,78 @@
+package api
+
+import (
+	"encoding/hex"
+	"testing"
+
+	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/domain"
+	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+func items(pairs ...any) []*orderv1.ItemRequest {
+	var list []*orderv1.ItemRequest
+	for i := 0; i < len(pairs); i += 2 {
+		list = append(list, &orderv1.ItemRequest{Sku: pairs[i].(string), Quantity: int64(pairs[i+1].(int))})
+	}
+	return list
+}
+
+// TestFingerprintsNeverChange: they are stored with every command, for ever.
+func TestFingerprintsNeverChange(t *testing.T) {
+	for name, test := range map[string]struct {
+		got  lanes.Fingerprint
+		want string
+	}{
+		"PlaceOrder": {
+			fingerprintPlaceOrder("ada", &orderv1.PlaceOrderRequest{RequestId: "ignored", Items: items("a", 1, "b", 2), Note: "hello"}),
+			"84d9c0e534a89747b01b4ecbc409b284",
+		},
+		"CancelOrder":  {fingerprintCancelOrder(domain.OrderID{1, 2, 3}, "too late"), "651277703337a5f7bb1a8a1185f2eeef"},
+		"PutProduct":   {fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "A", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}}), "f2a8e7ac2430b55b45f95ef21c5c5495"},
+		"ReceiveStock": {fingerprintReceiveStock(&catalogv1.ReceiveStockRequest{Sku: "a", Quantity: 7}), "e9848f2d071c66da6feb585197ad5261"},
+	} {
+		if got := hex.EncodeToString(test.got[:]); got != test.want {
+			t.Errorf("%s: got %s, want %s", name, got, test.want)
+		}
+	}
+}
+
+func TestFingerprintsOfRequestsThatMeanSomethingElseDiffer(t *testing.T) {
+	seen := map[lanes.Fingerprint]string{}
+	add := func(name string, fingerprint lanes.Fingerprint) {
+		t.Helper()
+		if other, taken := seen[fingerprint]; taken {
+			t.Errorf("%s and %s have the same fingerprint", name, other)
+		}
+		seen[fingerprint] = name
+	}
+	place := func(name, userID string, request *orderv1.PlaceOrderRequest) {
+		add(name, fingerprintPlaceOrder(userID, request))
+	}
+	place("one line", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1)})
+	place("another user", "eve", &orderv1.PlaceOrderRequest{Items: items("a", 1)})
+	place("more units", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 2)})
+	place("two lines", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1, "b", 1)})
+	place("two lines, turned round", "ada", &orderv1.PlaceOrderRequest{Items: items("b", 1, "a", 1)})
+	place("names that run together", "ada", &orderv1.PlaceOrderRequest{Items: items("ab", 1)})
+	place("a note", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), Note: "x"})
+	place("a note like a line", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), Note: "\x01b\x02"})
+	place("no lines", "ada", &orderv1.PlaceOrderRequest{})
+	add("cancel", fingerprintCancelOrder(domain.OrderID{1}, ""))
+	add("cancel another", fingerprintCancelOrder(domain.OrderID{2}, ""))
+	add("cancel for a reason", fingerprintCancelOrder(domain.OrderID{1}, "x"))
+	put := &catalogv1.PutProductRequest{Sku: "a", Title: "b", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1}}
+	add("put", fingerprintPutProduct(put))
+	add("put, names run together", fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "ab", Price: put.Price}))
+	add("receive", fingerprintReceiveStock(&catalogv1.ReceiveStockRequest{Sku: "a", Quantity: 1}))
+}
+
+func BenchmarkFingerprint(b *testing.B) {
+	request := &orderv1.PlaceOrderRequest{RequestId: "req-000000000001", Items: items("sku-0001", 1)}
+	b.ReportAllocs()
+	for b.Loop() {
+		fingerprintPlaceOrder("user-000123", request)
+	}
+}

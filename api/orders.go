@@ -1,0 +1,335 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strconv"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/sealing"
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+// orderService is weir.order.v1.OrderService.
+type orderService struct{ *Handler }
+
+// PlaceOrder implements orderv1connect.OrderServiceHandler.
+func (s orderService) PlaceOrder(ctx context.Context, request *orderv1.PlaceOrderRequest) (*orderv1.PlaceOrderResponse, error) {
+	response, err := s.placeOrder(ctx, request)
+	if err != nil {
+		return nil, s.fail(ctx, orderv1connect.OrderServicePlaceOrderProcedure, err)
+	}
+	return response, nil
+}
+
+func (s orderService) placeOrder(ctx context.Context, request *orderv1.PlaceOrderRequest) (*orderv1.PlaceOrderResponse, error) {
+	if err := s.validator.checkPlaceOrder(request); err != nil {
+		return nil, err
+	}
+	userID, err := actFor(ctx, request.UserId)
+	if err != nil {
+		return nil, err
+	}
+	command := domain.PlaceOrder{UserID: userID, Lines: make([]domain.LineRequest, len(request.Items))}
+	for i, item := range request.Items {
+		command.Lines[i] = domain.LineRequest{SKU: item.Sku, Units: item.Quantity}
+	}
+	if request.Note != "" {
+		if command.SealedNote, err = s.sealer.Seal(ctx, userID, []byte(request.Note)); err != nil {
+			return nil, &keysError{err}
+		}
+	}
+	reply, err := s.commands.Submit(ctx, lanes.Request{
+		UserID: userID, RequestID: request.RequestId, Fingerprint: fingerprintPlaceOrder(userID, request),
+		Partition: eventstore.PartitionOf(userID), Command: command,
+	})
+	if err != nil {
+		return nil, err
+	}
+	note := request.Note
+	if !bytes.Equal(reply.Order.SealedNote, command.SealedNote) { // A repetition: the note that was stored is the first one.
+		if note, err = s.openNote(ctx, &reply.Order); err != nil {
+			return nil, err
+		}
+	}
+	order := newOrder(&reply.Order, reply.Lane, reply.OrderCommit, note)
+	return &orderv1.PlaceOrderResponse{Order: order, Revision: revisionOf(reply, order)}, nil
+}
+
+// GetOrder implements orderv1connect.OrderServiceHandler.
+func (s orderService) GetOrder(ctx context.Context, request *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+	response, err := s.getOrder(ctx, request)
+	if err != nil {
+		return nil, s.fail(ctx, orderv1connect.OrderServiceGetOrderProcedure, err)
+	}
+	return response, nil
+}
+
+func (s orderService) getOrder(ctx context.Context, request *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+	if err := s.validator.check(request); err != nil {
+		return nil, err
+	}
+	id, min, err := s.orderQuery(ctx, request.OrderId, request.MinRevision, request.WaitBudget)
+	if err != nil {
+		return nil, err
+	}
+	view, freshness, err := s.views.OrderOf(ctx, id, ownerOf(ctx), min)
+	if err != nil {
+		return nil, viewFault(err, min, orderNotFound(id))
+	}
+	order, err := s.newOrder(ctx, &view)
+	if err != nil {
+		return nil, err
+	}
+	return &orderv1.GetOrderResponse{Order: order, Freshness: newFreshness(freshness)}, nil
+}
+
+// ListOrders implements orderv1connect.OrderServiceHandler.
+func (s orderService) ListOrders(ctx context.Context, request *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
+	response, err := s.listOrders(ctx, request)
+	if err != nil {
+		return nil, s.fail(ctx, orderv1connect.OrderServiceListOrdersProcedure, err)
+	}
+	return response, nil
+}
+
+func (s orderService) listOrders(ctx context.Context, request *orderv1.ListOrdersRequest) (*orderv1.ListOrdersResponse, error) {
+	if err := s.validator.check(request); err != nil {
+		return nil, err
+	}
+	userID, err := actFor(ctx, request.UserId)
+	if err != nil {
+		return nil, err
+	}
+	min, err := s.minOf(request.MinRevision, request.WaitBudget, s.topology.LaneOf(eventstore.PartitionOf(userID)))
+	if err != nil {
+		return nil, err
+	}
+	page, freshness, err := s.views.Orders(ctx, projections.OrdersQuery{
+		UserID: userID, Status: domain.OrderStatus(request.Status), PageSize: int(request.PageSize), PageToken: request.PageToken,
+	}, min)
+	if err != nil {
+		return nil, viewFault(err, min, err)
+	}
+	response := &orderv1.ListOrdersResponse{
+		Orders: make([]*orderv1.Order, len(page.Orders)), NextPageToken: page.Next, Freshness: newFreshness(freshness),
+	}
+	for i := range page.Orders {
+		if response.Orders[i], err = s.newOrder(ctx, &page.Orders[i]); err != nil {
+			return nil, err
+		}
+	}
+	return response, nil
+}
+
+// CancelOrder implements orderv1connect.OrderServiceHandler.
+func (s orderService) CancelOrder(ctx context.Context, request *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
+	response, err := s.cancelOrder(ctx, request)
+	if err != nil {
+		return nil, s.fail(ctx, orderv1connect.OrderServiceCancelOrderProcedure, err)
+	}
+	return response, nil
+}
+
+func (s orderService) cancelOrder(ctx context.Context, request *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
+	if err := s.validator.check(request); err != nil {
+		return nil, err
+	}
+	id, err := parseOrderID(request.OrderId)
+	if err != nil {
+		return nil, err
+	}
+	if outOfReach(ctx, id) {
+		return nil, orderNotFound(id)
+	}
+	subject := identity.FromContext(ctx).Subject
+	reply, err := s.commands.Submit(ctx, lanes.Request{
+		UserID: subject, RequestID: request.RequestId, Fingerprint: fingerprintCancelOrder(id, request.Reason),
+		Partition: id.Partition(), Command: domain.CancelOrder{OrderID: id, Reason: request.Reason, By: subject},
+		Owner: ownerOf(ctx), // The lane alone knows every order's user, the newest included.
+	})
+	if err != nil {
+		return nil, err
+	}
+	note, err := s.openNote(ctx, &reply.Order)
+	if err != nil {
+		return nil, err
+	}
+	order := newOrder(&reply.Order, reply.Lane, reply.OrderCommit, note)
+	return &orderv1.CancelOrderResponse{Order: order, Revision: revisionOf(reply, order)}, nil
+}
+
+// WatchOrder implements orderv1connect.OrderServiceHandler.
+func (s orderService) WatchOrder(ctx context.Context, request *orderv1.WatchOrderRequest, stream *connect.ServerStream[orderv1.WatchOrderResponse]) error {
+	if err := s.watchOrder(ctx, request, stream); err != nil {
+		return s.fail(ctx, orderv1connect.OrderServiceWatchOrderProcedure, err)
+	}
+	return nil
+}
+
+func (s orderService) watchOrder(ctx context.Context, request *orderv1.WatchOrderRequest, stream *connect.ServerStream[orderv1.WatchOrderResponse]) error {
+	if err := s.validator.check(request); err != nil {
+		return err
+	}
+	id, min, err := s.orderQuery(ctx, request.OrderId, request.MinRevision, request.WaitBudget)
+	if err != nil {
+		return err
+	}
+	ctx, leave, err := s.watches.enter(ctx, identity.FromContext(ctx))
+	if err != nil {
+		return err
+	}
+	defer leave()
+	err = s.views.WatchOf(ctx, id, ownerOf(ctx), min, func(view projections.OrderView, freshness projections.Freshness) error {
+		order, err := s.newOrder(ctx, &view)
+		if err != nil {
+			return err
+		}
+		return stream.Send(&orderv1.WatchOrderResponse{Order: order, Freshness: newFreshness(freshness)})
+	})
+	var ended *fault
+	switch {
+	case errors.As(context.Cause(ctx), &ended): // This node ended it.
+		return ended
+	case err == nil:
+		return ctx.Err()
+	default:
+		return viewFault(err, min, orderNotFound(id))
+	}
+}
+
+// actFor returns the user that a call is for: the one it names, or else the token's subject.
+func actFor(ctx context.Context, userID string) (string, error) {
+	caller := identity.FromContext(ctx)
+	if userID == "" || userID == caller.Subject {
+		return caller.Subject, nil
+	}
+	if !caller.ActsForOthers() {
+		return "", permissionDenied(identity.ScopeActAs)
+	}
+	return userID, nil
+}
+
+// orderQuery reads what the queries for one order have in common.
+func (s orderService) orderQuery(ctx context.Context, orderID string, revision *typev1.Revision, wait *durationpb.Duration) (domain.OrderID, projections.Min, error) {
+	id, err := parseOrderID(orderID)
+	if err != nil {
+		return id, projections.Min{}, err
+	}
+	min, err := s.minOf(revision, wait, s.topology.LaneOf(id.Partition()))
+	if err != nil {
+		return id, min, err
+	}
+	if outOfReach(ctx, id) {
+		return id, min, orderNotFound(id)
+	}
+	return id, min, nil
+}
+
+func parseOrderID(text string) (domain.OrderID, error) {
+	id, err := domain.ParseOrderID(text)
+	var invalid *domain.InvalidIDError
+	if errors.As(err, &invalid) {
+		return id, invalidArgument("order_id", invalid.Problem)
+	}
+	return id, err
+}
+
+// outOfReach reports whether the order cannot be one that the caller may see: a customer's orders have the customer's
+// partition. No such order is looked for, so that one that is there and one that is missing take the same time.
+func outOfReach(ctx context.Context, id domain.OrderID) bool {
+	caller := identity.FromContext(ctx)
+	return !caller.ActsForOthers() && id.Partition() != eventstore.PartitionOf(caller.Subject)
+}
+
+// ownerOf returns the user whose orders the caller is kept to, empty for a caller who acts for others.
+func ownerOf(ctx context.Context) string {
+	caller := identity.FromContext(ctx)
+	if caller.ActsForOthers() {
+		return ""
+	}
+	return caller.Subject
+}
+
+// minOf reads the least revision that a query asks for. lane is the one that its key is in.
+func (h *Handler) minOf(revision *typev1.Revision, wait *durationpb.Duration, lane uint32) (projections.Min, error) {
+	min := projections.Min{Lane: lane, Wait: waitBudgetDefault}
+	if wait != nil {
+		min.Wait = wait.AsDuration()
+	}
+	if revision.GetCommit() == 0 {
+		return min, nil
+	}
+	if revision.GetLane() != lane {
+		return min, invalidArgument("min_revision.lane", "what is asked for is in lane "+strconv.FormatUint(uint64(lane), 10))
+	}
+	min.Commit = revision.GetCommit()
+	return min, nil
+}
+
+// viewFault explains the error of a view; missing is what it means that there is no such key.
+func viewFault(err error, min projections.Min, missing error) error {
+	switch {
+	case errors.Is(err, projections.ErrBehind):
+		return viewBehind(min)
+	case errors.Is(err, projections.ErrNotFound):
+		return missing
+	case errors.Is(err, projections.ErrBadPageToken):
+		return invalidArgument("page_token", "it is not a next_page_token of this list")
+	case errors.Is(err, projections.ErrTooManyWatchers):
+		return tooManyWatches(0)
+	case errors.Is(err, projections.ErrStopped):
+		return &eventstore.UnavailableError{Lane: min.Lane, RetryAfter: retryAfterStopped, Cause: err}
+	default:
+		return err
+	}
+}
+
+func (h *Handler) newOrder(ctx context.Context, view *projections.OrderView) (*orderv1.Order, error) {
+	note, err := h.openNote(ctx, &view.Order)
+	if err != nil {
+		return nil, err
+	}
+	return newOrder(&view.Order, view.Revision.Lane, view.Revision.Commit, note), nil
+}
+
+// openNote returns the order's note; it is empty when the user's key was erased.
+func (h *Handler) openNote(ctx context.Context, order *domain.Order) (string, error) {
+	if len(order.SealedNote) == 0 {
+		return "", nil
+	}
+	note, err := h.sealer.Open(ctx, order.UserID, order.SealedNote)
+	switch {
+	case err == nil:
+		return string(note), nil
+	case errors.Is(err, sealing.ErrErased):
+		return "", nil
+	case errors.Is(err, sealing.ErrDamaged): // The order is worth more than its note.
+		h.logger.LogAttrs(ctx, slog.LevelError, "note does not open", slog.Any("order", order.ID), slog.Any("error", err))
+		return "", nil
+	default:
+		return "", &keysError{err}
+	}
+}
+
+// revisionOf returns the position of a command's effect. It is the order's own revision except where later changes are
+// shown with it.
+func revisionOf(reply lanes.Reply, order *orderv1.Order) *typev1.Revision {
+	if order.Revision.Commit == reply.Commit {
+		return order.Revision
+	}
+	return &typev1.Revision{Lane: reply.Lane, Commit: reply.Commit}
+}
+
+var _ orderv1connect.OrderServiceHandler = orderService{}

@@ -1,0 +1,118 @@
+package api
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+)
+
+// TestHandCheckOfPlaceOrderAgreesWithItsRules holds plainlyValid against the rules of the proto file, around their edges.
+func TestHandCheckOfPlaceOrderAgreesWithItsRules(t *testing.T) {
+	v := newValidator()
+	name := rapid.OneOf(
+		rapid.StringMatching(`[A-Za-z0-9_-]{1,64}`),
+		rapid.StringMatching(`[A-Za-z0-9_-]{60,70}`),
+		rapid.SampledFrom([]string{"", "a.b", "a b", "*", "a\n", "\na", "аda", "a\x00", "a\xff", "[", "`", "@", "/", ":", "{", "-", "_"}),
+		rapid.StringN(0, 8, 80),
+	)
+	quantity := rapid.OneOf(rapid.Int64Range(-2, 3), rapid.Int64Range(999_998, 1_000_002), rapid.Int64())
+	note := rapid.OneOf(rapid.Just(""), rapid.StringN(0, 1010, 1010), rapid.SampledFrom([]string{
+		strings.Repeat("x", 1000), strings.Repeat("x", 1001), strings.Repeat("é", 500), strings.Repeat("é", 501), "a\xff",
+	}))
+	rapid.Check(t, func(t *rapid.T) {
+		request := &orderv1.PlaceOrderRequest{RequestId: name.Draw(t, "request_id"), UserId: name.Draw(t, "user_id"), Note: note.Draw(t, "note")}
+		count := rapid.OneOf(rapid.IntRange(0, 3), rapid.IntRange(98, 102)).Draw(t, "items")
+		sku, units := name.Draw(t, "sku"), quantity.Draw(t, "quantity")
+		for range count {
+			request.Items = append(request.Items, &orderv1.ItemRequest{Sku: "a", Quantity: 1})
+		}
+		if count > 0 {
+			request.Items[rapid.IntRange(0, count-1).Draw(t, "which")] = &orderv1.ItemRequest{Sku: sku, Quantity: units}
+		}
+		if err := v.rules.Validate(request); plainlyValid(request) != (err == nil) {
+			t.Fatalf("plainlyValid says %t, the rules say %v: %v", err != nil, err, request)
+		}
+	})
+}
+
+func FuzzHandCheckOfPlaceOrder(f *testing.F) {
+	v := newValidator()
+	seed, err := proto.Marshal(&orderv1.PlaceOrderRequest{RequestId: "r", UserId: "u", Items: []*orderv1.ItemRequest{{Sku: "s", Quantity: 1}}, Note: "n"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var request orderv1.PlaceOrderRequest
+		if proto.Unmarshal(data, &request) != nil {
+			return
+		}
+		if err := v.rules.Validate(&request); plainlyValid(&request) != (err == nil) {
+			t.Fatalf("plainlyValid says %t, the rules say %v: %v", err != nil, err, &request)
+		}
+	})
+}
+
+func TestViolationsNameTheirFields(t *testing.T) {
+	v := newValidator()
+	err := v.checkPlaceOrder(&orderv1.PlaceOrderRequest{
+		RequestId: "a b", Items: []*orderv1.ItemRequest{{Sku: "ok", Quantity: 1}, {Sku: "not ok", Quantity: 0}},
+	})
+	var f *fault
+	if !errors.As(err, &f) {
+		t.Fatalf("got %v, want a fault", err)
+	}
+	_, _, bad := detailsOf(t, f.connectError())
+	var fields []string
+	for _, violation := range bad.GetFieldViolations() {
+		fields = append(fields, violation.Field)
+		if violation.Description == "" || violation.Reason == "" {
+			t.Errorf("%v says too little", violation)
+		}
+	}
+	if want := "request_id items[1].sku items[1].quantity"; strings.Join(fields, " ") != want {
+		t.Errorf("got %v, want %s", fields, want)
+	}
+	err = v.checkPlaceOrder(&orderv1.PlaceOrderRequest{RequestId: "a", Items: []*orderv1.ItemRequest{{Sku: "x", Quantity: 1}, {Sku: "y", Quantity: 1}, {Sku: "x", Quantity: 2}}})
+	if !errors.As(err, &f) || f.fields[0].Field != "items[2].sku" {
+		t.Errorf("a SKU twice: got %v", err)
+	}
+	many := &orderv1.PlaceOrderRequest{RequestId: "a"}
+	for range 100 {
+		many.Items = append(many.Items, &orderv1.ItemRequest{Sku: "*", Quantity: -1})
+	}
+	if !errors.As(v.checkPlaceOrder(many), &f) || len(f.fields) != violationsMax {
+		t.Errorf("200 violations: %d are listed, want %d", len(f.fields), violationsMax)
+	}
+}
+
+func BenchmarkValidatePlaceOrder(b *testing.B) {
+	v := newValidator()
+	request := &orderv1.PlaceOrderRequest{RequestId: "req-000000000001", UserId: "user-000123", Items: []*orderv1.ItemRequest{{Sku: "sku-0001", Quantity: 1}}}
+	b.Run("rules", func(b *testing.B) {
+		for b.Loop() {
+			if err := v.check(request); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("by hand", func(b *testing.B) {
+		for b.Loop() {
+			if err := v.checkPlaceOrder(request); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+func BenchmarkNewValidator(b *testing.B) {
+	for b.Loop() {
+		newValidator()
+	}
+}

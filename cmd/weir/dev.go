@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/api/lanes"
+)
+
+const (
+	defaultListen = "127.0.0.1:8080"
+	// defaultGCPercent lets the heap grow to five times what lives on it before it is collected.
+	defaultGCPercent = 400
+	// devTokenTTL is how long the tokens that a dev node prints are good.
+	devTokenTTL = 30 * 24 * time.Hour
+
+	devCustomer = "alice"
+	devOperator = "operator"
+)
+
+// logFlags say how a node logs.
+type logFlags struct {
+	level  string
+	format string
+}
+
+// nodeFlags are the flags that dev and serve share.
+type nodeFlags struct {
+	options nodeOptions
+	data    string
+	lanes   uint32
+	log     logFlags
+}
+
+func (f *nodeFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	addDataFlag(cmd, &f.data)
+	flags.StringVar(&f.options.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
+	flags.Uint32Var(&f.lanes, "lanes", 0, "`NUMBER` of lanes of a new log, a power of two (0: 1 for dev, 8 for serve); a log keeps the number that it was made with")
+	flags.DurationVar(&f.options.payWithin, "pay-within", lanes.PayWithinDefault, "how long an order that is not paid keeps its units")
+	flags.StringVar(&f.options.debug, "debug-addr", "", "loopback `HOST:PORT` to serve Go profiles on (/debug/pprof/)")
+	flags.IntVar(&f.options.gcPercent, "gc-percent", defaultGCPercent, "`PERCENT` that the Go heap may grow before it is collected; GOGC overrules it")
+	flags.StringArrayVar(&f.options.log.acceptLoss, "accept-loss", nil, "give up what a lane's log has lost: `lane=3@40` keeps lane 3 up to commit 40; repeat it for more")
+	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
+	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
+	setting(flags, "listen", "lanes", "pay-within", "debug-addr", "gc-percent", "log-level", "log-format")
+}
+
+// finish checks the flags and returns the options.
+func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
+	o := f.options
+	o.data, o.lanes, o.lanesNew = dataDir(f.data), f.lanes, lanesNew
+	if f.lanes != 0 {
+		if err := topologyOf(f.lanes).Validate(); err != nil {
+			return o, usagef("--lanes: %v", err)
+		}
+	}
+	if o.payWithin < time.Second {
+		return o, usagef("--pay-within must be at least 1s, not %s", o.payWithin)
+	}
+	if o.gcPercent < 10 {
+		return o, usagef("--gc-percent must be at least 10, not %d", o.gcPercent)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	o.owner = fmt.Sprintf("%s/%d", host, os.Getpid())
+	return o, nil
+}
+
+// logger makes the node's logger. It writes to stderr: stdout is for what a person or a script reads.
+func (p *process) logger(f logFlags) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.level)); err != nil {
+		return nil, usagef("--log-level %q: want debug, info, warn or error", f.level)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch f.format {
+	case "text":
+		return slog.New(slog.NewTextHandler(p.stderr, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(p.stderr, options)), nil
+	}
+	return nil, usagef("--log-format %q: want text or json", f.format)
+}
+
+func (p *process) devCommand() *cobra.Command {
+	var (
+		f    nodeFlags
+		demo bool
+	)
+	cmd := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a whole node in this process, for development",
+		Long: `Run a whole node in this one process: it embeds the server that keeps the log, and needs no other. What it
+acknowledges is on disk, as in production: killing it loses nothing.
+
+It makes the data directory and the key for tokens when they are not there, prints where it listens, a customer's and an
+operator's token, and a ready command that places an order. With --demo it stocks a small catalogue, once.
+
+Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. A second one stops it at once.
+
+The API is plain HTTP and the tokens that it prints are an operator's too: leave --listen on loopback.`,
+		Example: `  weir dev --demo
+  weir dev --data /tmp/shop --listen 127.0.0.1:0 --lanes 4
+  WEIR_PAY_WITHIN=1m weir dev --log-format json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			options, err := f.finish(lanesOfDev)
+			if err != nil {
+				return err
+			}
+			return p.runNode(cmd, options, f.log, func(ctx context.Context, n *node) error {
+				return p.announceDev(ctx, cmd, n, demo)
+			})
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().BoolVar(&demo, "demo", false, "stock a small catalogue; again changes nothing")
+	setting(cmd.Flags(), "demo")
+	return cmd
+}
+
+func (p *process) serveCommand() *cobra.Command {
+	var f nodeFlags
+	cmd := &cobra.Command{
+		Use:   "serve --nats URL",
+		Short: "Run a node against a NATS server that keeps the log",
+		Long: `Run a node whose log is kept by a NATS server with JetStream. The node keeps its views, its witness and its keys in the
+data directory.
+
+The server must fsync before it acknowledges (sync_interval: always). A node refuses to start on a server that does not,
+or that cannot be asked, unless --allow-lossy-log is given: give the servers' monitoring addresses with --nats-monitor,
+or credentials of the system account. It makes the streams when there are none.
+
+Tokens are verified with the public keys in --jwt-keys (PEM or JWKS), or, without it, with the key of the data
+directory, which 'weir token' makes tokens with.
+
+One node at a time serves a log for now: a second one on the same server takes the lanes from the first.`,
+		Example: `  weir serve --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222 --data /var/lib/weir
+  weir serve --config /etc/weir.yaml --jwt-keys /etc/weir/jwks.json --jwt-issuer https://id.example`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			options, err := f.finish(lanesOfServe)
+			if err != nil {
+				return err
+			}
+			if options.log.nats == "" {
+				return usagef("weir serve needs --nats").then("give the server's URL, or use 'weir dev', which needs no server")
+			}
+			return p.runNode(cmd, options, f.log, func(_ context.Context, n *node) error {
+				return p.announceServe(cmd, n)
+			})
+		},
+	}
+	f.add(cmd)
+	flags := cmd.Flags()
+	addNATSFlag(cmd, &f.options.log.nats)
+	flags.StringVar(&f.options.log.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
+	flags.StringVar(&f.options.log.monitors, "nats-monitor", "", "monitoring `URL` of each server (http://HOST:8222), separated by commas: to see that they fsync")
+	flags.IntVar(&f.options.log.replicas, "replicas", 1, "`NUMBER` of replicas of a new log: 1 or 3")
+	flags.BoolVar(&f.options.log.allowLossy, "allow-lossy-log", false, "start also on a server that may lose what it acknowledged in a power cut")
+	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS")
+	flags.StringVar(&f.options.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
+	flags.StringVar(&f.options.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
+	setting(flags, "nats-creds", "nats-monitor", "replicas", "allow-lossy-log", "jwt-keys", "jwt-issuer", "jwt-audience")
+	return cmd
+}
+
+// runNode opens a node, serves until it is told to stop, and closes it.
+func (p *process) runNode(cmd *cobra.Command, options nodeOptions, f logFlags, ready func(context.Context, *node) error) error {
+	logger, err := p.logger(f)
+	if err != nil {
+		return err
+	}
+	n, err := openNode(cmd.Context(), options, logger)
+	if err != nil {
+		return err
+	}
+	err = n.run(cmd.Context(), func(ctx context.Context) error { return ready(ctx, n) })
+	err = errors.Join(err, n.close())
+	if err == nil {
+		logger.Info("stopped")
+	}
+	return err
+}
+
+// devLines is what a dev node prints with -o json.
+type devLines struct {
+	API      string `json:"api"`
+	Data     string `json:"data"`
+	Lanes    uint32 `json:"lanes"`
+	Debug    string `json:"debug,omitempty"`
+	Customer struct {
+		User  string `json:"user"`
+		Token string `json:"token"`
+	} `json:"customer"`
+	Operator struct {
+		User  string `json:"user"`
+		Token string `json:"token"`
+	} `json:"operator"`
+}
+
+func (p *process) announceDev(ctx context.Context, cmd *cobra.Command, n *node, demo bool) error {
+	customer, err := identity.Mint(n.signing, devCustomer, 0, p.now(), devTokenTTL)
+	if err != nil {
+		return err
+	}
+	operator, err := identity.Mint(n.signing, devOperator, identity.ScopeOperator, p.now(), devTokenTTL)
+	if err != nil {
+		return err
+	}
+	if demo {
+		if err := stockDemo(ctx, n.record.API, operator); err != nil {
+			return err
+		}
+	}
+	lines := devLines{API: n.record.API, Data: string(n.options.data), Lanes: n.log.topology.Lanes}
+	if n.debug != nil {
+		lines.Debug = baseURL(n.debug.Addr()) + "/debug/pprof/"
+	}
+	lines.Customer.User, lines.Customer.Token = devCustomer, customer
+	lines.Operator.User, lines.Operator.Token = devOperator, operator
+	if p.json(cmd) {
+		return writeJSON(p.stdout, lines)
+	}
+	_, err = io.WriteString(p.stdout, p.devText(n, lines, demo))
+	return err
+}
+
+// devText is what a person reads when the node is ready, and copies from.
+func (p *process) devText(n *node, l devLines, demo bool) string {
+	paint := p.painterFor(p.stdout)
+	weir := commandName()
+	var b strings.Builder
+	laneText := "1 lane"
+	if l.Lanes != 1 {
+		laneText = fmt.Sprintf("%d lanes", l.Lanes)
+	}
+	fmt.Fprintf(&b, "%s at %s  (%s, data in %s)\n", paint.bold("Weir is ready"), l.API, laneText, l.Data)
+	if l.Debug != "" {
+		fmt.Fprintf(&b, "Profiles at %s\n", l.Debug)
+	}
+	fmt.Fprintf(&b, "\nTokens, good for %d days (more: %s token --data %s --user USER):\n\n", int(devTokenTTL.Hours()/24), weir, l.Data)
+	fmt.Fprintf(&b, "  export WEIR_TOKEN=%s   %s\n", l.Customer.Token, paint.dim("# customer "+l.Customer.User))
+	fmt.Fprintf(&b, "  export OPERATOR=%s   %s\n", l.Operator.Token, paint.dim("# operator"))
+	sku := "tea-sencha"
+	if !demo {
+		fmt.Fprintf(&b, "\nStock a product:\n\n")
+		fmt.Fprintf(&b, "  %s product put --addr %s --token \"$OPERATOR\" --sku %s --title \"Sencha, 100 g\" --price \"12.90 EUR\"\n", weir, l.API, sku)
+		fmt.Fprintf(&b, "  %s stock receive --addr %s --token \"$OPERATOR\" --sku %s --quantity 100\n", weir, l.API, sku)
+	}
+	fmt.Fprintf(&b, "\nPlace an order (the same requestId again answers with the same order):\n\n")
+	fmt.Fprintf(&b, "  curl -s %s/weir.order.v1.OrderService/PlaceOrder \\\n", l.API)
+	fmt.Fprintf(&b, "    -H 'Content-Type: application/json' -H \"Authorization: Bearer %s\" \\\n", l.Customer.Token)
+	fmt.Fprintf(&b, "    -d '{\"requestId\":\"try-%s\",\"items\":[{\"sku\":\"%s\",\"quantity\":2}]}'\n", p.now().UTC().Format("20060102-150405"), sku)
+	fmt.Fprintf(&b, "\nor  %s order place %s=2 --addr %s\n", weir, sku, l.API)
+	fmt.Fprintf(&b, "\n%s\n", paint.dim("Ctrl-c stops it; what it acknowledged is on disk."))
+	return b.String()
+}
+
+func (p *process) announceServe(cmd *cobra.Command, n *node) error {
+	if p.json(cmd) {
+		return writeJSON(p.stdout, map[string]any{"api": n.record.API, "data": string(n.options.data), "lanes": n.log.topology.Lanes})
+	}
+	_, err := fmt.Fprintf(p.stdout, "Weir is ready at %s  (%d lanes, data in %s, log on %s)\n",
+		n.record.API, n.log.topology.Lanes, n.options.data, n.log.server)
+	return err
+}
+
+// commandName is how this program was called: so that what is printed can be copied.
+func commandName() string {
+	if strings.Contains(os.Args[0], "go-build") {
+		return "go run ./cmd/weir"
+	}
+	return os.Args[0]
+}

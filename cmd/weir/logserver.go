@@ -1,0 +1,295 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/projections"
+)
+
+// replicaPatience is how long a replica that is behind may take to show what the witness knows.
+const replicaPatience = 10 * time.Second
+
+// The lanes of a new log.
+const (
+	lanesOfDev   = 1
+	lanesOfServe = 8
+)
+
+// logOptions say where the log is.
+type logOptions struct {
+	// nats is the URL of a server; empty means the embedded one.
+	nats        string
+	credentials string
+	replicas    int
+	// monitors are the HTTP monitoring addresses of the servers, separated by commas.
+	monitors   string
+	allowLossy bool
+	// acceptLoss names losses that are accepted, as eventstore.ParseAcceptedLoss reads them.
+	acceptLoss []string
+}
+
+func topologyOf(lanes uint32) eventstore.Topology { return eventstore.Topology{Lanes: lanes} }
+
+// An openLog is a node's connection to its log: the embedded server or another one, the streams, the witness and the keys.
+type openLog struct {
+	// server is where the log is, for people.
+	server   string
+	topology eventstore.Topology
+	streams  *eventstore.JetStream
+	witness  *eventstore.Witness
+	keys     *keyStore
+
+	embedded *embedded.Server
+	nc       *nats.Conn
+	logger   *slog.Logger
+}
+
+// connectLog starts the embedded server or connects to another one.
+func connectLog(dir dataDir, options logOptions, logger *slog.Logger) (l *openLog, err error) {
+	l = &openLog{logger: logger}
+	if options.nats == "" {
+		l.server = dir.log()
+		l.embedded, err = embedded.Start(embedded.Options{Dir: dir.log(), Logger: logger})
+		if err != nil {
+			return nil, err
+		}
+		l.nc, err = l.embedded.Connect()
+		if err != nil {
+			l.embedded.Shutdown()
+			return nil, err
+		}
+		return l, nil
+	}
+	connection := []nats.Option{
+		nats.Name("weir"), nats.MaxReconnects(-1),
+		nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+	}
+	if options.credentials != "" {
+		connection = append(connection, nats.UserCredentials(options.credentials))
+	}
+	l.server = redacted(options.nats)
+	l.nc, err = nats.Connect(options.nats, connection...)
+	if err != nil {
+		return nil, explainNATS(l.server, err)
+	}
+	return l, nil
+}
+
+// redacted returns a URL without its password.
+func redacted(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "the NATS server"
+	}
+	return u.Redacted()
+}
+
+func explainNATS(server string, err error) error {
+	p := &problem{code: exitUnavailable, what: fmt.Sprintf("cannot reach the NATS server %s: %v", server, err), cause: err, next: "check --nats, and that the server runs"}
+	if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
+		p.code, p.next = exitPermission, "check the credentials (--nats-creds, or user and password in --nats)"
+	}
+	return p
+}
+
+// close gives everything back. What was acknowledged is durable already; the witness is made so.
+func (l *openLog) close() error {
+	var errs []error
+	if l.witness != nil {
+		errs = append(errs, l.witness.Sync())
+	}
+	if l.streams != nil {
+		l.streams.Close()
+	}
+	l.nc.Close()
+	if l.embedded != nil {
+		l.embedded.Shutdown()
+	}
+	return errors.Join(errs...)
+}
+
+// run keeps the witness durable until ctx ends.
+func (l *openLog) run(ctx context.Context) error {
+	tick := time.NewTicker(witnessEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if err := l.witness.Sync(); err != nil {
+				return fmt.Errorf("write the witness: %w", err)
+			}
+		}
+	}
+}
+
+// provisionLog opens a node's log, and makes it when there is none.
+func provisionLog(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ *openLog, err error) {
+	l, err := connectLog(options.data, options.log, logger)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.close())
+		}
+	}()
+	if l.embedded == nil && !options.log.allowLossy {
+		if err := eventstore.CheckDurable(ctx, l.nc, options.log.monitors); err != nil {
+			return nil, err
+		}
+	}
+	if l.topology, err = l.wantedTopology(ctx, options); err != nil {
+		return nil, err
+	}
+	if err := l.openWitness(options); err != nil {
+		return nil, err
+	}
+	if err := l.provision(ctx, options); err != nil {
+		return nil, err
+	}
+	if l.keys, err = openKeyStore(ctx, l.nc, options.log.replicas); err != nil {
+		return nil, err
+	}
+	if l.streams, err = eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{}); err != nil {
+		return nil, err
+	}
+	for lane := range l.topology.Lanes {
+		if err := l.witness.Check(ctx, lane, l.streams.Log(lane)); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// openWitness reads the witness. A loss that is accepted is written down in it, and the state goes: it may hold commits that
+// are no longer in the log, and is made anew from what is.
+func (l *openLog) openWitness(options nodeOptions) (err error) {
+	l.witness, err = eventstore.OpenWitness(options.data.witness())
+	if err != nil {
+		return &problem{code: exitData, what: err.Error(), cause: err}
+	}
+	if options.log.replicas > 1 {
+		l.witness.Patience = replicaPatience
+	}
+	for _, text := range options.log.acceptLoss {
+		lane, number, err := eventstore.ParseAcceptedLoss(text)
+		if err != nil {
+			return usagef("--accept-loss: %v", err)
+		}
+		if err := l.witness.Accept(lane, number); err != nil {
+			return usagef("--accept-loss %s: %v", text, err)
+		}
+		l.logger.Warn("a loss is accepted; the state is made anew from the log", "lane", lane, "kept_up_to", number)
+		if err := os.RemoveAll(options.data.state()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wantedTopology returns the lanes that were asked for, else those that are recorded, else those of a new log.
+func (l *openLog) wantedTopology(ctx context.Context, options nodeOptions) (eventstore.Topology, error) {
+	if options.lanes != 0 {
+		return topologyOf(options.lanes), nil
+	}
+	record, err := eventstore.ReadClusterRecord(ctx, l.nc)
+	switch {
+	case errors.Is(err, eventstore.ErrNotProvisioned):
+		return topologyOf(options.lanesNew), nil
+	case err != nil:
+		return eventstore.Topology{}, err
+	}
+	return topologyOf(record.Lanes), nil
+}
+
+func (l *openLog) provision(ctx context.Context, options nodeOptions) error {
+	provisioning := eventstore.ProvisionOptions{
+		Topology: l.topology, Replicas: options.log.replicas, Known: l.witness.Known(), Now: time.Now(),
+	}
+	if l.embedded != nil {
+		provisioning.Reopen = func(context.Context) error { return l.embedded.Restart() }
+	}
+	_, err := eventstore.Provision(ctx, l.nc, provisioning)
+	var missing *eventstore.MissingLogError
+	if errors.As(err, &missing) {
+		return l.sayWhatIsLost(ctx, missing)
+	}
+	return err
+}
+
+// sayWhatIsLost tells a log that ends too early from one that is gone: the witness says how much is lost, and that can be
+// accepted.
+func (l *openLog) sayWhatIsLost(ctx context.Context, missing *eventstore.MissingLogError) error {
+	streams, err := eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{})
+	if err != nil {
+		return missing
+	}
+	defer streams.Close()
+	var lost *eventstore.WitnessError
+	if errors.As(l.witness.Check(ctx, missing.Lane, streams.Log(missing.Lane)), &lost) {
+		return lost
+	}
+	return missing
+}
+
+// openStopped reads the log of a directory on which no node runs, or of a NATS server.
+func (p *process) openStopped(ctx context.Context, dir dataDir, address string) (_ *source, err error) {
+	logger := slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	l, err := connectLog(dir, logOptions{nats: address}, logger)
+	if err != nil {
+		return nil, explainStart(dir, err)
+	}
+	s := &source{close: l.close}
+	defer func() {
+		if err != nil {
+			err = errors.Join(explainStart(dir, err), s.close())
+		}
+	}()
+	record, err := eventstore.ReadClusterRecord(ctx, l.nc)
+	if err != nil {
+		return nil, err
+	}
+	l.topology, s.topology = topologyOf(record.Lanes), topologyOf(record.Lanes)
+	if l.streams, err = eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{}); err != nil {
+		return nil, err
+	}
+	s.lane = func(lane uint32) laneReader { return l.streams.Log(lane) }
+	if _, err := os.Stat(dir.state()); errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if address == "" {
+		witness, err := eventstore.OpenWitness(dir.witness())
+		if err != nil {
+			return nil, err
+		}
+		s.witness = func(ctx context.Context, lane uint32) error { return witness.Check(ctx, lane, l.streams.Log(lane)) }
+	}
+	store, err := projections.OpenStore(dir.state(), projections.StoreOptions{Logger: logger})
+	if err != nil {
+		return nil, err
+	}
+	s.close = func() error { return errors.Join(store.Close(), l.close()) }
+	views := &localViews{store: store, topology: s.topology, log: l.streams.Log, logger: logger}
+	for lane := range s.topology.Lanes {
+		runner, err := projections.NewRunner(projections.RunnerOptions{Store: store, Lane: lane, Lanes: s.topology.Lanes, Log: l.streams.Log(lane), Logger: logger})
+		if err != nil {
+			return nil, err
+		}
+		views.runners = append(views.runners, runner)
+	}
+	s.views = views
+	return s, nil
+}

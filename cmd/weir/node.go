@@ -1,0 +1,454 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weirhq/weir/api"
+	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/sealing"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// Limits of a node's life.
+const (
+	// startMax bounds the wait for the lanes to open, and for a server to answer.
+	startMax = 5 * time.Minute
+	// servingPoll is how often a starting node looks whether its lanes serve.
+	servingPoll = 2 * time.Millisecond
+	// finishRequestsMax bounds how long a stopping node waits for the requests that it has taken.
+	finishRequestsMax = 10 * time.Second
+	// settleViewsMax bounds how long a stopping node waits for its views to take in its last commits.
+	settleViewsMax = 2 * time.Second
+	// witnessEvery is how often the witness is made durable.
+	witnessEvery = time.Second
+)
+
+// nodeOptions say what a node is. Every field has a flag.
+type nodeOptions struct {
+	data   dataDir
+	listen string
+	// lanes of a new log; 0 takes those of the log that is there, or lanesNew.
+	lanes    uint32
+	lanesNew uint32
+	log      logOptions
+	// payWithin is how long an unpaid order keeps its units.
+	payWithin time.Duration
+	// debug is a loopback address for profiles; empty means none.
+	debug string
+	// gcPercent is Go's GOGC; it only counts where the environment does not set GOGC.
+	gcPercent int
+	keys      keyOptions
+	owner     string
+}
+
+// keyOptions say whose tokens a node believes.
+type keyOptions struct {
+	// file with public keys, PEM or JWKS; empty means the key of the data directory.
+	file     string
+	issuer   string
+	audience string
+}
+
+// A node is everything that one process runs: what it opened, in the order in which it opened it.
+type node struct {
+	options nodeOptions
+	logger  *slog.Logger
+
+	listener net.Listener
+	inspect  net.Listener
+	debug    net.Listener
+	log      *openLog
+	store    *projections.Store
+	runners  []*projections.Runner
+	lanes    *lanes.Set
+	server   *http.Server
+	record   nodeRecord
+	// signing is the key of the data directory; it makes the tokens that a dev node prints.
+	signing identity.SigningKey
+	// closers undo the opening, newest first.
+	closers []func() error
+}
+
+// openNode opens everything and starts nothing but the embedded server. Whoever gets a node closes it; on an error nothing
+// is left open.
+func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ *node, err error) {
+	n := &node{options: options, logger: logger}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close())
+		}
+	}()
+	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openAPI, n.openInspector} {
+		if err := open(ctx); err != nil {
+			return nil, explainStart(options.data, err)
+		}
+	}
+	return n, nil
+}
+
+// later registers what close undoes.
+func (n *node) later(undo func() error) { n.closers = append(n.closers, undo) }
+
+// close undoes what was opened.
+func (n *node) close() error {
+	var errs []error
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		errs = append(errs, n.closers[i]())
+	}
+	n.closers = nil
+	return errors.Join(errs...)
+}
+
+func (n *node) openDir(ctx context.Context) error {
+	if err := n.options.data.make(); err != nil {
+		return err
+	}
+	record, err := readNodeRecord(n.options.data)
+	if err != nil {
+		return err
+	}
+	if running, _ := dialNode(ctx, record); running != nil {
+		return &problem{
+			code: exitData, what: fmt.Sprintf("data directory %s is in use: a node runs on it at %s (pid %d)", n.options.data, record.API, record.PID),
+			next: "use that node, stop it, or choose another directory with --data",
+		}
+	}
+	n.signing, err = identity.OpenOrCreateSigningKey(string(n.options.data))
+	return err
+}
+
+func (n *node) openListeners(ctx context.Context) (err error) {
+	if n.listener, err = n.listen(ctx, n.options.listen, "--listen"); err != nil {
+		return err
+	}
+	if n.inspect, err = n.listen(ctx, "127.0.0.1:0", "the inspection endpoint"); err != nil {
+		return err
+	}
+	if n.options.debug == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(n.options.debug)
+	if ip := net.ParseIP(host); err != nil || (host != "localhost" && (ip == nil || !ip.IsLoopback())) {
+		return usagef("--debug-addr %q is not a loopback address: profiles show what the node works on", n.options.debug).then("give it as 127.0.0.1:6060")
+	}
+	n.debug, err = n.listen(ctx, n.options.debug, "--debug-addr")
+	return err
+}
+
+// listen opens one address, and closes it with the node.
+func (n *node) listen(ctx context.Context, address, flag string) (net.Listener, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, &problem{
+			code: exitFailure, cause: err, what: fmt.Sprintf("%s is taken: another program listens there", address),
+			next: fmt.Sprintf("stop that program, or choose another address with %s (port 0 takes a free one)", flag),
+		}
+	case errors.Is(err, syscall.EACCES):
+		return nil, &problem{
+			code: exitPermission, cause: err, what: fmt.Sprintf("no permission to listen on %s", address),
+			next: fmt.Sprintf("choose a port above 1023 with %s", flag),
+		}
+	case err != nil:
+		return nil, &problem{code: exitUsage, cause: err, what: fmt.Sprintf("cannot listen on %q: %v", address, err), next: "give " + flag + " as HOST:PORT of this machine"}
+	}
+	n.later(func() error {
+		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	return listener, nil
+}
+
+func (n *node) openLog(ctx context.Context) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, startMax)
+	defer cancel()
+	n.log, err = provisionLog(ctx, n.options, n.logger)
+	if err != nil {
+		return err
+	}
+	n.later(n.log.close)
+	return nil
+}
+
+func (n *node) openState(context.Context) (err error) {
+	n.store, err = projections.OpenStore(n.options.data.state(), projections.StoreOptions{Logger: n.logger})
+	if err != nil {
+		return err
+	}
+	n.later(n.store.Close)
+	topology := n.log.topology
+	for lane := range topology.Lanes {
+		runner, err := projections.NewRunner(projections.RunnerOptions{
+			Store: n.store, Lane: lane, Lanes: topology.Lanes, Log: n.log.streams.Log(lane), Logger: n.logger,
+		})
+		if err != nil {
+			return err
+		}
+		n.runners = append(n.runners, runner)
+	}
+	n.lanes, err = lanes.Open(lanes.Options{
+		Topology: topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.owner, PayWithin: n.options.payWithin,
+		Observe: func(lane uint32) eventstore.Observer {
+			return func(commit *eventstore.Commit, at eventstore.Position) {
+				n.log.witness.Note(lane, at)
+				n.runners[lane].Offer(commit, at)
+			}
+		},
+		// One commit under way at a time: while it is fsynced the next one grows.
+		Lane: eventstore.LaneOptions{Logger: n.logger, Writer: eventstore.WriterOptions{InFlightMax: 1}},
+	})
+	return err
+}
+
+func (n *node) openAPI(ctx context.Context) error {
+	master, err := sealing.OpenOrCreateMasterKey(string(n.options.data))
+	if err != nil {
+		return err
+	}
+	sealer, err := sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master})
+	if err != nil {
+		return err
+	}
+	views, err := projections.NewViews(projections.ViewsOptions{
+		Store: n.store, Topology: n.log.topology, Runners: n.runners, PageKey: pageKey(master),
+	})
+	if err != nil {
+		return err
+	}
+	verifier, err := n.verifier()
+	if err != nil {
+		return err
+	}
+	handler := api.NewHandler(api.Options{
+		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: sealer, Topology: n.log.topology,
+		Serving: n.lanes.Serving, Logger: n.logger,
+	})
+	n.server = api.NewServer(handler)
+	return ctx.Err()
+}
+
+// verifier believes the keys of --jwt-keys, or the key of the data directory.
+func (n *node) verifier() (*identity.Verifier, error) {
+	options := identity.VerifierOptions{Keys: n.signing.Keys(), Issuer: n.options.keys.issuer, Audience: n.options.keys.audience}
+	if file := n.options.keys.file; file != "" {
+		keys, err := identity.ReadPublicKeys(file)
+		if err != nil {
+			return nil, usagef("--jwt-keys %s: %v", file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
+		}
+		options.Keys = keys
+	}
+	return identity.NewVerifier(options)
+}
+
+func (n *node) openInspector(context.Context) error {
+	secret := make([]byte, 32)
+	if _, err := rand.Read(secret); err != nil {
+		return err
+	}
+	n.record = nodeRecord{
+		PID: os.Getpid(), Started: time.Now().UTC(), API: baseURL(n.listener.Addr()), Inspect: baseURL(n.inspect.Addr()),
+		Token: base64.RawURLEncoding.EncodeToString(secret),
+	}
+	return nil
+}
+
+// baseURL returns how a client on this machine reaches an address.
+func baseURL(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok {
+		return "http://" + addr.String()
+	}
+	host := tcp.IP.String()
+	if tcp.IP.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(tcp.Port))
+}
+
+// run serves until ctx ends or something fails that going on cannot mend. ready is called once orders are taken. When it
+// returns, nothing that it started runs any more.
+//
+// It stops with the flow: no new connections, the requests that were taken are finished and watches end, the lanes drain, the
+// views follow to where they are, and close then flushes the store, makes the witness durable and stops the server.
+func (n *node) run(ctx context.Context, ready func(context.Context) error) error {
+	n.tune()
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	inspect := &http.Server{Handler: n.inspector().handler(), ReadHeaderTimeout: 5 * time.Second}
+	profiles := &http.Server{Handler: profileMux(), ReadHeaderTimeout: 5 * time.Second}
+
+	// Each stage ends when its context does, and is waited for before the next one ends.
+	background := context.WithoutCancel(ctx)
+	serving := newStage(background, fail)
+	deciding := newStage(background, fail)
+	viewing := newStage(background, fail)
+
+	viewing.run(n.log.run)
+	for _, runner := range n.runners {
+		viewing.run(runner.Run)
+	}
+	deciding.run(n.lanes.Run)
+	serving.run(func(context.Context) error { return ignoreClosed(n.server.Serve(n.listener)) })
+	serving.run(func(context.Context) error { return ignoreClosed(inspect.Serve(n.inspect)) })
+	if n.debug != nil {
+		serving.run(func(context.Context) error { return ignoreClosed(profiles.Serve(n.debug)) })
+	}
+	starting := newStage(ctx, fail)
+	starting.run(func(ctx context.Context) error { return n.announce(ctx, ready) })
+
+	<-ctx.Done()
+	n.logger.Info("stopping", "cause", context.Cause(ctx))
+	errs := []error{starting.wait()}
+	errs = append(errs, n.record.remove(n.options.data))
+	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
+	errs = append(errs, deciding.end())
+	n.settleViews(background)
+	errs = append(errs, viewing.end())
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errInterrupted) {
+		return explainStart(n.options.data, cause)
+	}
+	return errors.Join(errs...)
+}
+
+// settleViews lets the views take in what the lanes have just decided, so that the next start finds nothing to make up. It
+// is no matter if they do not in time.
+func (n *node) settleViews(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleViewsMax)
+	defer cancel()
+	tick := time.NewTicker(servingPoll)
+	defer tick.Stop()
+	for _, runner := range n.runners {
+		for lag := true; lag; {
+			lag = false
+			for _, status := range runner.Status() {
+				lag = lag || (status.LagCommits > 0 && !status.Stopped)
+			}
+			if !lag {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	}
+}
+
+// A stage is goroutines that end together. The first that fails makes the node stop.
+type stage struct {
+	group  *errgroup.Group
+	ctx    context.Context //nolint:containedctx // It is what end cancels; run hands it to each goroutine.
+	cancel context.CancelFunc
+	fail   context.CancelCauseFunc
+}
+
+func newStage(ctx context.Context, fail context.CancelCauseFunc) *stage {
+	ctx, cancel := context.WithCancel(ctx)
+	return &stage{group: &errgroup.Group{}, ctx: ctx, cancel: cancel, fail: fail}
+}
+
+func (s *stage) run(f func(context.Context) error) {
+	s.group.Go(func() error {
+		err := f(s.ctx)
+		if err != nil {
+			s.fail(err)
+		}
+		return err
+	})
+}
+
+// wait returns when every goroutine has returned.
+func (s *stage) wait() error {
+	defer s.cancel()
+	return s.group.Wait()
+}
+
+// end tells the goroutines to return, and waits.
+func (s *stage) end() error {
+	s.cancel()
+	return s.group.Wait()
+}
+
+// announce waits until the lanes serve, makes the node known in its directory, and calls ready.
+func (n *node) announce(ctx context.Context, ready func(context.Context) error) error {
+	tick := time.NewTicker(servingPoll)
+	defer tick.Stop()
+	for !n.lanes.Serving() {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+	if err := n.record.write(n.options.data); err != nil {
+		return err
+	}
+	if err := ready(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// tune sets the garbage collector. Most of a node's memory is Pebble's, which Go does not count: with Go's default it would
+// collect its small heap all the time.
+func (n *node) tune() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(n.options.gcPercent)
+	}
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// shutDown finishes the requests that were taken; what takes too long is cut off.
+func shutDown(ctx context.Context, server *http.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, finishRequestsMax)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		return errors.Join(server.Close())
+	}
+	return nil
+}
+
+// profileMux serves Go's profiles.
+func profileMux() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	return mux
+}
+
+func (n *node) inspector() *inspector {
+	return &inspector{
+		token: n.record.Token, topology: n.log.topology,
+		log:   func(lane uint32) laneReader { return n.log.streams.Log(lane) },
+		views: &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
+	}
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/projections"
+)
+
+// explainStart says what a node that does not start, or does not go on, needs to be told about.
+func explainStart(dir dataDir, err error) error {
+	var (
+		told     *problem
+		inUse    *embedded.DirInUseError
+		storeUse *projections.StoreInUseError
+		topology *eventstore.TopologyError
+		missing  *eventstore.MissingLogError
+		setting  *eventstore.StreamSettingError
+		chain    *eventstore.ChainError
+		lossy    *eventstore.LossyServerError
+		witness  *eventstore.WitnessError
+	)
+	data := func(next string) error {
+		return &problem{code: exitData, what: err.Error(), cause: err, next: next}
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &told):
+		return err
+	case errors.As(err, &inUse):
+		what := fmt.Sprintf("data directory %s is in use by another process", dir)
+		if inUse.PID != 0 {
+			what += fmt.Sprintf(" (pid %d)", inUse.PID)
+		}
+		return &problem{code: exitData, what: what, cause: err, next: "stop that process, or choose another directory with --data"}
+	case errors.As(err, &storeUse):
+		return &problem{code: exitData, what: fmt.Sprintf("data directory %s is in use by another process", dir), cause: err, next: "stop that process, or choose another directory with --data"}
+	case errors.As(err, &topology):
+		return data("leave --lanes out: the log knows how many it has")
+	case errors.As(err, &missing):
+		return data("keep the directory as it is, and restore the log from a backup")
+	case errors.As(err, &witness):
+		return data("keep the directory as it is, and restore the log from a backup, before anything is given up")
+	case errors.As(err, &lossy):
+		return data("sync_interval: always in the jetstream block of every server; then give their addresses with --nats-monitor")
+	case errors.As(err, &setting):
+		return data("a stream set up so could lose what was acknowledged: correct the setting")
+	case errors.As(err, &chain):
+		return data("keep the directory as it is, find all that is wrong ('weir log verify'), and restore the log from a backup")
+	case errors.Is(err, eventstore.ErrNotProvisioned):
+		return &problem{code: exitUsage, what: err.Error(), cause: err, next: "start a node on it first: weir dev, or weir serve --nats URL"}
+	}
+	return dir.explain(err)
+}

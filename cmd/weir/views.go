@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"log/slog"
+
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// pageKey derives the key that seals page tokens from the master key, so that it outlives restarts and is never it.
+func pageKey(master []byte) []byte {
+	mac := hmac.New(sha256.New, master)
+	mac.Write([]byte("weir page tokens v1"))
+	return mac.Sum(nil)
+}
+
+// localViews are the views of this process. It implements viewSource.
+type localViews struct {
+	store    *projections.Store
+	topology eventstore.Topology
+	runners  []*projections.Runner
+	log      func(lane uint32) eventstore.Log
+	// running says that the runners follow the log; else the views are as a stopped node left them.
+	running bool
+	logger  *slog.Logger
+}
+
+// Status implements viewSource.
+func (v *localViews) Status(ctx context.Context) ([]viewLane, error) {
+	all := []viewLane{}
+	for _, runner := range v.runners {
+		for _, status := range runner.Status() {
+			l := viewLane{
+				Lane: runner.Lane(), View: status.Projection, Version: status.Version,
+				Position: status.Commit, Head: status.Head, Lag: status.LagCommits,
+			}
+			if !status.AsOf.IsZero() {
+				at := status.AsOf.UTC()
+				l.AsOf = &at
+			}
+			switch {
+			case !v.running || status.Stopped:
+				l.State = viewStopped
+			case status.State == projections.StateFresh:
+				l.State = viewFresh
+			default:
+				l.State = viewCatchingUp
+			}
+			if !v.running {
+				head, err := v.log(runner.Lane()).Head(ctx)
+				if err != nil {
+					return nil, err
+				}
+				l.Head, l.Lag = head, head-min(head, l.Position)
+			}
+			all = append(all, l)
+		}
+	}
+	return all, nil
+}
+
+// Verify implements viewSource.
+func (v *localViews) Verify(ctx context.Context, progress func(done, total int64)) ([]difference, error) {
+	counted := &countedLogs{open: v.log, progress: progress}
+	for _, runner := range v.runners {
+		counted.total += int64(runner.Position().Number)
+	}
+	found := []difference{}
+	for lane := range v.topology.Lanes {
+		report, err := projections.Verify(ctx, projections.VerifyOptions{
+			Store: v.store, Lane: lane, Lanes: v.topology.Lanes, Log: counted.lane(lane), Logger: v.logger,
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range report.Differences {
+			found = append(found, difference{Check: "views", Lane: lane, What: d.String()})
+		}
+	}
+	return found, nil
+}
+
+// countedLogs say how many commits were read from them.
+type countedLogs struct {
+	open     func(lane uint32) eventstore.Log
+	progress func(done, total int64)
+	done     int64
+	total    int64
+}
+
+func (c *countedLogs) lane(lane uint32) eventstore.Log { return countedLog{c.open(lane), c} }
+
+type countedLog struct {
+	eventstore.Log
+	count *countedLogs
+}
+
+func (l countedLog) Follow(ctx context.Context, number uint64) (eventstore.Cursor, error) {
+	cursor, err := l.Log.Follow(ctx, number)
+	if err != nil {
+		return nil, err
+	}
+	return countedCursor{cursor, l.count}, nil
+}
+
+type countedCursor struct {
+	eventstore.Cursor
+	count *countedLogs
+}
+
+func (c countedCursor) Next(ctx context.Context) (eventstore.Record, error) {
+	record, err := c.Cursor.Next(ctx)
+	if err == nil {
+		c.count.done++
+		c.count.progress(c.count.done, c.count.total)
+	}
+	return record, err
+}

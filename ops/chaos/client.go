@@ -1,0 +1,404 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+const (
+	placeOrder   = orderv1connect.OrderServicePlaceOrderProcedure
+	cancelOrder  = orderv1connect.OrderServiceCancelOrderProcedure
+	getOrder     = orderv1connect.OrderServiceGetOrderProcedure
+	putProduct   = catalogv1connect.CatalogServicePutProductProcedure
+	receiveStock = catalogv1connect.CatalogServiceReceiveStockProcedure
+	getStock     = catalogv1connect.CatalogServiceGetStockProcedure
+)
+
+const (
+	// resolveWait is how long a request may be retried until its outcome is known.
+	resolveWait = 30 * time.Second
+	// retryInterval is between two tries.
+	retryInterval = 10 * time.Millisecond
+	// sampleSize is how many old orders a client checks after every restart, on top of the new ones.
+	sampleSize = 20
+	// replyMax bounds a reply's bytes.
+	replyMax = 1 << 20
+)
+
+// A request is a mutation, and its reply once it was acknowledged.
+type request struct {
+	Client    int    `json:"client"`
+	ID        string `json:"request_id"`
+	Procedure string `json:"procedure"`
+	Body      []byte `json:"body"`
+	Reply     []byte `json:"reply"`
+
+	message proto.Message
+	// of is the order that a cancellation is for.
+	of *order
+}
+
+// An order is what a client knows of one of its orders.
+type order struct {
+	// latest is the order as the newest acknowledged command answered it.
+	latest    *orderv1.Order
+	revision  *typev1.Revision
+	cancelled bool
+}
+
+// A client orders for one user, one call at a time, and remembers everything that was acknowledged.
+// It is used by one goroutine at a time.
+type client struct {
+	*chaos
+	number int
+	random *rand.Rand
+	next   int
+	// unknown is the mutation whose outcome is not known yet; nil for none.
+	unknown  *request
+	requests []*request
+	orders   []*order
+	// Up to these everything was checked after a restart.
+	requestsChecked, ordersChecked int
+}
+
+func newClient(c *chaos, number int) *client {
+	return &client{chaos: c, number: number, random: rand.New(rand.NewPCG(c.Seed, uint64(number)+1))}
+}
+
+func (c *client) user() string { return fmt.Sprintf("user-%d", c.number) }
+
+// work makes calls until the node does not answer any more, or ctx ends.
+func (c *client) work(ctx context.Context) {
+	for ctx.Err() == nil {
+		var err error
+		switch draw := c.random.IntN(100); {
+		case draw < 68 || len(c.orders) == 0:
+			err = c.mutate(ctx, c.newOrder())
+		case draw < 84:
+			target := c.orders[c.random.IntN(len(c.orders))]
+			err = c.mutate(ctx, c.newRequest(cancelOrder, target, func(id string) proto.Message {
+				return &orderv1.CancelOrderRequest{RequestId: id, OrderId: target.latest.GetOrderId(), Reason: "changed my mind"}
+			}))
+		case draw < 94:
+			err = c.repeat(ctx, c.requests[c.random.IntN(len(c.requests))])
+		case draw < 96:
+			err = c.reuse(ctx)
+		case draw < 98:
+			err = c.checkOrder(ctx, c.orders[c.random.IntN(len(c.orders))])
+		default:
+			err = c.receive(ctx, skuName(c.random.IntN(skuCount)), int64(1+c.random.IntN(100)))
+		}
+		if err != nil {
+			return // The node is gone; check asks again what is not known.
+		}
+	}
+}
+
+func (c *client) newRequest(procedure string, of *order, message func(id string) proto.Message) *request {
+	c.next++
+	r := &request{Client: c.number, ID: fmt.Sprintf("chaos-%d-%d", c.number, c.next), Procedure: procedure, of: of}
+	r.message = message(r.ID)
+	return r
+}
+
+func (c *client) newOrder() *request {
+	return c.newRequest(placeOrder, nil, func(id string) proto.Message {
+		message := &orderv1.PlaceOrderRequest{RequestId: id, UserId: c.user()}
+		// One to three neighbouring products; now and then the scarce one is among them.
+		first, count := 1+c.random.IntN(skuCount-3), 1+c.random.IntN(3)
+		if c.random.IntN(20) == 0 {
+			first = 0
+		}
+		for i := range count {
+			message.Items = append(message.Items, &orderv1.ItemRequest{Sku: skuName(first + i), Quantity: int64(1 + c.random.IntN(3))})
+		}
+		if c.random.IntN(10) == 0 {
+			message.Note = "ring twice, please"
+		}
+		return message
+	})
+}
+
+// receive adds units of a product.
+func (c *client) receive(ctx context.Context, sku string, units int64) error {
+	return c.mutate(ctx, c.newRequest(receiveStock, nil, func(id string) proto.Message {
+		return &catalogv1.ReceiveStockRequest{RequestId: id, Sku: sku, Quantity: units}
+	}))
+}
+
+// mutate makes a call whose outcome must become known.
+func (c *client) mutate(ctx context.Context, r *request) error {
+	var err error
+	if r.Body, err = proto.Marshal(r.message); err != nil {
+		return err
+	}
+	c.unknown = r
+	return c.attempt(ctx, r)
+}
+
+// attempt asks once. It returns an error when the outcome is still not known.
+func (c *client) attempt(ctx context.Context, r *request) error {
+	reply, refusal, err := c.post(ctx, r.Procedure, r.Body)
+	if err != nil {
+		return err
+	}
+	c.unknown = nil
+	if refusal != "" {
+		if r.Procedure != placeOrder || refusal != "OUT_OF_STOCK" {
+			c.violated(fmt.Errorf("%s %s was refused: %s", r.Procedure, r.ID, refusal))
+		}
+		return nil
+	}
+	r.Reply = reply
+	return c.settled(r)
+}
+
+// settled takes an acknowledged request into what the client knows.
+func (c *client) settled(r *request) error {
+	var err error
+	switch message := r.message.(type) {
+	case *orderv1.PlaceOrderRequest:
+		var placed orderv1.PlaceOrderResponse
+		if err = proto.Unmarshal(r.Reply, &placed); err == nil {
+			c.orders = append(c.orders, &order{latest: placed.GetOrder(), revision: placed.GetRevision()})
+		}
+	case *orderv1.CancelOrderRequest:
+		var cancelled orderv1.CancelOrderResponse
+		if err = proto.Unmarshal(r.Reply, &cancelled); err == nil {
+			r.of.latest, r.of.revision, r.of.cancelled = cancelled.GetOrder(), cancelled.GetRevision(), true
+		}
+	case *catalogv1.ReceiveStockRequest:
+		var received catalogv1.ReceiveStockResponse
+		if err = proto.Unmarshal(r.Reply, &received); err == nil {
+			c.mu.Lock()
+			c.received[message.GetSku()] += message.GetQuantity()
+			c.mu.Unlock()
+		}
+	}
+	if err != nil {
+		c.violated(fmt.Errorf("reply to %s cannot be read: %w", r.ID, err))
+		return nil
+	}
+	c.requests = append(c.requests, r)
+	return c.acknowledge(r)
+}
+
+// resolve asks again what is not known until it is.
+func (c *client) resolve(ctx context.Context) error {
+	for end := time.Now().Add(resolveWait); c.unknown != nil; {
+		err := c.attempt(ctx, c.unknown)
+		if err == nil {
+			break
+		}
+		if time.Now().After(end) || ctx.Err() != nil {
+			return fmt.Errorf("request %s has no outcome after %v: %w", c.unknown.ID, resolveWait, err)
+		}
+		wait(ctx, retryInterval)
+	}
+	return nil
+}
+
+// repeat asks an acknowledged request again: the answer is the same, byte for byte (I4).
+func (c *client) repeat(ctx context.Context, r *request) error {
+	reply, refusal, err := c.post(ctx, r.Procedure, r.Body)
+	switch {
+	case err != nil:
+		return err
+	case refusal != "":
+		c.violated(fmt.Errorf("request %s was acknowledged and is refused now: %s (I1, I4)", r.ID, refusal))
+	case !bytes.Equal(reply, r.Reply):
+		c.violated(fmt.Errorf("request %s answers %x now, %x before (I4)", r.ID, reply, r.Reply))
+	}
+	return nil
+}
+
+// reuse sends another body under an acknowledged order's request id: it is refused.
+func (c *client) reuse(ctx context.Context) error {
+	for _, r := range c.requests {
+		placed, isOrder := r.message.(*orderv1.PlaceOrderRequest)
+		if !isOrder {
+			continue
+		}
+		other := proto.CloneOf(placed)
+		other.Items[0].Quantity += 10
+		body, err := proto.Marshal(other)
+		if err != nil {
+			return err
+		}
+		_, refusal, err := c.post(ctx, placeOrder, body)
+		if err == nil && refusal != "KEY_REUSED" {
+			c.violated(fmt.Errorf("request %s with another body: %q instead of KEY_REUSED (I4)", r.ID, refusal))
+		}
+		return err
+	}
+	return nil
+}
+
+// check compares what the client knows with what the node says now: the new, and a sample of the old, or all of it.
+func (c *client) check(ctx context.Context, all bool) error {
+	if all {
+		c.requestsChecked, c.ordersChecked = 0, 0
+	}
+	requests, orders := c.requests[c.requestsChecked:], c.orders[c.ordersChecked:]
+	for _, r := range requests {
+		if err := c.persist(ctx, func() error { return c.repeat(ctx, r) }); err != nil {
+			return fmt.Errorf("repeat %s: %w", r.ID, err)
+		}
+	}
+	for range min(sampleSize, c.ordersChecked) {
+		orders = append(orders[:len(orders):len(orders)], c.orders[c.random.IntN(c.ordersChecked)])
+	}
+	for _, o := range orders {
+		if err := c.persist(ctx, func() error { return c.checkOrder(ctx, o) }); err != nil {
+			return fmt.Errorf("get %s: %w", o.latest.GetOrderId(), err)
+		}
+	}
+	c.requestsChecked, c.ordersChecked = len(c.requests), len(c.orders)
+	return nil
+}
+
+// persist tries until it works: a node that has just started may ask for patience.
+func (c *client) persist(ctx context.Context, try func() error) error {
+	for end := time.Now().Add(resolveWait); ; {
+		err := try()
+		if err == nil || time.Now().After(end) || ctx.Err() != nil {
+			return err
+		}
+		wait(ctx, retryInterval)
+	}
+}
+
+// checkOrder reads an order: it is what the newest command answered (I1, I6).
+func (c *client) checkOrder(ctx context.Context, o *order) error {
+	var got orderv1.GetOrderResponse
+	err := c.read(ctx, getOrder, &orderv1.GetOrderRequest{OrderId: o.latest.GetOrderId(), MinRevision: o.revision, WaitBudget: durationpb.New(c.ViewWait)}, &got)
+	var refused *refusedError
+	switch {
+	case errors.As(err, &refused):
+		c.violated(fmt.Errorf("order %s was acknowledged and is refused now: %s (I1)", o.latest.GetOrderId(), refused.reason))
+		return nil
+	case err != nil:
+		return err
+	case !proto.Equal(got.GetOrder(), o.latest):
+		c.violated(fmt.Errorf("order %s is\n  %v now, the command answered\n  %v (I1, I6)", o.latest.GetOrderId(), got.GetOrder(), o.latest))
+	}
+	return nil
+}
+
+// A refusedError is a business answer to a read.
+type refusedError struct{ reason string }
+
+func (e *refusedError) Error() string { return "refused: " + e.reason }
+
+// read makes a query.
+func (c *chaos) read(ctx context.Context, procedure string, message, answer proto.Message) error {
+	reply, refusal, err := c.call(ctx, procedure, message)
+	switch {
+	case err != nil:
+		return err
+	case refusal != "":
+		return &refusedError{refusal}
+	}
+	return proto.Unmarshal(reply, answer)
+}
+
+// call makes one call. A refusal is an answer; an error is not: the call may or may not have had an effect.
+func (c *chaos) call(ctx context.Context, procedure string, message proto.Message) (reply []byte, refusal string, err error) {
+	body, err := proto.Marshal(message)
+	if err != nil {
+		return nil, "", err
+	}
+	return c.post(ctx, procedure, body)
+}
+
+// post makes one call from its bytes to its bytes.
+func (c *chaos) post(ctx context.Context, procedure string, body []byte) (reply []byte, refusal string, err error) {
+	message, err := http.NewRequestWithContext(ctx, http.MethodPost, c.node.URL()+procedure, bytes.NewReader(body))
+	if err != nil {
+		return nil, "", err
+	}
+	trusted, operator := c.node.Tokens()
+	token := trusted
+	switch procedure {
+	case putProduct, receiveStock, getStock:
+		token = operator
+	}
+	message.Header.Set("Content-Type", "application/proto")
+	message.Header.Set("Authorization", "Bearer "+token)
+	// Without this, the transport would send a request again by itself when a connection breaks.
+	message.GetBody = nil
+	response, err := c.http.Do(message)
+	if err != nil {
+		return nil, "", err
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(response.Body, replyMax))
+	if err != nil {
+		return nil, "", err
+	}
+	if response.StatusCode == http.StatusOK {
+		return data, "", nil
+	}
+	return nil, refusalOf(data), faultOf(response.StatusCode, data)
+}
+
+// connectError is an error of the Connect protocol.
+type connectError struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	Details []struct {
+		Type  string `json:"type"`
+		Value string `json:"value"`
+	} `json:"details"`
+}
+
+// isRefusal reports whether the error is an answer that stands, and not a fault or a wish to be asked later.
+func (e *connectError) isRefusal() bool {
+	switch e.Code {
+	case "failed_precondition", "not_found", "invalid_argument", "permission_denied", "unauthenticated", "out_of_range", "already_exists":
+		return true
+	}
+	return false
+}
+
+// refusalOf returns the reason of a refusal, "" when the answer is none.
+func refusalOf(data []byte) string {
+	var answer connectError
+	if json.Unmarshal(data, &answer) != nil || !answer.isRefusal() {
+		return ""
+	}
+	for _, detail := range answer.Details {
+		var info errdetails.ErrorInfo
+		value, err := base64.RawStdEncoding.DecodeString(detail.Value)
+		if detail.Type == "google.rpc.ErrorInfo" && err == nil && proto.Unmarshal(value, &info) == nil {
+			return info.GetReason()
+		}
+	}
+	return answer.Code + ": " + answer.Message
+}
+
+// faultOf returns an error when the answer is not a refusal.
+func faultOf(status int, data []byte) error {
+	if refusalOf(data) != "" {
+		return nil
+	}
+	return fmt.Errorf("status %d: %.200s", status, data)
+}

@@ -1,0 +1,130 @@
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+)
+
+// A Node is a 'weir dev' on a data directory. It may be started again and again.
+type Node struct {
+	*Server
+	// Binary is the path of weir, Data its data directory, Lanes how many it has.
+	Binary, Data string
+	Lanes        int
+	// Operator and Trusted are tokens: for everything, and for ordering for any user.
+	Operator, Trusted string
+
+	began time.Time
+}
+
+// Begin starts the node. It does not wait: Serving does.
+// Orders stay open for a day, so that none expires while it is looked at.
+func (n *Node) Begin(ctx context.Context) error {
+	addr, err := FreeAddr(ctx)
+	if err != nil {
+		return err
+	}
+	command := exec.Command(n.Binary, "dev", "--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)) //nolint:noctx // Stop ends it.
+	command.Env = append(os.Environ(), "WEIR_PAY_WITHIN=24h")
+	n.began = time.Now()
+	server, err := Start("weir dev", addr, nil, command)
+	if err != nil {
+		return err
+	}
+	n.Server = server
+	return nil
+}
+
+// Serving waits until the node serves, and returns how long that took since it was begun. The first time it makes the tokens.
+func (n *Node) Serving(ctx context.Context) (time.Duration, error) {
+	if err := n.Ready(ctx, n.healthy); err != nil {
+		return 0, err
+	}
+	took := time.Since(n.began)
+	for scope, token := range map[string]*string{"operator": &n.Operator, "act-as": &n.Trusted} {
+		if *token != "" {
+			continue
+		}
+		var err error
+		if *token, err = Output(ctx, nil, n.Binary, "token", "--data", n.Data, "--user", "harness", "--scope", scope, "--ttl", "24h"); err != nil {
+			return 0, err
+		}
+	}
+	return took, nil
+}
+
+// Start begins the node, waits until it serves and returns how long that took. After an error nothing runs.
+func (n *Node) Start(ctx context.Context) (time.Duration, error) {
+	if err := n.Begin(ctx); err != nil {
+		return 0, err
+	}
+	took, err := n.Serving(ctx)
+	if err != nil {
+		return 0, errors.Join(err, n.Crash())
+	}
+	return took, nil
+}
+
+// End stops the node cleanly.
+func (n *Node) End() error { return n.Stop(syscall.SIGTERM) }
+
+// Crash kills the node.
+func (n *Node) Crash() error { return n.Stop(syscall.SIGKILL) }
+
+// Orders returns a client that may order for any user.
+func (n *Node) Orders(client connect.HTTPClient) orderv1connect.OrderServiceClient {
+	return orderv1connect.NewOrderServiceClient(client, "http://"+n.Addr, connect.WithInterceptors(bearer(n.Trusted)))
+}
+
+// Catalog returns an operator's client.
+func (n *Node) Catalog(client connect.HTTPClient) catalogv1connect.CatalogServiceClient {
+	return catalogv1connect.NewCatalogServiceClient(client, "http://"+n.Addr, connect.WithInterceptors(bearer(n.Operator)))
+}
+
+// healthy asks the health service in JSON, which needs no token.
+func (n *Node) healthy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+n.Addr+"/grpc.health.v1.Health/Check", strings.NewReader("{}"))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+	if err != nil {
+		return err
+	}
+	if text := string(body); response.StatusCode != http.StatusOK || !strings.Contains(text, "SERVING") || strings.Contains(text, "NOT_SERVING") {
+		return fmt.Errorf("health is %d %s", response.StatusCode, body)
+	}
+	return nil
+}
+
+// bearer puts a token on every call.
+func bearer(token string) connect.UnaryInterceptorFunc {
+	return func(next connect.UnaryFunc) connect.UnaryFunc {
+		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
+			request.Header().Set("Authorization", "Bearer "+token)
+			return next(ctx, request)
+		}
+	}
+}
