@@ -241,6 +241,17 @@ func TestARunnerStopsAtAGapAndSaysSo(t *testing.T) {
 	}
 }
 
+func TestARunnerStopsWhenItsLogIsGone(t *testing.T) {
+	seed := seedOf(t)
+	n, err := runBroken(t, newShop(t, seed, 0, 1), func(eventstore.Cursor, context.Context, eventstore.Record) (eventstore.Record, error) {
+		return eventstore.Record{}, &eventstore.MissingLogError{Reason: "the server has no stream"}
+	})
+	var missing *eventstore.MissingLogError
+	if at := n.runners[0].Position().Number; !errors.As(err, &missing) || at != 29 {
+		t.Fatalf("seed %d: got %v at commit %d, want a MissingLogError at commit 29", seed, err, at)
+	}
+}
+
 func TestARunnerStopsWhereTheChainBreaks(t *testing.T) {
 	seed := seedOf(t)
 	n, err := runBroken(t, newShop(t, seed, 0, 1), func(_ eventstore.Cursor, _ context.Context, record eventstore.Record) (eventstore.Record, error) {
