@@ -99,7 +99,7 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 		return nil, fmt.Errorf("open the views of lane %d: %w", r.lane, err)
 	}
 	r.tail.init()
-	r.arrivals.init()
+	r.arrivals.init(r.position.Number)
 	r.watchers.init()
 	return r, nil
 }
@@ -137,8 +137,8 @@ func (r *Runner) Offer(commit *eventstore.Commit, at eventstore.Position) {
 }
 
 // Run feeds the views until ctx ends, which is no error, or until the log or the store cannot be trusted: a gap or a
-// broken chain is an *eventstore.ChainError, a commit or an event that cannot be read is an *UnreadableError. A log that
-// cannot be reached is tried again. Run is called once.
+// broken chain is an *eventstore.ChainError, a log that is gone an *eventstore.MissingLogError, and a commit or an event
+// that cannot be read an *UnreadableError. A log that cannot be reached is tried again. Run is called once.
 func (r *Runner) Run(ctx context.Context) error {
 	if r.started.Swap(true) {
 		panic("projections: bug: a Runner runs once")
@@ -211,10 +211,11 @@ type logFault struct{ cause error }
 func (f *logFault) Error() string { return f.cause.Error() }
 func (f *logFault) Unwrap() error { return f.cause }
 
-// readFault tells apart a log that says that it is damaged from one that cannot be reached.
+// readFault tells apart a log that is damaged or gone from one that cannot be reached.
 func readFault(err error) error {
 	var chain *eventstore.ChainError
-	if errors.As(err, &chain) {
+	var missing *eventstore.MissingLogError
+	if errors.As(err, &chain) || errors.As(err, &missing) {
 		return err
 	}
 	return &logFault{cause: err}

@@ -154,7 +154,7 @@ type pebbleLogger struct{ logger *slog.Logger }
 func (pebbleLogger) Infof(string, ...any) {}
 
 func (l pebbleLogger) Errorf(format string, args ...any) {
-	l.logger.Error("pebble: " + fmt.Sprintf(format, args...))
+	l.logger.Error("pebble failed", "error", fmt.Sprintf(format, args...))
 }
 
 // Fatalf does not return: Pebble calls it when going on would damage the store.
