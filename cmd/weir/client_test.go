@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -416,6 +418,30 @@ func TestAFreshnessIsSaidInWords(t *testing.T) {
 		f.State, f.LagCommits = state, 3
 		if got := freshnessText(f); got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestTheReasonsAreThoseThatTheAPISends(t *testing.T) {
+	document, err := os.ReadFile("../../api/REASONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\| ([a-z_]+) \\|").FindAllStringSubmatch(string(document), -1) {
+		documented[row[1]] = row[2]
+	}
+	if len(documented) < 10 {
+		t.Fatalf("found %d reasons in api/REASONS.md: its table was not read", len(documented))
+	}
+	for name, code := range documented {
+		if r, ok := reasonNamed(name); !ok || r.code.String() != code {
+			t.Errorf("%s (%s) is in api/REASONS.md, and here it is %q", name, code, r.code)
+		}
+	}
+	for _, r := range reasons {
+		if documented[r.name] == "" {
+			t.Errorf("%s is not in api/REASONS.md", r.name)
 		}
 	}
 }

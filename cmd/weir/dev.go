@@ -45,11 +45,11 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	addDataFlag(cmd, &f.data)
 	flags.StringVar(&f.options.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
-	flags.Uint32Var(&f.lanes, "lanes", 0, "`NUMBER` of lanes of a new log, a power of two; never changes afterwards (0: as the log has, a new one gets the command's default)")
+	flags.Uint32Var(&f.lanes, "lanes", 0, "`NUMBER` of lanes of a new log, a power of two (0: 1 for dev, 8 for serve); a log keeps the number that it was made with")
 	flags.DurationVar(&f.options.payWithin, "pay-within", lanes.PayWithinDefault, "how long an order that is not paid keeps its units")
 	flags.StringVar(&f.options.debug, "debug-addr", "", "loopback `HOST:PORT` to serve Go profiles on (/debug/pprof/)")
 	flags.IntVar(&f.options.gcPercent, "gc-percent", defaultGCPercent, "`PERCENT` that the Go heap may grow before it is collected; GOGC overrules it")
-	flags.UintSliceVar(&f.options.log.acceptLoss, "accept-loss", nil, "`LANE` whose log may be shorter than this node last saw it: what is missing is given up")
+	flags.StringArrayVar(&f.options.log.acceptLoss, "accept-loss", nil, "give up what a lane's log has lost: `lane=3@40` keeps lane 3 up to commit 40; repeat it for more")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
 	setting(flags, "listen", "lanes", "pay-within", "debug-addr", "gc-percent", "log-level", "log-format")
@@ -140,13 +140,14 @@ func (p *process) serveCommand() *cobra.Command {
 data directory.
 
 The server must fsync before it acknowledges (sync_interval: always). A node refuses to start on a server that does not,
-or that does not say, unless --allow-lossy-log is given. It makes the streams when there are none.
+or that cannot be asked, unless --allow-lossy-log is given: give the servers' monitoring addresses with --nats-monitor,
+or credentials of the system account. It makes the streams when there are none.
 
 Tokens are verified with the public keys in --jwt-keys (PEM or JWKS), or, without it, with the key of the data
 directory, which 'weir token' makes tokens with.
 
 One node at a time serves a log for now: a second one on the same server takes the lanes from the first.`,
-		Example: `  weir serve --nats nats://127.0.0.1:4222 --data /var/lib/weir --listen 0.0.0.0:8080
+		Example: `  weir serve --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222 --data /var/lib/weir
   weir serve --config /etc/weir.yaml --jwt-keys /etc/weir/jwks.json --jwt-issuer https://id.example`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -166,12 +167,13 @@ One node at a time serves a log for now: a second one on the same server takes t
 	flags := cmd.Flags()
 	addNATSFlag(cmd, &f.options.log.nats)
 	flags.StringVar(&f.options.log.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
+	flags.StringVar(&f.options.log.monitors, "nats-monitor", "", "monitoring `URL` of each server (http://HOST:8222), separated by commas: to see that they fsync")
 	flags.IntVar(&f.options.log.replicas, "replicas", 1, "`NUMBER` of replicas of a new log: 1 or 3")
 	flags.BoolVar(&f.options.log.allowLossy, "allow-lossy-log", false, "start also on a server that may lose what it acknowledged in a power cut")
 	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS")
 	flags.StringVar(&f.options.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
 	flags.StringVar(&f.options.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
-	setting(flags, "nats-creds", "replicas", "allow-lossy-log", "jwt-keys", "jwt-issuer", "jwt-audience")
+	setting(flags, "nats-creds", "nats-monitor", "replicas", "allow-lossy-log", "jwt-keys", "jwt-issuer", "jwt-audience")
 	return cmd
 }
 

@@ -20,7 +20,7 @@ func testTree() *cobra.Command {
 func everyCommand(root *cobra.Command, do func(*cobra.Command)) {
 	do(root)
 	for _, c := range root.Commands() {
-		if c.Name() != "help" && c.Name() != "completion" {
+		if c.Name() != "help" && c.Name() != "completion" && !c.Hidden {
 			everyCommand(c, do)
 		}
 	}
@@ -41,7 +41,7 @@ func TestEveryCommandTeaches(t *testing.T) {
 		if c.Short == "" || c.Long == "" {
 			t.Errorf("%s has no description", c.CommandPath())
 		}
-		if c.Runnable() && !c.HasSubCommands() && c.Example == "" {
+		if c.Runnable() && !c.HasAvailableSubCommands() && c.Example == "" {
 			t.Errorf("%s has no example", c.CommandPath())
 		}
 		for _, line := range strings.Split(c.Long, "\n") {

@@ -17,6 +17,9 @@ import (
 	"github.com/weirhq/weir/projections"
 )
 
+// replicaPatience is how long a replica that is behind may take to show what the witness knows.
+const replicaPatience = 10 * time.Second
+
 // The lanes of a new log.
 const (
 	lanesOfDev   = 1
@@ -29,8 +32,11 @@ type logOptions struct {
 	nats        string
 	credentials string
 	replicas    int
-	allowLossy  bool
-	acceptLoss  []uint
+	// monitors are the HTTP monitoring addresses of the servers, separated by commas.
+	monitors   string
+	allowLossy bool
+	// acceptLoss names losses that are accepted, as eventstore.ParseAcceptedLoss reads them.
+	acceptLoss []string
 }
 
 func topologyOf(lanes uint32) eventstore.Topology { return eventstore.Topology{Lanes: lanes} }
@@ -140,13 +146,15 @@ func provisionLog(ctx context.Context, options nodeOptions, logger *slog.Logger)
 			err = errors.Join(err, l.close())
 		}
 	}()
-	if err := l.checkDurable(ctx, options.log); err != nil {
-		return nil, err
+	if l.embedded == nil && !options.log.allowLossy {
+		if err := eventstore.CheckDurable(ctx, l.nc, options.log.monitors); err != nil {
+			return nil, err
+		}
 	}
 	if l.topology, err = l.wantedTopology(ctx, options); err != nil {
 		return nil, err
 	}
-	if l.witness, err = eventstore.OpenWitness(options.data.witness()); err != nil {
+	if err := l.openWitness(options); err != nil {
 		return nil, err
 	}
 	if err := l.provision(ctx, options); err != nil {
@@ -158,7 +166,38 @@ func provisionLog(ctx context.Context, options nodeOptions, logger *slog.Logger)
 	if l.streams, err = eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{}); err != nil {
 		return nil, err
 	}
-	return l, l.checkWitness(ctx, options.log)
+	for lane := range l.topology.Lanes {
+		if err := l.witness.Check(ctx, lane, l.streams.Log(lane)); err != nil {
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+// openWitness reads the witness. A loss that is accepted is written down in it, and the state goes: it may hold commits that
+// are no longer in the log, and is made anew from what is.
+func (l *openLog) openWitness(options nodeOptions) (err error) {
+	l.witness, err = eventstore.OpenWitness(options.data.witness())
+	if err != nil {
+		return &problem{code: exitData, what: err.Error(), cause: err}
+	}
+	if options.log.replicas > 1 {
+		l.witness.Patience = replicaPatience
+	}
+	for _, text := range options.log.acceptLoss {
+		lane, number, err := eventstore.ParseAcceptedLoss(text)
+		if err != nil {
+			return usagef("--accept-loss: %v", err)
+		}
+		if err := l.witness.Accept(lane, number); err != nil {
+			return usagef("--accept-loss %s: %v", text, err)
+		}
+		l.logger.Warn("a loss is accepted; the state is made anew from the log", "lane", lane, "kept_up_to", number)
+		if err := os.RemoveAll(options.data.state()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // wantedTopology returns the lanes that were asked for, else those that are recorded, else those of a new log.
@@ -177,27 +216,33 @@ func (l *openLog) wantedTopology(ctx context.Context, options nodeOptions) (even
 }
 
 func (l *openLog) provision(ctx context.Context, options nodeOptions) error {
-	known := map[uint32]uint64{}
-	for lane := range l.topology.Lanes {
-		if !accepted(options.log, lane) {
-			known[lane] = l.witness.Position(lane).Number
-		}
+	provisioning := eventstore.ProvisionOptions{
+		Topology: l.topology, Replicas: options.log.replicas, Known: l.witness.Known(), Now: time.Now(),
 	}
-	provisioning := eventstore.ProvisionOptions{Topology: l.topology, Replicas: options.log.replicas, Known: known, Now: time.Now()}
 	if l.embedded != nil {
 		provisioning.Reopen = func(context.Context) error { return l.embedded.Restart() }
 	}
 	_, err := eventstore.Provision(ctx, l.nc, provisioning)
+	var missing *eventstore.MissingLogError
+	if errors.As(err, &missing) {
+		return l.sayWhatIsLost(ctx, missing)
+	}
 	return err
 }
 
-func accepted(options logOptions, lane uint32) bool {
-	for _, a := range options.acceptLoss {
-		if a == uint(lane) {
-			return true
-		}
+// sayWhatIsLost tells a log that ends too early from one that is gone: the witness says how much is lost, and that can be
+// accepted.
+func (l *openLog) sayWhatIsLost(ctx context.Context, missing *eventstore.MissingLogError) error {
+	streams, err := eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{})
+	if err != nil {
+		return missing
 	}
-	return false
+	defer streams.Close()
+	var lost *eventstore.WitnessError
+	if errors.As(l.witness.Check(ctx, missing.Lane, streams.Log(missing.Lane)), &lost) {
+		return lost
+	}
+	return missing
 }
 
 // openStopped reads the log of a directory on which no node runs, or of a NATS server.
@@ -230,7 +275,7 @@ func (p *process) openStopped(ctx context.Context, dir dataDir, address string) 
 		if err != nil {
 			return nil, err
 		}
-		s.witness = func(lane uint32) (eventstore.Position, error) { return witness.Position(lane), nil }
+		s.witness = func(ctx context.Context, lane uint32) error { return witness.Check(ctx, lane, l.streams.Log(lane)) }
 	}
 	store, err := projections.OpenStore(dir.state(), projections.StoreOptions{Logger: logger})
 	if err != nil {
@@ -248,9 +293,3 @@ func (p *process) openStopped(ctx context.Context, dir dataDir, address string) 
 	s.views = views
 	return s, nil
 }
-
-// checkDurable refuses a server that acknowledges before it fsyncs.
-func (l *openLog) checkDurable(context.Context, logOptions) error { return nil }
-
-// checkWitness refuses a log that does not hold what this node saw acknowledged.
-func (l *openLog) checkWitness(context.Context, logOptions) error { return nil }

@@ -209,11 +209,12 @@ func (n *node) openState(context.Context) (err error) {
 		Topology: topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.owner, PayWithin: n.options.payWithin,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
-				n.log.witness.Observe(lane, at)
+				n.log.witness.Note(lane, at)
 				n.runners[lane].Offer(commit, at)
 			}
 		},
-		Lane: eventstore.LaneOptions{Logger: n.logger},
+		// One commit under way at a time: while it is fsynced the next one grows.
+		Lane: eventstore.LaneOptions{Logger: n.logger, Writer: eventstore.WriterOptions{InFlightMax: 1}},
 	})
 	return err
 }

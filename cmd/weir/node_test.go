@@ -39,7 +39,7 @@ func startDev(t *testing.T, dir string, args ...string) *devNode {
 
 func startNode(t *testing.T, args ...string) *devNode {
 	t.Helper()
-	ctx, cancel := context.WithCancelCause(context.Background())
+	ctx, cancel := context.WithCancelCause(t.Context())
 	reader, writer := io.Pipe()
 	var stderr bytes.Buffer
 	p := &process{stdout: writer, stderr: &stderr, now: time.Now}
@@ -144,8 +144,8 @@ func TestWhoMayDoWhatIsDecidedByTheTokensScope(t *testing.T) {
 	alice, bob, shop := mint("alice", ""), mint("bob", ""), mint("shop", "act-as")
 	order := place(t, alice, "tea-sencha")
 	// Another's order is answered exactly as one that is not there.
-	missing := strings.Replace(live(t, bob, "order", "get", "01M822PB0EZ7EDFGE5AHV6KZD13").want(t, exitNotFound).stderr, "01M822PB0EZ7EDFGE5AHV6KZD13", "ID", -1)
-	others := strings.Replace(live(t, bob, "order", "get", order.Order.OrderID).want(t, exitNotFound).stderr, order.Order.OrderID, "ID", -1)
+	missing := strings.ReplaceAll(live(t, bob, "order", "get", "01M822PB0EZ7EDFGE5AHV6KZD13").want(t, exitNotFound).stderr, "01M822PB0EZ7EDFGE5AHV6KZD13", "ID")
+	others := strings.ReplaceAll(live(t, bob, "order", "get", order.Order.OrderID).want(t, exitNotFound).stderr, order.Order.OrderID, "ID")
 	if missing != others {
 		t.Fatalf("another's order is told from a missing one:\n%s\n%s", others, missing)
 	}
@@ -369,13 +369,13 @@ func ourGoroutines() []string {
 }
 
 func TestAServerKeepsTheLogOfAServingNode(t *testing.T) {
-	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Shutdown()
 	dir := t.TempDir()
-	args := []string{"serve", "--nats", server.ClientURL(), "--data", dir, "--listen", "127.0.0.1:0", "-o", "json", "--lanes", "2", "--log-level", "warn", "--allow-lossy-log"}
+	args := []string{"serve", "--nats", server.ClientURL(), "--data", dir, "--listen", "127.0.0.1:0", "-o", "json", "--lanes", "2", "--log-level", "warn", "--nats-monitor", server.MonitorURL()}
 	n := startNode(t, args...)
 	mint := func(user, scope string) []string {
 		return n.env(strings.TrimSpace(live(t, nil, "token", "--data", dir, "--user", user, "--scope", scope).want(t, exitOK).stdout))
@@ -394,6 +394,46 @@ func TestAServerKeepsTheLogOfAServingNode(t *testing.T) {
 	wantText(t, live(t, mint("alice", ""), "order", "get", order.Order.OrderID).want(t, exitOK).stdout, "pending-payment")
 }
 
+func TestALossyServerIsRefused(t *testing.T) {
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0", SyncInterval: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Shutdown()
+	args := []string{"serve", "--nats", server.ClientURL(), "--data", t.TempDir(), "--listen", "127.0.0.1:0", "-o", "json", "--log-level", "warn"}
+	wantText(t, live(t, nil, append(args, "--nats-monitor", server.MonitorURL())...).want(t, exitData).stderr, "may lose acknowledged orders", "sync_interval")
+	wantText(t, live(t, nil, args...).want(t, exitData).stderr, "cannot be asked")
+	startNode(t, append(args, "--allow-lossy-log")...).stop().want(t, exitOK)
+}
+
+func TestALogThatLostCommitsStopsTheNodeUntilTheLossIsAccepted(t *testing.T) {
+	dir, kept := t.TempDir(), t.TempDir()
+	n := startDev(t, dir, "--demo")
+	first := place(t, n.customer(), "tea-sencha")
+	n.stop().want(t, exitOK)
+	if err := os.CopyFS(kept, os.DirFS(dataDir(dir).log())); err != nil {
+		t.Fatal(err)
+	}
+	n = startDev(t, dir)
+	second := place(t, n.customer(), "tea-sencha")
+	n.stop().want(t, exitOK)
+	// An old copy of the log comes back: whole by itself, but the second order is gone.
+	if err := errors.Join(os.RemoveAll(dataDir(dir).log()), os.CopyFS(dataDir(dir).log(), os.DirFS(kept))); err != nil {
+		t.Fatal(err)
+	}
+	wantText(t, live(t, nil, "log", "verify", "--data", dir, "--no-views").want(t, exitDifference).stdout, "witness", "has lost commits")
+	r := live(t, nil, "dev", "--data", dir, "--listen", "127.0.0.1:0").want(t, exitData)
+	wantText(t, r.stderr, "the log of lane 0 has lost commits", "--accept-loss lane=0@"+first.Revision.Commit, "restore the log from a backup")
+
+	wantText(t, live(t, nil, "dev", "--data", dir, "--listen", "127.0.0.1:0", "--accept-loss", "everything").want(t, exitUsage).stderr, "lane=3@40")
+	n = startDev(t, dir, "--accept-loss", "lane=0@"+first.Revision.Commit)
+	live(t, n.customer(), "order", "get", first.Order.OrderID).want(t, exitOK)
+	live(t, n.customer(), "order", "get", second.Order.OrderID).want(t, exitNotFound)
+	live(t, nil, "log", "verify", "--data", dir).want(t, exitOK)
+	n.stop().want(t, exitOK)
+	startDev(t, dir).stop().want(t, exitOK) // Accepted once is enough.
+}
+
 // weirBinary builds weir once.
 var weirBinary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "weir-test-")
@@ -401,7 +441,7 @@ var weirBinary = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "weir")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput() //nolint:noctx // A build ends.
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build weir: %w\n%s", err, out)
 	}

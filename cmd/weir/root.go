@@ -58,9 +58,9 @@ It prints where it listens, a customer's and an operator's token, and a ready co
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, p.runCommands()...)
+	add(groupRun, p.devCommand(), p.serveCommand(), p.tokenCommand())
 	add(groupShop, p.orderCommand(), p.productCommand(), p.stockCommand())
-	add(groupLook, p.lookCommands()...)
+	add(groupLook, p.logCommand(), p.projectionsCommand(), p.benchCommand())
 	root.AddCommand(p.versionCommand())
 	root.AddCommand(helpTopics(root)...)
 	root.SetOut(p.stdout)
@@ -77,7 +77,7 @@ It prints where it listens, a customer's and an operator's token, and a ready co
 
 // execute parses and runs one command line, and prints what went wrong.
 func (p *process) execute(ctx context.Context, args []string) exitCode {
-	root := p.newRoot()
+	root := p.newRoot() //nolint:contextcheck // Commands take their context from cobra, which ExecuteContext gives it.
 	root.SetArgs(args)
 	err := unknownCommand(root, args)
 	if err == nil {

@@ -14,8 +14,8 @@ import (
 type source struct {
 	topology eventstore.Topology
 	lane     func(lane uint32) laneReader
-	// witness is what the node last saw acknowledged of a lane; nil where there is none to ask.
-	witness func(lane uint32) (eventstore.Position, error)
+	// witness compares a lane with what the node last saw acknowledged; nil where there is nothing to compare with.
+	witness func(ctx context.Context, lane uint32) error
 	// views of the node; nil when the log is read from a NATS server.
 	views viewSource
 	// running says that a node runs on the directory.
@@ -86,11 +86,6 @@ func (p *process) openSource(ctx context.Context, f *sourceFlags) (*source, erro
 		}
 	}
 	return p.openStopped(ctx, dir, f.nats)
-}
-
-// A lookedAt is what reading a lane to its end brought together.
-type lookedAt struct {
-	commits, events, bytes int64
 }
 
 // readLane calls do with every commit of a lane from number on to the head at the start. With follow it goes on until ctx

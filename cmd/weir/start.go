@@ -19,6 +19,8 @@ func explainStart(dir dataDir, err error) error {
 		missing  *eventstore.MissingLogError
 		setting  *eventstore.StreamSettingError
 		chain    *eventstore.ChainError
+		lossy    *eventstore.LossyServerError
+		witness  *eventstore.WitnessError
 	)
 	data := func(next string) error {
 		return &problem{code: exitData, what: err.Error(), cause: err, next: next}
@@ -37,9 +39,13 @@ func explainStart(dir dataDir, err error) error {
 	case errors.As(err, &storeUse):
 		return &problem{code: exitData, what: fmt.Sprintf("data directory %s is in use by another process", dir), cause: err, next: "stop that process, or choose another directory with --data"}
 	case errors.As(err, &topology):
-		return data("leave --lanes out: the log knows its own")
+		return data("leave --lanes out: the log knows how many it has")
 	case errors.As(err, &missing):
-		return data(fmt.Sprintf("restore the log from a backup; or give up what is missing: --accept-loss %d", missing.Lane))
+		return data("keep the directory as it is, and restore the log from a backup")
+	case errors.As(err, &witness):
+		return data("keep the directory as it is, and restore the log from a backup, before anything is given up")
+	case errors.As(err, &lossy):
+		return data("sync_interval: always in the jetstream block of every server; then give their addresses with --nats-monitor")
 	case errors.As(err, &setting):
 		return data("a stream set up so could lose what was acknowledged: correct the setting")
 	case errors.As(err, &chain):
