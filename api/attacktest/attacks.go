@@ -440,7 +440,7 @@ func largeBodies(t *testing.T, r *rig) {
 }
 
 func bombs(t *testing.T, r *rig) {
-	for _, size := range []int{100 << 10, 60 << 20} {
+	for _, size := range []int{100 << 10, 16 << 20} {
 		var bomb bytes.Buffer
 		w := gzip.NewWriter(&bomb)
 		zeros := make([]byte, 64<<10)
