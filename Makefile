@@ -66,7 +66,8 @@ bench: build ## Measure Weir beside its yardsticks (about ten minutes; flags in 
 
 .PHONY: chaos
 chaos: build ## Kill weir dev at random under load and check that nothing acknowledged is lost (flags in ARGS).
-	go run ./ops/chaos -weir ./weir $(ARGS)
+	go build -o $(BIN)/chaos ./ops/chaos
+	$(BIN)/chaos -weir ./weir $(ARGS)
 
 .PHONY: tools
 tools: tool-gofumpt tool-golangci-lint tool-buf tool-protoc-gen-go tool-protoc-gen-connect-go tool-benchstat ## Install every tool into .bin.

@@ -68,7 +68,7 @@ func (body) Close() error { return nil }
 func benchHandler(b *testing.B, handler http.Handler, path, contentType, token string, data []byte) {
 	b.Helper()
 	b.ReportAllocs()
-	request := httptest.NewRequest(http.MethodPost, path, http.NoBody)
+	request := httptest.NewRequestWithContext(b.Context(), http.MethodPost, path, http.NoBody)
 	for b.Loop() {
 		r := *request
 		r.Header = http.Header{"Content-Type": {contentType}, "Authorization": {"Bearer " + token}}
@@ -96,7 +96,7 @@ func BenchmarkPlaceOrder(b *testing.B) {
 	}
 	response := &orderv1.PlaceOrderResponse{}
 	{
-		r := httptest.NewRequest(http.MethodPost, orderv1connect.OrderServicePlaceOrderProcedure, bytes.NewReader(binary))
+		r := httptest.NewRequestWithContext(b.Context(), http.MethodPost, orderv1connect.OrderServicePlaceOrderProcedure, bytes.NewReader(binary))
 		r.Header.Set("Content-Type", "application/proto")
 		r.Header.Set("Authorization", "Bearer "+n.token("user-000123", 0))
 		w := httptest.NewRecorder()

@@ -104,6 +104,7 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 	case domain.ReceiveStock:
 		c.Lanes = 1
 		command = c
+	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock:
 	}
 	key := [2]string{userID, request.RequestID}
 	if entry, known := n.ledger[key]; known && request.RequestID != "" {
@@ -135,6 +136,8 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 			}
 		case domain.StockReceived:
 			reply.Received = event
+		case domain.OrderPlaced, domain.OrderCancelled, domain.OrderExpired, domain.StockGranted, domain.StockAllotted,
+			domain.StockReturned, domain.StockReclaimed:
 		}
 	}
 	switch c := command.(type) {
@@ -147,6 +150,7 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		reply.Order, reply.OrderCommit, reply.Commit = newest.order, newest.commit, newest.commit
 	case domain.PutProduct:
 		reply.Product, reply.Commit = n.products[c.SKU].Product, n.products[c.SKU].Revision.Commit
+	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock:
 	}
 	if request.RequestID != "" && len(events) > 0 {
 		n.ledger[key] = ledgerEntry{request.Fingerprint, reply}
@@ -399,7 +403,7 @@ func serve(t testing.TB, change func(*api.Options)) *node {
 	}
 	n.handler = api.NewHandler(options)
 	n.server = api.NewServer(n.handler)
-	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -60,7 +60,7 @@ func useRealNode(t testing.TB, o *api.Options, count uint32) *realNode {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // It ends after what the test still cleans up.
 	done := make(chan error, 1+len(runners))
 	go func() { done <- n.set.Run(ctx) }()
 	for _, runner := range runners {

@@ -134,13 +134,12 @@ func testLogContract(t *testing.T, rig contractRig) {
 // chainOf makes count commits of about size bytes each, from position at on.
 func chainOf(t *testing.T, lane uint32, at Position, count, size int) []Record {
 	t.Helper()
-	seed := uint64(at.Number)<<32 | uint64(count)
-	random := rand.New(rand.NewPCG(seed, uint64(size)))
+	random := rand.NewChaCha8(HashOf(fmt.Append(nil, at.Number, count, size)))
 	records := make([]Record, count)
 	for i := range records {
 		payload := make([]byte, size)
-		for j := range payload {
-			payload[j] = byte(random.Uint32())
+		if _, err := random.Read(payload); err != nil {
+			t.Fatal(err)
 		}
 		records[i] = EncodeCommit(&Commit{
 			Lane: lane, Number: at.Number + 1, Epoch: 1, Time: time.Unix(int64(at.Number), 0), PrevHash: at.Hash,

@@ -39,7 +39,7 @@ type JetStream struct {
 type JetStreamOptions struct {
 	// AppendTimeout bounds the wait for an acknowledgement; then the outcome is unknown. 0 means 5 s.
 	AppendTimeout time.Duration
-	// RequestTimeout bounds each question to the server, which is asked again meanwhile. 0 means 5 s.
+	// RequestTimeout bounds each question to the server. 0 means 5 s.
 	RequestTimeout time.Duration
 	// FollowWindow bounds the bytes that a cursor has read ahead. It is at least twice the largest message. 0 means 16 MiB.
 	FollowWindow int
@@ -60,16 +60,16 @@ const (
 	errCodeStreamSealed     jetstream.ErrorCode = 10109 // invalid operation on sealed stream
 	errStoreFailedMaxBytes                      = "maximum bytes exceeded"
 	errStoreFailedMaxMsgs                       = "maximum messages exceeded"
-	errStoreFailedMsgTooBig                     = "message to large" // As the server spells it.
+	errStoreFailedMsgTooBig                     = "message too large"
 )
 
 const (
-	followBatchMax    = 4096             // messages that one pull asks for
-	followStatusMax   = 64               // statuses that may lie among them
-	followExpiry      = 30 * time.Second // of one pull
-	followInactive    = 2 * time.Minute  // after which the server forgets a cursor that asks for nothing
-	requestRetry      = time.Second      // after which a question is asked again; its answer may have gone to a lost connection
-	readConfirmations = 3                // before a missing commit below the head counts as a gap
+	followBatchMax    = 4096                   // messages that one pull asks for
+	followStatusMax   = 64                     // statuses that may lie among them
+	followExpiry      = 30 * time.Second       // of one pull
+	followInactive    = 2 * time.Minute        // after which the server forgets a cursor that asks for nothing
+	requestLook       = 100 * time.Millisecond // between looks at whether the connection broke
+	readConfirmations = 3                      // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
 )
@@ -316,6 +316,7 @@ func appendOutcome(lane uint32, number uint64, reply *nats.Msg) error {
 
 // streamState is what is read of the answer to a stream info request.
 type streamState struct {
+	apiRefusal
 	Config jetstream.StreamConfig `json:"config"`
 	State  jetstream.StreamState  `json:"state"`
 }
@@ -333,7 +334,7 @@ func streamInfo(ctx context.Context, nc *nats.Conn, timeout time.Duration, lane 
 }
 
 // apiRequest asks JetStream's API, which changes nothing, and decodes the answer.
-func apiRequest(ctx context.Context, nc *nats.Conn, timeout time.Duration, call string, request, answer any) error {
+func apiRequest(ctx context.Context, nc *nats.Conn, timeout time.Duration, call string, request any, answer interface{ refusal() error }) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var body []byte
@@ -343,35 +344,53 @@ func apiRequest(ctx context.Context, nc *nats.Conn, timeout time.Duration, call 
 			return err
 		}
 	}
-	var reply *nats.Msg
-	for {
-		var err error
-		attempt, cancel := context.WithTimeout(ctx, requestRetry)
-		reply, err = nc.RequestWithContext(attempt, jetstream.DefaultAPIPrefix+call, body)
-		cancel()
-		if err == nil {
-			break
-		}
-		if errors.Is(err, nats.ErrNoResponders) {
-			return fmt.Errorf("JetStream does not answer: %w", err)
-		}
-		if ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
-			return fmt.Errorf("ask JetStream: %w", err)
-		}
+	reply, err := ask(ctx, nc, jetstream.DefaultAPIPrefix+call, body)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("JetStream does not answer: %w", err)
 	}
-	var refused struct {
-		Error *jetstream.APIError `json:"error"`
-	}
-	if err := json.Unmarshal(reply.Data, &refused); err != nil {
-		return fmt.Errorf("read JetStream's answer: %w", err)
-	}
-	if refused.Error != nil {
-		return refused.Error
+	if err != nil {
+		return fmt.Errorf("ask JetStream: %w", err)
 	}
 	if err := json.Unmarshal(reply.Data, answer); err != nil {
 		return fmt.Errorf("read JetStream's answer: %w", err)
 	}
-	return nil
+	return answer.refusal()
+}
+
+// apiRefusal is part of every answer.
+type apiRefusal struct {
+	Error *jetstream.APIError `json:"error"`
+}
+
+func (r *apiRefusal) refusal() error {
+	if r.Error == nil {
+		return nil
+	}
+	return r.Error
+}
+
+// ask sends a request, and sends it again when the connection broke meanwhile: its answer may have gone to the old one.
+func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte) (*nats.Msg, error) {
+	inbox := nc.NewInbox()
+	answers, err := nc.SubscribeSync(inbox)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = answers.Unsubscribe() }() // Fails on a closed connection only.
+	for {
+		reconnects := nc.Stats().Reconnects
+		if err := nc.PublishRequest(subject, inbox, body); err != nil {
+			return nil, err
+		}
+		for reconnects == nc.Stats().Reconnects {
+			wait, cancel := context.WithTimeout(ctx, requestLook)
+			answer, err := answers.NextMsgWithContext(wait)
+			cancel()
+			if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+				return answer, err
+			}
+		}
+	}
 }
 
 // Head returns the number of the newest commit that the stream's leader knows.
@@ -414,6 +433,7 @@ func (l *jetStreamLog) read(ctx context.Context, number uint64) (Record, error) 
 		return Record{}, ErrNoCommit // To the server a zero means that the field is missing.
 	}
 	var answer struct {
+		apiRefusal
 		Message struct {
 			Sequence uint64 `json:"seq"`
 			Header   []byte `json:"hdrs"`
@@ -692,7 +712,7 @@ func (c *jetStreamCursor) examine(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return nil //nolint:nilerr // A passing fault; the next heartbeat asks again.
+		return nil // A passing fault; the next heartbeat asks again.
 	}
 	if head < c.next {
 		c.examined = true

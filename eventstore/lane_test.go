@@ -26,6 +26,7 @@ func (m *counter) Position() Position         { return m.position }
 func (m *counter) LogTime() time.Time         { return m.logTime }
 func (m *counter) Due(time.Time, int) []Event { return nil }
 func (m *counter) Rollback()                  { m.decided = m.applied }
+func (m *counter) Flush() error               { return nil }
 func (m *counter) Apply(c *Commit, at Position) error {
 	if m.broken != nil {
 		return m.broken
@@ -285,6 +286,26 @@ func TestADamagedLogEndsTheLane(t *testing.T) {
 	var damage *ChainError
 	if !errors.As(err, &damage) || damage.Number != 1 {
 		t.Errorf("run: %v, want a ChainError at commit 1 (I2)", err)
+	}
+}
+
+func TestAStateThatWasMadeOfAnotherLogIsNotTheBaseOfThisOne(t *testing.T) {
+	log := OpenMemoryLog(0, 1)
+	open := func(m *counter) error {
+		return NewWriter(Log(log), Machine[int, int](m), WriterOptions{Lanes: 1}).Open(t.Context(), time.Unix(1, 0))
+	}
+	machine := newCounter()
+	if err := open(machine); err != nil {
+		t.Fatal(err)
+	}
+	machine.position.Hash[0]++
+	var damage *ChainError
+	if err := open(machine); !errors.As(err, &damage) || damage.Number != 1 {
+		t.Errorf("open with another hash at commit 1: %v, want a ChainError (I1)", err)
+	}
+	machine.position = Position{Number: 9}
+	if err := open(machine); !errors.Is(err, ErrNoCommit) || log.Position().Number != 1 {
+		t.Errorf("open ahead of the log: %v, log at %d; want a refusal, and nothing appended (I1)", err, log.Position().Number)
 	}
 }
 

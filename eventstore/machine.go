@@ -16,10 +16,12 @@ type Machine[Q, A any] interface {
 	// Due returns how the log time itself moves the state, for example deadlines that at has passed: events
 	// decided like any other, at most limit of them, nil when nothing is due.
 	Due(at time.Time, limit int) []Event
-	// Apply takes an acknowledged commit into the durable state; next is the position after it. Commits that this
-	// machine decided itself come back here in order, and leave the speculative layer.
-	// The error is a fault of the storage, never of the commit.
+	// Apply takes an acknowledged commit into the state; next is the position after it. Commits that this machine
+	// decided itself come back here in order, and leave the speculative layer. The error is a fault of the storage, or
+	// says that the commit holds something that the machine does not know.
 	Apply(commit *Commit, next Position) error
+	// Flush writes what was applied, with the position, in one step. Between Apply and Flush nothing else is called.
+	Flush() error
 	// Rollback drops everything that was decided and not applied.
 	Rollback()
 }

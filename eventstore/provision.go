@@ -49,8 +49,7 @@ type ProvisionOptions struct {
 	Topology Topology
 	// Replicas of each stream, 1 or 3; 0 means 1.
 	Replicas int
-	// MaxBytes bounds each lane's stream; 0 means that only the server's own limit does. The server reserves it on the disk
-	// and does not open the stream again while it cannot, so a limit of the server is the safer one.
+	// MaxBytes bounds each lane's stream, which the server reserves of its own limit; 0 means that only that limit does.
 	MaxBytes int64
 	// MaxMessageSize in bytes, headers included; 0 means the constant of that name.
 	MaxMessageSize int32
@@ -171,7 +170,7 @@ func (p *provision) begin(ctx context.Context) error {
 	names := p.js.ListStreams(ctx)
 	for info := range names.Info() {
 		var lane uint32
-		if n, _ := fmt.Sscanf(info.Config.Name, "ORDERS-%d", &lane); n == 1 && info.State.LastSeq > 0 { //nolint:errcheck // Other names are other streams.
+		if n, _ := fmt.Sscanf(info.Config.Name, "ORDERS-%d", &lane); n == 1 && info.State.LastSeq > 0 {
 			return &MissingLogError{Lane: lane, Reason: fmt.Sprintf("it has %d commits, but the server has no record of the cluster", info.State.LastSeq)}
 		}
 	}
@@ -413,7 +412,7 @@ func checkSettings(lane uint32, c *jetstream.StreamConfig) error {
 	return nil
 }
 
-// ErrNotProvisioned: the server has no record of a cluster.
+// ErrNotProvisioned says that the server has no record of a cluster.
 var ErrNotProvisioned = errors.New("the server has no log of Weir yet")
 
 // ReadClusterRecord returns the topology record, or ErrNotProvisioned.
@@ -425,6 +424,7 @@ func ReadClusterRecord(ctx context.Context, nc *nats.Conn) (ClusterRecord, error
 // readClusterRecord asks the bucket's leader, where a read of the bucket could be answered by any replica.
 func readClusterRecord(ctx context.Context, nc *nats.Conn) (record ClusterRecord, revision uint64, err error) {
 	var answer struct {
+		apiRefusal
 		Message struct {
 			Sequence uint64 `json:"seq"`
 			Data     []byte `json:"data"`

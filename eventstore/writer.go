@@ -160,12 +160,24 @@ func (w *Writer[Q, A]) Open(ctx context.Context, now time.Time) error {
 
 // catchUp applies everything from the machine's position to the log's head.
 func (w *Writer[Q, A]) catchUp(ctx context.Context) error {
+	err := w.readToHead(ctx)
+	// What was read is good also when more could not be.
+	if flushErr := w.machine.Flush(); err == nil && flushErr != nil {
+		err = &ApplyError{Lane: w.options.Lane, Number: w.machine.Position().Number, Cause: flushErr}
+	}
+	return err
+}
+
+func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 	head, err := w.log.Head(ctx)
 	if err != nil {
 		return fmt.Errorf("open lane %d: read the head: %w", w.options.Lane, err)
 	}
 	at := w.machine.Position()
 	w.tipTime = later(w.tipTime, w.machine.LogTime())
+	if err := w.sameLog(ctx, at); err != nil {
+		return err
+	}
 	if head > at.Number {
 		cursor, err := w.log.Follow(ctx, at.Number+1)
 		if err != nil {
@@ -196,6 +208,21 @@ func (w *Writer[Q, A]) catchUp(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// sameLog checks that the machine's state was made of this log: what it applied last is there.
+func (w *Writer[Q, A]) sameLog(ctx context.Context, at Position) error {
+	if at.Number == 0 {
+		return nil
+	}
+	record, err := w.log.Read(ctx, at.Number)
+	if err != nil {
+		return fmt.Errorf("open lane %d: read commit %d, which this node has applied: %w", w.options.Lane, at.Number, err)
+	}
+	if record.Hash != at.Hash {
+		return &ChainError{Lane: w.options.Lane, Number: at.Number, Reason: fmt.Sprintf("this node has applied %.12s…, the log has %.12s…", at.Hash, record.Hash)}
+	}
+	return nil
 }
 
 // take checks that the record follows at (I2) and applies it.
@@ -324,7 +351,11 @@ func (w *Writer[Q, A]) applied(f *flight[A]) error {
 	assert(f.commit.Number == at.Number+1 && f.commit.PrevHash == at.Hash,
 		"lane %d applies commit %d after %d (I2)", w.options.Lane, f.commit.Number, at.Number)
 	next := Position{Number: f.commit.Number, Hash: f.record.Hash}
-	if err := w.machine.Apply(f.commit, next); err != nil {
+	err := w.machine.Apply(f.commit, next)
+	if err == nil {
+		err = w.machine.Flush()
+	}
+	if err != nil {
 		return &ApplyError{Lane: w.options.Lane, Number: next.Number, Cause: err}
 	}
 	if w.options.Observe != nil {

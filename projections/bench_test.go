@@ -1,7 +1,6 @@
 package projections
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
@@ -63,7 +62,7 @@ func BenchmarkRebuild(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.StartTimer()
-				if err := r.fold(context.Background(), s.last); err != nil {
+				if err := r.fold(b.Context(), s.last); err != nil {
 					b.Fatal(err)
 				}
 				b.StopTimer()
@@ -85,7 +84,7 @@ func BenchmarkApply(b *testing.B) {
 	var commits []*eventstore.Commit
 	var positions []eventstore.Position
 	for number := uint64(1); number <= s.last.Number; number++ {
-		record, err := s.log.Read(context.Background(), number)
+		record, err := s.log.Read(b.Context(), number)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -108,7 +107,7 @@ func BenchmarkApply(b *testing.B) {
 			if err := r.take(commit, positions[i]); err != nil {
 				b.Fatal(err)
 			}
-			if r.full() {
+			if r.batch.Len() >= batchBytesMax {
 				r.batch.Reset()
 				r.changed, r.pending = r.changed[:0], 0
 			}
@@ -129,7 +128,7 @@ func BenchmarkOrder(b *testing.B) {
 		b.Fatal(err)
 	}
 	var ids []domain.OrderID
-	record, err := s.log.Read(context.Background(), s.last.Number/2)
+	record, err := s.log.Read(b.Context(), s.last.Number/2)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -147,7 +146,7 @@ func BenchmarkOrder(b *testing.B) {
 	b.Run("present", func(b *testing.B) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
-			if _, _, err := n.views.Order(context.Background(), ids[i%len(ids)], Min{}); err != nil {
+			if _, _, err := n.views.Order(b.Context(), ids[i%len(ids)], Min{}); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -157,7 +156,7 @@ func BenchmarkOrder(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			id := ids[i%len(ids)]
 			id[15] ^= 0xff
-			if _, _, err := n.views.Order(context.Background(), id, Min{}); err == nil {
+			if _, _, err := n.views.Order(b.Context(), id, Min{}); err == nil {
 				b.Fatal("found")
 			}
 		}
@@ -199,7 +198,7 @@ func BenchmarkStore(b *testing.B) {
 					}
 				}
 			}
-			if batch.Len() >= batchBytesMax {
+			if batch.Len() >= BulkBytes {
 				if err := batch.Commit(pebble.NoSync); err != nil {
 					b.Fatal(err)
 				}

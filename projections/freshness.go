@@ -88,10 +88,6 @@ func (r *Runner) await(ctx context.Context, commit uint64, wait time.Duration) (
 		return false, nil
 	}
 	defer leave()
-	// The commit may have arrived before the entry was made; if not, whoever takes it in sees the entry.
-	if r.applied.Load().Number >= commit {
-		return true, nil
-	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
@@ -110,6 +106,7 @@ type arrivals struct {
 	mu       sync.Mutex
 	byCommit map[uint64]*arrival
 	waiters  int
+	newest   uint64 // number of the newest commit reached
 }
 
 type arrival struct {
@@ -117,10 +114,13 @@ type arrival struct {
 	waiters int
 }
 
-func (a *arrivals) init() { a.byCommit = make(map[uint64]*arrival) }
+func (a *arrivals) init(newest uint64) {
+	a.byCommit = make(map[uint64]*arrival)
+	a.newest = newest
+}
 
-// enter returns a channel that is closed once the commit is reached, nil when too many wait already. The caller leaves
-// when it no longer waits.
+// enter returns a channel that is closed once the commit is reached, also if it has been reached before, and nil when too
+// many wait already. The caller leaves when it no longer waits.
 func (a *arrivals) enter(commit uint64) (arrived <-chan struct{}, leave func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -130,7 +130,11 @@ func (a *arrivals) enter(commit uint64) (arrived <-chan struct{}, leave func()) 
 	entry := a.byCommit[commit]
 	if entry == nil {
 		entry = &arrival{arrived: make(chan struct{})}
-		a.byCommit[commit] = entry
+		if commit <= a.newest {
+			close(entry.arrived)
+		} else {
+			a.byCommit[commit] = entry
+		}
 	}
 	entry.waiters++
 	a.waiters++
@@ -148,6 +152,7 @@ func (a *arrivals) enter(commit uint64) (arrived <-chan struct{}, leave func()) 
 func (a *arrivals) reached(commit uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.newest = commit
 	for number, entry := range a.byCommit {
 		if number <= commit {
 			close(entry.arrived)

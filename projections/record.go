@@ -108,7 +108,7 @@ func ReadEntries(data []byte) iter.Seq2[Entry, error] {
 		for rest := data; len(rest) > 0; {
 			entry, after, err := readEntry(rest)
 			if err != nil {
-				yield(Entry{}, fmt.Errorf("%w at byte %d: %s", ErrRecordDamaged, len(data)-len(rest), err))
+				yield(Entry{}, fmt.Errorf("%w at byte %d: %w", ErrRecordDamaged, len(data)-len(rest), err))
 				return
 			}
 			if !yield(entry, nil) {

@@ -16,10 +16,13 @@ import (
 
 // Limits of a Runner.
 const (
-	// batchCommitsMax bounds the commits that one Pebble batch takes in.
+	// batchCommitsMax and batchBytesMax bound what one Pebble batch takes in off the live tail.
 	batchCommitsMax = 512
-	// batchBytesMax ends a batch once it is this large.
-	batchBytesMax = 2 << 20
+	batchBytesMax   = 2 << 20
+	// bulkCommitsMax and BulkBytes bound a batch that is read from the log. A batch of more than half a memtable is
+	// not put into one: Pebble sorts it once and flushes it as it is, which takes a third of the CPU (DB.Apply,
+	// newFlushableBatch).
+	bulkCommitsMax = 1 << 16
 	// tailIdleMax is how long a runner waits for the lane's writer to offer a commit before it follows the log instead:
 	// the lane may have moved to another node.
 	tailIdleMax = time.Second
@@ -96,7 +99,7 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 		return nil, fmt.Errorf("open the views of lane %d: %w", r.lane, err)
 	}
 	r.tail.init()
-	r.arrivals.init()
+	r.arrivals.init(r.position.Number)
 	r.watchers.init()
 	return r, nil
 }
@@ -134,8 +137,8 @@ func (r *Runner) Offer(commit *eventstore.Commit, at eventstore.Position) {
 }
 
 // Run feeds the views until ctx ends, which is no error, or until the log or the store cannot be trusted: a gap or a
-// broken chain is an *eventstore.ChainError, a commit or an event that cannot be read is an *UnreadableError. A log that
-// cannot be reached is tried again. Run is called once.
+// broken chain is an *eventstore.ChainError, a log that is gone an *eventstore.MissingLogError, and a commit or an event
+// that cannot be read an *UnreadableError. A log that cannot be reached is tried again. Run is called once.
 func (r *Runner) Run(ctx context.Context) error {
 	if r.started.Swap(true) {
 		panic("projections: bug: a Runner runs once")
@@ -208,10 +211,11 @@ type logFault struct{ cause error }
 func (f *logFault) Error() string { return f.cause.Error() }
 func (f *logFault) Unwrap() error { return f.cause }
 
-// readFault tells apart a log that says that it is damaged from one that cannot be reached.
+// readFault tells apart a log that is damaged or gone from one that cannot be reached.
 func readFault(err error) error {
 	var chain *eventstore.ChainError
-	if errors.As(err, &chain) {
+	var missing *eventstore.MissingLogError
+	if errors.As(err, &chain) || errors.As(err, &missing) {
 		return err
 	}
 	return &logFault{cause: err}
@@ -258,7 +262,8 @@ func (r *Runner) followLog(ctx context.Context) error {
 			}
 			buffered := cursor.Buffered()
 			r.raiseHead(record.Number + uint64(buffered))
-			if r.full() || buffered == 0 {
+			// What is known to be there is waited for: few large batches cost less than many small ones.
+			if r.pending >= bulkCommitsMax || r.batch.Len() >= BulkBytes || record.Number >= r.head.Load() {
 				break
 			}
 			record, err = cursor.Next(ctx)
@@ -287,7 +292,7 @@ func (r *Runner) followTail(ctx context.Context) error {
 			if err := r.take(offered.commit, offered.at); err != nil {
 				return err
 			}
-			if r.full() {
+			if r.pending >= batchCommitsMax || r.batch.Len() >= batchBytesMax {
 				if err := r.flush(); err != nil {
 					return err
 				}
@@ -377,10 +382,6 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 	}
 	r.pending++
 	return nil
-}
-
-func (r *Runner) full() bool {
-	return r.pending >= batchCommitsMax || r.batch.Len() >= batchBytesMax
 }
 
 // flush writes the batch, and tells whoever waits for what is in it.

@@ -34,7 +34,7 @@ func TestViewsEqualTheFoldOfTheLog(t *testing.T) {
 	n.reach(s)
 	n.check(s)
 	for _, sku := range s.skus {
-		stock, fresh, err := n.views.Stock(context.Background(), sku, Min{Commit: s.last.Number})
+		stock, fresh, err := n.views.Stock(t.Context(), sku, Min{Commit: s.last.Number})
 		sum := domain.Sum(map[uint32]domain.Account{0: s.accounts[sku]})
 		want := StockView{
 			SKU: sku, Received: sum.Received, Central: sum.Central, InTransit: sum.InTransit,
@@ -119,7 +119,7 @@ func dump(tb testing.TB, store *Store) string {
 // TestACrashedStoreReplaysToTheSameBytes crashes the store at random points: what was synced survives and any part of
 // what was not. The views open at a position of whole batches, equal the fold of the log up to it, and go on.
 func TestACrashedStoreReplaysToTheSameBytes(t *testing.T) {
-	rounds := 60
+	rounds := 40
 	if testing.Short() {
 		rounds = 10
 	}
@@ -163,7 +163,7 @@ func crashAndReplay(t *testing.T, seed uint64) {
 		if at := after.runners[0].Position().Number; at < flushed {
 			t.Fatalf("seed %d, life %d: the views came back at commit %d, but %d was flushed", seed, life, at, flushed)
 		}
-		report, err := Verify(context.Background(), VerifyOptions{Store: after.store, Lane: 0, Lanes: 1, Log: s.log})
+		report, err := Verify(t.Context(), VerifyOptions{Store: after.store, Lane: 0, Lanes: 1, Log: s.log})
 		if err != nil || report.DifferencesTotal > 0 {
 			t.Fatalf("seed %d, life %d, at commit %d: %v, %v", seed, life, report.Position.Number, err, report.Differences)
 		}
@@ -220,7 +220,7 @@ func runBroken(t *testing.T, s *shop, damage func(eventstore.Cursor, context.Con
 			t.Error(err)
 		}
 	})
-	return n, n.runners[0].Run(context.Background())
+	return n, n.runners[0].Run(t.Context())
 }
 
 func TestARunnerStopsAtAGapAndSaysSo(t *testing.T) {
@@ -238,6 +238,17 @@ func TestARunnerStopsAtAGapAndSaysSo(t *testing.T) {
 	statuses := n.views.Status()
 	if len(statuses) != len(Projections) || !statuses[0].Stopped || statuses[0].LagCommits != 21 || statuses[0].State != StateCatchingUp {
 		t.Fatalf("seed %d: got %+v, want all views stopped, 21 commits behind", seed, statuses)
+	}
+}
+
+func TestARunnerStopsWhenItsLogIsGone(t *testing.T) {
+	seed := seedOf(t)
+	n, err := runBroken(t, newShop(t, seed, 0, 1), func(eventstore.Cursor, context.Context, eventstore.Record) (eventstore.Record, error) {
+		return eventstore.Record{}, &eventstore.MissingLogError{Reason: "the server has no stream"}
+	})
+	var missing *eventstore.MissingLogError
+	if at := n.runners[0].Position().Number; !errors.As(err, &missing) || at != 29 {
+		t.Fatalf("seed %d: got %v at commit %d, want a MissingLogError at commit 29", seed, err, at)
 	}
 }
 
@@ -292,7 +303,7 @@ func TestARunnerStopsAtAnEventThatItDoesNotKnow(t *testing.T) {
 			change(&event)
 			s.append(&eventstore.Commit{Number: 3, Epoch: 1, Time: s.now, PrevHash: s.last.Hash, Events: []eventstore.Event{event}})
 			n := openNode(t, vfs.NewMem(), s.log)
-			err := n.runners[0].Run(context.Background())
+			err := n.runners[0].Run(t.Context())
 			var unreadable *UnreadableError
 			if !errors.As(err, &unreadable) || unreadable.Number != 3 || unreadable.Event != 1 {
 				t.Fatalf("got %v, want an UnreadableError for event 1 of commit 3", err)
@@ -314,7 +325,7 @@ func TestAnOrderOfAnotherLaneIsRefused(t *testing.T) {
 	s.step()
 	s.commit(other.place(other.users[0], 0))
 	n := openNode(t, vfs.NewMem(), s.log, other.log)
-	err := n.runners[0].Run(context.Background())
+	err := n.runners[0].Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "belongs to lane 1") {
 		t.Fatalf("got %v, want that the order belongs to lane 1", err)
 	}
@@ -343,7 +354,7 @@ func TestARunnerStopsOnALogThatIsNotTheOneItsViewsWereMadeOf(t *testing.T) {
 	}
 	for name, log := range map[string]eventstore.Log{"shorter": shorter.log, "another": other.log} {
 		n := openNode(t, fs, log)
-		err := n.runners[0].Run(context.Background())
+		err := n.runners[0].Run(t.Context())
 		var chain *eventstore.ChainError
 		if !errors.As(err, &chain) || chain.Number != 20 {
 			t.Fatalf("seed %d, %s log: got %v, want a ChainError at commit 20", seed, name, err)
@@ -372,7 +383,7 @@ func TestARunnerThatMissedOffersReadsThemFromTheLog(t *testing.T) {
 	if fresh := r.freshness(); fresh.LagCommits != s.last.Number {
 		t.Fatalf("seed %d: got %v, want %d commits behind", seed, fresh, s.last.Number)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := r.Run(ctx); err != nil {
@@ -390,6 +401,80 @@ func TestARunnerThatMissedOffersReadsThemFromTheLog(t *testing.T) {
 	if err := n.store.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// hold makes the runner wait after it has written its next batch and before it wakes the watchers of an order, until the
+// returned function is called. That wakes the returned watcher, if the batch changed the order.
+func hold(t *testing.T, r *Runner, id domain.OrderID) (*watcher, func()) {
+	watching, leave := r.watchers.enter(id)
+	r.watchers.mu.Lock()
+	release := sync.OnceFunc(func() {
+		r.watchers.mu.Unlock()
+		leave()
+	})
+	t.Cleanup(release) // Or a test that fails would never stop its runner.
+	return watching, release
+}
+
+func TestARunnerWhoseTailOverflowsReadsTheLogAndComesBack(t *testing.T) {
+	seed := seedOf(t)
+	s := newShop(t, seed, 0, 1)
+	log := &countingLog{Log: s.log}
+	n := openNode(t, vfs.NewMem(), log)
+	r := n.runners[0]
+	r.tailIdle = patience
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := r.Run(ctx); err != nil {
+			t.Errorf("seed %d: %v", seed, err)
+		}
+	})
+	for range 3 {
+		for range 20 {
+			r.Offer(s.step())
+			n.reach(s)
+		}
+		_, release := hold(t, r, domain.OrderID{})
+		for range 2 * tailCommitsMax {
+			r.Offer(s.step())
+		}
+		release()
+		n.reach(s)
+	}
+	cancel()
+	running.Wait()
+	report, err := Verify(t.Context(), VerifyOptions{Store: n.store, Lane: 0, Lanes: 1, Log: s.log})
+	if err != nil || report.DifferencesTotal > 0 || report.Position != s.last {
+		t.Fatalf("seed %d: got %+v, %v, want no difference at commit %d", seed, report, err, s.last.Number)
+	}
+	if log.reads < 3*tailCommitsMax/2 {
+		t.Fatalf("seed %d: %d commits were read from the log; the tail did not overflow", seed, log.reads)
+	}
+	if err := n.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAWatcherIsWokenOnceTheChangeCanBeRead(t *testing.T) {
+	s := newShop(t, seedOf(t), 0, 1)
+	s.step()
+	s.step()
+	n := startNode(t, vfs.NewMem(), s.log)
+	n.reach(s)
+	placed := s.place(s.users[0], 0)
+	watching, release := hold(t, n.runners[0], placed.OrderID)
+	n.runners[0].Offer(s.commit(placed))
+	at := Min{Commit: s.last.Number, Wait: patience}
+	if view, _, err := n.views.Order(t.Context(), placed.OrderID, at); err != nil || view.Revision.Commit != s.last.Number {
+		t.Fatalf("got %+v, %v, want the order of commit %d", view, err, s.last.Number)
+	}
+	select {
+	case <-watching.woken:
+		t.Fatal("the watcher was woken before its change could be read")
+	default:
+	}
+	release()
 }
 
 // A countingLog counts what is read from it.
@@ -416,7 +501,7 @@ func TestARunnerDoesNotReadWhatItWasOffered(t *testing.T) {
 	for range 100 {
 		n.runners[0].Offer(s.step())
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := n.runners[0].Run(ctx); err != nil {
@@ -444,7 +529,7 @@ func TestARunnerThatIsOfferedNothingReadsTheLog(t *testing.T) {
 	s := newShop(t, seed, 0, 1)
 	n := openNode(t, vfs.NewMem(), s.log)
 	n.runners[0].tailIdle = time.Millisecond
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := n.runners[0].Run(ctx); err != nil {
@@ -537,7 +622,7 @@ func TestVerifyTellsWhatDiffers(t *testing.T) {
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	options := VerifyOptions{Store: n.store, Lane: 0, Lanes: 1, Log: s.log}
-	report, err := Verify(context.Background(), options)
+	report, err := Verify(t.Context(), options)
 	if err != nil || report.DifferencesTotal != 0 || report.Keys == 0 || report.Position != s.last {
 		t.Fatalf("seed %d: got %+v, %v, want no difference at %d", seed, report, err, s.last.Number)
 	}
@@ -553,7 +638,7 @@ func TestVerifyTellsWhatDiffers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	report, err = Verify(context.Background(), options)
+	report, err = Verify(t.Context(), options)
 	if err != nil || report.DifferencesTotal != 3 || len(report.Differences) != 3 {
 		t.Fatalf("seed %d: got %+v, %v, want 3 differences", seed, report, err)
 	}

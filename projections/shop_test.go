@@ -91,7 +91,7 @@ func (s *shop) commitEach(count int, next func() domain.Event) (*eventstore.Comm
 // append appends a commit as it is.
 func (s *shop) append(commit *eventstore.Commit) eventstore.Position {
 	record := eventstore.EncodeCommit(commit)
-	if err := s.log.Append(record).Wait(context.Background()); err != nil {
+	if err := s.log.Append(record).Wait(s.tb.Context()); err != nil {
 		s.tb.Fatalf("append commit %d: %v", commit.Number, err)
 	}
 	s.last = eventstore.Position{Number: record.Number, Hash: record.Hash}
@@ -101,13 +101,10 @@ func (s *shop) append(commit *eventstore.Commit) eventstore.Position {
 func (s *shop) envelope(event domain.Event) eventstore.Event {
 	typeName, version, aggregateID, payload := stored.Encode(event)
 	e := eventstore.Event{AggregateID: aggregateID, Type: typeName, Version: version, Payload: payload, UserID: "operator"}
-	switch event := event.(type) {
-	case domain.OrderPlaced:
-		e.UserID = event.UserID
-	case domain.OrderCancelled:
-		e.UserID = event.UserID
-	case domain.OrderExpired:
-		e.UserID = event.UserID
+	if placed, ok := event.(domain.OrderPlaced); ok {
+		e.UserID = placed.UserID
+	} else if id, ok := domain.OrderOf(event); ok {
+		e.UserID = s.orders[id][0].Order.UserID
 	}
 	e.Partition = eventstore.PartitionOf(e.UserID)
 	return e
@@ -121,9 +118,8 @@ func (s *shop) evolve(event domain.Event, number uint64) {
 		var order domain.Order
 		if len(history) > 0 {
 			order = history[len(history)-1].Order
-		} else {
-			user := event.(domain.OrderPlaced).UserID
-			s.byUser[user] = append(s.byUser[user], id)
+		} else if placed, ok := event.(domain.OrderPlaced); ok {
+			s.byUser[placed.UserID] = append(s.byUser[placed.UserID], id)
 		}
 		s.orders[id] = append(history, OrderView{Order: order.Evolve(event, s.now), Revision: revision})
 	}
@@ -221,7 +217,7 @@ var testPageKey = []byte("a key for tests only")
 func startNode(tb testing.TB, fs vfs.FS, logs ...eventstore.Log) *node {
 	tb.Helper()
 	n := openNode(tb, fs, logs...)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(tb.Context())
 	ended := make(chan error, len(n.runners))
 	for _, r := range n.runners {
 		go func() { ended <- r.Run(ctx) }()
@@ -279,7 +275,7 @@ const patience = 30 * time.Second
 // reach waits until the views of a shop's lane hold everything it has written.
 func (n *node) reach(s *shop) {
 	n.tb.Helper()
-	reached, err := n.runners[s.lane].await(context.Background(), s.last.Number, patience)
+	reached, err := n.runners[s.lane].await(n.tb.Context(), s.last.Number, patience)
 	if err != nil || !reached {
 		n.tb.Fatalf("seed %d: lane %d is at %d, want %d (%v)", s.seed, s.lane, n.runners[s.lane].Position().Number, s.last.Number, err)
 	}
@@ -288,7 +284,7 @@ func (n *node) reach(s *shop) {
 // check compares everything that the views say with the shop's model.
 func (n *node) check(s *shop) {
 	n.tb.Helper()
-	ctx := context.Background()
+	ctx := n.tb.Context()
 	at := Min{Lane: s.lane, Commit: s.last.Number, Wait: patience}
 	for id, history := range s.orders {
 		want := history[len(history)-1]
@@ -325,7 +321,7 @@ func (n *node) list(user string, status domain.OrderStatus, pageSize int) []doma
 	var ids []domain.OrderID
 	query := OrdersQuery{UserID: user, Status: status, PageSize: pageSize}
 	for {
-		page, _, err := n.views.Orders(context.Background(), query, Min{})
+		page, _, err := n.views.Orders(n.tb.Context(), query, Min{})
 		if err != nil {
 			n.tb.Fatalf("orders of %s: %v", user, err)
 		}

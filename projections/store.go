@@ -31,6 +31,9 @@ const (
 	// memTableBytes is the size of one memtable. What a crash loses, and what a node replays from its log after one, is
 	// at most memTableStop of them.
 	memTableBytes = 64 << 20
+	// BulkBytes is a size of batch that Pebble does not insert into a memtable, key by key, but sorts once and flushes as
+	// it is (half a memtable makes it so). What is read in bulk is written in batches of this size.
+	BulkBytes = memTableBytes/2 + 1<<20
 	// memTableStop is how many memtables may exist before writes wait for a flush.
 	memTableStop = 3
 	// bloomBitsPerKey gives about 1 % false positives: a miss costs no block read.
@@ -151,7 +154,7 @@ type pebbleLogger struct{ logger *slog.Logger }
 func (pebbleLogger) Infof(string, ...any) {}
 
 func (l pebbleLogger) Errorf(format string, args ...any) {
-	l.logger.Error("pebble: " + fmt.Sprintf(format, args...))
+	l.logger.Error("pebble failed", "error", fmt.Sprintf(format, args...))
 }
 
 // Fatalf does not return: Pebble calls it when going on would damage the store.

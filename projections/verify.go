@@ -135,7 +135,7 @@ func (r *Runner) fold(ctx context.Context, upTo eventstore.Position) error {
 			if err := r.takeRecord(record); err != nil {
 				return err
 			}
-			if r.full() {
+			if r.batch.Len() >= BulkBytes {
 				if err := r.flush(); err != nil {
 					return err
 				}

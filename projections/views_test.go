@@ -34,7 +34,7 @@ func TestAReadWaitsForTheRevisionItAsksFor(t *testing.T) {
 	const readers = 10
 	for range readers {
 		go func() {
-			view, fresh, err := n.views.Order(context.Background(), placed.OrderID, next)
+			view, fresh, err := n.views.Order(t.Context(), placed.OrderID, next)
 			answers <- answer{view, fresh, err}
 		}()
 	}
@@ -55,7 +55,7 @@ func TestAReadWhoseRevisionDoesNotComeSaysSo(t *testing.T) {
 	s.commit(placed)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
-	ctx := context.Background()
+	ctx := t.Context()
 	future := Min{Commit: s.last.Number + 1, Wait: time.Millisecond}
 	missing := s.place(s.users[0], 0).OrderID
 
@@ -98,7 +98,7 @@ func TestAMissingKeyIsNotSaidToBeMissingBeforeTheViewHasCaughtUp(t *testing.T) {
 	s.step()
 	placed := s.place(s.users[0], 0)
 	s.commit(placed)
-	ctx := context.Background()
+	ctx := t.Context()
 	n := openNode(t, vfs.NewMem(), s.log)
 	if _, fresh, err := n.views.Order(ctx, placed.OrderID, Min{}); !errors.Is(err, ErrBehind) || fresh.State != StateCatchingUp {
 		t.Fatalf("before Run: got %v, %v, want ErrBehind", fresh, err)
@@ -135,7 +135,7 @@ func TestAnotherUsersOrderIsAnsweredAsAMissingOne(t *testing.T) {
 	s.commit(placed)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
-	ctx := context.Background()
+	ctx := t.Context()
 	missing := s.place(s.users[0], 0).OrderID
 	if _, _, err := n.views.OrderOf(ctx, placed.OrderID, s.users[0], Min{}); err != nil {
 		t.Fatalf("one's own: %v", err)
@@ -162,7 +162,7 @@ func TestAPageTokenServesOnlyItsOwnQuery(t *testing.T) {
 	}
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
-	ctx := context.Background()
+	ctx := t.Context()
 	query := OrdersQuery{UserID: s.users[0], PageSize: 10}
 	page, _, err := n.views.Orders(ctx, query, Min{})
 	if err != nil || len(page.Orders) != 10 || page.Next == "" {
@@ -232,7 +232,7 @@ func TestAPageLooksAtABoundedNumberOfOrders(t *testing.T) {
 	n.reach(s)
 	query := OrdersQuery{UserID: s.users[0], Status: domain.StatusExpired}
 	for pages := 1; ; pages++ {
-		page, _, err := n.views.Orders(context.Background(), query, Min{})
+		page, _, err := n.views.Orders(t.Context(), query, Min{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -267,7 +267,7 @@ func TestProductsOfAllLanesAreListedBySKU(t *testing.T) {
 		var got []string
 		query := ProductsQuery{PageSize: size}
 		for {
-			page, fresh, err := n.views.Products(context.Background(), query, Min{})
+			page, fresh, err := n.views.Products(t.Context(), query, Min{})
 			if err != nil || fresh.State != StateFresh {
 				t.Fatalf("seed %d: %v, %v", seed, fresh, err)
 			}
@@ -299,7 +299,7 @@ func TestStockIsSummedOverLanesWhateverLaneIsAhead(t *testing.T) {
 		n.reach(home)
 		n.reach(other)
 		want.SKU = sku
-		got, _, err := n.views.Stock(context.Background(), sku, Min{})
+		got, _, err := n.views.Stock(t.Context(), sku, Min{})
 		if err != nil || got != want {
 			t.Fatalf("%s: got %+v, %v, want %+v", step, got, err, want)
 		}
@@ -354,7 +354,7 @@ func TestAWatcherSeesEachChangeOnce(t *testing.T) {
 				// Begin at once, or once a few more commits are there.
 				from := Min{Commit: first + uint64(i) + random.Uint64N(uint64(w+1)), Wait: patience}
 				result := seen{watched: i}
-				err := n.views.Watch(context.Background(), placed[i].OrderID, from, func(view OrderView, fresh Freshness) error {
+				err := n.views.Watch(t.Context(), placed[i].OrderID, from, func(view OrderView, fresh Freshness) error {
 					result.statuses = append(result.statuses, fmt.Sprintf("%s@%d", view.Order.Status, view.Revision.Commit))
 					if view.Order.Status != domain.StatusPendingPayment {
 						return ended
@@ -408,7 +408,7 @@ func TestASlowWatcherMissesNothing(t *testing.T) {
 	n.reach(s)
 	var got []uint64
 	enough := errors.New("enough")
-	err := n.views.Watch(context.Background(), placed.OrderID, Min{}, func(view OrderView, _ Freshness) error {
+	err := n.views.Watch(t.Context(), placed.OrderID, Min{}, func(view OrderView, _ Freshness) error {
 		if len(got) == 0 { // Everything happens while the first message is on its way.
 			for range 20 {
 				n.runners[0].Offer(s.commit(
@@ -443,7 +443,7 @@ func TestAWatchEndsWithItsCallerAndWithItsRunner(t *testing.T) {
 	s.commit(placed)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	err := n.views.Watch(ctx, placed.OrderID, Min{}, func(OrderView, Freshness) error { cancel(); return nil })
 	if !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v, want context.Canceled", err)
@@ -451,7 +451,7 @@ func TestAWatchEndsWithItsCallerAndWithItsRunner(t *testing.T) {
 	sent := make(chan struct{})
 	ended := make(chan error)
 	go func() {
-		ended <- n.views.Watch(context.Background(), placed.OrderID, Min{}, func(OrderView, Freshness) error { close(sent); return nil })
+		ended <- n.views.Watch(t.Context(), placed.OrderID, Min{}, func(OrderView, Freshness) error { close(sent); return nil })
 	}()
 	<-sent
 	stopping := make(chan []error)
@@ -464,9 +464,32 @@ func TestAWatchEndsWithItsCallerAndWithItsRunner(t *testing.T) {
 	}
 }
 
+func TestAWaitForWhatHasJustArrivedIsOver(t *testing.T) {
+	var a arrivals
+	a.init(3)
+	a.reached(5)
+	for commit, over := range map[uint64]bool{4: true, 5: true, 6: false} {
+		arrived, leave := a.enter(commit)
+		select {
+		case <-arrived:
+			if !over {
+				t.Fatalf("commit %d arrived after 5", commit)
+			}
+		default:
+			if over {
+				t.Fatalf("the wait for commit %d is not over at 5", commit)
+			}
+		}
+		leave()
+	}
+	if a.waiters != 0 || len(a.byCommit) != 0 {
+		t.Fatalf("%d waiters for %d commits are left behind", a.waiters, len(a.byCommit))
+	}
+}
+
 func TestTheNumberOfWaitersAndWatchersIsBounded(t *testing.T) {
 	var a arrivals
-	a.init()
+	a.init(0)
 	var leave []func()
 	for i := range waitersMax {
 		_, l := a.enter(uint64(i % 7))

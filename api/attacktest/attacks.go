@@ -43,17 +43,14 @@ const (
 
 func badTokens(t *testing.T, r *rig) {
 	now := time.Now()
-	claims := func(changes ...any) map[string]any {
+	// claims are good ones but for one; nil leaves it out.
+	claims := func(name string, value any) map[string]any {
 		c := map[string]any{
 			"iss": identity.DefaultIssuer, "aud": identity.DefaultAudience, "sub": victim,
 			"exp": now.Add(time.Hour).Unix(), "scope": "operator",
 		}
-		for i := 0; i+1 < len(changes); i += 2 {
-			if name := changes[i].(string); changes[i+1] == nil {
-				delete(c, name)
-			} else {
-				c[name] = changes[i+1]
-			}
+		if c[name] = value; value == nil {
+			delete(c, name)
 		}
 		return c
 	}
@@ -65,7 +62,7 @@ func badTokens(t *testing.T, r *rig) {
 		r.tokens = append(r.tokens, token)
 		return token
 	}
-	good := signed(claims())
+	good := signed(claims("scope", "operator"))
 	parts := strings.Split(good, ".")
 	none := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"none","typ":"JWT"}`))
 	for name, headers := range map[string][]string{

@@ -13,14 +13,10 @@ import (
 	"github.com/weirhq/weir/projections"
 )
 
-// Apply implements eventstore.Machine: one commit, one batch, with the position in it. A commit that this machine decided
-// is taken off the speculation; one read from the log is decoded.
+// Apply implements eventstore.Machine. A commit that this machine decided is taken off the speculation; one read from the
+// log is decoded.
 func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) error {
-	batch := m.db.NewBatchWithSize(64 + 512*len(commit.Events))
-	defer func() { _ = batch.Close() }()
 	var placed deadlines
-	granted := false
-	changed := map[string]struct{}{}
 	for i := range commit.Events {
 		envelope := &commit.Events[i]
 		if envelope.Type == eventstore.TypeLaneOpened {
@@ -30,51 +26,61 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 		if err != nil {
 			return fmt.Errorf("event %d: %w", i, err)
 		}
-		if err := m.write(batch, commit, envelope, event); err != nil {
+		if err := m.write(commit, envelope, event); err != nil {
 			return fmt.Errorf("event %d: %w", i, err)
 		}
-		switch event := event.(type) {
-		case domain.OrderPlaced:
-			placed.add(event.PayBy, event.OrderID)
-		case domain.StockGranted:
-			granted = true
-		case domain.OrderCancelled, domain.OrderExpired, domain.ProductPut, domain.StockReceived,
-			domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
+		if order, ok := event.(domain.OrderPlaced); ok {
+			placed.add(order.PayBy, order.OrderID)
 		}
 		for sku := range domain.SKUs(event) {
 			m.applied[sku] = m.applied[sku].Evolve(event, sku)
-			changed[sku] = struct{}{}
-		}
-	}
-	for sku := range changed {
-		if err := m.writeAccount(batch, sku); err != nil {
-			return err
+			m.changed[sku] = struct{}{}
 		}
 	}
 	for _, due := range placed {
-		if err := batch.Set(m.keys.deadline(due.payBy, commit.Number), due.orders, nil); err != nil {
+		if err := m.batch.Set(m.keys.deadline(due.payBy, commit.Number), due.orders, nil); err != nil {
 			return err
 		}
 		if due.payBy.Before(m.nextDue) {
 			m.nextDue = due.payBy
 		}
 	}
-	position := binary.BigEndian.AppendUint64(make([]byte, 0, positionBytes), next.Number)
-	position = append(position, next.Hash[:]...)
-	position = binary.BigEndian.AppendUint64(position, uint64(commit.Time.UnixNano()))
-	if err := batch.Set(m.keys.position(), position, nil); err != nil {
-		return err
-	}
-	if err := batch.Commit(pebble.NoSync); err != nil {
-		return err
-	}
-	m.position, m.logTime = next, commit.Time
-	if granted && m.options.Granted != nil {
-		m.options.Granted()
-	}
 	if len(m.pending) == 0 {
 		m.pending = nil // Its array would grow for ever otherwise.
 	}
+	m.position, m.logTime = next, commit.Time
+	if m.batch.Len() >= projections.BulkBytes {
+		return m.Flush()
+	}
+	return nil
+}
+
+// Flush implements eventstore.Machine: one batch, with the position in it.
+func (m *Machine) Flush() error {
+	if m.position.Number == m.flushed {
+		return nil
+	}
+	for sku := range m.changed {
+		if err := m.writeAccount(sku); err != nil {
+			return err
+		}
+	}
+	position := binary.BigEndian.AppendUint64(make([]byte, 0, positionBytes), m.position.Number)
+	position = append(position, m.position.Hash[:]...)
+	position = binary.BigEndian.AppendUint64(position, uint64(m.logTime.UnixNano()))
+	if err := m.batch.Set(m.keys.position(), position, nil); err != nil {
+		return err
+	}
+	if err := m.batch.Commit(pebble.NoSync); err != nil {
+		return err
+	}
+	m.batch.Reset()
+	clear(m.changed)
+	m.flushed = m.position.Number
+	if m.granted && m.options.Granted != nil {
+		m.options.Granted()
+	}
+	m.granted = false
 	return nil
 }
 
@@ -122,8 +128,8 @@ func (m *Machine) settle(envelope *eventstore.Event, event domain.Event) {
 	}
 }
 
-// write puts what one event changes into the batch, save accounts and deadlines, which a commit shares.
-func (m *Machine) write(batch *pebble.Batch, commit *eventstore.Commit, envelope *eventstore.Event, event domain.Event) error {
+// write puts what one event changes into the batch, save accounts and deadlines, which many share.
+func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, event domain.Event) error {
 	if envelope.RequestID != "" {
 		entry := ledgerEntry{
 			commit: commit.Number, at: commit.Time,
@@ -138,17 +144,18 @@ func (m *Machine) write(batch *pebble.Batch, commit *eventstore.Commit, envelope
 		}
 		key := requestKey{envelope.UserID, envelope.RequestID}
 		m.known.add(key)
-		if err := batch.Set(m.keys.request(key), entry.encode(), nil); err != nil {
+		if err := m.batch.Set(m.keys.request(key), entry.encode(), nil); err != nil {
 			return err
 		}
 	}
 	if put, ok := event.(domain.ProductPut); ok {
 		entry := CatalogEntry{Product: domain.Product{}.Evolve(put, commit.Time), Lane: m.options.Lane, Commit: commit.Number}
 		m.options.Catalog.put(entry)
-		return batch.Set(m.keys.product(put.SKU), encodeProduct(entry), nil)
+		return m.batch.Set(m.keys.product(put.SKU), encodeProduct(entry), nil)
 	}
 	if grant, ok := event.(domain.StockGranted); ok && grant.ToLane != m.options.Lane {
-		return batch.Set(m.keys.grant(grant), binary.AppendVarint(nil, grant.Units), nil)
+		m.granted = true
+		return m.batch.Set(m.keys.grant(grant), binary.AppendVarint(nil, grant.Units), nil)
 	}
 	id, ofOrder := domain.OrderOf(event)
 	if !ofOrder {
@@ -159,17 +166,17 @@ func (m *Machine) write(batch *pebble.Batch, commit *eventstore.Commit, envelope
 	}
 	if _, first := event.(domain.OrderPlaced); first {
 		entry.UserID = envelope.UserID
-		return batch.Set(m.keys.order(id), projections.AppendEntry(nil, entry), nil)
+		return m.batch.Set(m.keys.order(id), projections.AppendEntry(nil, entry), nil)
 	}
-	return batch.Merge(m.keys.order(id), projections.AppendEntry(nil, entry), nil)
+	return m.batch.Merge(m.keys.order(id), projections.AppendEntry(nil, entry), nil)
 }
 
-func (m *Machine) writeAccount(batch *pebble.Batch, sku string) error {
+func (m *Machine) writeAccount(sku string) error {
 	account := m.applied[sku]
 	if err := account.Check(); err != nil {
 		panic(fmt.Sprintf("bug: lane %d, SKU %s: %v", m.options.Lane, sku, err))
 	}
-	return batch.Set(m.keys.account(sku), encodeAccount(account), nil)
+	return m.batch.Set(m.keys.account(sku), encodeAccount(account), nil)
 }
 
 // deadlines are the orders that one commit placed, by their pay_by: one, unless events of several settings meet.

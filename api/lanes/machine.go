@@ -44,6 +44,12 @@ type Machine struct {
 	nextDue  time.Time
 	expiring int
 
+	// What was applied since the last flush: the batch, the SKUs whose accounts belong into it, whether it lists grants.
+	batch   *pebble.Batch
+	changed map[string]struct{}
+	granted bool
+	flushed uint64 // number of the newest commit that was flushed
+
 	// fresh is the id minted last: no order has it yet, so nobody need look.
 	fresh domain.OrderID
 	// entropy left for ids of the millisecond fresh was minted in.
@@ -100,6 +106,8 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		decided:  map[string]domain.Account{},
 		applied:  map[string]domain.Account{},
 		dirty:    map[string]struct{}{},
+		changed:  map[string]struct{}{},
+		batch:    options.Store.DB().NewBatch(),
 		orders:   map[domain.OrderID]specOrder{},
 		products: map[string]specProduct{},
 		requests: map[requestKey]requestInFlight{},
@@ -138,6 +146,7 @@ func (m *Machine) load() error {
 	}); err != nil {
 		return err
 	}
+	m.flushed = m.position.Number
 	return m.scan(m.keys.table(tableProducts), func(sku, value []byte) error {
 		entry, err := decodeProduct(string(sku), value)
 		entry.Lane = m.options.Lane

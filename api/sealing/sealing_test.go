@@ -13,7 +13,11 @@ import (
 	"time"
 
 	"github.com/weirhq/weir/api/sealing"
+	"github.com/weirhq/weir/eventstore"
 )
+
+// A cluster keeps its keys beside the log.
+var _ sealing.KeyStore = (*eventstore.UserKeys)(nil)
 
 func newSealer(t testing.TB, store sealing.KeyStore, master byte, now func() time.Time) *sealing.Sealer {
 	t.Helper()

@@ -83,7 +83,7 @@ func create(path, purpose string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(file.Name())
+	defer func() { _ = os.Remove(file.Name()) }() // A file that is left behind harms nobody.
 	_, err = file.WriteString(purpose + " " + base64.RawURLEncoding.EncodeToString(secret) + "\n")
 	if err == nil {
 		err = file.Sync()

@@ -45,7 +45,7 @@ func lockDir(dir string) (*dirLock, error) {
 	}
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		text, _ := os.ReadFile(file.Name()) //nolint:errcheck // Who it is only helps the reader of the error.
+		text, _ := os.ReadFile(file.Name()) // Who it is only helps the reader of the error.
 		pid, _ := strconv.Atoi(string(bytes.TrimSpace(text)))
 		return nil, errors.Join(&DirInUseError{Dir: dir, PID: pid}, file.Close())
 	}

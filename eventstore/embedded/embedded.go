@@ -210,7 +210,7 @@ func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
 		nats.ReconnectWait(20 * time.Millisecond), nats.ReconnectJitter(5*time.Millisecond, 5*time.Millisecond),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			if !errors.Is(err, io.ErrClosedPipe) { // That one only says that the server was restarted.
-				s.logger.Warn("connection to the embedded server: " + err.Error())
+				s.logger.Warn("connection to the embedded server", "error", err)
 			}
 		}),
 	}
@@ -308,11 +308,11 @@ func (l *serverLog) Fatalf(format string, v ...any) {
 }
 
 func (l *serverLog) Errorf(format string, v ...any) {
-	l.logger.Error("nats server: " + fmt.Sprintf(format, v...))
+	l.logger.Error("nats server", "message", fmt.Sprintf(format, v...))
 }
 
 func (l *serverLog) Warnf(format string, v ...any) {
-	l.logger.Warn("nats server: " + fmt.Sprintf(format, v...))
+	l.logger.Warn("nats server", "message", fmt.Sprintf(format, v...))
 }
 func (l *serverLog) Noticef(string, ...any) {}
 func (l *serverLog) Debugf(string, ...any)  {}

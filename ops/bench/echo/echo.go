@@ -37,8 +37,15 @@ func Run(ctx context.Context, options Options) error {
 		return err
 	}
 	mux := http.NewServeMux()
-	mux.Handle(orderv1connect.NewOrderServiceHandler(service, connect.WithReadMaxBytes(readMaxBytes)))
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute}
+	mux.Handle(orderv1connect.NewOrderServiceHandler(service, connect.WithReadMaxBytes(readMaxBytes), connect.WithCompressMinBytes(compressMinBytes)))
+	// As api.NewServer and its default limits have it: deadlines cost time too. The JSON codec is Connect's own.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{
+		Handler: mux, Protocols: &protocols, MaxHeaderBytes: 32 << 10,
+		ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+	}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })() // Whoever is still waiting for an echo has gone too.
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
@@ -46,7 +53,10 @@ func Run(ctx context.Context, options Options) error {
 	return nil
 }
 
-const readMaxBytes = 256 << 10
+const (
+	readMaxBytes     = 256 << 10
+	compressMinBytes = 8 << 10
+)
 
 // service reads its two replies only, so many calls may encode them at once.
 type service struct {

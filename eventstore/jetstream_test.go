@@ -1,0 +1,347 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/weirhq/weir/eventstore/embedded"
+)
+
+// openLoose opens lane 0 on a stream that, unlike a provisioned one, lets messages be deleted.
+func openLoose(t *testing.T, nc *nats.Conn) (Log, jetstream.Stream) {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := laneStream(0, 1, -1, MaxMessageSize)
+	config.DenyDelete = false
+	stream, err := js.CreateStream(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return openLanes(t, nc, 0, 1), stream
+}
+
+func wantChainError(t *testing.T, err error, number uint64) {
+	t.Helper()
+	if damage := (*ChainError)(nil); !errors.As(err, &damage) || damage.Number != number {
+		t.Fatalf("got %v, want a *ChainError at commit %d (I2)", err, number)
+	}
+}
+
+func TestAMissingCommitIsNoticedByEveryReader(t *testing.T) {
+	log, stream := openLoose(t, connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()})))
+	records := chainOf(t, 0, Genesis(0, 1), 8, 1000)
+	appendAll(t, log, records)
+	for _, number := range []uint64{4, 8} { // In the middle, and at the end, where nothing follows that shows the gap.
+		if err := stream.DeleteMsg(t.Context(), number); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := log.Read(t.Context(), 4)
+	wantChainError(t, err, 4)
+	_, err = log.Read(t.Context(), 8)
+	wantChainError(t, err, 8)
+	if _, err := log.Read(t.Context(), 9); !errors.Is(err, ErrNoCommit) {
+		t.Fatalf("after the end: got %v, want ErrNoCommit", err)
+	}
+	first := follow(t, log, 1)
+	for _, record := range records[:3] {
+		wantNext(t, first, record)
+	}
+	for range 2 { // It stays where it is.
+		_, err = first.Next(t.Context())
+		wantChainError(t, err, 4)
+	}
+	last := follow(t, log, 5)
+	for _, record := range records[4:7] {
+		wantNext(t, last, record)
+	}
+	_, err = last.Next(t.Context())
+	wantChainError(t, err, 8)
+}
+
+func TestAForeignMessageInTheStreamIsNoticed(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	log, _ := openLoose(t, nc)
+	records := chainOf(t, 0, Genesis(0, 1), 1, 1000)
+	appendAll(t, log, records)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), SubjectName(0), []byte("no commit")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), SubjectName(0), []byte("no commit"), jetstream.WithMsgID(records[0].Hash.String()+"0")); err != nil {
+		t.Fatal(err)
+	}
+	cursor := follow(t, log, 1)
+	wantNext(t, cursor, records[0])
+	_, err = cursor.Next(t.Context())
+	wantChainError(t, err, 2)
+	for number := uint64(2); number <= 3; number++ {
+		_, err = log.Read(t.Context(), number)
+		wantChainError(t, err, number)
+	}
+}
+
+// A server that finds a flipped byte drops the rest of the block at its next start and reports nothing.
+func TestAFlippedByteIsNoticedAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	server := startServer(t, embedded.Options{Dir: dir})
+	nc := connectTo(t, server)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), laneStream(0, 1, -1, MaxMessageSize)); err != nil {
+		t.Fatal(err)
+	}
+	log := openLanes(t, nc, 0, 1)
+	records := chainOf(t, 0, Genesis(0, 1), 20, 20_000)
+	appendAll(t, log, records)
+	witness, err := OpenWitness(filepath.Join(t.TempDir(), "witness"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	witness.Note(0, position(records[19]))
+	if err := witness.Check(t.Context(), 0, log); err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+	server.Shutdown()
+
+	block := filepath.Join(streamDir(dir, StreamName(0)), "msgs", "1.blk")
+	bytes, err := os.ReadFile(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bytes[len(bytes)/2] ^= 1
+	if err := os.WriteFile(block, bytes, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The server trusts its index as long as that is newer than the block.
+	if err := os.Remove(filepath.Join(streamDir(dir, StreamName(0)), "msgs", "index.db")); err != nil {
+		t.Fatal(err)
+	}
+
+	server = startServer(t, embedded.Options{Dir: dir})
+	nc = connectTo(t, server)
+	log = openLanes(t, nc, 0, 1)
+	err = witness.Check(t.Context(), 0, log)
+	lost, damage := (*WitnessError)(nil), (*ChainError)(nil)
+	if !errors.As(err, &lost) && !errors.As(err, &damage) {
+		t.Fatalf("the witness says %v about a log that lost commits", err)
+	}
+	_, err = Provision(t.Context(), nc, ProvisionOptions{Topology: Topology{Lanes: 1}, Known: witness.Known()})
+	if missing := (*MissingLogError)(nil); !errors.As(err, &missing) {
+		t.Fatalf("provision: got %v, want a *MissingLogError", err)
+	}
+}
+
+func TestAServerWithoutSpaceMakesTheLogFull(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir(), MaxBytes: 300_000}))
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), laneStream(0, 1, -1, MaxMessageSize)); err != nil {
+		t.Fatal(err)
+	}
+	log := openLanes(t, nc, 0, 1)
+	records := chainOf(t, 0, Genesis(0, 1), 10, 64<<10)
+	for i, record := range records {
+		err := log.Append(record).Wait(t.Context())
+		if errors.Is(err, ErrLogFull) && i > 0 {
+			atHead(t, log, uint64(i))
+			return
+		}
+		if err != nil {
+			t.Fatalf("append commit %d: %v", record.Number, err)
+		}
+	}
+	t.Fatal("the log was never full")
+}
+
+func TestALaneWithoutAStreamIsMissing(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	_, err := OpenJetStream(t.Context(), nc, Topology{Lanes: 2}, JetStreamOptions{})
+	if missing := (*MissingLogError)(nil); !errors.As(err, &missing) || missing.Lane != 0 {
+		t.Fatalf("got %v, want a *MissingLogError for lane 0", err)
+	}
+}
+
+func TestAnAppendWithoutAServerIsUnknown(t *testing.T) {
+	server := startServer(t, embedded.Options{Dir: t.TempDir()})
+	nc := connectTo(t, server)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), laneStream(0, 1, -1, MaxMessageSize)); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenJetStream(t.Context(), nc, Topology{Lanes: 1}, JetStreamOptions{AppendTimeout: 50 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := chainOf(t, 0, Genesis(0, 1), 3, 100)
+	appendAll(t, s.Log(0), records[:1])
+	if err := js.DeleteStream(t.Context(), StreamName(0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Log(0).Append(records[1]).Wait(t.Context()); !errors.Is(err, ErrUnknownOutcome) {
+		t.Fatalf("nobody listens: got %v, want ErrUnknownOutcome", err)
+	}
+	server.Shutdown()
+	if err := s.Log(0).Append(records[1]).Wait(t.Context()); !errors.Is(err, ErrUnknownOutcome) {
+		t.Fatalf("no server: got %v, want ErrUnknownOutcome", err)
+	}
+	nc.Close()
+	if err := s.Log(0).Append(records[2]).Wait(t.Context()); !errors.Is(err, ErrUnknownOutcome) {
+		t.Fatalf("no connection: got %v, want ErrUnknownOutcome", err)
+	}
+	s.Close()
+}
+
+func TestACommitThatIsTooLargeIsRefusedForGood(t *testing.T) {
+	log, _ := openLoose(t, connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()})))
+	for _, size := range []int{MaxMessageSize - 100, MaxMessageSize + 1} {
+		err := log.Append(chainOf(t, 0, Genesis(0, 1), 1, size)[0]).Wait(t.Context())
+		if err == nil || errors.Is(err, ErrUnknownOutcome) || errors.Is(err, ErrConflict) || errors.Is(err, ErrLogFull) {
+			t.Fatalf("%d bytes: got %v, want an error that is for good", size, err)
+		}
+	}
+	atHead(t, log, 0)
+}
+
+func TestEveryAnswerOfTheServerHasItsOutcome(t *testing.T) {
+	refusal := func(code int, description string) string {
+		return fmt.Sprintf(`{"error":{"code":400,"err_code":%d,"description":%q},"stream":"ORDERS-00","seq":0}`, code, description)
+	}
+	other := errors.New("refused for good")
+	tests := []struct {
+		answer string
+		want   error
+	}{
+		{`{"stream":"ORDERS-00","seq":7}`, nil},
+		{`{"stream":"ORDERS-00","seq":7,"duplicate": true}`, nil},
+		{`{"stream":"ORDERS-00","domain":"hub","seq":7}`, nil},
+		{`{"stream":"ORDERS-00","seq":8}`, &ChainError{}},
+		{`{"stream":"ORDERS-00","seq":3,"duplicate": true}`, &ChainError{}},
+		{refusal(10071, "wrong last sequence: 9"), ErrConflict},
+		{refusal(10164, "wrong last sequence"), ErrConflict},
+		{refusal(10070, "wrong last msg ID: x"), ErrConflict},
+		{refusal(10077, "maximum bytes exceeded"), ErrLogFull},
+		{refusal(10077, "maximum messages exceeded"), ErrLogFull},
+		{refusal(10023, "insufficient resources"), ErrLogFull},
+		{refusal(10002, "resource limits exceeded for account"), ErrLogFull},
+		{refusal(10047, "insufficient storage resources available"), ErrLogFull},
+		{refusal(10077, "message too large"), other},
+		{refusal(10054, "message size exceeds maximum allowed"), other},
+		{refusal(10060, "expected stream does not match"), other},
+		{refusal(10109, "invalid operation on sealed stream"), other},
+		{refusal(10077, "store is closed"), ErrUnknownOutcome},
+		{refusal(10158, "duplicate message id is in process"), ErrUnknownOutcome},
+		{refusal(10167, "too many requests"), ErrUnknownOutcome},
+		{refusal(19999, "from the future"), ErrUnknownOutcome},
+		{``, ErrUnknownOutcome},
+		{`{`, ErrUnknownOutcome},
+	}
+	for _, test := range tests {
+		got := appendOutcome(0, 7, &nats.Msg{Data: []byte(test.answer)})
+		ok := errors.Is(got, test.want)
+		if damage := (*ChainError)(nil); errors.As(test.want, &damage) {
+			ok = errors.As(got, &damage)
+		}
+		if errors.Is(test.want, other) {
+			ok = got != nil && !errors.Is(got, ErrConflict) && !errors.Is(got, ErrLogFull) && !errors.Is(got, ErrUnknownOutcome)
+		}
+		if !ok {
+			t.Errorf("answer %s: got %v, want %v", test.answer, got, test.want)
+		}
+	}
+}
+
+func TestReplySubjectsTellTheNumber(t *testing.T) {
+	for reply, want := range map[string]uint64{
+		"$JS.ACK.ORDERS-00.c.1.42.3.1700000000.0":             42,
+		"$JS.ACK.hub.account.ORDERS-00.c.1.42.3.1700000000.0": 42,
+		"$JS.ACK._.account.ORDERS-00.c.1.42.3.170.0.random":   42,
+	} {
+		if got, err := messageNumber(reply); err != nil || got != want {
+			t.Errorf("%s: got %d, %v, want %d", reply, got, err, want)
+		}
+	}
+	for _, reply := range []string{"", "x", "_INBOX.1.2.3.4.5.6.7.8", "$JS.ACK.ORDERS-00.c.1.x.3.170.0", strings.Repeat(".", 20)} {
+		if got, err := messageNumber(reply); err == nil {
+			t.Errorf("%q is number %d", reply, got)
+		}
+	}
+}
+
+func TestAReplicatedLogSurvivesItsLeadersDeath(t *testing.T) {
+	servers := startCluster(t)
+	urls := make([]string, len(servers))
+	for i, server := range servers {
+		urls[i] = server.ClientURL()
+	}
+	nc, err := nats.Connect(strings.Join(urls, ","), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	waitForJetStream(t, nc, 3)
+	if _, err := Provision(t.Context(), nc, ProvisionOptions{Topology: Topology{Lanes: 1}, Replicas: 3}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenJetStream(t.Context(), nc, Topology{Lanes: 1}, JetStreamOptions{
+		AppendTimeout: 500 * time.Millisecond, FollowHeartbeat: 200 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	log := s.Log(0)
+	records := chainOf(t, 0, Genesis(0, 1), 40, 1000)
+	cursor := follow(t, log, 1)
+	for i, record := range records {
+		if i == 20 {
+			stream, err := s.js.Stream(t.Context(), StreamName(0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			leader := stream.CachedInfo().Cluster.Leader
+			for j, server := range servers {
+				if leader == fmt.Sprintf("node%d", j+1) {
+					server.Shutdown()
+				}
+			}
+		}
+		eventually(t, "an append is acknowledged", func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			err := log.Append(record).Wait(ctx)
+			if errors.Is(err, ErrConflict) {
+				if stored, readErr := log.Read(ctx, record.Number); readErr == nil && stored.Hash == record.Hash {
+					return nil
+				}
+			}
+			return err
+		})
+	}
+	for _, record := range records {
+		wantNext(t, cursor, record)
+	}
+	wantRead(t, log, records[39])
+}

@@ -1,0 +1,135 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// UserKeys keeps one small secret value per user in a bucket beside the log: wrapped data keys. The log never holds them, so
+// what was sealed under one can be made unreadable for ever by deleting it. Its methods may be called by any number of
+// goroutines.
+type UserKeys struct{ bucket jetstream.KeyValue }
+
+const (
+	userKeysBucket = "WEIR-USER-KEYS"
+	userKeysStream = "KV_" + userKeysBucket
+	// userKeyBytesMax is above the size of a wrapped key.
+	userKeyBytesMax = 1024
+	// userKeyAttempts bounds the attempts to create a key while another caller's is on its way: a replicated bucket refuses
+	// the later of two writes before the earlier one can be read.
+	userKeyAttempts = 10
+	// userKeyPause is the pause before the second attempt; it doubles with each.
+	userKeyPause = 5 * time.Millisecond
+)
+
+// UserKeysOptions configure OpenUserKeys. Topology is required.
+type UserKeysOptions struct {
+	// Topology of the log. Once a lane has a commit, a missing bucket is not made anew.
+	Topology Topology
+	// Replicas of the bucket when it is made; 0 means 1.
+	Replicas int
+}
+
+// A MissingKeysError says that the bucket of user keys is gone while the log has commits: whatever was sealed under
+// them would be lost without a word.
+type MissingKeysError struct{ Lane uint32 }
+
+func (e *MissingKeysError) Error() string {
+	return fmt.Sprintf("the bucket %s is missing, though lane %d has commits; restore it from a backup", userKeysBucket, e.Lane)
+}
+
+// OpenUserKeys opens the bucket, and makes it before the log has its first commit. It may be stopped at any point and
+// called again. It is called after Provision and before the lanes open.
+func OpenUserKeys(ctx context.Context, nc *nats.Conn, options UserKeysOptions) (*UserKeys, error) {
+	fail := func(err error) (*UserKeys, error) { return nil, fmt.Errorf("open the bucket of user keys: %w", err) }
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fail(err)
+	}
+	if _, err = js.KeyValue(ctx, userKeysBucket); errors.Is(err, jetstream.ErrBucketNotFound) {
+		for lane := range options.Topology.Lanes {
+			info, err := streamInfo(ctx, nc, provisionRequestMax, lane)
+			if err != nil {
+				return fail(err)
+			}
+			if info.State.LastSeq > 0 {
+				return nil, &MissingKeysError{Lane: lane}
+			}
+		}
+		_, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
+			Bucket: userKeysBucket, Description: "Weir: wrapped data keys of users" + beingCreated,
+			Storage: jetstream.FileStorage, History: 1, MaxValueSize: userKeyBytesMax, Replicas: max(1, options.Replicas),
+		})
+		if errors.Is(err, jetstream.ErrBucketExists) {
+			err = nil // Another node was quicker.
+		}
+	}
+	if err != nil {
+		return fail(err)
+	}
+	if err := sealUserKeys(ctx, nc, js); err != nil {
+		return fail(err)
+	}
+	bucket, err := js.KeyValue(ctx, userKeysBucket) // Again: whether it reads from the leader is looked up here.
+	if err != nil {
+		return fail(err)
+	}
+	return &UserKeys{bucket}, nil
+}
+
+// sealUserKeys has the server write the new bucket's settings down once more (see provision.seal), and has it answer
+// reads from the leader alone: a replica that is behind would say that a user has no key.
+func sealUserKeys(ctx context.Context, nc *nats.Conn, js jetstream.JetStream) error {
+	stream, err := js.Stream(ctx, userKeysStream)
+	if err != nil {
+		return err
+	}
+	config := stream.CachedInfo().Config
+	if config.AllowDirect {
+		config.AllowDirect, config.MirrorDirect = false, false
+		if _, err := js.UpdateStream(ctx, config); err != nil {
+			return err
+		}
+	}
+	return (&provision{nc: nc, js: js, reached: provisionReached}).seal(ctx, userKeysStream)
+}
+
+// Get returns the user's value; found is false when there is none, or none any more.
+// REQUIRES: userID has only characters of A-Z a-z 0-9 _ -.
+func (k *UserKeys) Get(ctx context.Context, userID string) (value []byte, found bool, err error) {
+	entry, err := k.bucket.Get(ctx, userID)
+	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrKeyDeleted) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("read user key: %w", err)
+	}
+	return entry.Value(), true, nil
+}
+
+// Create stores a value for a user who has none, and returns the one that is stored: of several callers at once, all
+// get the same. Users as with Get.
+func (k *UserKeys) Create(ctx context.Context, userID string, value []byte) (stored []byte, err error) {
+	for attempt := range userKeyAttempts {
+		_, err := k.bucket.Create(ctx, userID, value)
+		if err == nil {
+			return value, nil
+		}
+		if !errors.Is(err, jetstream.ErrKeyExists) && !isWrongLast(err) {
+			return nil, fmt.Errorf("create user key: %w", err)
+		}
+		stored, found, err := k.Get(ctx, userID)
+		if err != nil || found {
+			return stored, err
+		}
+		if err := pause(ctx, userKeyPause<<attempt); err != nil {
+			return nil, fmt.Errorf("create user key: %w", err)
+		}
+	}
+	return nil, fmt.Errorf("create user key: other callers were quicker, and nothing is stored after %d attempts", userKeyAttempts)
+}

@@ -1,0 +1,156 @@
+package eventstore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/weirhq/weir/eventstore/embedded"
+)
+
+func provisioned(t *testing.T, nc *nats.Conn, replicas int) Topology {
+	t.Helper()
+	topology := Topology{Lanes: 2}
+	if _, err := Provision(t.Context(), nc, ProvisionOptions{Topology: topology, Replicas: replicas, Now: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	return topology
+}
+
+func openKeys(t *testing.T, nc *nats.Conn, topology Topology, replicas int) *UserKeys {
+	t.Helper()
+	keys, err := OpenUserKeys(t.Context(), nc, UserKeysOptions{Topology: topology, Replicas: replicas})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+func TestUserKeysAreCreatedOnceAndSurviveARestart(t *testing.T) {
+	server := startServer(t, embedded.Options{Dir: t.TempDir()})
+	nc := connectTo(t, server)
+	topology := provisioned(t, nc, 1)
+	keys := openKeys(t, nc, topology, 1)
+	if value, found, err := keys.Get(t.Context(), "ada"); err != nil || found {
+		t.Fatalf("before it was made: got %q, %t, %v", value, found, err)
+	}
+	for i, want := range []string{"first", "first"} {
+		stored, err := keys.Create(t.Context(), "ada", []byte([]string{"first", "second"}[i]))
+		if err != nil || string(stored) != want {
+			t.Fatalf("create %d: got %q, %v, want %q", i, stored, err, want)
+		}
+	}
+	if err := server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	nc = connectTo(t, server)
+	for range 2 { // Opening it twice changes nothing.
+		value, found, err := openKeys(t, nc, topology, 1).Get(t.Context(), "ada")
+		if err != nil || !found || string(value) != "first" {
+			t.Fatalf("after a restart: got %q, %t, %v", value, found, err)
+		}
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), userKeysStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config := stream.CachedInfo().Config; config.AllowDirect || config.Storage != jetstream.FileStorage || config.Description != "Weir: wrapped data keys of users" {
+		t.Errorf("the bucket's settings are %+v", config)
+	}
+	bucket, err := js.KeyValue(t.Context(), userKeysBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bucket.Purge(t.Context(), "ada"); err != nil {
+		t.Fatal(err)
+	}
+	keys = openKeys(t, nc, topology, 1)
+	if value, found, err := keys.Get(t.Context(), "ada"); err != nil || found {
+		t.Fatalf("after it was erased: got %q, %t, %v", value, found, err)
+	}
+	if stored, err := keys.Create(t.Context(), "ada", []byte("third")); err != nil || string(stored) != "third" {
+		t.Fatalf("made anew: got %q, %v", stored, err)
+	}
+}
+
+func TestCallersThatCreateAUserKeyAtOnceGetTheSame(t *testing.T) {
+	t.Run("Unreplicated", func(t *testing.T) {
+		server := startServer(t, embedded.Options{Dir: t.TempDir()})
+		testKeyRace(t, 1, connectTo(t, server))
+	})
+	t.Run("Replicated", func(t *testing.T) {
+		servers := startCluster(t)
+		var conns []*nats.Conn
+		for _, server := range servers {
+			conns = append(conns, connectTo(t, server))
+		}
+		waitForJetStream(t, conns[0], 3)
+		testKeyRace(t, 3, conns...)
+	})
+}
+
+func testKeyRace(t *testing.T, replicas int, conns ...*nats.Conn) {
+	t.Helper()
+	topology := provisioned(t, conns[0], replicas)
+	const callers = 12
+	var stores [callers]*UserKeys
+	for i := range stores {
+		stores[i] = openKeys(t, conns[i%len(conns)], topology, replicas)
+	}
+	for round := range 5 {
+		user := fmt.Sprintf("user-%d", round)
+		var stored [callers][]byte
+		var group sync.WaitGroup
+		for i := range callers {
+			group.Go(func() {
+				value, err := stores[i].Create(t.Context(), user, []byte(fmt.Sprintf("key of caller %d", i)))
+				if err != nil {
+					t.Errorf("caller %d: %v", i, err)
+				}
+				stored[i] = value
+			})
+		}
+		group.Wait()
+		for i := range stored {
+			if !bytes.Equal(stored[i], stored[0]) {
+				t.Fatalf("%s: caller %d got %q, caller 0 got %q", user, i, stored[i], stored[0])
+			}
+		}
+	}
+}
+
+func TestMissingBucketOfUserKeysIsNotMadeAnewOnceThereAreCommits(t *testing.T) {
+	server := startServer(t, embedded.Options{Dir: t.TempDir()})
+	nc := connectTo(t, server)
+	topology := provisioned(t, nc, 1)
+	openKeys(t, nc, topology, 1)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteKeyValue(t.Context(), userKeysBucket); err != nil {
+		t.Fatal(err)
+	}
+	openKeys(t, nc, topology, 1) // No commits yet: nothing was sealed.
+	if err := js.DeleteKeyValue(t.Context(), userKeysBucket); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), SubjectName(1), []byte("a commit")); err != nil {
+		t.Fatal(err)
+	}
+	_, err = OpenUserKeys(t.Context(), nc, UserKeysOptions{Topology: topology})
+	var missing *MissingKeysError
+	if !errors.As(err, &missing) || missing.Lane != 1 {
+		t.Fatalf("got %v, want a MissingKeysError of lane 1", err)
+	}
+}
