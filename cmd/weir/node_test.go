@@ -185,12 +185,21 @@ func TestAWatchShowsEveryChangeAndEndsWithTheNode(t *testing.T) {
 	go func() {
 		var stderr bytes.Buffer
 		p := &process{stdout: lineWriter(lines), stderr: &stderr, environ: n.customer(), now: time.Now}
-		code := p.execute(t.Context(), []string{"order", "watch", order.Order.OrderID})
+		code := p.execute(t.Context(), []string{"order", "watch", order.Order.OrderID, "--min-revision", order.revision()})
 		ended <- result{code: code, stderr: stderr.String()}
 	}()
-	wantText(t, <-lines, "pending-payment", "revision "+order.revision())
+	line := func() string {
+		select {
+		case text := <-lines:
+			return text
+		case r := <-ended:
+			t.Fatalf("the watch ended early: %+v", r)
+			return ""
+		}
+	}
+	wantText(t, line(), "pending-payment", "revision "+order.revision())
 	live(t, n.customer(), "order", "cancel", order.Order.OrderID, "--reason", "why not").want(t, exitOK)
-	wantText(t, <-lines, "cancelled", "reason: why not")
+	wantText(t, line(), "cancelled", "reason: why not")
 	if r := n.stop(); r.code != exitOK {
 		t.Fatalf("the node ended with %d:\n%s", r.code, r.stderr)
 	}
