@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -94,4 +96,41 @@ func TestVersionNamesTheBuild(t *testing.T) {
 		t.Fatalf("got %+v", b)
 	}
 	wantText(t, weir(t, nil, "version").want(t, exitOK).stdout, b.Go, "platform")
+}
+
+func TestTheREADMEHasTheExitCodes(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(readme), "`", "")
+	for _, e := range exitCodes {
+		wantText(t, text, fmt.Sprintf("| %d | %s | %s |", e.code, e.name, e.meaning))
+	}
+}
+
+// TestTheArchitecturePageNamesFunctionsThatExist reads every "file: function" of ARCHITECTURE.md.
+func TestTheArchitecturePageNamesFunctionsThatExist(t *testing.T) {
+	page, err := os.ReadFile("../../ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`([a-z/_]+\\.go): ([A-Za-z]+)`").FindAllStringSubmatch(string(page), -1)
+	if len(named) < 15 {
+		t.Fatalf("found %d places: the page was not read", len(named))
+	}
+	for _, place := range named {
+		path := "../../" + place[1]
+		if !strings.Contains(place[1], "/") {
+			path = place[1]
+		}
+		source, err := os.ReadFile(path)
+		if err != nil {
+			t.Errorf("ARCHITECTURE.md names %s: %v", place[1], err)
+			continue
+		}
+		if !regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + place[2] + `[\[(]`).Match(source) {
+			t.Errorf("ARCHITECTURE.md names %s in %s, and it is not there", place[2], place[1])
+		}
+	}
 }

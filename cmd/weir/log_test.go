@@ -196,11 +196,20 @@ func TestCatFollowsUntilTheInterrupt(t *testing.T) {
 		p := &process{stdout: lineWriter(lines), stderr: &strings.Builder{}, now: time.Now}
 		code <- p.execute(ctx, []string{"log", "cat", "--data", n.dir, "--follow", "--from", "2"})
 	}()
+	line := func() string {
+		select {
+		case text := <-lines:
+			return text
+		case early := <-code:
+			t.Fatalf("it ended early, with exit code %d", early)
+			return ""
+		}
+	}
 	for range 4 {
-		<-lines
+		line()
 	}
 	n.append(t, 1, putEvent("jar"))
-	if e := decode[eventLine](t, <-lines); e.Aggregate != "jar" {
+	if e := decode[eventLine](t, line()); e.Aggregate != "jar" {
 		t.Fatalf("got %+v", e)
 	}
 	cancel(errInterrupted)

@@ -154,11 +154,12 @@ func TestWhoMayDoWhatIsDecidedByTheTokensScope(t *testing.T) {
 	wantText(t, live(t, bob, "product", "list").want(t, exitPermission).stderr, "PERMISSION_DENIED", "--scope operator")
 	wantText(t, live(t, n.env(""), "order", "list").want(t, exitPermission).stderr, "UNAUTHENTICATED", "--token or WEIR_TOKEN")
 	wantText(t, live(t, n.env("eyJ.x.y"), "order", "list").want(t, exitPermission).stderr, "UNAUTHENTICATED")
-	if got := place(t, shop, "tea-sencha", "--user", "carol"); got.Order.UserID != "carol" {
-		t.Fatalf("placed for %q, want carol", got.Order.UserID)
+	carols := place(t, shop, "tea-sencha", "--user", "carol")
+	if carols.Order.UserID != "carol" {
+		t.Fatalf("placed for %q, want carol", carols.Order.UserID)
 	}
 	wantText(t, live(t, shop, "product", "list").want(t, exitPermission).stderr, "PERMISSION_DENIED")
-	wantText(t, live(t, n.operator(), "order", "list", "--user", "carol").want(t, exitOK).stdout, "tea-sencha=1")
+	wantText(t, live(t, n.operator(), "order", "list", "--user", "carol", "--min-revision", carols.revision()).want(t, exitOK).stdout, "tea-sencha=1")
 }
 
 func TestBadInputIsAUsageError(t *testing.T) {
@@ -184,12 +185,21 @@ func TestAWatchShowsEveryChangeAndEndsWithTheNode(t *testing.T) {
 	go func() {
 		var stderr bytes.Buffer
 		p := &process{stdout: lineWriter(lines), stderr: &stderr, environ: n.customer(), now: time.Now}
-		code := p.execute(t.Context(), []string{"order", "watch", order.Order.OrderID})
+		code := p.execute(t.Context(), []string{"order", "watch", order.Order.OrderID, "--min-revision", order.revision()})
 		ended <- result{code: code, stderr: stderr.String()}
 	}()
-	wantText(t, <-lines, "pending-payment", "revision "+order.revision())
+	line := func() string {
+		select {
+		case text := <-lines:
+			return text
+		case r := <-ended:
+			t.Fatalf("the watch ended early: %+v", r)
+			return ""
+		}
+	}
+	wantText(t, line(), "pending-payment", "revision "+order.revision())
 	live(t, n.customer(), "order", "cancel", order.Order.OrderID, "--reason", "why not").want(t, exitOK)
-	wantText(t, <-lines, "cancelled", "reason: why not")
+	wantText(t, line(), "cancelled", "reason: why not")
 	if r := n.stop(); r.code != exitOK {
 		t.Fatalf("the node ended with %d:\n%s", r.code, r.stderr)
 	}
@@ -221,7 +231,7 @@ func TestAnOrderOutlivesRestartsAndTheLossOfTheState(t *testing.T) {
 		if ordersOf(t, after) != ordersOf(t, before) {
 			t.Fatalf("after %s: the list is\n%s\nbefore\n%s", what, after, before)
 		}
-		wantText(t, live(t, n.operator(), "stock", "get", "tea-sencha").want(t, exitOK).stdout, "received    500", "reserved    2")
+		wantText(t, live(t, n.operator(), "stock", "get", "tea-sencha", "--min-revision", order.revision()).want(t, exitOK).stdout, "received    500", "reserved    2")
 		live(t, n.operator(), "log", "verify").want(t, exitOK)
 		n.stop().want(t, exitOK)
 	}
@@ -391,7 +401,7 @@ func TestAServerKeepsTheLogOfAServingNode(t *testing.T) {
 	wantText(t, r.stdout, order.Order.OrderID)
 	live(t, nil, "log", "verify", "--data", dir, "--nats", server.ClientURL()).want(t, exitOK)
 	n = startNode(t, args...)
-	wantText(t, live(t, mint("alice", ""), "order", "get", order.Order.OrderID).want(t, exitOK).stdout, "pending-payment")
+	wantText(t, live(t, mint("alice", ""), "order", "get", order.Order.OrderID, "--min-revision", order.revision()).want(t, exitOK).stdout, "pending-payment")
 }
 
 func TestALossyServerIsRefused(t *testing.T) {
@@ -427,8 +437,8 @@ func TestALogThatLostCommitsStopsTheNodeUntilTheLossIsAccepted(t *testing.T) {
 
 	wantText(t, live(t, nil, "dev", "--data", dir, "--listen", "127.0.0.1:0", "--accept-loss", "everything").want(t, exitUsage).stderr, "lane=3@40")
 	n = startDev(t, dir, "--accept-loss", "lane=0@"+first.Revision.Commit)
-	live(t, n.customer(), "order", "get", first.Order.OrderID).want(t, exitOK)
-	live(t, n.customer(), "order", "get", second.Order.OrderID).want(t, exitNotFound)
+	live(t, n.customer(), "order", "get", first.Order.OrderID, "--min-revision", first.revision()).want(t, exitOK)
+	live(t, n.customer(), "order", "get", second.Order.OrderID, "--min-revision", first.revision()).want(t, exitNotFound)
 	live(t, nil, "log", "verify", "--data", dir).want(t, exitOK)
 	n.stop().want(t, exitOK)
 	startDev(t, dir).stop().want(t, exitOK) // Accepted once is enough.
