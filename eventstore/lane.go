@@ -194,13 +194,15 @@ func (l *Lane[Q, A]) serve(ctx context.Context) error {
 				continue
 			}
 		}
+		// While a commit cannot be sent anyway, asks pile up in the queue and wake nobody.
 		var intake chan *waiting[Q, A]
-		if len(group) < l.options.GroupMax {
-			intake = l.queue
-		}
 		var slotFree <-chan struct{}
-		if l.writer.Ready() && len(group) > 0 && l.worthSending(len(group)) {
-			slotFree = slots.wait()
+		if l.writer.Ready() {
+			if l.worthSending(len(group)) {
+				slotFree = slots.wait()
+			} else {
+				intake = l.queue
+			}
 		}
 		select {
 		case w := <-intake:

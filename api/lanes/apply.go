@@ -49,7 +49,7 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 		m.pending = nil // Its array would grow for ever otherwise.
 	}
 	m.position, m.logTime = next, commit.Time
-	if m.batch.Len() >= projections.BulkBytes {
+	if m.batch.Len()+m.ledger.Len() >= projections.BulkBytes {
 		return m.Flush()
 	}
 	return nil
@@ -71,10 +71,14 @@ func (m *Machine) Flush() error {
 	if err := m.batch.Set(m.keys.position(), position, nil); err != nil {
 		return err
 	}
+	if err := m.batch.Apply(m.ledger, nil); err != nil {
+		return err
+	}
 	if err := m.batch.Commit(pebble.NoSync); err != nil {
 		return err
 	}
 	m.batch.Reset()
+	m.ledger.Reset()
 	clear(m.changed)
 	m.flushed = m.position.Number
 	if m.granted && m.options.Granted != nil {
@@ -144,7 +148,7 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 		}
 		key := requestKey{envelope.UserID, envelope.RequestID}
 		m.known.add(key)
-		if err := m.batch.Set(m.keys.request(key), entry.encode(), nil); err != nil {
+		if err := m.ledger.Set(m.keys.request(key), entry.encode(), nil); err != nil {
 			return err
 		}
 	}

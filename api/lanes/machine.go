@@ -44,8 +44,11 @@ type Machine struct {
 	nextDue  time.Time
 	expiring int
 
-	// What was applied since the last flush: the batch, the SKUs whose accounts belong into it, whether it lists grants.
+	// What was applied since the last flush: the batch, the ledger's part of it, the SKUs whose accounts belong into it,
+	// whether it lists grants. The ledger's keys come last and together: between the orders' keys, which nearly follow
+	// each other, they would make Pebble search its memtable from the top for each.
 	batch   *pebble.Batch
+	ledger  *pebble.Batch
 	changed map[string]struct{}
 	granted bool
 	flushed uint64 // number of the newest commit that was flushed
@@ -108,6 +111,7 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		dirty:    map[string]struct{}{},
 		changed:  map[string]struct{}{},
 		batch:    options.Store.DB().NewBatch(),
+		ledger:   options.Store.DB().NewBatch(),
 		orders:   map[domain.OrderID]specOrder{},
 		products: map[string]specProduct{},
 		requests: map[requestKey]requestInFlight{},
