@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/weirhq/weir/eventstore/embedded"
 )
 
@@ -402,6 +404,60 @@ func TestAServerKeepsTheLogOfAServingNode(t *testing.T) {
 	live(t, nil, "log", "verify", "--data", dir, "--nats", server.ClientURL()).want(t, exitOK)
 	n = startNode(t, args...)
 	wantText(t, live(t, mint("alice", ""), "order", "get", order.Order.OrderID, "--min-revision", order.revision()).want(t, exitOK).stdout, "pending-payment")
+}
+
+// A keyServer is a NATS server with a log in which a node has sealed a note.
+type keyServer struct {
+	*embedded.Server
+	dir string // The node's data directory.
+}
+
+func startKeyServer(t *testing.T) *keyServer {
+	t.Helper()
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Shutdown)
+	s := &keyServer{server, t.TempDir()}
+	n := startNode(t, s.serve(s.dir)...)
+	mint := func(user, scope string) []string {
+		return n.env(strings.TrimSpace(live(t, nil, "token", "--data", s.dir, "--user", user, "--scope", scope).want(t, exitOK).stdout))
+	}
+	op := mint("op", "operator")
+	live(t, op, "product", "put", "--sku", "tea", "--title", "Sencha", "--price", "12.90 EUR").want(t, exitOK)
+	live(t, op, "stock", "receive", "--sku", "tea", "--quantity", "5").want(t, exitOK)
+	place(t, mint("alice", ""), "tea", "--note", "ring twice")
+	n.stop().want(t, exitOK)
+	return s
+}
+
+// serve is the command line of a node on the server.
+func (s *keyServer) serve(dir string) []string {
+	return []string{
+		"serve", "--nats", s.ClientURL(), "--data", dir, "--listen", "127.0.0.1:0", "-o", "json",
+		"--lanes", "1", "--log-level", "warn", "--nats-monitor", s.MonitorURL(),
+	}
+}
+
+func TestANodeDoesNotStartWhenTheKeysOfSealedNotesAreGone(t *testing.T) {
+	server := startKeyServer(t)
+	nc, err := server.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteKeyValue(t.Context(), "WEIR-USER-KEYS"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // The first refusal makes no empty bucket for the second start to be content with.
+		r := live(t, nil, server.serve(server.dir)...).want(t, exitData)
+		wantText(t, r.stderr, "the bucket WEIR-USER-KEYS is missing, though lane 0 has commits", "restore the bucket with it from one backup")
+	}
 }
 
 func TestALossyServerIsRefused(t *testing.T) {
