@@ -6,11 +6,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -220,7 +222,7 @@ func (n *node) openState(context.Context) (err error) {
 }
 
 func (n *node) openAPI(ctx context.Context) error {
-	master, err := sealing.OpenOrCreateMasterKey(string(n.options.data))
+	master, err := n.openMasterKey(ctx)
 	if err != nil {
 		return err
 	}
@@ -244,6 +246,25 @@ func (n *node) openAPI(ctx context.Context) error {
 	})
 	n.server = api.NewServer(handler)
 	return ctx.Err()
+}
+
+// openMasterKey reads the master key. It makes one only where no user has a key yet: keys that are there were wrapped by a
+// master key that is somewhere else, or lost.
+func (n *node) openMasterKey(ctx context.Context) ([]byte, error) {
+	file := filepath.Join(string(n.options.data), sealing.MasterKeyFile)
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		used, err := n.log.keys.Used(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if used {
+			return nil, &problem{
+				code: exitData, what: fmt.Sprintf("there is no master key in %s, and the users' keys on %s were wrapped by one", n.options.data, n.log.server),
+				next: fmt.Sprintf("copy %s from the data directory of the node that made them, or from a backup, to %s (mode 0600)", sealing.MasterKeyFile, file),
+			}
+		}
+	}
+	return sealing.OpenOrCreateMasterKey(string(n.options.data))
 }
 
 // verifier believes the keys of --jwt-keys, or the key of the data directory.

@@ -409,7 +409,8 @@ func TestAServerKeepsTheLogOfAServingNode(t *testing.T) {
 // A keyServer is a NATS server with a log in which a node has sealed a note.
 type keyServer struct {
 	*embedded.Server
-	dir string // The node's data directory.
+	dir   string // The node's data directory.
+	order placed // Of alice, with the note.
 }
 
 func startKeyServer(t *testing.T) *keyServer {
@@ -419,7 +420,7 @@ func startKeyServer(t *testing.T) *keyServer {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Shutdown)
-	s := &keyServer{server, t.TempDir()}
+	s := &keyServer{Server: server, dir: t.TempDir()}
 	n := startNode(t, s.serve(s.dir)...)
 	mint := func(user, scope string) []string {
 		return n.env(strings.TrimSpace(live(t, nil, "token", "--data", s.dir, "--user", user, "--scope", scope).want(t, exitOK).stdout))
@@ -427,7 +428,7 @@ func startKeyServer(t *testing.T) *keyServer {
 	op := mint("op", "operator")
 	live(t, op, "product", "put", "--sku", "tea", "--title", "Sencha", "--price", "12.90 EUR").want(t, exitOK)
 	live(t, op, "stock", "receive", "--sku", "tea", "--quantity", "5").want(t, exitOK)
-	place(t, mint("alice", ""), "tea", "--note", "ring twice")
+	s.order = place(t, mint("alice", ""), "tea", "--note", "ring twice")
 	n.stop().want(t, exitOK)
 	return s
 }
@@ -458,6 +459,29 @@ func TestANodeDoesNotStartWhenTheKeysOfSealedNotesAreGone(t *testing.T) {
 		r := live(t, nil, server.serve(server.dir)...).want(t, exitData)
 		wantText(t, r.stderr, "the bucket WEIR-USER-KEYS is missing, though lane 0 has commits", "restore the bucket with it from one backup")
 	}
+}
+
+func TestANodeMakesNoSecondMasterKey(t *testing.T) {
+	server := startKeyServer(t)
+	second := t.TempDir()
+	r := live(t, nil, server.serve(second)...).want(t, exitData)
+	wantText(t, r.stderr, "there is no master key in "+second, "copy master.key from the data directory of the node that made them")
+	if _, err := os.Stat(filepath.Join(second, "master.key")); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("a master key was made: %v", err)
+	}
+	for _, name := range []string{"master.key", "token.key"} {
+		key, err := os.ReadFile(filepath.Join(server.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(second, name), key, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := startNode(t, server.serve(second)...)
+	token := live(t, nil, "token", "--data", server.dir, "--user", "alice").want(t, exitOK).stdout
+	got := live(t, n.env(strings.TrimSpace(token)), "order", "get", server.order.Order.OrderID, "--min-revision", server.order.revision()).want(t, exitOK)
+	wantText(t, got.stdout, "ring twice")
 }
 
 func TestALossyServerIsRefused(t *testing.T) {
