@@ -42,7 +42,7 @@ const (
 	witnessEvery = time.Second
 )
 
-// nodeOptions say what a node is. Every field has a flag.
+// nodeOptions say what a node is. Every field has a flag, but limits and owner.
 type nodeOptions struct {
 	data   dataDir
 	listen string
@@ -57,7 +57,10 @@ type nodeOptions struct {
 	// gcPercent is Go's GOGC; it only counts where the environment does not set GOGC.
 	gcPercent int
 	keys      keyOptions
-	owner     string
+	// limits on what a caller may cost; zero fields mean the defaults, which every node has outside of tests.
+	limits api.Limits
+	// owner is how this process is named in the log.
+	owner string
 }
 
 // keyOptions say whose tokens a node believes.
@@ -242,7 +245,7 @@ func (n *node) openAPI(ctx context.Context) error {
 	}
 	handler := api.NewHandler(api.Options{
 		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: sealer, Topology: n.log.topology,
-		Serving: n.lanes.Serving, Logger: n.logger,
+		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger,
 	})
 	n.server = api.NewServer(handler)
 	return ctx.Err()
