@@ -112,6 +112,15 @@ func (k *UserKeys) Get(ctx context.Context, userID string) (value []byte, found 
 	return entry.Value(), true, nil
 }
 
+// Used reports whether the bucket holds a value of any user, or the mark that one was erased.
+func (k *UserKeys) Used(ctx context.Context) (bool, error) {
+	status, err := k.bucket.Status(ctx)
+	if err != nil {
+		return false, fmt.Errorf("look into the bucket of user keys: %w", err)
+	}
+	return status.Values() > 0, nil
+}
+
 // Create stores a value for a user who has none, and returns the one that is stored: of several callers at once, all
 // get the same. Users as with Get.
 func (k *UserKeys) Create(ctx context.Context, userID string, value []byte) (stored []byte, err error) {

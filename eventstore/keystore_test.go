@@ -83,6 +83,26 @@ func TestUserKeysAreCreatedOnceAndSurviveARestart(t *testing.T) {
 	}
 }
 
+func TestBucketOfUserKeysIsUsedFromItsFirstKeyOn(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	keys := openKeys(t, nc, provisioned(t, nc, 1), 1)
+	expect := func(when string, want bool) {
+		t.Helper()
+		if used, err := keys.Used(t.Context()); err != nil || used != want {
+			t.Fatalf("%s: got %t, %v, want %t", when, used, err, want)
+		}
+	}
+	expect("before the first key", false)
+	if _, err := keys.Create(t.Context(), "ada", []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	expect("with a key", true)
+	if err := keys.bucket.Purge(t.Context(), "ada"); err != nil {
+		t.Fatal(err)
+	}
+	expect("after it was erased", true)
+}
+
 func TestCallersThatCreateAUserKeyAtOnceGetTheSame(t *testing.T) {
 	t.Run("Unreplicated", func(t *testing.T) {
 		server := startServer(t, embedded.Options{Dir: t.TempDir()})

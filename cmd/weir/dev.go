@@ -146,7 +146,13 @@ or credentials of the system account. It makes the streams when there are none.
 Tokens are verified with the public keys in --jwt-keys (PEM or JWKS), or, without it, with the key of the data
 directory, which 'weir token' makes tokens with.
 
-One node at a time serves a log for now: a second one on the same server takes the lanes from the first.`,
+Nodes of one log share two files of the data directory; copy both to a new node before its first start, with mode 0600:
+
+  token.key    signs and verifies tokens: a token of one node is then good on every other
+  master.key   wraps the users' keys, which notes are sealed with; once there are keys, a node makes no other one
+
+One node per log is supported until lanes have leases: a second one that runs at the same time takes the lanes from
+the first, and the first takes them back. Nothing is lost, but both refuse much. Stop the old one, then start the new.`,
 		Example: `  weir serve --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222 --data /var/lib/weir
   weir serve --config /etc/weir.yaml --jwt-keys /etc/weir/jwks.json --jwt-issuer https://id.example`,
 		Args: noArgs,

@@ -109,6 +109,19 @@ func TestTheREADMEHasTheExitCodes(t *testing.T) {
 	}
 }
 
+func TestTheREADMEShowsWhatADevNodePrints(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{stdout: &bytes.Buffer{}, now: func() time.Time { return time.Date(2026, 11, 2, 9, 30, 0, 0, time.UTC) }}
+	lines := devLines{API: "http://" + defaultListen, Data: defaultData, Lanes: lanesOfDev}
+	lines.Customer.User, lines.Customer.Token = devCustomer, "eyJhbGciOi…"
+	lines.Operator.User, lines.Operator.Token = devOperator, "eyJhbGciOi…"
+	printed := strings.ReplaceAll(p.devText(&node{}, lines, true), commandName(), "go run ./cmd/weir")
+	wantText(t, string(readme), "$ go run ./cmd/weir dev --demo\n"+printed)
+}
+
 // TestTheArchitecturePageNamesFunctionsThatExist reads every "file: function" of ARCHITECTURE.md.
 func TestTheArchitecturePageNamesFunctionsThatExist(t *testing.T) {
 	page, err := os.ReadFile("../../ARCHITECTURE.md")

@@ -48,7 +48,7 @@ type openLog struct {
 	topology eventstore.Topology
 	streams  *eventstore.JetStream
 	witness  *eventstore.Witness
-	keys     *keyStore
+	keys     *eventstore.UserKeys
 
 	embedded *embedded.Server
 	nc       *nats.Conn
@@ -160,7 +160,7 @@ func provisionLog(ctx context.Context, options nodeOptions, logger *slog.Logger)
 	if err := l.provision(ctx, options); err != nil {
 		return nil, err
 	}
-	if l.keys, err = openKeyStore(ctx, l.nc, options.log.replicas); err != nil {
+	if l.keys, err = l.openKeys(ctx, options); err != nil {
 		return nil, err
 	}
 	if l.streams, err = eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{}); err != nil {
@@ -228,6 +228,20 @@ func (l *openLog) provision(ctx context.Context, options nodeOptions) error {
 		return l.sayWhatIsLost(ctx, missing)
 	}
 	return err
+}
+
+// openKeys opens the users' wrapped keys. They lie beside the log and not in it: what was sealed under a key that is
+// destroyed stays unreadable.
+func (l *openLog) openKeys(ctx context.Context, options nodeOptions) (*eventstore.UserKeys, error) {
+	keys, err := eventstore.OpenUserKeys(ctx, l.nc, eventstore.UserKeysOptions{Topology: l.topology, Replicas: options.log.replicas})
+	var missing *eventstore.MissingKeysError
+	if err == nil || errors.As(err, &missing) {
+		return keys, err
+	}
+	return nil, &problem{
+		code: exitUnavailable, what: fmt.Sprintf("the users' keys on %s cannot be opened: %v", l.server, err), cause: err,
+		next: "start again; if it stays so, look at the server's log, and whether the credentials may make and read a key-value bucket",
+	}
 }
 
 // sayWhatIsLost tells a log that ends too early from one that is gone: the witness says how much is lost, and that can be

@@ -6,11 +6,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -40,7 +42,7 @@ const (
 	witnessEvery = time.Second
 )
 
-// nodeOptions say what a node is. Every field has a flag.
+// nodeOptions say what a node is. Every field has a flag, but limits and owner.
 type nodeOptions struct {
 	data   dataDir
 	listen string
@@ -55,7 +57,10 @@ type nodeOptions struct {
 	// gcPercent is Go's GOGC; it only counts where the environment does not set GOGC.
 	gcPercent int
 	keys      keyOptions
-	owner     string
+	// limits on what a caller may cost; zero fields mean the defaults, which every node has outside of tests.
+	limits api.Limits
+	// owner is how this process is named in the log.
+	owner string
 }
 
 // keyOptions say whose tokens a node believes.
@@ -220,7 +225,7 @@ func (n *node) openState(context.Context) (err error) {
 }
 
 func (n *node) openAPI(ctx context.Context) error {
-	master, err := sealing.OpenOrCreateMasterKey(string(n.options.data))
+	master, err := n.openMasterKey(ctx)
 	if err != nil {
 		return err
 	}
@@ -240,10 +245,29 @@ func (n *node) openAPI(ctx context.Context) error {
 	}
 	handler := api.NewHandler(api.Options{
 		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: sealer, Topology: n.log.topology,
-		Serving: n.lanes.Serving, Logger: n.logger,
+		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger,
 	})
 	n.server = api.NewServer(handler)
 	return ctx.Err()
+}
+
+// openMasterKey reads the master key. It makes one only where no user has a key yet: keys that are there were wrapped by a
+// master key that is somewhere else, or lost.
+func (n *node) openMasterKey(ctx context.Context) ([]byte, error) {
+	file := filepath.Join(string(n.options.data), sealing.MasterKeyFile)
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		used, err := n.log.keys.Used(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if used {
+			return nil, &problem{
+				code: exitData, what: fmt.Sprintf("there is no master key in %s, and the users' keys on %s were wrapped by one", n.options.data, n.log.server),
+				next: fmt.Sprintf("copy %s from the data directory of the node that made them, or from a backup, to %s (mode 0600)", sealing.MasterKeyFile, file),
+			}
+		}
+	}
+	return sealing.OpenOrCreateMasterKey(string(n.options.data))
 }
 
 // verifier believes the keys of --jwt-keys, or the key of the data directory.

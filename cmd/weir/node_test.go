@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/weirhq/weir/eventstore/embedded"
 )
 
@@ -402,6 +404,84 @@ func TestAServerKeepsTheLogOfAServingNode(t *testing.T) {
 	live(t, nil, "log", "verify", "--data", dir, "--nats", server.ClientURL()).want(t, exitOK)
 	n = startNode(t, args...)
 	wantText(t, live(t, mint("alice", ""), "order", "get", order.Order.OrderID, "--min-revision", order.revision()).want(t, exitOK).stdout, "pending-payment")
+}
+
+// A keyServer is a NATS server with a log in which a node has sealed a note.
+type keyServer struct {
+	*embedded.Server
+	dir   string // The node's data directory.
+	order placed // Of alice, with the note.
+}
+
+func startKeyServer(t *testing.T) *keyServer {
+	t.Helper()
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Shutdown)
+	s := &keyServer{Server: server, dir: t.TempDir()}
+	n := startNode(t, s.serve(s.dir)...)
+	mint := func(user, scope string) []string {
+		return n.env(strings.TrimSpace(live(t, nil, "token", "--data", s.dir, "--user", user, "--scope", scope).want(t, exitOK).stdout))
+	}
+	op := mint("op", "operator")
+	live(t, op, "product", "put", "--sku", "tea", "--title", "Sencha", "--price", "12.90 EUR").want(t, exitOK)
+	live(t, op, "stock", "receive", "--sku", "tea", "--quantity", "5").want(t, exitOK)
+	s.order = place(t, mint("alice", ""), "tea", "--note", "ring twice")
+	n.stop().want(t, exitOK)
+	return s
+}
+
+// serve is the command line of a node on the server.
+func (s *keyServer) serve(dir string) []string {
+	return []string{
+		"serve", "--nats", s.ClientURL(), "--data", dir, "--listen", "127.0.0.1:0", "-o", "json",
+		"--lanes", "1", "--log-level", "warn", "--nats-monitor", s.MonitorURL(),
+	}
+}
+
+func TestANodeDoesNotStartWhenTheKeysOfSealedNotesAreGone(t *testing.T) {
+	server := startKeyServer(t)
+	nc, err := server.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteKeyValue(t.Context(), "WEIR-USER-KEYS"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // The first refusal makes no empty bucket for the second start to be content with.
+		r := live(t, nil, server.serve(server.dir)...).want(t, exitData)
+		wantText(t, r.stderr, "the bucket WEIR-USER-KEYS is missing, though lane 0 has commits", "restore the bucket with it from one backup")
+	}
+}
+
+func TestANodeMakesNoSecondMasterKey(t *testing.T) {
+	server := startKeyServer(t)
+	second := t.TempDir()
+	r := live(t, nil, server.serve(second)...).want(t, exitData)
+	wantText(t, r.stderr, "there is no master key in "+second, "copy master.key from the data directory of the node that made them")
+	if _, err := os.Stat(filepath.Join(second, "master.key")); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("a master key was made: %v", err)
+	}
+	for _, name := range []string{"master.key", "token.key"} {
+		key, err := os.ReadFile(filepath.Join(server.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(second, name), key, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := startNode(t, server.serve(second)...)
+	token := live(t, nil, "token", "--data", server.dir, "--user", "alice").want(t, exitOK).stdout
+	got := live(t, n.env(strings.TrimSpace(token)), "order", "get", server.order.Order.OrderID, "--min-revision", server.order.revision()).want(t, exitOK)
+	wantText(t, got.stdout, "ring twice")
 }
 
 func TestALossyServerIsRefused(t *testing.T) {

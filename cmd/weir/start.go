@@ -17,6 +17,7 @@ func explainStart(dir dataDir, err error) error {
 		storeUse *projections.StoreInUseError
 		topology *eventstore.TopologyError
 		missing  *eventstore.MissingLogError
+		keys     *eventstore.MissingKeysError
 		setting  *eventstore.StreamSettingError
 		chain    *eventstore.ChainError
 		lossy    *eventstore.LossyServerError
@@ -42,6 +43,8 @@ func explainStart(dir dataDir, err error) error {
 		return data("leave --lanes out: the log knows how many it has")
 	case errors.As(err, &missing):
 		return data("keep the directory as it is, and restore the log from a backup")
+	case errors.As(err, &keys):
+		return data("keep the log as it is, and restore the bucket with it from one backup: without the keys no note in the log can ever be read")
 	case errors.As(err, &witness):
 		return data("keep the directory as it is, and restore the log from a backup, before anything is given up")
 	case errors.As(err, &lossy):
