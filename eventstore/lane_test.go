@@ -23,6 +23,7 @@ type counter struct {
 func newCounter() *counter { return &counter{position: Genesis(0, 1)} }
 
 func (m *counter) Position() Position         { return m.position }
+func (m *counter) Reached() Position          { return m.position }
 func (m *counter) LogTime() time.Time         { return m.logTime }
 func (m *counter) Due(time.Time, int) []Event { return nil }
 func (m *counter) Rollback()                  { m.decided = m.applied }

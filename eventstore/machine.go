@@ -8,7 +8,10 @@ import "time"
 type Machine[Q, A any] interface {
 	// Position returns the newest applied commit.
 	Position() Position
-	// LogTime returns that commit's time, the zero time before the first.
+	// Reached returns the newest commit that any part of the durable state holds: Position, or later when parts are written at
+	// different times and those behind are brought up by applying the commits in between once more.
+	Reached() Position
+	// LogTime returns that newest commit's time, the zero time before the first.
 	LogTime() time.Time
 	// Decide answers one question against everything decided so far, acknowledged or not, and takes its events
 	// into the speculative state. at is the log time of the commit that is being built.

@@ -175,7 +175,8 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 	}
 	at := w.machine.Position()
 	w.tipTime = later(w.tipTime, w.machine.LogTime())
-	if err := w.sameLog(ctx, at); err != nil {
+	reached := w.machine.Reached()
+	if err := w.sameLog(ctx, reached); err != nil {
 		return err
 	}
 	if head > at.Number {
@@ -197,7 +198,7 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 	// The head was a hint; what stands behind it is found one by one.
 	for {
 		record, err := w.log.Read(ctx, at.Number+1)
-		if errors.Is(err, ErrNoCommit) {
+		if errors.Is(err, ErrNoCommit) && at.Number >= reached.Number {
 			w.tip = at
 			return nil
 		}

@@ -17,6 +17,7 @@ import (
 // log is decoded.
 func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) error {
 	var placed deadlines
+	known := commit.Number <= m.reached.Number // All but the accounts hold it already.
 	for i := range commit.Events {
 		envelope := &commit.Events[i]
 		if envelope.Type == eventstore.TypeLaneOpened {
@@ -26,11 +27,13 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 		if err != nil {
 			return fmt.Errorf("event %d: %w", i, err)
 		}
-		if err := m.write(commit, envelope, event); err != nil {
-			return fmt.Errorf("event %d: %w", i, err)
-		}
-		if order, ok := event.(domain.OrderPlaced); ok {
-			placed.add(order.PayBy, order.OrderID)
+		if !known {
+			if err := m.write(commit, envelope, event); err != nil {
+				return fmt.Errorf("event %d: %w", i, err)
+			}
+			if order, ok := event.(domain.OrderPlaced); ok {
+				placed.add(order.PayBy, order.OrderID)
+			}
 		}
 		for sku := range domain.SKUs(event) {
 			m.applied[sku] = m.applied[sku].Evolve(event, sku)
@@ -48,28 +51,37 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 	if len(m.pending) == 0 {
 		m.pending = nil // Its array would grow for ever otherwise.
 	}
-	m.position, m.logTime = next, commit.Time
+	m.position = next
+	if !known {
+		m.logTime = commit.Time
+	}
 	if m.batch.Len()+m.ledger.Len() >= projections.BulkBytes {
 		return m.Flush()
 	}
 	return nil
 }
 
-// Flush implements eventstore.Machine: one batch, with the position in it.
+// Flush implements eventstore.Machine: one batch, with its position in it.
 func (m *Machine) Flush() error {
 	if m.position.Number == m.flushed {
 		return nil
 	}
-	for sku := range m.changed {
-		if err := m.writeAccount(sku); err != nil {
+	if m.position.Number >= m.reckoned+m.options.ReckonEvery {
+		for sku := range m.changed {
+			if err := m.writeAccount(sku); err != nil {
+				return err
+			}
+		}
+		if err := m.batch.Set(m.keys.reckoned(), m.encodePosition(), nil); err != nil {
 			return err
 		}
+		clear(m.changed)
+		m.reckoned = m.position.Number
 	}
-	position := binary.BigEndian.AppendUint64(make([]byte, 0, positionBytes), m.position.Number)
-	position = append(position, m.position.Hash[:]...)
-	position = binary.BigEndian.AppendUint64(position, uint64(m.logTime.UnixNano()))
-	if err := m.batch.Set(m.keys.position(), position, nil); err != nil {
-		return err
+	if m.position.Number > m.reached.Number {
+		if err := m.batch.Set(m.keys.position(), m.encodePosition(), nil); err != nil {
+			return err
+		}
 	}
 	if err := m.batch.Apply(m.ledger, nil); err != nil {
 		return err
@@ -79,13 +91,18 @@ func (m *Machine) Flush() error {
 	}
 	m.batch.Reset()
 	m.ledger.Reset()
-	clear(m.changed)
 	m.flushed = m.position.Number
 	if m.granted && m.options.Granted != nil {
 		m.options.Granted()
 	}
 	m.granted = false
 	return nil
+}
+
+func (m *Machine) encodePosition() []byte {
+	value := binary.BigEndian.AppendUint64(make([]byte, 0, positionBytes), m.position.Number)
+	value = append(value, m.position.Hash[:]...)
+	return binary.BigEndian.AppendUint64(value, uint64(m.logTime.UnixNano()))
 }
 
 // next returns the domain event of an envelope: the one that was decided, when this machine did, else the stored one.

@@ -11,7 +11,8 @@ import (
 
 // The tables of a lane's state. A key is: projections.KeySpaceState, lane (2 bytes), table, and then
 //
-//	position                                 the position, and the log time
+//	position                                 the position of all tables but the accounts, and its log time
+//	reckoned                                 the position of the accounts, and its log time
 //	order     order id (16 bytes)            the order's record, see projections.Entry
 //	request   user 0x00 request              the ledger's entry
 //	deadline  pay_by (8 bytes), commit       the ids of the orders that the commit placed with that pay_by
@@ -20,6 +21,7 @@ import (
 //	grant     lane, number, SKU              units granted to another lane and not known to be taken
 const (
 	tablePosition  byte = 'p'
+	tableReckoned  byte = 'q'
 	tableOrders    byte = 'o'
 	tableRequests  byte = 'r'
 	tableDeadlines byte = 'd'
@@ -52,6 +54,8 @@ func (k *keys) keep(key []byte) []byte {
 func (k *keys) table(table byte) []byte { return append(append([]byte(nil), k.prefix...), table) }
 
 func (k *keys) position() []byte { return k.keep(k.start(tablePosition)) }
+
+func (k *keys) reckoned() []byte { return k.keep(k.start(tableReckoned)) }
 
 func (k *keys) order(id domain.OrderID) []byte { return k.keep(append(k.start(tableOrders), id[:]...)) }
 

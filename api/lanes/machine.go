@@ -20,10 +20,13 @@ import (
 // projection it can be deleted and made again from the log. On top of it lies what is decided and not applied yet.
 // One goroutine uses a Machine.
 type Machine struct {
-	options  MachineOptions
-	db       *pebble.DB
-	keys     keys
+	options MachineOptions
+	db      *pebble.DB
+	keys    keys
+	// position is the newest applied commit. After a start it is that of the accounts, which are written less often than
+	// the rest: up to reached, Apply then only brings the accounts up.
 	position eventstore.Position
+	reached  eventstore.Position
 	logTime  time.Time
 
 	// accounts are complete in memory: decided is what Decide sees, applied what is durable. They differ in dirty.
@@ -47,11 +50,12 @@ type Machine struct {
 	// What was applied since the last flush: the batch, the ledger's part of it, the SKUs whose accounts belong into it,
 	// whether it lists grants. The ledger's keys come last and together: between the orders' keys, which nearly follow
 	// each other, they would make Pebble search its memtable from the top for each.
-	batch   *pebble.Batch
-	ledger  *pebble.Batch
-	changed map[string]struct{}
-	granted bool
-	flushed uint64 // number of the newest commit that was flushed
+	batch    *pebble.Batch
+	ledger   *pebble.Batch
+	changed  map[string]struct{}
+	granted  bool
+	flushed  uint64 // number of the newest commit that was flushed
+	reckoned uint64 // number of the commit as of which the accounts were written
 
 	// fresh is the id minted last: no order has it yet, so nobody need look.
 	fresh domain.OrderID
@@ -70,6 +74,9 @@ type MachineOptions struct {
 	PayWithin time.Duration
 	// Entropy is where order ids take their randomness from. A simulation passes a seeded one.
 	Entropy io.Reader
+	// ReckonEvery is how many commits may be applied before the accounts are written again; 0 means 64. That many more
+	// are read at a start. An order of one line would otherwise cost one write more, since most commits change most accounts.
+	ReckonEvery uint64
 	// Granted is called when the list of grants for other lanes has grown; may be nil. It does not block.
 	Granted func()
 }
@@ -102,6 +109,9 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 	if options.PayWithin == 0 {
 		options.PayWithin = PayWithinDefault
 	}
+	if options.ReckonEvery == 0 {
+		options.ReckonEvery = 64
+	}
 	m := &Machine{
 		options:  options,
 		db:       options.Store.DB(),
@@ -124,19 +134,14 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 
 // load reads the position and what is kept in memory.
 func (m *Machine) load() error {
-	m.position = eventstore.Genesis(m.options.Lane, m.options.Topology.Lanes)
-	value, err := m.get(m.keys.position())
-	if err != nil {
+	var err error
+	if m.position, m.logTime, err = m.readPosition(m.keys.reckoned()); err != nil {
 		return err
 	}
-	if value != nil {
-		if len(value) != positionBytes {
-			return fmt.Errorf("its position has %d bytes, want %d", len(value), positionBytes)
-		}
-		m.position.Number = binary.BigEndian.Uint64(value)
-		copy(m.position.Hash[:], value[8:])
-		m.logTime = time.Unix(0, int64(binary.BigEndian.Uint64(value[8+len(m.position.Hash):]))).UTC()
+	if m.reached, m.logTime, err = m.readPosition(m.keys.position()); err != nil {
+		return err
 	}
+	m.flushed, m.reckoned = m.position.Number, m.position.Number
 	if err := m.scan(m.keys.table(tableAccounts), func(sku, value []byte) error {
 		account, err := decodeAccount(value)
 		m.applied[string(sku)], m.decided[string(sku)] = account, account
@@ -150,13 +155,35 @@ func (m *Machine) load() error {
 	}); err != nil {
 		return err
 	}
-	m.flushed = m.position.Number
 	return m.scan(m.keys.table(tableProducts), func(sku, value []byte) error {
 		entry, err := decodeProduct(string(sku), value)
 		entry.Lane = m.options.Lane
 		m.options.Catalog.put(entry)
 		return err
 	})
+}
+
+// readPosition reads a position and its log time, genesis when there is none.
+func (m *Machine) readPosition(key []byte) (eventstore.Position, time.Time, error) {
+	position := eventstore.Genesis(m.options.Lane, m.options.Topology.Lanes)
+	value, err := m.get(key)
+	if err != nil || value == nil {
+		return position, time.Time{}, err
+	}
+	if len(value) != positionBytes {
+		return position, time.Time{}, fmt.Errorf("its position has %d bytes, want %d", len(value), positionBytes)
+	}
+	position.Number = binary.BigEndian.Uint64(value)
+	copy(position.Hash[:], value[8:])
+	return position, time.Unix(0, int64(binary.BigEndian.Uint64(value[8+len(position.Hash):]))).UTC(), nil
+}
+
+// Reached returns the newest commit that the durable state holds anything of.
+func (m *Machine) Reached() eventstore.Position {
+	if m.position.Number > m.reached.Number {
+		return m.position
+	}
+	return m.reached
 }
 
 // Position returns the newest applied commit.

@@ -184,7 +184,7 @@ func (s *simulation) start(n *simNode) error {
 func (s *simulation) machine(store *projections.Store) (eventstore.Machine[Request, Outcome], error) {
 	machine, err := OpenMachine(MachineOptions{
 		Lane: 0, Topology: eventstore.Topology{Lanes: 1}, Store: store, Catalog: NewCatalog(),
-		PayWithin: simPayWithin, Entropy: rand.NewChaCha8([32]byte{byte(s.seed), byte(s.step), byte(s.chance.Uint32())}),
+		PayWithin: simPayWithin, ReckonEvery: 1 + s.seed%5, Entropy: rand.NewChaCha8([32]byte{byte(s.seed), byte(s.step), byte(s.chance.Uint32())}),
 	})
 	if err != nil || s.plant.machine == nil {
 		return machine, err
