@@ -30,7 +30,7 @@ const (
 	BlockCacheBytesDefault = 128 << 20
 	// memTableBytes is the size of one memtable. What a crash loses, and what a node replays from its log after one, is
 	// at most memTableStop of them.
-	memTableBytes = 64 << 20
+	memTableBytes = 32 << 20
 	// BulkBytes is a size of batch that Pebble does not insert into a memtable, key by key, but sorts once and flushes as
 	// it is (half a memtable makes it so). What is read in bulk is written in batches of this size.
 	BulkBytes = memTableBytes/2 + 1<<20
