@@ -110,11 +110,11 @@ func pebbleOptions(options StoreOptions, lock *pebble.Lock) *pebble.Options {
 		// Ledger keys arrive in random order: every flush overlaps everything below, and the write cost is that of
 		// compacting it. L0 may grow deep before it is compacted, so that more is merged at once (half the CPU
 		// that a threshold of 4 takes, BenchmarkStore); a point read looks at a deep L0 through filters.
-		L0CompactionThreshold: 8,
+		L0CompactionThreshold: 16,
 		L0StopWritesThreshold: 64,
 		LBaseMaxBytes:         256 << 20,
-		// One compaction while all is well, two when it falls behind: the other core serves.
-		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 2 },
+		// One compaction at a time: the other cores serve, and bulk writes make the log's fsyncs wait.
+		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 1 },
 	}
 	o.TargetFileSizes[0] = 8 << 20
 	for i := range o.Levels {
