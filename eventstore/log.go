@@ -29,7 +29,7 @@ type Log interface {
 type Record struct {
 	// Number of the commit.
 	Number uint64
-	// Hash of Data.
+	// Hash of Data. A log that reads from elsewhere has checked it.
 	Hash Hash
 	// Prev is the hash of the commit before, which Data chains to. Readers may leave it zero.
 	Prev Hash

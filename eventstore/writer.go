@@ -235,7 +235,7 @@ func (w *Writer[Q, A]) take(at Position, record Record) (Position, error) {
 	if err := at.Check(commit, w.options.Lane); err != nil {
 		return at, err
 	}
-	next := Position{Number: record.Number, Hash: HashOf(record.Data)}
+	next := Position{Number: record.Number, Hash: record.Hash}
 	if err := w.machine.Apply(commit, next); err != nil {
 		return at, &ApplyError{Lane: w.options.Lane, Number: next.Number, Cause: err}
 	}
