@@ -43,7 +43,7 @@ var Groups = []string{"place", "json", "get", "quarter", "lanes", "peers", "mill
 
 // DefaultOptions measure everything in about ten minutes.
 func DefaultOptions() Options {
-	return Options{Runs: 3, Duration: 5 * time.Second, Warmup: time.Second, Connections: 256, Orders: 1_000_000, Peers: "../shared/peers"}
+	return Options{Runs: 3, Duration: 5 * time.Second, Warmup: time.Second, Connections: 256, Orders: 1_000_000}
 }
 
 // Validate returns an error that says what is wrong with the options.
@@ -84,7 +84,7 @@ func Command() *cobra.Command {
 	}
 	flags := command.Flags()
 	flags.StringVar(&options.Weir, "weir", options.Weir, "binary to measure (default: this one)")
-	flags.StringVar(&options.Peers, "peers", options.Peers, "folder with orderpeer's source; its yardsticks are left out when it does not exist")
+	flags.StringVar(&options.Peers, "peers", options.Peers, "folder with orderpeer's source; its yardsticks are left out without it")
 	flags.StringSliceVar(&options.Only, "only", nil, fmt.Sprintf("groups to run, of %v (default: all)", Groups))
 	flags.IntVar(&options.Runs, "runs", options.Runs, "runs of each figure, of which the median counts")
 	flags.DurationVar(&options.Duration, "duration", options.Duration, "length of a run")
