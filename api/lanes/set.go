@@ -123,9 +123,6 @@ func (s *Set) Serving() bool {
 	return true
 }
 
-// Catalog returns the products that this node knows of.
-func (s *Set) Catalog() *Catalog { return s.catalog }
-
 // Submit implements Commands.
 func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 	return s.submitTo(ctx, s.options.Topology.LaneOf(request.Partition), request)
