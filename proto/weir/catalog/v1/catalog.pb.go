@@ -39,7 +39,11 @@ type Product struct {
 	// Log time of the newest change.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Position of the newest change.
-	Revision      *v1.Revision `protobuf:"bytes,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *v1.Revision `protobuf:"bytes,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Rate of its tax in basis points: 1900 is 19 %. 0 for none.
+	TaxRateBps int32 `protobuf:"varint,10,opt,name=tax_rate_bps,json=taxRateBps,proto3" json:"tax_rate_bps,omitempty"`
+	// Whether the price holds the tax already; otherwise it comes on top.
+	TaxIncluded   bool `protobuf:"varint,11,opt,name=tax_included,json=taxIncluded,proto3" json:"tax_included,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -109,12 +113,26 @@ func (x *Product) GetRevision() *v1.Revision {
 	return nil
 }
 
+func (x *Product) GetTaxRateBps() int32 {
+	if x != nil {
+		return x.TaxRateBps
+	}
+	return 0
+}
+
+func (x *Product) GetTaxIncluded() bool {
+	if x != nil {
+		return x.TaxIncluded
+	}
+	return false
+}
+
 // Stock is the account of one SKU's units: received = central + in_transit + available + reserved + sold (I3).
 type Stock struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SKU of the product.
 	Sku string `protobuf:"bytes,1,opt,name=sku,proto3" json:"sku,omitempty"`
-	// Units ever received.
+	// Units ever received, less those that campaigns hold: their pools have accounts of their own.
 	Received int64 `protobuf:"varint,2,opt,name=received,proto3" json:"received,omitempty"`
 	// Units in the central account of the SKU's home lane, not yet granted to a lane.
 	Central int64 `protobuf:"varint,3,opt,name=central,proto3" json:"central,omitempty"`
@@ -219,7 +237,11 @@ type PutProductRequest struct {
 	// Title shown to buyers, 1 to 200 bytes.
 	Title string `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
 	// Price of one unit, 0 to 1,000,000,000,000 minor units.
-	Price         *v1.Money `protobuf:"bytes,4,opt,name=price,proto3" json:"price,omitempty"`
+	Price *v1.Money `protobuf:"bytes,4,opt,name=price,proto3" json:"price,omitempty"`
+	// Rate of its tax in basis points, 0 to 10,000: 1900 is 19 %. 0 for none.
+	TaxRateBps int32 `protobuf:"varint,10,opt,name=tax_rate_bps,json=taxRateBps,proto3" json:"tax_rate_bps,omitempty"`
+	// Whether the price holds the tax already; otherwise it comes on top.
+	TaxIncluded   bool `protobuf:"varint,11,opt,name=tax_included,json=taxIncluded,proto3" json:"tax_included,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -280,6 +302,20 @@ func (x *PutProductRequest) GetPrice() *v1.Money {
 		return x.Price
 	}
 	return nil
+}
+
+func (x *PutProductRequest) GetTaxRateBps() int32 {
+	if x != nil {
+		return x.TaxRateBps
+	}
+	return 0
+}
+
+func (x *PutProductRequest) GetTaxIncluded() bool {
+	if x != nil {
+		return x.TaxIncluded
+	}
+	return false
 }
 
 // PutProductResponse is the product as it was put.
@@ -853,14 +889,18 @@ var File_weir_catalog_v1_catalog_proto protoreflect.FileDescriptor
 
 const file_weir_catalog_v1_catalog_proto_rawDesc = "" +
 	"\n" +
-	"\x1dweir/catalog/v1/catalog.proto\x12\x0fweir.catalog.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17weir/type/v1/type.proto\"\xcd\x01\n" +
+	"\x1dweir/catalog/v1/catalog.proto\x12\x0fweir.catalog.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17weir/type/v1/type.proto\"\x92\x02\n" +
 	"\aProduct\x12\x10\n" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12)\n" +
 	"\x05price\x18\x03 \x01(\v2\x13.weir.type.v1.MoneyR\x05price\x12;\n" +
 	"\vupdate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x122\n" +
-	"\brevision\x18\x05 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xbc\x01\n" +
+	"\brevision\x18\x05 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12 \n" +
+	"\ftax_rate_bps\x18\n" +
+	" \x01(\x05R\n" +
+	"taxRateBps\x12!\n" +
+	"\ftax_included\x18\v \x01(\bR\vtaxIncluded\"\xbc\x01\n" +
 	"\x05Stock\x12\x10\n" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x1a\n" +
 	"\breceived\x18\x02 \x01(\x03R\breceived\x12\x18\n" +
@@ -869,7 +909,7 @@ const file_weir_catalog_v1_catalog_proto_rawDesc = "" +
 	"in_transit\x18\x04 \x01(\x03R\tinTransit\x12\x1c\n" +
 	"\tavailable\x18\x05 \x01(\x03R\tavailable\x12\x1a\n" +
 	"\breserved\x18\x06 \x01(\x03R\breserved\x12\x12\n" +
-	"\x04sold\x18\a \x01(\x03R\x04sold\"\xca\x02\n" +
+	"\x04sold\x18\a \x01(\x03R\x04sold\"\x9b\x03\n" +
 	"\x11PutProductRequest\x12>\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12.\n" +
@@ -877,7 +917,12 @@ const file_weir_catalog_v1_catalog_proto_rawDesc = "" +
 	"\x05title\x18\x03 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\xc8\x01R\x05title\x12\xa2\x01\n" +
 	"\x05price\x18\x04 \x01(\v2\x13.weir.type.v1.MoneyBw\xbaHt\xba\x01n\n" +
-	"\vprice.range\x12/price units must be between 0 and 1000000000000\x1a.this.units >= 0 && this.units <= 1000000000000\xc8\x01\x01R\x05price\"|\n" +
+	"\vprice.range\x12/price units must be between 0 and 1000000000000\x1a.this.units >= 0 && this.units <= 1000000000000\xc8\x01\x01R\x05price\x12,\n" +
+	"\ftax_rate_bps\x18\n" +
+	" \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x90N(\x00R\n" +
+	"taxRateBps\x12!\n" +
+	"\ftax_included\x18\v \x01(\bR\vtaxIncluded\"|\n" +
 	"\x12PutProductResponse\x122\n" +
 	"\aproduct\x18\x01 \x01(\v2\x18.weir.catalog.v1.ProductR\aproduct\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xc8\x01\n" +

@@ -151,7 +151,15 @@ type OrderItem struct {
 	// Price of one unit when the order was placed.
 	UnitPrice *v1.Money `protobuf:"bytes,4,opt,name=unit_price,json=unitPrice,proto3" json:"unit_price,omitempty"`
 	// unit_price × quantity.
-	Amount        *v1.Money `protobuf:"bytes,5,opt,name=amount,proto3" json:"amount,omitempty"`
+	Amount *v1.Money `protobuf:"bytes,5,opt,name=amount,proto3" json:"amount,omitempty"`
+	// The line's part of the order's discount. Not set when there is none.
+	Discount *v1.Money `protobuf:"bytes,6,opt,name=discount,proto3" json:"discount,omitempty"`
+	// Tax on amount - discount. Not set when there is none.
+	Tax *v1.Money `protobuf:"bytes,7,opt,name=tax,proto3" json:"tax,omitempty"`
+	// Rate of the tax in basis points: 1900 is 19 %.
+	TaxRateBps int32 `protobuf:"varint,8,opt,name=tax_rate_bps,json=taxRateBps,proto3" json:"tax_rate_bps,omitempty"`
+	// Whether amount holds the tax already; otherwise it comes on top.
+	TaxIncluded   bool `protobuf:"varint,9,opt,name=tax_included,json=taxIncluded,proto3" json:"tax_included,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +229,34 @@ func (x *OrderItem) GetAmount() *v1.Money {
 	return nil
 }
 
+func (x *OrderItem) GetDiscount() *v1.Money {
+	if x != nil {
+		return x.Discount
+	}
+	return nil
+}
+
+func (x *OrderItem) GetTax() *v1.Money {
+	if x != nil {
+		return x.Tax
+	}
+	return nil
+}
+
+func (x *OrderItem) GetTaxRateBps() int32 {
+	if x != nil {
+		return x.TaxRateBps
+	}
+	return 0
+}
+
+func (x *OrderItem) GetTaxIncluded() bool {
+	if x != nil {
+		return x.TaxIncluded
+	}
+	return false
+}
+
 // Order is one order as of its revision.
 type Order struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -232,7 +268,7 @@ type Order struct {
 	Status OrderStatus `protobuf:"varint,3,opt,name=status,proto3,enum=weir.order.v1.OrderStatus" json:"status,omitempty"`
 	// Lines, in the order of the request.
 	Items []*OrderItem `protobuf:"bytes,4,rep,name=items,proto3" json:"items,omitempty"`
-	// Sum of the lines' amounts.
+	// What is to be paid: the lines' amounts less their discounts, with the taxes that they do not include.
 	Total *v1.Money `protobuf:"bytes,5,opt,name=total,proto3" json:"total,omitempty"`
 	// Log time at which it was placed.
 	PlacedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=placed_at,json=placedAt,proto3" json:"placed_at,omitempty"`
@@ -245,7 +281,17 @@ type Order struct {
 	// Position of the newest change.
 	Revision *v1.Revision `protobuf:"bytes,10,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Note given with the order; only its owner and operators are shown it.
-	Note          string `protobuf:"bytes,11,opt,name=note,proto3" json:"note,omitempty"`
+	Note string `protobuf:"bytes,11,opt,name=note,proto3" json:"note,omitempty"`
+	// Campaign at whose terms it was placed; empty for none.
+	CampaignId string `protobuf:"bytes,12,opt,name=campaign_id,json=campaignId,proto3" json:"campaign_id,omitempty"`
+	// Coupon that it redeemed; empty for none.
+	CouponCode string `protobuf:"bytes,13,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
+	// Sum of the lines' amounts. Not set when there is neither discount nor tax: then it is the total.
+	Subtotal *v1.Money `protobuf:"bytes,14,opt,name=subtotal,proto3" json:"subtotal,omitempty"`
+	// Sum of the lines' discounts. Not set when there is none.
+	Discount *v1.Money `protobuf:"bytes,15,opt,name=discount,proto3" json:"discount,omitempty"`
+	// Sum of the lines' taxes, whether included or not. Not set when there is none.
+	Tax           *v1.Money `protobuf:"bytes,16,opt,name=tax,proto3" json:"tax,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -357,6 +403,41 @@ func (x *Order) GetNote() string {
 	return ""
 }
 
+func (x *Order) GetCampaignId() string {
+	if x != nil {
+		return x.CampaignId
+	}
+	return ""
+}
+
+func (x *Order) GetCouponCode() string {
+	if x != nil {
+		return x.CouponCode
+	}
+	return ""
+}
+
+func (x *Order) GetSubtotal() *v1.Money {
+	if x != nil {
+		return x.Subtotal
+	}
+	return nil
+}
+
+func (x *Order) GetDiscount() *v1.Money {
+	if x != nil {
+		return x.Discount
+	}
+	return nil
+}
+
+func (x *Order) GetTax() *v1.Money {
+	if x != nil {
+		return x.Tax
+	}
+	return nil
+}
+
 // PlaceOrderRequest orders items for a user.
 type PlaceOrderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -367,7 +448,11 @@ type PlaceOrderRequest struct {
 	// Lines, 1 to 100, each SKU once.
 	Items []*ItemRequest `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
 	// Free text for the merchant, at most 1,000 bytes.
-	Note          string `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	Note string `protobuf:"bytes,4,opt,name=note,proto3" json:"note,omitempty"`
+	// Campaign whose terms the order is placed at: its price, its stock, its limits. Items is then one line, of its SKU.
+	CampaignId string `protobuf:"bytes,6,opt,name=campaign_id,json=campaignId,proto3" json:"campaign_id,omitempty"`
+	// Coupon to redeem.
+	CouponCode    string `protobuf:"bytes,7,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -426,6 +511,20 @@ func (x *PlaceOrderRequest) GetItems() []*ItemRequest {
 func (x *PlaceOrderRequest) GetNote() string {
 	if x != nil {
 		return x.Note
+	}
+	return ""
+}
+
+func (x *PlaceOrderRequest) GetCampaignId() string {
+	if x != nil {
+		return x.CampaignId
+	}
+	return ""
+}
+
+func (x *PlaceOrderRequest) GetCouponCode() string {
+	if x != nil {
+		return x.CouponCode
 	}
 	return ""
 }
@@ -1004,14 +1103,19 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\x19weir/order/v1/order.proto\x12\rweir.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17weir/type/v1/type.proto\"f\n" +
 	"\vItemRequest\x12.\n" +
 	"\x03sku\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\x03sku\x12'\n" +
-	"\bquantity\x18\x02 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x01R\bquantity\"\xb0\x01\n" +
+	"\bquantity\x18\x02 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x01R\bquantity\"\xcd\x02\n" +
 	"\tOrderItem\x12\x10\n" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x1a\n" +
 	"\bquantity\x18\x02 \x01(\x03R\bquantity\x12\x14\n" +
 	"\x05title\x18\x03 \x01(\tR\x05title\x122\n" +
 	"\n" +
 	"unit_price\x18\x04 \x01(\v2\x13.weir.type.v1.MoneyR\tunitPrice\x12+\n" +
-	"\x06amount\x18\x05 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount\"\xe0\x03\n" +
+	"\x06amount\x18\x05 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount\x12/\n" +
+	"\bdiscount\x18\x06 \x01(\v2\x13.weir.type.v1.MoneyR\bdiscount\x12%\n" +
+	"\x03tax\x18\a \x01(\v2\x13.weir.type.v1.MoneyR\x03tax\x12 \n" +
+	"\ftax_rate_bps\x18\b \x01(\x05R\n" +
+	"taxRateBps\x12!\n" +
+	"\ftax_included\x18\t \x01(\bR\vtaxIncluded\"\xab\x05\n" +
 	"\x05Order\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x122\n" +
@@ -1025,14 +1129,25 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\rcancel_reason\x18\t \x01(\tR\fcancelReason\x122\n" +
 	"\brevision\x18\n" +
 	" \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x12\n" +
-	"\x04note\x18\v \x01(\tR\x04note\"\xe6\x01\n" +
+	"\x04note\x18\v \x01(\tR\x04note\x12\x1f\n" +
+	"\vcampaign_id\x18\f \x01(\tR\n" +
+	"campaignId\x12\x1f\n" +
+	"\vcoupon_code\x18\r \x01(\tR\n" +
+	"couponCode\x12/\n" +
+	"\bsubtotal\x18\x0e \x01(\v2\x13.weir.type.v1.MoneyR\bsubtotal\x12/\n" +
+	"\bdiscount\x18\x0f \x01(\v2\x13.weir.type.v1.MoneyR\bdiscount\x12%\n" +
+	"\x03tax\x18\x10 \x01(\v2\x13.weir.type.v1.MoneyR\x03tax\"\xea\x02\n" +
 	"\x11PlaceOrderRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x128\n" +
 	"\auser_id\x18\x02 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\x06userId\x12<\n" +
 	"\x05items\x18\x03 \x03(\v2\x1a.weir.order.v1.ItemRequestB\n" +
 	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x05items\x12\x1c\n" +
-	"\x04note\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\xe8\aR\x04note\"t\n" +
+	"\x04note\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\xe8\aR\x04note\x12@\n" +
+	"\vcampaign_id\x18\x06 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\n" +
+	"campaignId\x12@\n" +
+	"\vcoupon_code\x18\a \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\n" +
+	"couponCode\"t\n" +
 	"\x12PlaceOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xbb\x01\n" +
@@ -1129,46 +1244,51 @@ var file_weir_order_v1_order_proto_goTypes = []any{
 var file_weir_order_v1_order_proto_depIdxs = []int32{
 	14, // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
 	14, // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
-	0,  // 2: weir.order.v1.Order.status:type_name -> weir.order.v1.OrderStatus
-	2,  // 3: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
-	14, // 4: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
-	15, // 5: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
-	15, // 6: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
-	15, // 7: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
-	16, // 8: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
-	1,  // 9: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
-	3,  // 10: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
-	16, // 11: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
-	16, // 12: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 13: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	3,  // 14: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
-	18, // 15: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	0,  // 16: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
-	16, // 17: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 18: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
-	3,  // 19: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
-	18, // 20: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
-	3,  // 21: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
-	16, // 22: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
-	16, // 23: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 24: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	3,  // 25: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
-	18, // 26: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	4,  // 27: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
-	6,  // 28: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
-	8,  // 29: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
-	10, // 30: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
-	12, // 31: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
-	5,  // 32: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
-	7,  // 33: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
-	9,  // 34: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
-	11, // 35: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
-	13, // 36: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
-	32, // [32:37] is the sub-list for method output_type
-	27, // [27:32] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	14, // 2: weir.order.v1.OrderItem.discount:type_name -> weir.type.v1.Money
+	14, // 3: weir.order.v1.OrderItem.tax:type_name -> weir.type.v1.Money
+	0,  // 4: weir.order.v1.Order.status:type_name -> weir.order.v1.OrderStatus
+	2,  // 5: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
+	14, // 6: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
+	15, // 7: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
+	15, // 8: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
+	15, // 9: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
+	16, // 10: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
+	14, // 11: weir.order.v1.Order.subtotal:type_name -> weir.type.v1.Money
+	14, // 12: weir.order.v1.Order.discount:type_name -> weir.type.v1.Money
+	14, // 13: weir.order.v1.Order.tax:type_name -> weir.type.v1.Money
+	1,  // 14: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
+	3,  // 15: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
+	16, // 16: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
+	16, // 17: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	17, // 18: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	3,  // 19: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
+	18, // 20: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	0,  // 21: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
+	16, // 22: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
+	17, // 23: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
+	3,  // 24: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
+	18, // 25: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
+	3,  // 26: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
+	16, // 27: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
+	16, // 28: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	17, // 29: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	3,  // 30: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
+	18, // 31: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	4,  // 32: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
+	6,  // 33: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
+	8,  // 34: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
+	10, // 35: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
+	12, // 36: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
+	5,  // 37: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
+	7,  // 38: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
+	9,  // 39: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
+	11, // 40: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
+	13, // 41: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
+	37, // [37:42] is the sub-list for method output_type
+	32, // [32:37] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_weir_order_v1_order_proto_init() }

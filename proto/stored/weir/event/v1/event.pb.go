@@ -34,7 +34,15 @@ type OrderLine struct {
 	// Title of the product when the order was placed.
 	Title string `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
 	// Price of one unit in minor units of the order's currency.
-	PriceMinor    int64 `protobuf:"varint,4,opt,name=price_minor,json=priceMinor,proto3" json:"price_minor,omitempty"`
+	PriceMinor int64 `protobuf:"varint,4,opt,name=price_minor,json=priceMinor,proto3" json:"price_minor,omitempty"`
+	// The line's part of the order's discount, in minor units.
+	DiscountMinor int64 `protobuf:"varint,5,opt,name=discount_minor,json=discountMinor,proto3" json:"discount_minor,omitempty"`
+	// Tax on what is left of the line, in minor units.
+	TaxMinor int64 `protobuf:"varint,6,opt,name=tax_minor,json=taxMinor,proto3" json:"tax_minor,omitempty"`
+	// Rate of the tax in basis points: 1900 is 19 %.
+	TaxRateBps int64 `protobuf:"varint,7,opt,name=tax_rate_bps,json=taxRateBps,proto3" json:"tax_rate_bps,omitempty"`
+	// Whether the price holds the tax already; otherwise it comes on top.
+	TaxIncluded   bool `protobuf:"varint,8,opt,name=tax_included,json=taxIncluded,proto3" json:"tax_included,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -97,6 +105,34 @@ func (x *OrderLine) GetPriceMinor() int64 {
 	return 0
 }
 
+func (x *OrderLine) GetDiscountMinor() int64 {
+	if x != nil {
+		return x.DiscountMinor
+	}
+	return 0
+}
+
+func (x *OrderLine) GetTaxMinor() int64 {
+	if x != nil {
+		return x.TaxMinor
+	}
+	return 0
+}
+
+func (x *OrderLine) GetTaxRateBps() int64 {
+	if x != nil {
+		return x.TaxRateBps
+	}
+	return 0
+}
+
+func (x *OrderLine) GetTaxIncluded() bool {
+	if x != nil {
+		return x.TaxIncluded
+	}
+	return false
+}
+
 // OrderPlaced: an order was placed and its units were taken from the lane's allotments. The aggregate is the order.
 type OrderPlaced struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -104,12 +140,18 @@ type OrderPlaced struct {
 	Lines []*OrderLine `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
 	// ISO 4217 code of every amount.
 	CurrencyCode string `protobuf:"bytes,2,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
-	// Sum of the lines in minor units.
+	// What is to be paid, in minor units: the lines, less discounts, with the taxes that come on top.
 	TotalMinor int64 `protobuf:"varint,3,opt,name=total_minor,json=totalMinor,proto3" json:"total_minor,omitempty"`
 	// Log time at which it expires unpaid, nanoseconds since the Unix epoch.
 	PayByUnixNano int64 `protobuf:"varint,4,opt,name=pay_by_unix_nano,json=payByUnixNano,proto3" json:"pay_by_unix_nano,omitempty"`
 	// Note, sealed under the user's key. Empty when there is none.
-	SealedNote    []byte `protobuf:"bytes,5,opt,name=sealed_note,json=sealedNote,proto3" json:"sealed_note,omitempty"`
+	SealedNote []byte `protobuf:"bytes,5,opt,name=sealed_note,json=sealedNote,proto3" json:"sealed_note,omitempty"`
+	// Stock key that the units were taken of when the order is a campaign's: SKU@CAMPAIGN. Empty means each line's SKU.
+	Pool string `protobuf:"bytes,10,opt,name=pool,proto3" json:"pool,omitempty"`
+	// Coupon that was redeemed; empty for none.
+	CouponCode string `protobuf:"bytes,11,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
+	// Stock key that one unit was taken of for the coupon. Empty when its redemptions are not limited in all.
+	CouponPool    string `protobuf:"bytes,12,opt,name=coupon_pool,json=couponPool,proto3" json:"coupon_pool,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -179,10 +221,31 @@ func (x *OrderPlaced) GetSealedNote() []byte {
 	return nil
 }
 
+func (x *OrderPlaced) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *OrderPlaced) GetCouponCode() string {
+	if x != nil {
+		return x.CouponCode
+	}
+	return ""
+}
+
+func (x *OrderPlaced) GetCouponPool() string {
+	if x != nil {
+		return x.CouponPool
+	}
+	return ""
+}
+
 // UnitsReleased are units that an ended order gave back.
 type UnitsReleased struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// SKU of the product.
+	// Stock key of the account that they went back to: a SKU, SKU@CAMPAIGN, or a coupon's.
 	Sku string `protobuf:"bytes,1,opt,name=sku,proto3" json:"sku,omitempty"`
 	// Units, at least 1.
 	Units         int64 `protobuf:"varint,2,opt,name=units,proto3" json:"units,omitempty"`
@@ -242,7 +305,9 @@ type OrderCancelled struct {
 	// Subject of the token that asked for it.
 	By string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
 	// Units given back.
-	Released      []*UnitsReleased `protobuf:"bytes,3,rep,name=released,proto3" json:"released,omitempty"`
+	Released []*UnitsReleased `protobuf:"bytes,3,rep,name=released,proto3" json:"released,omitempty"`
+	// Coupon whose redemption was given back; empty for none.
+	CouponCode    string `protobuf:"bytes,10,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -298,11 +363,20 @@ func (x *OrderCancelled) GetReleased() []*UnitsReleased {
 	return nil
 }
 
+func (x *OrderCancelled) GetCouponCode() string {
+	if x != nil {
+		return x.CouponCode
+	}
+	return ""
+}
+
 // OrderExpired: an order was not paid by its deadline; its units went back to the lane's allotments.
 type OrderExpired struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Units given back.
-	Released      []*UnitsReleased `protobuf:"bytes,1,rep,name=released,proto3" json:"released,omitempty"`
+	Released []*UnitsReleased `protobuf:"bytes,1,rep,name=released,proto3" json:"released,omitempty"`
+	// Coupon whose redemption was given back; empty for none.
+	CouponCode    string `protobuf:"bytes,10,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +418,13 @@ func (x *OrderExpired) GetReleased() []*UnitsReleased {
 	return nil
 }
 
+func (x *OrderExpired) GetCouponCode() string {
+	if x != nil {
+		return x.CouponCode
+	}
+	return ""
+}
+
 // ProductPut: a product was created or changed. The aggregate is the SKU.
 type ProductPut struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -352,7 +433,11 @@ type ProductPut struct {
 	// ISO 4217 code of the price.
 	CurrencyCode string `protobuf:"bytes,2,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
 	// Price of one unit in minor units.
-	PriceMinor    int64 `protobuf:"varint,3,opt,name=price_minor,json=priceMinor,proto3" json:"price_minor,omitempty"`
+	PriceMinor int64 `protobuf:"varint,3,opt,name=price_minor,json=priceMinor,proto3" json:"price_minor,omitempty"`
+	// Rate of its tax in basis points: 1900 is 19 %.
+	TaxRateBps int64 `protobuf:"varint,4,opt,name=tax_rate_bps,json=taxRateBps,proto3" json:"tax_rate_bps,omitempty"`
+	// Whether the price holds the tax already; otherwise it comes on top.
+	TaxIncluded   bool `protobuf:"varint,5,opt,name=tax_included,json=taxIncluded,proto3" json:"tax_included,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -406,6 +491,20 @@ func (x *ProductPut) GetPriceMinor() int64 {
 		return x.PriceMinor
 	}
 	return 0
+}
+
+func (x *ProductPut) GetTaxRateBps() int64 {
+	if x != nil {
+		return x.TaxRateBps
+	}
+	return 0
+}
+
+func (x *ProductPut) GetTaxIncluded() bool {
+	if x != nil {
+		return x.TaxIncluded
+	}
+	return false
 }
 
 // StockReceived: units came in to the SKU's central account. The aggregate is the SKU.
@@ -719,17 +818,332 @@ func (x *StockReclaimed) GetUnits() int64 {
 	return 0
 }
 
+// CampaignPut: a campaign was created or changed. The aggregate is the stock key of its pool, SKU@CAMPAIGN.
+type CampaignPut struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ISO 4217 code of the price.
+	CurrencyCode string `protobuf:"bytes,1,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Price of one unit in minor units, while the campaign is open.
+	PriceMinor int64 `protobuf:"varint,2,opt,name=price_minor,json=priceMinor,proto3" json:"price_minor,omitempty"`
+	// Log time from which it is open, nanoseconds since the Unix epoch.
+	OpensAtUnixNano int64 `protobuf:"varint,3,opt,name=opens_at_unix_nano,json=opensAtUnixNano,proto3" json:"opens_at_unix_nano,omitempty"`
+	// Log time from which it is closed.
+	ClosesAtUnixNano int64 `protobuf:"varint,4,opt,name=closes_at_unix_nano,json=closesAtUnixNano,proto3" json:"closes_at_unix_nano,omitempty"`
+	// Units that one user may hold of it over all orders; 0 for no limit.
+	UserUnitsMax int64 `protobuf:"varint,5,opt,name=user_units_max,json=userUnitsMax,proto3" json:"user_units_max,omitempty"`
+	// Units that one order may hold of it; 0 for no limit.
+	OrderUnitsMax int64 `protobuf:"varint,6,opt,name=order_units_max,json=orderUnitsMax,proto3" json:"order_units_max,omitempty"`
+	// Units of its pool.
+	Units         int64 `protobuf:"varint,7,opt,name=units,proto3" json:"units,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CampaignPut) Reset() {
+	*x = CampaignPut{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CampaignPut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CampaignPut) ProtoMessage() {}
+
+func (x *CampaignPut) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CampaignPut.ProtoReflect.Descriptor instead.
+func (*CampaignPut) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CampaignPut) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *CampaignPut) GetPriceMinor() int64 {
+	if x != nil {
+		return x.PriceMinor
+	}
+	return 0
+}
+
+func (x *CampaignPut) GetOpensAtUnixNano() int64 {
+	if x != nil {
+		return x.OpensAtUnixNano
+	}
+	return 0
+}
+
+func (x *CampaignPut) GetClosesAtUnixNano() int64 {
+	if x != nil {
+		return x.ClosesAtUnixNano
+	}
+	return 0
+}
+
+func (x *CampaignPut) GetUserUnitsMax() int64 {
+	if x != nil {
+		return x.UserUnitsMax
+	}
+	return 0
+}
+
+func (x *CampaignPut) GetOrderUnitsMax() int64 {
+	if x != nil {
+		return x.OrderUnitsMax
+	}
+	return 0
+}
+
+func (x *CampaignPut) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+// PoolFilled: units left the SKU's central account for the pool's. The aggregate is the stock key of the pool.
+type PoolFilled struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Units moved.
+	Units         int64 `protobuf:"varint,1,opt,name=units,proto3" json:"units,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolFilled) Reset() {
+	*x = PoolFilled{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolFilled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolFilled) ProtoMessage() {}
+
+func (x *PoolFilled) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolFilled.ProtoReflect.Descriptor instead.
+func (*PoolFilled) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PoolFilled) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+// PoolDrained: units left the pool's central account for the SKU's. The aggregate is the stock key of the pool.
+type PoolDrained struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Units moved.
+	Units         int64 `protobuf:"varint,1,opt,name=units,proto3" json:"units,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolDrained) Reset() {
+	*x = PoolDrained{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolDrained) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolDrained) ProtoMessage() {}
+
+func (x *PoolDrained) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolDrained.ProtoReflect.Descriptor instead.
+func (*PoolDrained) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PoolDrained) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+// CouponPut: a coupon was created or changed. The aggregate is its code.
+type CouponPut struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it takes off: 1 a fixed amount, 2 a share of the subtotal.
+	Kind uint32 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Amount that it takes off at most, in minor units; of kind 1.
+	AmountMinor int64 `protobuf:"varint,2,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// Share that it takes off, in basis points; of kind 2.
+	RateBps int64 `protobuf:"varint,3,opt,name=rate_bps,json=rateBps,proto3" json:"rate_bps,omitempty"`
+	// ISO 4217 code of the amounts. Empty when there are none: any currency will do.
+	CurrencyCode string `protobuf:"bytes,4,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Least subtotal of an order that may redeem it, in minor units.
+	MinSubtotalMinor int64 `protobuf:"varint,5,opt,name=min_subtotal_minor,json=minSubtotalMinor,proto3" json:"min_subtotal_minor,omitempty"`
+	// Log time from which it may be redeemed, nanoseconds since the Unix epoch; 0 for always.
+	ValidFromUnixNano int64 `protobuf:"varint,6,opt,name=valid_from_unix_nano,json=validFromUnixNano,proto3" json:"valid_from_unix_nano,omitempty"`
+	// Log time from which it may not be redeemed any more; 0 for never.
+	ValidUntilUnixNano int64 `protobuf:"varint,7,opt,name=valid_until_unix_nano,json=validUntilUnixNano,proto3" json:"valid_until_unix_nano,omitempty"`
+	// Redemptions that one user may make; 0 for no limit.
+	UserUsesMax int64 `protobuf:"varint,8,opt,name=user_uses_max,json=userUsesMax,proto3" json:"user_uses_max,omitempty"`
+	// Redemptions that there may be in all; 0 for no limit.
+	UsesMax       int64 `protobuf:"varint,9,opt,name=uses_max,json=usesMax,proto3" json:"uses_max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CouponPut) Reset() {
+	*x = CouponPut{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CouponPut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CouponPut) ProtoMessage() {}
+
+func (x *CouponPut) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CouponPut.ProtoReflect.Descriptor instead.
+func (*CouponPut) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CouponPut) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *CouponPut) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *CouponPut) GetRateBps() int64 {
+	if x != nil {
+		return x.RateBps
+	}
+	return 0
+}
+
+func (x *CouponPut) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *CouponPut) GetMinSubtotalMinor() int64 {
+	if x != nil {
+		return x.MinSubtotalMinor
+	}
+	return 0
+}
+
+func (x *CouponPut) GetValidFromUnixNano() int64 {
+	if x != nil {
+		return x.ValidFromUnixNano
+	}
+	return 0
+}
+
+func (x *CouponPut) GetValidUntilUnixNano() int64 {
+	if x != nil {
+		return x.ValidUntilUnixNano
+	}
+	return 0
+}
+
+func (x *CouponPut) GetUserUsesMax() int64 {
+	if x != nil {
+		return x.UserUsesMax
+	}
+	return 0
+}
+
+func (x *CouponPut) GetUsesMax() int64 {
+	if x != nil {
+		return x.UsesMax
+	}
+	return 0
+}
+
 var File_weir_event_v1_event_proto protoreflect.FileDescriptor
 
 const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x19weir/event/v1/event.proto\x12\rweir.event.v1\"j\n" +
+	"\x19weir/event/v1/event.proto\x12\rweir.event.v1\"\xf3\x01\n" +
 	"\tOrderLine\x12\x10\n" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x14\n" +
 	"\x05units\x18\x02 \x01(\x03R\x05units\x12\x14\n" +
 	"\x05title\x18\x03 \x01(\tR\x05title\x12\x1f\n" +
 	"\vprice_minor\x18\x04 \x01(\x03R\n" +
-	"priceMinor\"\xcd\x01\n" +
+	"priceMinor\x12%\n" +
+	"\x0ediscount_minor\x18\x05 \x01(\x03R\rdiscountMinor\x12\x1b\n" +
+	"\ttax_minor\x18\x06 \x01(\x03R\btaxMinor\x12 \n" +
+	"\ftax_rate_bps\x18\a \x01(\x03R\n" +
+	"taxRateBps\x12!\n" +
+	"\ftax_included\x18\b \x01(\bR\vtaxIncluded\"\xa3\x02\n" +
 	"\vOrderPlaced\x12.\n" +
 	"\x05lines\x18\x01 \x03(\v2\x18.weir.event.v1.OrderLineR\x05lines\x12#\n" +
 	"\rcurrency_code\x18\x02 \x01(\tR\fcurrencyCode\x12\x1f\n" +
@@ -737,22 +1151,37 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"totalMinor\x12'\n" +
 	"\x10pay_by_unix_nano\x18\x04 \x01(\x03R\rpayByUnixNano\x12\x1f\n" +
 	"\vsealed_note\x18\x05 \x01(\fR\n" +
-	"sealedNote\"7\n" +
+	"sealedNote\x12\x12\n" +
+	"\x04pool\x18\n" +
+	" \x01(\tR\x04pool\x12\x1f\n" +
+	"\vcoupon_code\x18\v \x01(\tR\n" +
+	"couponCode\x12\x1f\n" +
+	"\vcoupon_pool\x18\f \x01(\tR\n" +
+	"couponPool\"7\n" +
 	"\rUnitsReleased\x12\x10\n" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x14\n" +
-	"\x05units\x18\x02 \x01(\x03R\x05units\"r\n" +
+	"\x05units\x18\x02 \x01(\x03R\x05units\"\x93\x01\n" +
 	"\x0eOrderCancelled\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x128\n" +
-	"\breleased\x18\x03 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\"H\n" +
+	"\breleased\x18\x03 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\x12\x1f\n" +
+	"\vcoupon_code\x18\n" +
+	" \x01(\tR\n" +
+	"couponCode\"i\n" +
 	"\fOrderExpired\x128\n" +
-	"\breleased\x18\x01 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\"h\n" +
+	"\breleased\x18\x01 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\x12\x1f\n" +
+	"\vcoupon_code\x18\n" +
+	" \x01(\tR\n" +
+	"couponCode\"\xad\x01\n" +
 	"\n" +
 	"ProductPut\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12#\n" +
 	"\rcurrency_code\x18\x02 \x01(\tR\fcurrencyCode\x12\x1f\n" +
 	"\vprice_minor\x18\x03 \x01(\x03R\n" +
-	"priceMinor\"L\n" +
+	"priceMinor\x12 \n" +
+	"\ftax_rate_bps\x18\x04 \x01(\x03R\n" +
+	"taxRateBps\x12!\n" +
+	"\ftax_included\x18\x05 \x01(\bR\vtaxIncluded\"L\n" +
 	"\rStockReceived\x12\x14\n" +
 	"\x05units\x18\x01 \x01(\x03R\x05units\x12%\n" +
 	"\x0ereceived_total\x18\x02 \x01(\x03R\rreceivedTotal\"`\n" +
@@ -771,7 +1200,31 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\x0eStockReclaimed\x12\x1b\n" +
 	"\tfrom_lane\x18\x01 \x01(\rR\bfromLane\x12#\n" +
 	"\rreturn_number\x18\x02 \x01(\x04R\freturnNumber\x12\x14\n" +
-	"\x05units\x18\x03 \x01(\x03R\x05unitsB;Z9github.com/weirhq/weir/proto/stored/weir/event/v1;eventv1b\x06proto3"
+	"\x05units\x18\x03 \x01(\x03R\x05units\"\x93\x02\n" +
+	"\vCampaignPut\x12#\n" +
+	"\rcurrency_code\x18\x01 \x01(\tR\fcurrencyCode\x12\x1f\n" +
+	"\vprice_minor\x18\x02 \x01(\x03R\n" +
+	"priceMinor\x12+\n" +
+	"\x12opens_at_unix_nano\x18\x03 \x01(\x03R\x0fopensAtUnixNano\x12-\n" +
+	"\x13closes_at_unix_nano\x18\x04 \x01(\x03R\x10closesAtUnixNano\x12$\n" +
+	"\x0euser_units_max\x18\x05 \x01(\x03R\fuserUnitsMax\x12&\n" +
+	"\x0forder_units_max\x18\x06 \x01(\x03R\rorderUnitsMax\x12\x14\n" +
+	"\x05units\x18\a \x01(\x03R\x05units\"\"\n" +
+	"\n" +
+	"PoolFilled\x12\x14\n" +
+	"\x05units\x18\x01 \x01(\x03R\x05units\"#\n" +
+	"\vPoolDrained\x12\x14\n" +
+	"\x05units\x18\x01 \x01(\x03R\x05units\"\xd3\x02\n" +
+	"\tCouponPut\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\rR\x04kind\x12!\n" +
+	"\famount_minor\x18\x02 \x01(\x03R\vamountMinor\x12\x19\n" +
+	"\brate_bps\x18\x03 \x01(\x03R\arateBps\x12#\n" +
+	"\rcurrency_code\x18\x04 \x01(\tR\fcurrencyCode\x12,\n" +
+	"\x12min_subtotal_minor\x18\x05 \x01(\x03R\x10minSubtotalMinor\x12/\n" +
+	"\x14valid_from_unix_nano\x18\x06 \x01(\x03R\x11validFromUnixNano\x121\n" +
+	"\x15valid_until_unix_nano\x18\a \x01(\x03R\x12validUntilUnixNano\x12\"\n" +
+	"\ruser_uses_max\x18\b \x01(\x03R\vuserUsesMax\x12\x19\n" +
+	"\buses_max\x18\t \x01(\x03R\ausesMaxB;Z9github.com/weirhq/weir/proto/stored/weir/event/v1;eventv1b\x06proto3"
 
 var (
 	file_weir_event_v1_event_proto_rawDescOnce sync.Once
@@ -785,7 +1238,7 @@ func file_weir_event_v1_event_proto_rawDescGZIP() []byte {
 	return file_weir_event_v1_event_proto_rawDescData
 }
 
-var file_weir_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_weir_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_weir_event_v1_event_proto_goTypes = []any{
 	(*OrderLine)(nil),      // 0: weir.event.v1.OrderLine
 	(*OrderPlaced)(nil),    // 1: weir.event.v1.OrderPlaced
@@ -798,6 +1251,10 @@ var file_weir_event_v1_event_proto_goTypes = []any{
 	(*StockAllotted)(nil),  // 8: weir.event.v1.StockAllotted
 	(*StockReturned)(nil),  // 9: weir.event.v1.StockReturned
 	(*StockReclaimed)(nil), // 10: weir.event.v1.StockReclaimed
+	(*CampaignPut)(nil),    // 11: weir.event.v1.CampaignPut
+	(*PoolFilled)(nil),     // 12: weir.event.v1.PoolFilled
+	(*PoolDrained)(nil),    // 13: weir.event.v1.PoolDrained
+	(*CouponPut)(nil),      // 14: weir.event.v1.CouponPut
 }
 var file_weir_event_v1_event_proto_depIdxs = []int32{
 	0, // 0: weir.event.v1.OrderPlaced.lines:type_name -> weir.event.v1.OrderLine
@@ -821,7 +1278,7 @@ func file_weir_event_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_event_v1_event_proto_rawDesc), len(file_weir_event_v1_event_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
