@@ -7,13 +7,13 @@ import (
 	"slices"
 )
 
-// An Account is what one lane knows of one SKU's units. The home lane's account also holds the centre. Over the accounts
+// An Account is what one lane knows of the units of one stock key: a SKU, or a pool; see HomeKey. The home lane's account also holds the centre. Over the accounts
 // of all lanes, received = central + in transit + Σ allotted + Σ reserved + Σ sold, and no term is negative (I3).
 //
 // Units move between lanes by numbered transfers only, so what is in transit shows as the difference between what one
 // lane has sent and the other has taken; Sum and Conserved compute it.
 type Account struct {
-	// Received counts units ever received, Central those of them that are not granted to a lane. Home lane only.
+	// Received counts units ever received and not moved to a pool, or into this one; Central counts those of them that are not granted to a lane. Home lane only.
 	Received, Central int64
 	// Granted is what the home lane has granted, Reclaimed what it has taken back, by lane, lanes ascending, only those
 	// that there is something to say about. Nobody changes them in place. Home lane only.
@@ -51,15 +51,22 @@ func (a Account) Evolve(e Event, sku string) Account {
 	switch e := e.(type) {
 	case OrderPlaced:
 		for i := range e.Lines {
-			if e.Lines[i].SKU == sku {
+			if e.stockKey(i) == sku {
 				a = a.reserve(e.Lines[i].Units)
 			}
+		}
+		if e.CouponPool == sku && sku != "" {
+			a = a.reserve(1)
 		}
 	case OrderCancelled:
 		a = a.releaseAll(e.Released, sku)
 	case OrderExpired:
 		a = a.releaseAll(e.Released, sku)
-	case ProductPut:
+	case ProductPut, CampaignPut, CouponPut:
+	case PoolFilled:
+		a = a.movePool(e.Pool, e.Units, sku)
+	case PoolDrained:
+		a = a.movePool(e.Pool, -e.Units, sku)
 	case StockReceived:
 		if e.SKU == sku {
 			a.Received = e.ReceivedTotal
@@ -85,6 +92,19 @@ func (a Account) Evolve(e Event, sku string) Account {
 			a.Central += e.Units
 			a.Reclaimed = counted(a.Reclaimed, e.FromLane, e.ReturnNumber, e.Units)
 		}
+	}
+	return a
+}
+
+// movePool moves central units between a SKU's account and its pool's. What is moved counts as received where it is.
+func (a Account) movePool(pool string, units int64, stockKey string) Account {
+	switch stockKey {
+	case pool:
+		a.Received += units
+		a.Central += units
+	case HomeKey(pool):
+		a.Received -= units
+		a.Central -= units
 	}
 	return a
 }
@@ -143,7 +163,7 @@ func (a Account) checkLane() error {
 	return nil
 }
 
-// SKUs yields the SKUs whose accounts an event touches. ProductPut touches none.
+// SKUs yields the stock keys whose accounts an event touches.
 func SKUs(e Event) iter.Seq[string] {
 	return func(yield func(string) bool) { eachSKU(e, yield) }
 }
@@ -152,15 +172,22 @@ func eachSKU(e Event, yield func(string) bool) {
 	switch e := e.(type) {
 	case OrderPlaced:
 		for i := range e.Lines {
-			if !yield(e.Lines[i].SKU) {
+			if !yield(e.stockKey(i)) {
 				return
 			}
+		}
+		if e.CouponPool != "" {
+			yield(e.CouponPool)
 		}
 	case OrderCancelled:
 		eachReleased(e.Released, yield)
 	case OrderExpired:
 		eachReleased(e.Released, yield)
-	case ProductPut:
+	case ProductPut, CampaignPut, CouponPut:
+	case PoolFilled:
+		_ = yield(HomeKey(e.Pool)) && yield(e.Pool)
+	case PoolDrained:
+		_ = yield(HomeKey(e.Pool)) && yield(e.Pool)
 	case StockReceived:
 		yield(e.SKU)
 	case StockGranted:

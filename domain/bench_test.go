@@ -9,13 +9,17 @@ import (
 
 // hot is a state with one product that never runs out.
 type hot struct {
-	product domain.Product
-	account domain.Account
+	product  domain.Product
+	account  domain.Account
+	campaign domain.Campaign
 }
 
 func (*hot) Order(domain.OrderID) (domain.Order, bool) { return domain.Order{}, false }
 func (h *hot) Product(string) (domain.Product, bool)   { return h.product, true }
 func (h *hot) Stock(string) domain.Account             { return h.account }
+func (h *hot) Campaign(string) (domain.Campaign, bool) { return h.campaign, true }
+func (h *hot) Coupon(string) (domain.Coupon, bool)     { return domain.Coupon{}, false }
+func (h *hot) Used(domain.Use) int64                   { return 0 }
 func hotState() (*hot, domain.PlaceOrder)              { return hotWith(1) }
 func hotWith(lines int) (*hot, domain.PlaceOrder) {
 	h := &hot{

@@ -48,6 +48,10 @@ func Decide(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case AllotStock:
 		return c.decide(s)
+	case PutCampaign:
+		return c.decide(s)
+	case PutCoupon:
+		return c.decide(s)
 	}
 	panic(fmt.Sprintf("domain: bug: unknown command %T", c))
 }
@@ -59,34 +63,55 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 	if err := c.check(at); err != nil {
 		return nil, err
 	}
-	lines := make([]Line, len(c.Lines))
-	var total Money
+	placed := OrderPlaced{OrderID: c.OrderID, UserID: c.UserID, PayBy: c.PayBy, SealedNote: c.SealedNote}
+	var campaign Campaign
+	if c.CampaignID != "" {
+		var err error
+		if campaign, err = c.campaign(s, at); err != nil {
+			return nil, err
+		}
+		placed.Pool = campaign.Pool
+	}
+	placed.Lines = make([]Line, len(c.Lines))
+	taxed := false
 	for i := range c.Lines {
 		want := &c.Lines[i]
 		product, known := s.Product(want.SKU)
 		if !known {
 			return nil, &UnknownProductError{SKU: want.SKU}
 		}
+		if placed.Pool != "" {
+			product.Price = campaign.Price
+		}
 		amount, err := product.Price.Times(want.Units)
 		if err != nil {
 			return nil, err
 		}
 		if i == 0 {
-			total = amount
-		} else if total, err = total.Add(amount); err != nil {
+			placed.Total = amount
+		} else if placed.Total, err = placed.Total.Add(amount); err != nil {
 			return nil, err
 		}
-		account := s.Stock(want.SKU)
-		if want.Units > account.Allotted {
-			return nil, &OutOfStockError{SKU: want.SKU, Want: want.Units, Free: account.Allotted}
+		placed.Lines[i] = Line{SKU: want.SKU, Units: want.Units, Title: product.Title, PriceMinor: product.Price.Minor, Tax: product.Tax}
+		taxed = taxed || product.Tax.RateBps != 0
+		if err := takeUnits(s, placed.stockKey(i), want.Units); err != nil {
+			return nil, err
 		}
-		// Each SKU is in one line only, so this is all that the order does to the account.
-		assertAccount(account.reserve(want.Units).checkLane(), want.SKU)
-		lines[i] = Line{SKU: want.SKU, Units: want.Units, Title: product.Title, PriceMinor: product.Price.Minor}
 	}
-	return []Event{OrderPlaced{
-		OrderID: c.OrderID, UserID: c.UserID, Lines: lines, Total: total, PayBy: c.PayBy, SealedNote: c.SealedNote,
-	}}, nil
+	var discountMinor int64
+	if c.CouponCode != "" {
+		var err error
+		if discountMinor, err = c.redeem(s, at, &placed); err != nil {
+			return nil, err
+		}
+	}
+	if taxed || discountMinor != 0 {
+		var err error
+		if placed.Total, err = PriceLines(placed.Total.Currency, placed.Lines, discountMinor); err != nil {
+			return nil, err
+		}
+	}
+	return []Event{placed}, nil
 }
 
 // check refuses what no state could make valid.
@@ -102,6 +127,12 @@ func (c *PlaceOrder) check(at time.Time) error {
 		return &InvalidArgumentError{Argument: "sealed_note", Problem: fmt.Sprintf("it has %d bytes, want at most %d", len(c.SealedNote), SealedNoteBytesMax)}
 	case !c.PayBy.After(at):
 		return &InvalidArgumentError{Argument: "pay_by", Problem: "it has passed"}
+	case c.CampaignID != "" && !validName(c.CampaignID):
+		return &InvalidArgumentError{Argument: "campaign_id", Problem: nameProblem}
+	case c.CampaignID != "" && len(c.Lines) != 1:
+		return &InvalidArgumentError{Argument: "lines", Problem: fmt.Sprintf("there are %d, a campaign's order has one, of its SKU", len(c.Lines))}
+	case c.CouponCode != "" && !validName(c.CouponCode):
+		return &InvalidArgumentError{Argument: "coupon_code", Problem: nameProblem}
 	}
 	for i := range c.Lines {
 		if units := c.Lines[i].Units; units < 1 || units > LineUnitsMax {
@@ -132,7 +163,7 @@ func (c CancelOrder) decide(s State) ([]Event, error) {
 		released := order.releases()
 		assertReleased(s, released)
 		return []Event{OrderCancelled{
-			OrderID: order.ID, UserID: order.UserID, Reason: c.Reason, By: c.By, Released: released,
+			OrderID: order.ID, UserID: order.UserID, Reason: c.Reason, By: c.By, Released: released, CouponCode: order.CouponCode,
 		}}, nil
 	case StatusCancelled:
 		return nil, nil // Same command again: nothing to say.
@@ -149,7 +180,7 @@ func (c ExpireOrder) decide(s State, at time.Time) ([]Event, error) {
 	}
 	released := order.releases()
 	assertReleased(s, released)
-	return []Event{OrderExpired{OrderID: order.ID, UserID: order.UserID, Released: released}}, nil
+	return []Event{OrderExpired{OrderID: order.ID, UserID: order.UserID, Released: released, CouponCode: order.CouponCode}}, nil
 }
 
 func (c PutProduct) decide(s State) ([]Event, error) {
@@ -168,7 +199,10 @@ func (c PutProduct) decide(s State) ([]Event, error) {
 	if c.Price.Minor < 0 || c.Price.Minor > PriceMinorMax {
 		return nil, &InvalidArgumentError{Argument: "price.minor", Problem: fmt.Sprintf("it is %d, want 0 to %d", c.Price.Minor, PriceMinorMax)}
 	}
-	if now, known := s.Product(c.SKU); known && now.Title == c.Title && now.Price == c.Price {
+	if err := c.Tax.check(); err != nil {
+		return nil, err
+	}
+	if now, known := s.Product(c.SKU); known && now.Title == c.Title && now.Price == c.Price && now.Tax == c.Tax {
 		return nil, nil // Same command again: nothing to say.
 	}
 	return []Event{ProductPut(c)}, nil
@@ -189,22 +223,7 @@ func (c ReceiveStock) decide(s State) ([]Event, error) {
 		return nil, &AmountOverflowError{What: fmt.Sprintf("%d units of %s beside %d", c.Units, c.SKU, account.Received)}
 	}
 	events := []Event{StockReceived{SKU: c.SKU, Units: c.Units, ReceivedTotal: account.Received + c.Units}}
-	share := c.Units / int64(c.Lanes)
-	for lane := range c.Lanes {
-		units := share
-		if lane == c.Home {
-			units += c.Units % int64(c.Lanes)
-		}
-		if units == 0 {
-			continue
-		}
-		number := account.GrantedTo(lane).Number + 1
-		events = append(events, StockGranted{SKU: c.SKU, ToLane: lane, GrantNumber: number, Units: units})
-		if lane == c.Home {
-			assert(account.Taken.Number+1 == number, "receive %s: grant %d to the home lane, which took %d", c.SKU, number, account.Taken.Number)
-			events = append(events, StockAllotted{SKU: c.SKU, HomeLane: c.Home, GrantNumber: number, Units: units})
-		}
-	}
+	events = append(events, home{c.Home, c.Lanes}.grantEvenly(c.SKU, account, c.Units)...)
 	for _, e := range events {
 		account = account.Evolve(e, c.SKU)
 	}
@@ -220,7 +239,7 @@ func (c AllotStock) decide(s State) ([]Event, error) {
 	if want := account.Taken.Number + 1; c.GrantNumber != want {
 		return nil, &GrantOutOfOrderError{SKU: c.SKU, Number: c.GrantNumber, Want: want}
 	}
-	if !validName(c.SKU) {
+	if !validStockKey(c.SKU) {
 		return nil, &InvalidArgumentError{Argument: "sku", Problem: nameProblem}
 	}
 	if c.Units < 1 {

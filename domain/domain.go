@@ -19,6 +19,11 @@ type PlaceOrder struct {
 	SealedNote []byte
 	// PayBy is the log time at which the order expires unpaid.
 	PayBy time.Time
+	// CampaignID names the campaign at whose terms the order is placed; its one line is of the campaign's SKU. Empty for
+	// none.
+	CampaignID string
+	// CouponCode names the coupon to redeem; empty for none.
+	CouponCode string
 }
 
 // LineRequest asks for units of one product.
@@ -43,6 +48,7 @@ type PutProduct struct {
 	SKU   string
 	Title string
 	Price Money
+	Tax   Tax
 }
 
 // ReceiveStock adds units of a product to its central account, and grants them to lanes.
@@ -69,6 +75,8 @@ func (ExpireOrder) isCommand()  {}
 func (PutProduct) isCommand()   {}
 func (ReceiveStock) isCommand() {}
 func (AllotStock) isCommand()   {}
+func (PutCampaign) isCommand()  {}
+func (PutCoupon) isCommand()    {}
 
 // An Event is a past fact. The set is closed; package stored writes events down.
 //
@@ -77,12 +85,18 @@ type Event interface{ isEvent() }
 
 // OrderPlaced says that an order was placed and its units were taken from the lane's allotments.
 type OrderPlaced struct {
-	OrderID    OrderID
-	UserID     string
-	Lines      []Line
+	OrderID OrderID
+	UserID  string
+	Lines   []Line
+	// Total is what is to be paid.
 	Total      Money
 	PayBy      time.Time
 	SealedNote []byte
+	// Pool is the stock key that the units were taken of, a campaign's; empty when it is each line's SKU.
+	Pool string
+	// CouponCode is the coupon that was redeemed, empty for none. CouponPool is the stock key that a unit was taken of for
+	// it, empty when its redemptions are not limited in all.
+	CouponCode, CouponPool string
 }
 
 // Line is one line of an order, at the price that held when it was placed.
@@ -92,10 +106,15 @@ type Line struct {
 	Title string
 	// PriceMinor is the price of one unit in minor units of the order's currency.
 	PriceMinor int64
+	// DiscountMinor is the line's part of the order's discount, TaxMinor the tax on the rest, in minor units.
+	DiscountMinor, TaxMinor int64
+	// Tax is what the line was taxed with.
+	Tax Tax
 }
 
-// Release is units of one SKU that an ended order gave back.
+// Release is units that an ended order gave back.
 type Release struct {
+	// SKU is the stock key of the account that they went back to.
 	SKU   string
 	Units int64
 }
@@ -107,6 +126,8 @@ type OrderCancelled struct {
 	Reason   string
 	By       string
 	Released []Release
+	// CouponCode is the coupon whose redemption was given back, empty for none.
+	CouponCode string
 }
 
 // OrderExpired says that an order was not paid by its deadline; its units went back to the lane's allotments.
@@ -114,6 +135,8 @@ type OrderExpired struct {
 	OrderID  OrderID
 	UserID   string
 	Released []Release
+	// CouponCode is the coupon whose redemption was given back, empty for none.
+	CouponCode string
 }
 
 // ProductPut says that a product was created or changed.
@@ -121,6 +144,7 @@ type ProductPut struct {
 	SKU   string
 	Title string
 	Price Money
+	Tax   Tax
 }
 
 // StockReceived says that units came in to the SKU's central account.
@@ -173,6 +197,10 @@ func (StockGranted) isEvent()   {}
 func (StockAllotted) isEvent()  {}
 func (StockReturned) isEvent()  {}
 func (StockReclaimed) isEvent() {}
+func (CampaignPut) isEvent()    {}
+func (PoolFilled) isEvent()     {}
+func (PoolDrained) isEvent()    {}
+func (CouponPut) isEvent()      {}
 
 // State is what Decide may know: the lane's state, everything decided so far included.
 type State interface {
@@ -180,6 +208,12 @@ type State interface {
 	Order(id OrderID) (Order, bool)
 	// Product returns the product, or false when there is none.
 	Product(sku string) (Product, bool)
-	// Stock returns this lane's account of the SKU; the zero Account when it has none.
-	Stock(sku string) Account
+	// Stock returns this lane's account of the stock key; the zero Account when it has none.
+	Stock(stockKey string) Account
+	// Campaign returns the campaign that sells out of the pool, or false when there is none.
+	Campaign(pool string) (Campaign, bool)
+	// Coupon returns the coupon, or false when there is none.
+	Coupon(code string) (Coupon, bool)
+	// Used returns how much of something limited a user of this lane holds.
+	Used(use Use) int64
 }

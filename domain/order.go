@@ -38,6 +38,7 @@ type Order struct {
 	Status OrderStatus
 	// Lines in the order of the request. Nobody changes them.
 	Lines []Line
+	// Total is what is to be paid.
 	Total Money
 	// Log times.
 	PlacedAt, PayBy, UpdatedAt time.Time
@@ -45,7 +46,12 @@ type Order struct {
 	CancelReason string
 	// SealedNote is the note, sealed under the user's key; nil for none. Nobody changes it.
 	SealedNote []byte
+	// Pool, CouponCode and CouponPool as in OrderPlaced.
+	Pool, CouponCode, CouponPool string
 }
+
+// CampaignID returns the campaign at whose terms the order was placed, empty for none.
+func (o *Order) CampaignID() string { return CampaignOf(o.Pool) }
 
 // Evolve returns the order after one more of its events, committed at log time at. Events of products and stock leave it
 // as it is.
@@ -56,12 +62,14 @@ func (o Order) Evolve(e Event, at time.Time) Order {
 		return Order{
 			ID: e.OrderID, UserID: e.UserID, Status: StatusPendingPayment, Lines: e.Lines, Total: e.Total,
 			PlacedAt: at, PayBy: e.PayBy, UpdatedAt: at, SealedNote: e.SealedNote,
+			Pool: e.Pool, CouponCode: e.CouponCode, CouponPool: e.CouponPool,
 		}
 	case OrderCancelled:
 		o.Status, o.CancelReason, o.UpdatedAt = StatusCancelled, e.Reason, at
 	case OrderExpired:
 		o.Status, o.UpdatedAt = StatusExpired, at
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed:
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed,
+		CampaignPut, PoolFilled, PoolDrained, CouponPut:
 	}
 	return o
 }
@@ -71,16 +79,34 @@ func (o Order) Equal(other Order) bool {
 	return o.ID == other.ID && o.UserID == other.UserID && o.Status == other.Status && o.Total == other.Total &&
 		o.PlacedAt.Equal(other.PlacedAt) && o.PayBy.Equal(other.PayBy) && o.UpdatedAt.Equal(other.UpdatedAt) &&
 		o.CancelReason == other.CancelReason && bytes.Equal(o.SealedNote, other.SealedNote) &&
+		o.Pool == other.Pool && o.CouponCode == other.CouponCode && o.CouponPool == other.CouponPool &&
 		slices.Equal(o.Lines, other.Lines)
 }
 
 // releases returns what the order gives back when it ends.
 func (o Order) releases() []Release {
-	released := make([]Release, len(o.Lines))
-	for i, line := range o.Lines {
-		released[i] = Release{SKU: line.SKU, Units: line.Units}
+	held := len(o.Lines)
+	if o.CouponPool != "" {
+		held++
+	}
+	released := make([]Release, len(o.Lines), held)
+	for i := range o.Lines {
+		released[i] = Release{SKU: stockKey(o.Pool, &o.Lines[i]), Units: o.Lines[i].Units}
+	}
+	if o.CouponPool != "" {
+		released = append(released, Release{SKU: o.CouponPool, Units: 1})
 	}
 	return released
+}
+
+// stockKey returns the key of the account that a line took its units from.
+func (e *OrderPlaced) stockKey(line int) string { return stockKey(e.Pool, &e.Lines[line]) }
+
+func stockKey(pool string, line *Line) string {
+	if pool != "" {
+		return pool
+	}
+	return line.SKU
 }
 
 // OrderOf returns the order that an event is of, or false for events of products and stock.
@@ -92,7 +118,8 @@ func OrderOf(e Event) (OrderID, bool) {
 		return e.OrderID, true
 	case OrderExpired:
 		return e.OrderID, true
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed:
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed,
+		CampaignPut, PoolFilled, PoolDrained, CouponPut:
 	}
 	return OrderID{}, false
 }
@@ -101,6 +128,7 @@ func OrderOf(e Event) (OrderID, bool) {
 type Product struct {
 	SKU, Title string
 	Price      Money
+	Tax        Tax
 	// UpdatedAt is the log time of the newest change.
 	UpdatedAt time.Time
 }
@@ -109,7 +137,7 @@ type Product struct {
 // REQUIRES: a product's event is of this product.
 func (p Product) Evolve(e Event, at time.Time) Product {
 	if e, ok := e.(ProductPut); ok {
-		return Product{SKU: e.SKU, Title: e.Title, Price: e.Price, UpdatedAt: at}
+		return Product{SKU: e.SKU, Title: e.Title, Price: e.Price, Tax: e.Tax, UpdatedAt: at}
 	}
 	return p
 }

@@ -269,6 +269,14 @@ func (broken) Product(sku string) (domain.Product, bool) {
 
 func (b broken) Stock(string) domain.Account { return b.account }
 
+func (broken) Campaign(pool string) (domain.Campaign, bool) {
+	return domain.Campaign{Pool: pool, OpensAt: epoch, ClosesAt: epoch.Add(time.Hour)}, true
+}
+
+func (broken) Coupon(string) (domain.Coupon, bool) { return domain.Coupon{}, false }
+
+func (broken) Used(domain.Use) int64 { return 0 }
+
 func TestDecideAssertsTheAccountsItTouches(t *testing.T) {
 	for name, planted := range map[string]struct {
 		state   domain.State

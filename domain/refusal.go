@@ -18,6 +18,17 @@ const (
 	ReasonMixedCurrencies Reason = "MIXED_CURRENCIES"
 	ReasonAmountOverflow  Reason = "AMOUNT_OVERFLOW"
 	ReasonInvalidArgument Reason = "INVALID_ARGUMENT"
+
+	ReasonCampaignNotFound    Reason = "CAMPAIGN_NOT_FOUND"
+	ReasonCampaignNotOpen     Reason = "CAMPAIGN_NOT_OPEN"
+	ReasonCampaignClosed      Reason = "CAMPAIGN_CLOSED"
+	ReasonCampaignMaxPerOrder Reason = "CAMPAIGN_MAX_PER_ORDER"
+	ReasonCampaignLimit       Reason = "CAMPAIGN_LIMIT"
+	ReasonCouponInvalid       Reason = "COUPON_INVALID"
+	ReasonCouponNotYet        Reason = "COUPON_NOT_YET"
+	ReasonCouponExpired       Reason = "COUPON_EXPIRED"
+	ReasonCouponMinSubtotal   Reason = "COUPON_MIN_SUBTOTAL"
+	ReasonCouponLimit         Reason = "COUPON_LIMIT"
 )
 
 // A Refusal is a business answer: the domain understood and says no. It is returned, and never logged as an error. The
@@ -42,9 +53,21 @@ var (
 	ErrMixedCurrencies = errors.New("mixed currencies")
 	ErrAmountOverflow  = errors.New("amount overflow")
 	ErrInvalidArgument = errors.New("invalid argument")
+
+	ErrCampaignNotFound    = errors.New("campaign not found")
+	ErrCampaignNotOpen     = errors.New("campaign not open")
+	ErrCampaignClosed      = errors.New("campaign closed")
+	ErrCampaignMaxPerOrder = errors.New("too many units of a campaign in one order")
+	ErrCampaignLimit       = errors.New("too many units of a campaign for one user")
+	ErrCouponInvalid       = errors.New("no such coupon")
+	ErrCouponNotYet        = errors.New("coupon not valid yet")
+	ErrCouponExpired       = errors.New("coupon not valid any more")
+	ErrCouponMinSubtotal   = errors.New("order too small for the coupon")
+	ErrCouponLimit         = errors.New("coupon used up")
 )
 
-// OutOfStockError refuses a line that wants more units than the lane's allotment has free.
+// OutOfStockError refuses a line that wants more units than the lane's allotment has free. SKU is the stock key: a
+// campaign's units are out of stock by themselves.
 type OutOfStockError struct {
 	SKU        string
 	Want, Free int64

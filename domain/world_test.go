@@ -12,9 +12,11 @@ import (
 // world is lanes of a cluster in memory: what scripts and properties run in. Every event that is decided is evolved at
 // once, and I3 is checked after each.
 type world struct {
-	lanes    []*lane
-	products map[string]domain.Product
-	now      time.Time
+	lanes     []*lane
+	products  map[string]domain.Product
+	campaigns map[string]domain.Campaign
+	coupons   map[string]domain.Coupon
+	now       time.Time
 }
 
 // lane is one lane's state.
@@ -23,16 +25,20 @@ type lane struct {
 	number   uint32
 	orders   map[domain.OrderID]domain.Order
 	accounts map[string]domain.Account
+	uses     map[domain.Use]int64
 }
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 func newWorld(lanes int) *world {
-	w := &world{products: map[string]domain.Product{}, now: epoch}
+	w := &world{
+		products: map[string]domain.Product{}, campaigns: map[string]domain.Campaign{}, coupons: map[string]domain.Coupon{}, now: epoch,
+	}
 	for number := range lanes {
 		w.lanes = append(w.lanes, &lane{
 			world: w, number: uint32(number),
 			orders: map[domain.OrderID]domain.Order{}, accounts: map[string]domain.Account{},
+			uses: map[domain.Use]int64{},
 		})
 	}
 	return w
@@ -49,6 +55,18 @@ func (l *lane) Product(sku string) (domain.Product, bool) {
 }
 
 func (l *lane) Stock(sku string) domain.Account { return l.accounts[sku] }
+
+func (l *lane) Campaign(pool string) (domain.Campaign, bool) {
+	c, found := l.world.campaigns[pool]
+	return c, found
+}
+
+func (l *lane) Coupon(code string) (domain.Coupon, bool) {
+	c, found := l.world.coupons[code]
+	return c, found
+}
+
+func (l *lane) Used(use domain.Use) int64 { return l.uses[use] }
 
 // decide lets a lane decide a command and evolves its events. The error is Decide's, or a broken invariant.
 func (w *world) decide(lane int, c domain.Command) ([]domain.Event, error) {
@@ -72,6 +90,15 @@ func (w *world) evolve(lane int, e domain.Event) error {
 	if put, ok := e.(domain.ProductPut); ok {
 		w.products[put.SKU] = w.products[put.SKU].Evolve(e, w.now)
 	}
+	if put, ok := e.(domain.CampaignPut); ok {
+		w.campaigns[put.Pool] = w.campaigns[put.Pool].Evolve(e, w.now)
+	}
+	if put, ok := e.(domain.CouponPut); ok {
+		w.coupons[put.Code] = w.coupons[put.Code].Evolve(e, w.now)
+	}
+	for use, units := range domain.Uses(e) {
+		l.uses[use] += units
+	}
 	for sku := range domain.SKUs(e) {
 		l.accounts[sku] = l.accounts[sku].Evolve(e, sku)
 	}
@@ -94,23 +121,49 @@ func (w *world) accounts(sku string) map[uint32]domain.Account {
 	return accounts
 }
 
-// check returns an error unless I3 holds for every SKU, and what is reserved is what open orders hold.
+// check returns an error unless I3 holds for every account, what is reserved is what open orders hold, and so is what users
+// hold of campaigns and coupons.
 func (w *world) check() error {
-	for _, sku := range slices.Sorted(maps.Keys(w.products)) {
-		if err := domain.Conserved(w.accounts(sku)); err != nil {
-			return fmt.Errorf("%s: %w", sku, err)
+	keys := map[string]bool{}
+	for _, l := range w.lanes {
+		for key := range l.accounts {
+			keys[key] = true
 		}
-		for _, l := range w.lanes {
-			var held int64
-			for _, o := range l.orders {
-				for _, line := range o.Lines {
-					if line.SKU == sku && o.Status == domain.StatusPendingPayment {
-						held += line.Units
-					}
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		if err := domain.Conserved(w.accounts(key)); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	for _, l := range w.lanes {
+		held, uses := map[string]int64{}, map[domain.Use]int64{}
+		for _, o := range l.orders {
+			if o.Status != domain.StatusPendingPayment {
+				continue
+			}
+			for _, line := range o.Lines {
+				if o.Pool == "" {
+					held[line.SKU] += line.Units
+				} else {
+					held[o.Pool] += line.Units
+					uses[domain.Use{Of: o.Pool, UserID: o.UserID}] += line.Units
 				}
 			}
-			if reserved := l.accounts[sku].Reserved; reserved != held {
-				return fmt.Errorf("lane %d, %s: reserved = %d units, but open orders hold %d", l.number, sku, reserved, held)
+			if o.CouponPool != "" {
+				held[o.CouponPool]++
+			}
+			if o.CouponCode != "" {
+				uses[domain.Use{Of: o.CouponCode, UserID: o.UserID}]++
+			}
+		}
+		for _, key := range slices.Sorted(maps.Keys(keys)) {
+			if reserved := l.accounts[key].Reserved; reserved != held[key] {
+				return fmt.Errorf("lane %d, %s: reserved = %d units, but open orders hold %d", l.number, key, reserved, held[key])
+			}
+		}
+		for use, count := range l.uses {
+			if count != uses[use] {
+				return fmt.Errorf("lane %d, %+v: counted %d, but open orders hold %d", l.number, use, count, uses[use])
 			}
 		}
 	}

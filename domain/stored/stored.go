@@ -28,6 +28,10 @@ const (
 	TypeStockAllotted  = "StockAllotted"
 	TypeStockReturned  = "StockReturned"
 	TypeStockReclaimed = "StockReclaimed"
+	TypeCampaignPut    = "CampaignPut"
+	TypePoolFilled     = "PoolFilled"
+	TypePoolDrained    = "PoolDrained"
+	TypeCouponPut      = "CouponPut"
 )
 
 // version is the newest version of every event type. Once one of them has a second version, this becomes a table.
@@ -77,6 +81,14 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 		return TypeStockReturned, e.SKU
 	case domain.StockReclaimed:
 		return TypeStockReclaimed, e.SKU
+	case domain.CampaignPut:
+		return TypeCampaignPut, e.Pool
+	case domain.PoolFilled:
+		return TypePoolFilled, e.Pool
+	case domain.PoolDrained:
+		return TypePoolDrained, e.Pool
+	case domain.CouponPut:
+		return TypeCouponPut, e.Code
 	}
 	panic(fmt.Sprintf("stored: bug: unknown event %T", e))
 }
@@ -85,17 +97,18 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 func sizeOf(e domain.Event) int {
 	switch e := e.(type) {
 	case domain.OrderPlaced:
-		size := sizeText(e.Total.Currency) + sizeVarint(uint64(e.Total.Minor)) + sizeVarint(nanos(e.PayBy)) + sizeText(e.SealedNote)
+		size := sizeText(e.Total.Currency) + sizeVarint(uint64(e.Total.Minor)) + sizeVarint(nanos(e.PayBy)) + sizeText(e.SealedNote) +
+			sizeText(e.Pool) + sizeText(e.CouponCode) + sizeText(e.CouponPool)
 		for i := range e.Lines {
 			size += sizeInner(sizeLine(&e.Lines[i]))
 		}
 		return size
 	case domain.OrderCancelled:
-		return sizeText(e.Reason) + sizeText(e.By) + sizeReleased(e.Released)
+		return sizeText(e.Reason) + sizeText(e.By) + sizeReleased(e.Released) + sizeText(e.CouponCode)
 	case domain.OrderExpired:
-		return sizeReleased(e.Released)
+		return sizeReleased(e.Released) + sizeText(e.CouponCode)
 	case domain.ProductPut:
-		return sizeText(e.Title) + sizeText(e.Price.Currency) + sizeVarint(uint64(e.Price.Minor))
+		return sizeText(e.Title) + sizeText(e.Price.Currency) + sizeVarint(uint64(e.Price.Minor)) + sizeTax(e.Tax)
 	case domain.StockReceived:
 		return sizeVarint(uint64(e.Units)) + sizeVarint(uint64(e.ReceivedTotal))
 	case domain.StockGranted:
@@ -106,6 +119,18 @@ func sizeOf(e domain.Event) int {
 		return sizeTransfer(e.HomeLane, e.ReturnNumber, e.Units)
 	case domain.StockReclaimed:
 		return sizeTransfer(e.FromLane, e.ReturnNumber, e.Units)
+	case domain.CampaignPut:
+		return sizeText(e.Price.Currency) + sizeVarint(uint64(e.Price.Minor)) + sizeVarint(nanos(e.OpensAt)) + sizeVarint(nanos(e.ClosesAt)) +
+			sizeVarint(uint64(e.UserUnitsMax)) + sizeVarint(uint64(e.OrderUnitsMax)) + sizeVarint(uint64(e.Units))
+	case domain.PoolFilled:
+		return sizeVarint(uint64(e.Units))
+	case domain.PoolDrained:
+		return sizeVarint(uint64(e.Units))
+	case domain.CouponPut:
+		t := &e.Terms
+		return sizeVarint(uint64(t.Kind)) + sizeVarint(uint64(t.AmountMinor)) + sizeVarint(uint64(t.RateBps)) + sizeText(t.Currency) +
+			sizeVarint(uint64(t.MinSubtotalMinor)) + sizeVarint(nanos(t.ValidFrom)) + sizeVarint(nanos(t.ValidUntil)) +
+			sizeVarint(uint64(t.UserUsesMax)) + sizeVarint(uint64(t.UsesMax))
 	}
 	panic(fmt.Sprintf("stored: bug: unknown event %T", e))
 }
@@ -120,17 +145,23 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 		dst = appendText(dst, 2, e.Total.Currency)
 		dst = appendVarint(dst, 3, uint64(e.Total.Minor))
 		dst = appendVarint(dst, 4, nanos(e.PayBy))
-		return appendText(dst, 5, e.SealedNote)
+		dst = appendText(dst, 5, e.SealedNote)
+		dst = appendText(dst, 10, e.Pool)
+		dst = appendText(dst, 11, e.CouponCode)
+		return appendText(dst, 12, e.CouponPool)
 	case domain.OrderCancelled:
 		dst = appendText(dst, 1, e.Reason)
 		dst = appendText(dst, 2, e.By)
-		return appendReleased(dst, 3, e.Released)
+		dst = appendReleased(dst, 3, e.Released)
+		return appendText(dst, 10, e.CouponCode)
 	case domain.OrderExpired:
-		return appendReleased(dst, 1, e.Released)
+		dst = appendReleased(dst, 1, e.Released)
+		return appendText(dst, 10, e.CouponCode)
 	case domain.ProductPut:
 		dst = appendText(dst, 1, e.Title)
 		dst = appendText(dst, 2, e.Price.Currency)
-		return appendVarint(dst, 3, uint64(e.Price.Minor))
+		dst = appendVarint(dst, 3, uint64(e.Price.Minor))
+		return appendTax(dst, 4, e.Tax)
 	case domain.StockReceived:
 		dst = appendVarint(dst, 1, uint64(e.Units))
 		return appendVarint(dst, 2, uint64(e.ReceivedTotal))
@@ -142,6 +173,29 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 		return appendTransfer(dst, e.HomeLane, e.ReturnNumber, e.Units)
 	case domain.StockReclaimed:
 		return appendTransfer(dst, e.FromLane, e.ReturnNumber, e.Units)
+	case domain.CampaignPut:
+		dst = appendText(dst, 1, e.Price.Currency)
+		dst = appendVarint(dst, 2, uint64(e.Price.Minor))
+		dst = appendVarint(dst, 3, nanos(e.OpensAt))
+		dst = appendVarint(dst, 4, nanos(e.ClosesAt))
+		dst = appendVarint(dst, 5, uint64(e.UserUnitsMax))
+		dst = appendVarint(dst, 6, uint64(e.OrderUnitsMax))
+		return appendVarint(dst, 7, uint64(e.Units))
+	case domain.PoolFilled:
+		return appendVarint(dst, 1, uint64(e.Units))
+	case domain.PoolDrained:
+		return appendVarint(dst, 1, uint64(e.Units))
+	case domain.CouponPut:
+		t := &e.Terms
+		dst = appendVarint(dst, 1, uint64(t.Kind))
+		dst = appendVarint(dst, 2, uint64(t.AmountMinor))
+		dst = appendVarint(dst, 3, uint64(t.RateBps))
+		dst = appendText(dst, 4, t.Currency)
+		dst = appendVarint(dst, 5, uint64(t.MinSubtotalMinor))
+		dst = appendVarint(dst, 6, nanos(t.ValidFrom))
+		dst = appendVarint(dst, 7, nanos(t.ValidUntil))
+		dst = appendVarint(dst, 8, uint64(t.UserUsesMax))
+		return appendVarint(dst, 9, uint64(t.UsesMax))
 	}
 	panic(fmt.Sprintf("stored: bug: unknown event %T", e))
 }
@@ -155,7 +209,8 @@ func nanos(t time.Time) uint64 {
 }
 
 func sizeLine(l *domain.Line) int {
-	return sizeText(l.SKU) + sizeVarint(uint64(l.Units)) + sizeText(l.Title) + sizeVarint(uint64(l.PriceMinor))
+	return sizeText(l.SKU) + sizeVarint(uint64(l.Units)) + sizeText(l.Title) + sizeVarint(uint64(l.PriceMinor)) +
+		sizeVarint(uint64(l.DiscountMinor)) + sizeVarint(uint64(l.TaxMinor)) + sizeTax(l.Tax)
 }
 
 func appendLine(dst []byte, l *domain.Line) []byte {
@@ -163,7 +218,25 @@ func appendLine(dst []byte, l *domain.Line) []byte {
 	dst = appendText(dst, 1, l.SKU)
 	dst = appendVarint(dst, 2, uint64(l.Units))
 	dst = appendText(dst, 3, l.Title)
-	return appendVarint(dst, 4, uint64(l.PriceMinor))
+	dst = appendVarint(dst, 4, uint64(l.PriceMinor))
+	dst = appendVarint(dst, 5, uint64(l.DiscountMinor))
+	dst = appendVarint(dst, 6, uint64(l.TaxMinor))
+	return appendTax(dst, 7, l.Tax)
+}
+
+func sizeTax(t domain.Tax) int { return sizeVarint(uint64(t.RateBps)) + sizeVarint(bit(t.Included)) }
+
+// appendTax writes a tax as two fields that follow one another.
+func appendTax(dst []byte, field uint64, t domain.Tax) []byte {
+	dst = appendVarint(dst, field, uint64(t.RateBps))
+	return appendVarint(dst, field+1, bit(t.Included))
+}
+
+func bit(set bool) uint64 {
+	if set {
+		return 1
+	}
+	return 0
 }
 
 func sizeRelease(r *domain.Release) int { return sizeText(r.SKU) + sizeVarint(uint64(r.Units)) }
@@ -264,6 +337,16 @@ var readers = map[string]reader{
 	TypeOrderExpired:   readOrderExpired,
 	TypeProductPut:     readProductPut,
 	TypeStockReceived:  readStockReceived,
+	TypeCampaignPut:    readCampaignPut,
+	TypeCouponPut:      readCouponPut,
+	TypePoolFilled: func(pool, _ string, payload []byte) (domain.Event, error) {
+		units, err := readUnits(payload)
+		return domain.PoolFilled{Pool: pool, Units: units}, err
+	},
+	TypePoolDrained: func(pool, _ string, payload []byte) (domain.Event, error) {
+		units, err := readUnits(payload)
+		return domain.PoolDrained{Pool: pool, Units: units}, err
+	},
 	TypeStockGranted: func(sku, _ string, payload []byte) (domain.Event, error) {
 		lane, number, units, err := readTransfer(payload)
 		return domain.StockGranted{SKU: sku, ToLane: lane, GrantNumber: number, Units: units}, err
@@ -306,6 +389,12 @@ func readOrderPlaced(aggregateID, userID string, payload []byte) (domain.Event, 
 			e.PayBy = timeOf(f.v)
 		case 5<<3 | kindBytes:
 			e.SealedNote = append([]byte(nil), f.data[f.from:f.at]...)
+		case 10<<3 | kindBytes:
+			e.Pool = f.text()
+		case 11<<3 | kindBytes:
+			e.CouponCode = f.text()
+		case 12<<3 | kindBytes:
+			e.CouponPool = f.text()
 		}
 	}
 	return e, f.err
@@ -329,6 +418,14 @@ func readLine(l *domain.Line, f fields) error {
 			l.Title = f.text()
 		case 4<<3 | kindVarint:
 			l.PriceMinor = int64(f.v)
+		case 5<<3 | kindVarint:
+			l.DiscountMinor = int64(f.v)
+		case 6<<3 | kindVarint:
+			l.TaxMinor = int64(f.v)
+		case 7<<3 | kindVarint:
+			l.Tax.RateBps = int64(f.v)
+		case 8<<3 | kindVarint:
+			l.Tax.Included = f.v != 0
 		}
 	}
 	return f.err
@@ -350,6 +447,8 @@ func readOrderCancelled(aggregateID, userID string, payload []byte) (domain.Even
 		case 3<<3 | kindBytes:
 			e.Released = append(e.Released, domain.Release{})
 			f.err = readRelease(&e.Released[len(e.Released)-1], f.sub())
+		case 10<<3 | kindBytes:
+			e.CouponCode = f.text()
 		}
 	}
 	return e, f.err
@@ -363,9 +462,12 @@ func readOrderExpired(aggregateID, userID string, payload []byte) (domain.Event,
 	e := domain.OrderExpired{OrderID: id, UserID: userID}
 	f := fieldsOf(payload)
 	for f.next() {
-		if f.tag == 1<<3|kindBytes {
+		switch f.tag {
+		case 1<<3 | kindBytes:
 			e.Released = append(e.Released, domain.Release{})
 			f.err = readRelease(&e.Released[len(e.Released)-1], f.sub())
+		case 10<<3 | kindBytes:
+			e.CouponCode = f.text()
 		}
 	}
 	return e, f.err
@@ -394,9 +496,75 @@ func readProductPut(sku, _ string, payload []byte) (domain.Event, error) {
 			e.Price.Currency = f.text()
 		case 3<<3 | kindVarint:
 			e.Price.Minor = int64(f.v)
+		case 4<<3 | kindVarint:
+			e.Tax.RateBps = int64(f.v)
+		case 5<<3 | kindVarint:
+			e.Tax.Included = f.v != 0
 		}
 	}
 	return e, f.err
+}
+
+func readCampaignPut(pool, _ string, payload []byte) (domain.Event, error) {
+	e := domain.CampaignPut{Pool: pool}
+	f := fieldsOf(payload)
+	for f.next() {
+		switch f.tag {
+		case 1<<3 | kindBytes:
+			e.Price.Currency = f.text()
+		case 2<<3 | kindVarint:
+			e.Price.Minor = int64(f.v)
+		case 3<<3 | kindVarint:
+			e.OpensAt = timeOf(f.v)
+		case 4<<3 | kindVarint:
+			e.ClosesAt = timeOf(f.v)
+		case 5<<3 | kindVarint:
+			e.UserUnitsMax = int64(f.v)
+		case 6<<3 | kindVarint:
+			e.OrderUnitsMax = int64(f.v)
+		case 7<<3 | kindVarint:
+			e.Units = int64(f.v)
+		}
+	}
+	return e, f.err
+}
+
+func readCouponPut(code, _ string, payload []byte) (domain.Event, error) {
+	e := domain.CouponPut{Code: code}
+	f := fieldsOf(payload)
+	for f.next() {
+		switch f.tag {
+		case 1<<3 | kindVarint:
+			e.Terms.Kind = domain.CouponKind(f.v)
+		case 2<<3 | kindVarint:
+			e.Terms.AmountMinor = int64(f.v)
+		case 3<<3 | kindVarint:
+			e.Terms.RateBps = int64(f.v)
+		case 4<<3 | kindBytes:
+			e.Terms.Currency = f.text()
+		case 5<<3 | kindVarint:
+			e.Terms.MinSubtotalMinor = int64(f.v)
+		case 6<<3 | kindVarint:
+			e.Terms.ValidFrom = timeOf(f.v)
+		case 7<<3 | kindVarint:
+			e.Terms.ValidUntil = timeOf(f.v)
+		case 8<<3 | kindVarint:
+			e.Terms.UserUsesMax = int64(f.v)
+		case 9<<3 | kindVarint:
+			e.Terms.UsesMax = int64(f.v)
+		}
+	}
+	return e, f.err
+}
+
+func readUnits(payload []byte) (units int64, err error) {
+	f := fieldsOf(payload)
+	for f.next() {
+		if f.tag == 1<<3|kindVarint {
+			units = int64(f.v)
+		}
+	}
+	return units, f.err
 }
 
 func readStockReceived(sku, _ string, payload []byte) (domain.Event, error) {

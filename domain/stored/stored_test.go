@@ -53,6 +53,39 @@ var golden = map[string]domain.Event{
 	"StockAllotted.v1":  domain.StockAllotted{SKU: "mug", HomeLane: 1023, GrantNumber: 301, Units: 26},
 	"StockReturned.v1":  domain.StockReturned{SKU: "mug", HomeLane: 2, ReturnNumber: 302, Units: 27},
 	"StockReclaimed.v1": domain.StockReclaimed{SKU: "mug", FromLane: 1, ReturnNumber: 303, Units: 28},
+	"OrderPlaced.v1.priced": domain.OrderPlaced{
+		OrderID: orderID, UserID: "alice",
+		Lines: []domain.Line{
+			{SKU: "mug", Units: 2, Title: "Enamel mug", PriceMinor: 999, DiscountMinor: 200, TaxMinor: 287, Tax: domain.Tax{RateBps: 1900, Included: true}},
+			{SKU: "book", Units: 1, Title: "Book", PriceMinor: 1000, DiscountMinor: 100, TaxMinor: 63, Tax: domain.Tax{RateBps: 700}},
+		},
+		Total: domain.Money{Currency: "EUR", Minor: 2761}, PayBy: payBy, CouponCode: "TEN", CouponPool: "TEN@@coupon",
+	},
+	"OrderPlaced.v1.campaign": domain.OrderPlaced{
+		OrderID: orderID, UserID: "alice", Lines: []domain.Line{{SKU: "mug", Units: 1, Title: "Enamel mug", PriceMinor: 499}},
+		Total: domain.Money{Currency: "EUR", Minor: 499}, PayBy: payBy, Pool: "mug@flash",
+	},
+	"OrderCancelled.v1.coupon": domain.OrderCancelled{
+		OrderID: orderID, UserID: "alice", Reason: "changed my mind", By: "clerk-7",
+		Released: []domain.Release{{SKU: "mug@flash", Units: 1}, {SKU: "TEN@@coupon", Units: 1}}, CouponCode: "TEN",
+	},
+	"OrderExpired.v1.coupon": domain.OrderExpired{
+		OrderID: orderID, UserID: "alice", Released: []domain.Release{{SKU: "mug@flash", Units: 1}}, CouponCode: "TEN",
+	},
+	"ProductPut.v1.taxed": domain.ProductPut{
+		SKU: "mug", Title: "Enamel mug", Price: domain.Money{Currency: "EUR", Minor: 1299}, Tax: domain.Tax{RateBps: 1900, Included: true},
+	},
+	"CampaignPut.v1": domain.CampaignPut{
+		Pool: "mug@flash", Price: domain.Money{Currency: "EUR", Minor: 499}, OpensAt: payBy, ClosesAt: payBy.Add(time.Hour),
+		UserUnitsMax: 2, OrderUnitsMax: 1, Units: 1000,
+	},
+	"PoolFilled.v1":  domain.PoolFilled{Pool: "mug@flash", Units: 1000},
+	"PoolDrained.v1": domain.PoolDrained{Pool: "mug@flash", Units: 17},
+	"CouponPut.v1": domain.CouponPut{Code: "FIVER", Terms: domain.CouponTerms{
+		Kind: domain.CouponFixed, AmountMinor: 500, Currency: "EUR", MinSubtotalMinor: 2000, ValidFrom: payBy, ValidUntil: payBy.Add(24 * time.Hour),
+		UserUsesMax: 1, UsesMax: 10_000,
+	}},
+	"CouponPut.v1.percentage": domain.CouponPut{Code: "TEN", Terms: domain.CouponTerms{Kind: domain.CouponPercentage, RateBps: 1000}},
 }
 
 var writeGolden = flag.Bool("write-golden", false, "write the golden files that are missing; one that is there is never changed")
@@ -127,6 +160,10 @@ var samples = []domain.Event{
 	domain.StockAllotted{SKU: "mug"},
 	domain.StockReturned{SKU: "mug"},
 	domain.StockReclaimed{SKU: "mug"},
+	domain.CampaignPut{Pool: "mug"},
+	domain.PoolFilled{Pool: "mug"},
+	domain.PoolDrained{Pool: "mug"},
+	domain.CouponPut{Code: "mug"},
 }
 
 func TestAnEmptyEventHasAnEmptyPayload(t *testing.T) {
@@ -205,15 +242,39 @@ func drawEvent(t *rapid.T) domain.Event {
 	var lines []domain.Line
 	var released []domain.Release
 	for range rapid.IntRange(0, 4).Draw(t, "lines") {
-		lines = append(lines, domain.Line{SKU: text("sku"), Units: units(), Title: text("title"), PriceMinor: units()})
+		lines = append(lines, domain.Line{
+			SKU: text("sku"), Units: units(), Title: text("title"), PriceMinor: units(),
+			DiscountMinor: units(), TaxMinor: units(), Tax: drawTax(t),
+		})
 		released = append(released, domain.Release{SKU: text("sku"), Units: units()})
 	}
 	lane, number := rapid.Uint32().Draw(t, "lane"), rapid.Uint64().Draw(t, "number")
-	switch rapid.IntRange(0, 8).Draw(t, "event") {
+	drawn := func(name string) time.Time {
+		if nanos := rapid.Int64().Draw(t, name); nanos != 0 {
+			return time.Unix(0, nanos).UTC()
+		}
+		return time.Time{}
+	}
+	switch rapid.IntRange(0, 12).Draw(t, "event") {
+	case 9:
+		return domain.CampaignPut{
+			Pool: "mug", Price: domain.Money{Currency: text("currency"), Minor: units()}, OpensAt: drawn("opens at"), ClosesAt: drawn("closes at"),
+			UserUnitsMax: units(), OrderUnitsMax: units(), Units: units(),
+		}
+	case 10:
+		return domain.PoolFilled{Pool: "mug", Units: units()}
+	case 11:
+		return domain.PoolDrained{Pool: "mug", Units: units()}
+	case 12:
+		return domain.CouponPut{Code: "mug", Terms: domain.CouponTerms{
+			Kind: domain.CouponKind(lane), AmountMinor: units(), RateBps: units(), Currency: text("currency"), MinSubtotalMinor: units(),
+			ValidFrom: drawn("from"), ValidUntil: drawn("until"), UserUsesMax: units(), UsesMax: units(),
+		}}
 	case 0:
 		e := domain.OrderPlaced{
 			OrderID: orderID, UserID: "alice", Lines: lines, Total: domain.Money{Currency: text("currency"), Minor: units()},
 			PayBy: time.Unix(0, rapid.Int64().Draw(t, "pay by")).UTC(),
+			Pool:  text("pool"), CouponCode: text("coupon"), CouponPool: text("coupon pool"),
 		}
 		if note := rapid.SliceOfN(rapid.Byte(), 0, 99).Draw(t, "note"); len(note) > 0 {
 			e.SealedNote = note
@@ -223,11 +284,11 @@ func drawEvent(t *rapid.T) domain.Event {
 		}
 		return e
 	case 1:
-		return domain.OrderCancelled{OrderID: orderID, UserID: "alice", Reason: text("reason"), By: text("by"), Released: released}
+		return domain.OrderCancelled{OrderID: orderID, UserID: "alice", Reason: text("reason"), By: text("by"), Released: released, CouponCode: text("coupon")}
 	case 2:
-		return domain.OrderExpired{OrderID: orderID, UserID: "alice", Released: released}
+		return domain.OrderExpired{OrderID: orderID, UserID: "alice", Released: released, CouponCode: text("coupon")}
 	case 3:
-		return domain.ProductPut{SKU: "mug", Title: text("title"), Price: domain.Money{Currency: text("currency"), Minor: units()}}
+		return domain.ProductPut{SKU: "mug", Title: text("title"), Price: domain.Money{Currency: text("currency"), Minor: units()}, Tax: drawTax(t)}
 	case 4:
 		return domain.StockReceived{SKU: "mug", Units: units(), ReceivedTotal: units()}
 	case 5:
@@ -239,6 +300,10 @@ func drawEvent(t *rapid.T) domain.Event {
 	default:
 		return domain.StockReclaimed{SKU: "mug", FromLane: lane, ReturnNumber: number, Units: units()}
 	}
+}
+
+func drawTax(t *rapid.T) domain.Tax {
+	return domain.Tax{RateBps: rapid.Int64().Draw(t, "rate"), Included: rapid.Bool().Draw(t, "included")}
 }
 
 func TestPayloadsAreTheGeneratedTypesBytes(t *testing.T) {
@@ -270,12 +335,17 @@ var generated = map[string]func() proto.Message{
 	stored.TypeStockAllotted:  func() proto.Message { return &eventv1.StockAllotted{} },
 	stored.TypeStockReturned:  func() proto.Message { return &eventv1.StockReturned{} },
 	stored.TypeStockReclaimed: func() proto.Message { return &eventv1.StockReclaimed{} },
+	stored.TypeCampaignPut:    func() proto.Message { return &eventv1.CampaignPut{} },
+	stored.TypePoolFilled:     func() proto.Message { return &eventv1.PoolFilled{} },
+	stored.TypePoolDrained:    func() proto.Message { return &eventv1.PoolDrained{} },
+	stored.TypeCouponPut:      func() proto.Message { return &eventv1.CouponPut{} },
 }
 
 // typeNames are in order, so that a fuzzer's number always means the same type.
 var typeNames = []string{
 	stored.TypeOrderPlaced, stored.TypeOrderCancelled, stored.TypeOrderExpired, stored.TypeProductPut, stored.TypeStockReceived,
 	stored.TypeStockGranted, stored.TypeStockAllotted, stored.TypeStockReturned, stored.TypeStockReclaimed,
+	stored.TypeCampaignPut, stored.TypePoolFilled, stored.TypePoolDrained, stored.TypeCouponPut,
 }
 
 // FuzzDecode holds Decode to what the generated types read: the same payloads are refused, the others mean the same, and
@@ -348,22 +418,51 @@ func messageOf(e domain.Event) proto.Message {
 		}
 		return units
 	}
+	nanos := func(t time.Time) int64 {
+		if t.IsZero() {
+			return 0
+		}
+		return t.UnixNano()
+	}
 	switch e := e.(type) {
+	case domain.CampaignPut:
+		return &eventv1.CampaignPut{
+			CurrencyCode: e.Price.Currency, PriceMinor: e.Price.Minor, OpensAtUnixNano: nanos(e.OpensAt), ClosesAtUnixNano: nanos(e.ClosesAt),
+			UserUnitsMax: e.UserUnitsMax, OrderUnitsMax: e.OrderUnitsMax, Units: e.Units,
+		}
+	case domain.PoolFilled:
+		return &eventv1.PoolFilled{Units: e.Units}
+	case domain.PoolDrained:
+		return &eventv1.PoolDrained{Units: e.Units}
+	case domain.CouponPut:
+		return &eventv1.CouponPut{
+			Kind: uint32(e.Terms.Kind), AmountMinor: e.Terms.AmountMinor, RateBps: e.Terms.RateBps, CurrencyCode: e.Terms.Currency,
+			MinSubtotalMinor: e.Terms.MinSubtotalMinor, ValidFromUnixNano: nanos(e.Terms.ValidFrom), ValidUntilUnixNano: nanos(e.Terms.ValidUntil),
+			UserUsesMax: e.Terms.UserUsesMax, UsesMax: e.Terms.UsesMax,
+		}
 	case domain.OrderPlaced:
-		m := &eventv1.OrderPlaced{CurrencyCode: e.Total.Currency, TotalMinor: e.Total.Minor, SealedNote: e.SealedNote}
+		m := &eventv1.OrderPlaced{
+			CurrencyCode: e.Total.Currency, TotalMinor: e.Total.Minor, SealedNote: e.SealedNote,
+			Pool: e.Pool, CouponCode: e.CouponCode, CouponPool: e.CouponPool,
+		}
 		if !e.PayBy.IsZero() {
 			m.PayByUnixNano = e.PayBy.UnixNano()
 		}
 		for _, l := range e.Lines {
-			m.Lines = append(m.Lines, &eventv1.OrderLine{Sku: l.SKU, Units: l.Units, Title: l.Title, PriceMinor: l.PriceMinor})
+			m.Lines = append(m.Lines, &eventv1.OrderLine{
+				Sku: l.SKU, Units: l.Units, Title: l.Title, PriceMinor: l.PriceMinor,
+				DiscountMinor: l.DiscountMinor, TaxMinor: l.TaxMinor, TaxRateBps: l.Tax.RateBps, TaxIncluded: l.Tax.Included,
+			})
 		}
 		return m
 	case domain.OrderCancelled:
-		return &eventv1.OrderCancelled{Reason: e.Reason, By: e.By, Released: released(e.Released)}
+		return &eventv1.OrderCancelled{Reason: e.Reason, By: e.By, Released: released(e.Released), CouponCode: e.CouponCode}
 	case domain.OrderExpired:
-		return &eventv1.OrderExpired{Released: released(e.Released)}
+		return &eventv1.OrderExpired{Released: released(e.Released), CouponCode: e.CouponCode}
 	case domain.ProductPut:
-		return &eventv1.ProductPut{Title: e.Title, CurrencyCode: e.Price.Currency, PriceMinor: e.Price.Minor}
+		return &eventv1.ProductPut{
+			Title: e.Title, CurrencyCode: e.Price.Currency, PriceMinor: e.Price.Minor, TaxRateBps: e.Tax.RateBps, TaxIncluded: e.Tax.Included,
+		}
 	case domain.StockReceived:
 		return &eventv1.StockReceived{Units: e.Units, ReceivedTotal: e.ReceivedTotal}
 	case domain.StockGranted:
@@ -385,9 +484,34 @@ func eventOf(m proto.Message, id domain.OrderID, userID string) domain.Event {
 		}
 		return releases
 	}
+	timeOf := func(nanos int64) time.Time {
+		if nanos == 0 {
+			return time.Time{}
+		}
+		return time.Unix(0, nanos).UTC()
+	}
 	switch m := m.(type) {
+	case *eventv1.CampaignPut:
+		return domain.CampaignPut{
+			Pool: "mug", Price: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetPriceMinor()},
+			OpensAt: timeOf(m.GetOpensAtUnixNano()), ClosesAt: timeOf(m.GetClosesAtUnixNano()),
+			UserUnitsMax: m.GetUserUnitsMax(), OrderUnitsMax: m.GetOrderUnitsMax(), Units: m.GetUnits(),
+		}
+	case *eventv1.PoolFilled:
+		return domain.PoolFilled{Pool: "mug", Units: m.GetUnits()}
+	case *eventv1.PoolDrained:
+		return domain.PoolDrained{Pool: "mug", Units: m.GetUnits()}
+	case *eventv1.CouponPut:
+		return domain.CouponPut{Code: "mug", Terms: domain.CouponTerms{
+			Kind: domain.CouponKind(m.GetKind()), AmountMinor: m.GetAmountMinor(), RateBps: m.GetRateBps(), Currency: m.GetCurrencyCode(),
+			MinSubtotalMinor: m.GetMinSubtotalMinor(), ValidFrom: timeOf(m.GetValidFromUnixNano()), ValidUntil: timeOf(m.GetValidUntilUnixNano()),
+			UserUsesMax: m.GetUserUsesMax(), UsesMax: m.GetUsesMax(),
+		}}
 	case *eventv1.OrderPlaced:
-		e := domain.OrderPlaced{OrderID: id, UserID: userID, Total: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetTotalMinor()}}
+		e := domain.OrderPlaced{
+			OrderID: id, UserID: userID, Total: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetTotalMinor()},
+			Pool: m.GetPool(), CouponCode: m.GetCouponCode(), CouponPool: m.GetCouponPool(),
+		}
 		if len(m.GetSealedNote()) > 0 {
 			e.SealedNote = m.GetSealedNote()
 		}
@@ -395,15 +519,21 @@ func eventOf(m proto.Message, id domain.OrderID, userID string) domain.Event {
 			e.PayBy = time.Unix(0, m.GetPayByUnixNano()).UTC()
 		}
 		for _, l := range m.GetLines() {
-			e.Lines = append(e.Lines, domain.Line{SKU: l.GetSku(), Units: l.GetUnits(), Title: l.GetTitle(), PriceMinor: l.GetPriceMinor()})
+			e.Lines = append(e.Lines, domain.Line{
+				SKU: l.GetSku(), Units: l.GetUnits(), Title: l.GetTitle(), PriceMinor: l.GetPriceMinor(),
+				DiscountMinor: l.GetDiscountMinor(), TaxMinor: l.GetTaxMinor(), Tax: domain.Tax{RateBps: l.GetTaxRateBps(), Included: l.GetTaxIncluded()},
+			})
 		}
 		return e
 	case *eventv1.OrderCancelled:
-		return domain.OrderCancelled{OrderID: id, UserID: userID, Reason: m.GetReason(), By: m.GetBy(), Released: released(m.GetReleased())}
+		return domain.OrderCancelled{OrderID: id, UserID: userID, Reason: m.GetReason(), By: m.GetBy(), Released: released(m.GetReleased()), CouponCode: m.GetCouponCode()}
 	case *eventv1.OrderExpired:
-		return domain.OrderExpired{OrderID: id, UserID: userID, Released: released(m.GetReleased())}
+		return domain.OrderExpired{OrderID: id, UserID: userID, Released: released(m.GetReleased()), CouponCode: m.GetCouponCode()}
 	case *eventv1.ProductPut:
-		return domain.ProductPut{SKU: "mug", Title: m.GetTitle(), Price: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetPriceMinor()}}
+		return domain.ProductPut{
+			SKU: "mug", Title: m.GetTitle(), Price: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetPriceMinor()},
+			Tax: domain.Tax{RateBps: m.GetTaxRateBps(), Included: m.GetTaxIncluded()},
+		}
 	case *eventv1.StockReceived:
 		return domain.StockReceived{SKU: "mug", Units: m.GetUnits(), ReceivedTotal: m.GetReceivedTotal()}
 	case *eventv1.StockGranted:

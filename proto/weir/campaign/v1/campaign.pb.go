@@ -1254,9 +1254,9 @@ const file_weir_campaign_v1_campaign_proto_rawDesc = "" +
 	"\x05price\x18\x04 \x01(\v2\x13.weir.type.v1.MoneyBw\xbaHt\xba\x01n\n" +
 	"\vprice.range\x12/price units must be between 0 and 1000000000000\x1a.this.units >= 0 && this.units <= 1000000000000\xc8\x01\x01R\x05price\x12J\n" +
 	"\bopens_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampB\x13\xbaH\x10\xc8\x01\x01\xb2\x01\n" +
-	"\x1a\x06\b\x80\xb4\xc4\xc3!2\x00R\aopensAt\x12L\n" +
+	"\x1a\x06\b\x80\xb4\xc4\xc3!*\x00R\aopensAt\x12L\n" +
 	"\tcloses_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x13\xbaH\x10\xc8\x01\x01\xb2\x01\n" +
-	"\x1a\x06\b\x80\xb4\xc4\xc3!2\x00R\bclosesAt\x123\n" +
+	"\x1a\x06\b\x80\xb4\xc4\xc3!*\x00R\bclosesAt\x123\n" +
 	"\x0euser_units_max\x18\a \x01(\x03B\r\xbaH\n" +
 	"\"\b\x18\x80\x94\xeb\xdc\x03(\x00R\fuserUnitsMax\x125\n" +
 	"\x0forder_units_max\x18\b \x01(\x03B\r\xbaH\n" +
