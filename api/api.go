@@ -21,6 +21,7 @@ import (
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
@@ -43,6 +44,12 @@ type Views interface {
 	Product(ctx context.Context, sku string, min projections.Min) (projections.ProductView, projections.Freshness, error)
 	Products(ctx context.Context, query projections.ProductsQuery, min projections.Min) (projections.ProductsPage, projections.Freshness, error)
 	Stock(ctx context.Context, sku string, min projections.Min) (projections.StockView, projections.Freshness, error)
+	// Campaign returns a campaign by id and SKU. An empty SKU means the only one of that id; of several it is
+	// projections.ErrSeveral.
+	Campaign(ctx context.Context, campaignID, sku string, min projections.Min) (projections.CampaignView, projections.Freshness, error)
+	Campaigns(ctx context.Context, query projections.KeysQuery, min projections.Min) (projections.CampaignsPage, projections.Freshness, error)
+	Coupon(ctx context.Context, code string, min projections.Min) (projections.CouponView, projections.Freshness, error)
+	Coupons(ctx context.Context, query projections.KeysQuery, min projections.Min) (projections.CouponsPage, projections.Freshness, error)
 	// WatchOf calls send with the order as it is now and then after each change, until send fails or ctx ends. Users as
 	// with OrderOf.
 	WatchOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min, send func(projections.OrderView, projections.Freshness) error) error
@@ -89,7 +96,7 @@ type Handler struct {
 	deadlines deadlines
 	errors    *connect.ErrorWriter
 
-	orders, catalog, health, reflectV1, reflectV1Alpha mount
+	orders, catalog, campaigns, coupons, health, reflectV1, reflectV1Alpha mount
 }
 
 // mount is a service below its path.
@@ -133,7 +140,12 @@ func NewHandler(options Options) *Handler {
 
 	h.orders.path, h.orders.handler = orderv1connect.NewOrderServiceHandler(orderService{h}, authenticated...)
 	h.catalog.path, h.catalog.handler = catalogv1connect.NewCatalogServiceHandler(catalogService{h}, operators...)
-	services := []string{orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName}
+	h.campaigns.path, h.campaigns.handler = campaignv1connect.NewCampaignServiceHandler(campaignService{h}, authenticated...)
+	h.coupons.path, h.coupons.handler = campaignv1connect.NewCouponServiceHandler(couponService{h}, operators...)
+	services := []string{
+		orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName,
+		campaignv1connect.CampaignServiceName, campaignv1connect.CouponServiceName,
+	}
 	h.health.path, h.health.handler = grpchealth.NewHandler(&checker{services: services, serving: options.Serving}, open...)
 	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)
 	h.reflectV1.path, h.reflectV1.handler = grpcreflect.NewHandlerV1(reflector, open...)
@@ -143,7 +155,7 @@ func NewHandler(options Options) *Handler {
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	for _, m := range [...]*mount{&h.orders, &h.catalog, &h.health, &h.reflectV1, &h.reflectV1Alpha} {
+	for _, m := range [...]*mount{&h.orders, &h.catalog, &h.campaigns, &h.coupons, &h.health, &h.reflectV1, &h.reflectV1Alpha} {
 		if strings.HasPrefix(r.URL.Path, m.path) {
 			h.bound(w, r)
 			if badBase64(r) {

@@ -28,7 +28,10 @@ func (s catalogService) PutProduct(ctx context.Context, request *catalogv1.PutPr
 	}
 	price := domain.Money{Currency: request.Price.CurrencyCode, Minor: request.Price.Units}
 	reply, err := s.submit(ctx, request.Sku, request.RequestId, fingerprintPutProduct(request),
-		domain.PutProduct{SKU: request.Sku, Title: request.Title, Price: price})
+		domain.PutProduct{
+			SKU: request.Sku, Title: request.Title, Price: price,
+			Tax: domain.Tax{RateBps: int64(request.TaxRateBps), Included: request.TaxIncluded},
+		})
 	if err != nil {
 		return fail(err)
 	}
@@ -55,11 +58,11 @@ func (s catalogService) ReceiveStock(ctx context.Context, request *catalogv1.Rec
 	}, nil
 }
 
-// submit sends a command to the SKU's home lane, in the name of the operator who called.
-func (s catalogService) submit(ctx context.Context, sku, requestID string, fingerprint lanes.Fingerprint, command domain.Command) (lanes.Reply, error) {
-	return s.commands.Submit(ctx, lanes.Request{
+// submit sends a command to the home lane of a SKU or a coupon's code, in the name of the operator who called.
+func (h *Handler) submit(ctx context.Context, homeKey, requestID string, fingerprint lanes.Fingerprint, command domain.Command) (lanes.Reply, error) {
+	return h.commands.Submit(ctx, lanes.Request{
 		UserID: identity.FromContext(ctx).Subject, RequestID: requestID, Fingerprint: fingerprint,
-		Partition: eventstore.PartitionOf(sku), Command: command,
+		Partition: eventstore.PartitionOf(homeKey), Command: command,
 	})
 }
 

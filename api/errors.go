@@ -52,10 +52,21 @@ const (
 	ReasonDeadlineExceeded = Reason("DEADLINE_EXCEEDED")
 	ReasonCanceled         = Reason("CANCELED")
 	ReasonInternal         = Reason("INTERNAL")
+
+	ReasonCampaignNotFound    = Reason(domain.ReasonCampaignNotFound)
+	ReasonCampaignNotOpen     = Reason(domain.ReasonCampaignNotOpen)
+	ReasonCampaignClosed      = Reason(domain.ReasonCampaignClosed)
+	ReasonCampaignMaxPerOrder = Reason(domain.ReasonCampaignMaxPerOrder)
+	ReasonCampaignLimit       = Reason(domain.ReasonCampaignLimit)
+	ReasonCouponInvalid       = Reason(domain.ReasonCouponInvalid)
+	ReasonCouponNotYet        = Reason(domain.ReasonCouponNotYet)
+	ReasonCouponExpired       = Reason(domain.ReasonCouponExpired)
+	ReasonCouponMinSubtotal   = Reason(domain.ReasonCouponMinSubtotal)
+	ReasonCouponLimit         = Reason(domain.ReasonCouponLimit)
 )
 
 // reasons is the one table from reasons to Connect codes. retry says that the same call may succeed later, so the error
-// carries a RetryInfo and a Retry-After header. facts are the keys of the ErrorInfo's metadata.
+// carries a RetryInfo and a Retry-After header, unless its fault says that this is too far off. facts are the keys of the ErrorInfo's metadata.
 var reasons = map[Reason]struct {
 	code  connect.Code
 	retry bool
@@ -82,6 +93,17 @@ var reasons = map[Reason]struct {
 	ReasonDeadlineExceeded: {connect.CodeDeadlineExceeded, false, nil},
 	ReasonCanceled:         {connect.CodeCanceled, false, nil},
 	ReasonInternal:         {connect.CodeInternal, false, nil},
+
+	ReasonCampaignNotFound:    {connect.CodeNotFound, false, []string{"campaign_id", "sku"}},
+	ReasonCampaignNotOpen:     {connect.CodeFailedPrecondition, true, []string{"campaign_id", "opens_at"}},
+	ReasonCampaignClosed:      {connect.CodeFailedPrecondition, false, []string{"campaign_id", "closed_at"}},
+	ReasonCampaignMaxPerOrder: {connect.CodeFailedPrecondition, false, []string{"campaign_id", "limit", "want"}},
+	ReasonCampaignLimit:       {connect.CodeFailedPrecondition, false, []string{"campaign_id", "limit", "already", "want"}},
+	ReasonCouponInvalid:       {connect.CodeNotFound, false, []string{"coupon_code"}},
+	ReasonCouponNotYet:        {connect.CodeFailedPrecondition, false, []string{"coupon_code", "valid_from"}},
+	ReasonCouponExpired:       {connect.CodeFailedPrecondition, false, []string{"coupon_code", "valid_until"}},
+	ReasonCouponMinSubtotal:   {connect.CodeFailedPrecondition, false, []string{"coupon_code", "want", "subtotal"}},
+	ReasonCouponLimit:         {connect.CodeFailedPrecondition, false, []string{"coupon_code", "scope", "limit"}},
 }
 
 // A fault is what a caller is told: a reason, a sentence, facts, and when to try again.
@@ -91,6 +113,8 @@ type fault struct {
 	facts      map[string]string
 	fields     []*errdetails.BadRequest_FieldViolation
 	retryAfter time.Duration
+	// farOff says that the call may succeed later than anybody should wait.
+	farOff bool
 }
 
 func (f *fault) Error() string { return f.message }
@@ -104,10 +128,16 @@ func faultOf(err error) (f *fault, unexpected bool) {
 		queueFull   *eventstore.QueueFullError
 		unavailable *eventstore.UnavailableError
 		keys        *keysError
+		notOpen     *domain.CampaignNotOpenError
 	)
 	switch {
 	case errors.As(err, &f):
 		return f, false
+	case errors.As(err, &notOpen):
+		return &fault{
+			reason: ReasonCampaignNotOpen, message: notOpen.Error(), facts: notOpen.Facts(),
+			retryAfter: notOpen.OpensIn, farOff: notOpen.OpensIn > retryAfterMax,
+		}, false
 	case errors.As(err, &refusal):
 		return &fault{reason: Reason(refusal.Reason()), message: refusal.Error(), facts: refusal.Facts()}, false
 	case errors.As(err, &reused):
@@ -154,7 +184,7 @@ func (f *fault) connectError() *connect.Error {
 	if len(f.fields) > 0 {
 		addDetail(connectErr, &errdetails.BadRequest{FieldViolations: f.fields})
 	}
-	if row.retry {
+	if row.retry && !f.farOff {
 		after := min(max(f.retryAfter, time.Millisecond), retryAfterMax)
 		addDetail(connectErr, &errdetails.RetryInfo{RetryDelay: durationpb.New(after)})
 		// The header counts whole seconds; 0 would invite a storm.

@@ -4,10 +4,14 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/domain"
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
 // A fingerprint is the first 16 bytes of the SHA-256 of a request's canonical form: the method's name, then its fields
@@ -30,6 +34,8 @@ func fingerprintPlaceOrder(userID string, request *orderv1.PlaceOrderRequest) la
 		form = binary.AppendVarint(form, item.GetQuantity())
 	}
 	form = appendText(form, request.Note)
+	form = appendSet(form, "campaign_id", request.CampaignId)
+	form = appendSet(form, "coupon_code", request.CouponCode)
 	return fingerprint(form)
 }
 
@@ -48,6 +54,39 @@ func fingerprintPutProduct(request *catalogv1.PutProductRequest) lanes.Fingerpri
 	form = appendText(form, request.Title)
 	form = appendText(form, request.Price.GetCurrencyCode())
 	form = binary.AppendVarint(form, request.Price.GetUnits())
+	if request.TaxRateBps != 0 || request.TaxIncluded {
+		form = appendText(form, "tax")
+		form = binary.AppendVarint(form, int64(request.TaxRateBps))
+		form = appendBit(form, request.TaxIncluded)
+	}
+	return fingerprint(form)
+}
+
+func fingerprintPutCampaign(request *campaignv1.PutCampaignRequest) lanes.Fingerprint {
+	var buffer [canonicalBytes]byte
+	form := appendText(buffer[:0], "weir.campaign.v1.PutCampaign")
+	form = appendText(form, request.CampaignId)
+	form = appendText(form, request.Sku)
+	form = appendMoney(form, request.Price)
+	form = appendTime(form, request.OpensAt)
+	form = appendTime(form, request.ClosesAt)
+	form = binary.AppendVarint(form, request.UserUnitsMax)
+	form = binary.AppendVarint(form, request.OrderUnitsMax)
+	form = binary.AppendVarint(form, request.Units)
+	return fingerprint(form)
+}
+
+func fingerprintPutCoupon(request *campaignv1.PutCouponRequest) lanes.Fingerprint {
+	var buffer [canonicalBytes]byte
+	form := appendText(buffer[:0], "weir.campaign.v1.PutCoupon")
+	form = appendText(form, request.CouponCode)
+	form = appendMoney(form, request.Amount)
+	form = binary.AppendVarint(form, int64(request.RateBps))
+	form = appendMoney(form, request.MinSubtotal)
+	form = appendTime(form, request.ValidFrom)
+	form = appendTime(form, request.ValidUntil)
+	form = binary.AppendVarint(form, request.UserUsesMax)
+	form = binary.AppendVarint(form, request.UsesMax)
 	return fingerprint(form)
 }
 
@@ -57,6 +96,32 @@ func fingerprintReceiveStock(request *catalogv1.ReceiveStockRequest) lanes.Finge
 	form = appendText(form, request.Sku)
 	form = binary.AppendVarint(form, request.Quantity)
 	return fingerprint(form)
+}
+
+// appendSet appends a field that came later, with its name before it, when it is set.
+func appendSet(form []byte, name, text string) []byte {
+	if text == "" {
+		return form
+	}
+	return appendText(appendText(form, name), text)
+}
+
+// appendMoney appends an amount; one that is not set is an empty currency and 0.
+func appendMoney(form []byte, m *typev1.Money) []byte {
+	return binary.AppendVarint(appendText(form, m.GetCurrencyCode()), m.GetUnits())
+}
+
+// appendTime appends a bit that says whether there is a time, and the time.
+func appendTime(form []byte, t *timestamppb.Timestamp) []byte {
+	form = appendBit(form, t != nil)
+	return binary.AppendVarint(binary.AppendVarint(form, t.GetSeconds()), int64(t.GetNanos()))
+}
+
+func appendBit(form []byte, set bool) []byte {
+	if set {
+		return append(form, 1)
+	}
+	return append(form, 0)
 }
 
 func appendText(form []byte, text string) []byte {

@@ -43,6 +43,12 @@ func (r *jsonReader) placeOrder(m *orderv1.PlaceOrderRequest) {
 		case "note":
 			r.once(&seen, 4)
 			m.Note = r.text()
+		case "campaignId", "campaign_id":
+			r.once(&seen, 6)
+			m.CampaignId = r.text()
+		case "couponCode", "coupon_code":
+			r.once(&seen, 7)
+			m.CouponCode = r.text()
 		default:
 			r.unusual = true
 		}

@@ -105,6 +105,11 @@ func (w *jsonWriter) order(m *orderv1.Order) {
 		w.revision(m.Revision)
 	}
 	w.textField(`"note":`, m.Note)
+	w.textField(`"campaignId":`, m.CampaignId)
+	w.textField(`"couponCode":`, m.CouponCode)
+	w.moneyField(`"subtotal":`, m.Subtotal)
+	w.moneyField(`"discount":`, m.Discount)
+	w.moneyField(`"tax":`, m.Tax)
 	w.shut()
 }
 
@@ -119,6 +124,15 @@ func (w *jsonWriter) item(m *orderv1.OrderItem) {
 	w.textField(`"title":`, m.Title)
 	w.moneyField(`"unitPrice":`, m.UnitPrice)
 	w.moneyField(`"amount":`, m.Amount)
+	w.moneyField(`"discount":`, m.Discount)
+	w.moneyField(`"tax":`, m.Tax)
+	if m.TaxRateBps != 0 {
+		w.key(`"taxRateBps":`)
+		w.out = strconv.AppendInt(w.out, int64(m.TaxRateBps), 10)
+	}
+	if m.TaxIncluded {
+		w.key(`"taxIncluded":true`)
+	}
 	w.shut()
 }
 

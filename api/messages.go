@@ -43,6 +43,11 @@ func newOrder(o *domain.Order, lane uint32, commit uint64, note string) *orderv1
 	m.order.UpdateTime = fillTime(&m.updatedAt, o.UpdatedAt)
 	m.revision.Lane, m.revision.Commit = lane, commit
 	m.order.Revision = &m.revision
+	if o.Pool != "" {
+		m.order.CampaignId = o.CampaignID()
+	}
+	m.order.CouponCode = o.CouponCode
+	priced := false
 	items := make([]itemMessage, len(o.Lines))
 	m.order.Items = make([]*orderv1.OrderItem, len(o.Lines))
 	for i := range o.Lines {
@@ -57,8 +62,28 @@ func newOrder(o *domain.Order, lane uint32, commit uint64, note string) *orderv1
 		fillMoney(&item.amount, amount)
 		item.item.UnitPrice, item.item.Amount = &item.unitPrice, &item.amount
 		m.order.Items[i] = &item.item
+		if line.DiscountMinor != 0 || line.TaxMinor != 0 || line.Tax != (domain.Tax{}) {
+			priced = true
+			item.item.Discount = newMoney(o.Total.Currency, line.DiscountMinor)
+			item.item.Tax = newMoney(o.Total.Currency, line.TaxMinor)
+			item.item.TaxRateBps, item.item.TaxIncluded = int32(line.Tax.RateBps), line.Tax.Included
+		}
+	}
+	if priced {
+		amounts := o.Amounts()
+		m.order.Subtotal = newMoney(o.Total.Currency, amounts.Subtotal.Minor)
+		m.order.Discount = newMoney(o.Total.Currency, amounts.Discount.Minor)
+		m.order.Tax = newMoney(o.Total.Currency, amounts.Tax.Minor)
 	}
 	return &m.order
+}
+
+// newMoney returns an amount, nil for none.
+func newMoney(currency string, minor int64) *typev1.Money {
+	if minor == 0 {
+		return nil
+	}
+	return &typev1.Money{CurrencyCode: currency, Units: minor}
 }
 
 func fillMoney(m *typev1.Money, from domain.Money) {
@@ -77,6 +102,7 @@ func newProduct(p *domain.Product, lane uint32, commit uint64) *catalogv1.Produc
 		Sku: p.SKU, Title: p.Title, Price: price,
 		UpdateTime: fillTime(&timestamppb.Timestamp{}, p.UpdatedAt),
 		Revision:   &typev1.Revision{Lane: lane, Commit: commit},
+		TaxRateBps: int32(p.Tax.RateBps), TaxIncluded: p.Tax.Included,
 	}
 }
 

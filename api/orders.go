@@ -41,7 +41,9 @@ func (s orderService) placeOrder(ctx context.Context, request *orderv1.PlaceOrde
 	if err != nil {
 		return nil, err
 	}
-	command := domain.PlaceOrder{UserID: userID, Lines: make([]domain.LineRequest, len(request.Items))}
+	command := domain.PlaceOrder{
+		UserID: userID, Lines: make([]domain.LineRequest, len(request.Items)), CampaignID: request.CampaignId, CouponCode: request.CouponCode,
+	}
 	for i, item := range request.Items {
 		command.Lines[i] = domain.LineRequest{SKU: item.Sku, Units: item.Quantity}
 	}

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirhq/weir/api/identity"
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 )
@@ -24,6 +25,8 @@ func newValidator() *validator {
 		&orderv1.CancelOrderRequest{}, &orderv1.WatchOrderRequest{},
 		&catalogv1.PutProductRequest{}, &catalogv1.GetProductRequest{}, &catalogv1.ListProductsRequest{},
 		&catalogv1.ReceiveStockRequest{}, &catalogv1.GetStockRequest{},
+		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
+		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
 	), protovalidate.WithDisableLazy())
 	if err != nil {
 		panic("api: bug: a rule in a proto file does not compile: " + err.Error())
@@ -75,6 +78,7 @@ const (
 // plainlyValid reports whether the request keeps every rule of its proto file.
 func plainlyValid(request *orderv1.PlaceOrderRequest) bool {
 	if !identity.ValidSubject(request.RequestId) || (request.UserId != "" && !identity.ValidSubject(request.UserId)) ||
+		(request.CampaignId != "" && !identity.ValidSubject(request.CampaignId)) || (request.CouponCode != "" && !identity.ValidSubject(request.CouponCode)) ||
 		len(request.Items) == 0 || len(request.Items) > itemsMax || len(request.Note) > noteBytesMax {
 		return false
 	}

@@ -24,6 +24,10 @@ const (
 	kindStockAllotted
 	kindStockReturned
 	kindStockReclaimed
+	kindCampaignPut
+	kindPoolFilled
+	kindPoolDrained
+	kindCouponPut
 )
 
 // payloadVersion is the newest version of any event's payload that the views read.
@@ -63,6 +67,14 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 		c.kind = kindStockReturned
 	case stored.TypeStockReclaimed:
 		c.kind = kindStockReclaimed
+	case stored.TypeCampaignPut:
+		c.kind = kindCampaignPut
+	case stored.TypePoolFilled:
+		c.kind = kindPoolFilled
+	case stored.TypePoolDrained:
+		c.kind = kindPoolDrained
+	case stored.TypeCouponPut:
+		c.kind = kindCouponPut
 	case eventstore.TypeLaneOpened:
 		return c, nil
 	default:

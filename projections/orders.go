@@ -55,7 +55,8 @@ func applyOrdersByUser(v *view, c *change) error {
 		status = domain.StatusCancelled
 	case kindOrderExpired:
 		status = domain.StatusExpired
-	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
+	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed,
+		kindCampaignPut, kindPoolFilled, kindPoolDrained, kindCouponPut:
 		return nil
 	}
 	userID := c.event.UserID

@@ -14,14 +14,18 @@ func applyProducts(v *view, c *change) error {
 	if c.kind != kindProductPut {
 		return nil
 	}
-	sku := c.event.AggregateID
-	if sku == "" {
+	return v.keepNewest(c, c.event.AggregateID)
+}
+
+// keepNewest keeps the event as its key's Entry, in place of the one before.
+func (v *view) keepNewest(c *change, key string) error {
+	if key == "" {
 		return errNoSKU
 	}
 	entry := Entry{Number: c.number, At: c.at, Type: c.event.Type, Version: c.event.Version, Payload: c.event.Payload}
-	op := v.batch.SetDeferred(prefixBytes+len(sku), EntryBytes(entry))
+	op := v.batch.SetDeferred(prefixBytes+len(key), EntryBytes(entry))
 	copy(op.Key, v.prefix[:])
-	copy(op.Key[prefixBytes:], sku)
+	copy(op.Key[prefixBytes:], key)
 	AppendEntry(op.Value[:0], entry)
 	return op.Finish()
 }

@@ -7,15 +7,17 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/weirhq/weir/domain"
 )
 
-// The view of stock: SKU → what one lane knows of its units, as varints in the order of account's fields.
+// The view of stock: stock key → what one lane knows of its units, as varints in the order of account's fields.
 //
 // Every order changes an account, so accounts are added up in memory and written once a batch. And payloads are not
 // decoded whole: the view reads SKUs and units off them by field number, as proto/stored/weir/event/v1/event.proto has
 // them.
 
-// account counts the units of one SKU in one lane: domain.Account less the numbers of single transfers.
+// account counts the units of one stock key in one lane: domain.Account less the numbers of single transfers.
 type account struct {
 	// Of the home lane.
 	received, central, granted, reclaimed int64
@@ -77,10 +79,14 @@ func applyStock(v *view, c *change) error {
 	moves := v.stock.moves[:0]
 	var err error
 	switch c.kind {
-	case kindLaneOpened, kindProductPut:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut:
 		return nil
 	case kindOrderPlaced:
-		moves, err = v.readLines(moves, c.event.Payload, 1)
+		moves, err = v.readPlaced(moves, c.event.Payload)
+	case kindPoolFilled:
+		moves, err = v.readPoolMove(moves, c.event.AggregateID, c.event.Payload, 1)
+	case kindPoolDrained:
+		moves, err = v.readPoolMove(moves, c.event.AggregateID, c.event.Payload, -1)
 	case kindOrderCancelled:
 		moves, err = v.readLines(moves, c.event.Payload, 3)
 	case kindOrderExpired:
@@ -107,7 +113,10 @@ func applyStock(v *view, c *change) error {
 // apply moves units as domain.Account.Evolve does.
 func (a *account) apply(k kind, units int64) {
 	switch k {
-	case kindLaneOpened, kindProductPut:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut:
+	case kindPoolFilled, kindPoolDrained:
+		a.received += units
+		a.central += units
 	case kindOrderPlaced:
 		a.allotted -= units
 		a.reserved += units
@@ -130,6 +139,50 @@ func (a *account) apply(k kind, units int64) {
 		a.reclaimed += units
 		a.central += units
 	}
+}
+
+// readPlaced reads what an order took: its lines' units, of the pool in field 10 if there is one, and a unit of the coupon's
+// pool in field 12.
+func (v *view) readPlaced(moves []move, payload []byte) ([]move, error) {
+	moves, err := v.readLines(moves, payload, 1)
+	if err != nil {
+		return moves, err
+	}
+	for len(payload) > 0 {
+		number, wireType, bytes := protowire.ConsumeTag(payload)
+		payload = payload[bytes:] // readLines has been here: the payload is sound.
+		if wireType == protowire.BytesType && (number == 10 || number == 12) {
+			key, _ := protowire.ConsumeBytes(payload)
+			account, err := v.account(key)
+			if err != nil {
+				return moves, err
+			}
+			if number == 12 {
+				moves = append(moves, move{account: account, units: 1})
+			} else {
+				for i := range moves {
+					moves[i].account = account
+				}
+			}
+		}
+		payload = payload[protowire.ConsumeFieldValue(number, wireType, payload):]
+	}
+	return moves, nil
+}
+
+// readPoolMove reads units that move from a SKU's centre to its pool's, or back when sign is -1.
+func (v *view) readPoolMove(moves []move, pool string, payload []byte, sign int64) ([]move, error) {
+	moves, err := v.readMove(moves, pool, payload, 1)
+	if err != nil {
+		return moves, err
+	}
+	sku, err := v.account([]byte(domain.HomeKey(pool)))
+	if err != nil {
+		return moves, err
+	}
+	units := sign * moves[0].units
+	moves[0].units = units
+	return append(moves, move{account: sku, units: -units}), nil
 }
 
 // readLines reads the lines of a payload: messages in the given field, whose field 1 is a SKU and field 2 units.

@@ -217,6 +217,10 @@ func describeKey(space byte, suffix []byte) string {
 		return fmt.Sprintf("order %s of user %s", id, user)
 	case space == spaceProducts || space == spaceStock:
 		return "SKU " + string(suffix)
+	case space == spaceCampaigns:
+		return "campaign " + string(suffix)
+	case space == spaceCoupons:
+		return "coupon " + string(suffix)
 	}
 	return fmt.Sprintf("key %x", suffix)
 }

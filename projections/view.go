@@ -30,6 +30,8 @@ var Projections = [...]Projection{
 	{Name: "orders-by-user", Version: 1, space: spaceOrdersByUser, apply: applyOrdersByUser},
 	{Name: "products", Version: 1, space: spaceProducts, apply: applyProducts},
 	{Name: "stock", Version: 1, space: spaceStock, apply: applyStock},
+	{Name: "campaigns", Version: 1, space: spaceCampaigns, apply: applyCampaigns},
+	{Name: "coupons", Version: 1, space: spaceCoupons, apply: applyCoupons},
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -41,6 +43,8 @@ const (
 	spaceOrdersByUser byte = 0x02
 	spaceProducts     byte = 0x03
 	spaceStock        byte = 0x04
+	spaceCampaigns    byte = 0x0c
+	spaceCoupons      byte = 0x0d
 
 	// generation tells apart a view that serves and one that is being rebuilt beside it. There is one so far.
 	generation byte = 1

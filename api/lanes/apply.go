@@ -147,6 +147,7 @@ func (m *Machine) settle(envelope *eventstore.Event, event domain.Event) {
 	if _, ok := event.(domain.OrderExpired); ok {
 		m.expiring--
 	}
+	m.settleCampaigns(event)
 }
 
 // write puts what one event changes into the batch, save accounts and deadlines, which many share.
@@ -172,7 +173,10 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 	if put, ok := event.(domain.ProductPut); ok {
 		entry := CatalogEntry{Product: domain.Product{}.Evolve(put, commit.Time), Lane: m.options.Lane, Commit: commit.Number}
 		m.options.Catalog.put(entry)
-		return m.batch.Set(m.keys.product(put.SKU), encodeProduct(entry), nil)
+		return m.batch.Set(m.keys.product(put.SKU), factOf(commit, envelope).encode([]byte{productIsFact}), nil)
+	}
+	if err := m.writeCampaigns(commit, envelope, event); err != nil {
+		return err
 	}
 	if grant, ok := event.(domain.StockGranted); ok && grant.ToLane != m.options.Lane {
 		m.granted = true

@@ -87,7 +87,7 @@ func (c *courier) deliver(ctx context.Context, grant domain.StockGranted) error 
 		return fmt.Errorf("a grant of %s is for lane %d, and there are %d lanes", grant.SKU, grant.ToLane, c.lanes)
 	}
 	_, err := c.submit(ctx, grant.ToLane, Request{
-		Partition: eventstore.PartitionOf(grant.SKU),
+		Partition: eventstore.PartitionOf(domain.HomeKey(grant.SKU)),
 		Command: domain.AllotStock{
 			SKU: grant.SKU, HomeLane: c.home, GrantNumber: grant.GrantNumber, Units: grant.Units,
 		},

@@ -16,9 +16,12 @@ import (
 //	order     order id (16 bytes)            the order's record, see projections.Entry
 //	request   user 0x00 request              the ledger's entry
 //	deadline  pay_by (8 bytes), commit       the ids of the orders that the commit placed with that pay_by
-//	account   SKU                            this lane's account
+//	account   stock key                      this lane's account
 //	product   SKU                            the product, in its home lane
 //	grant     lane, number, SKU              units granted to another lane and not known to be taken
+//	campaign  stock key of its pool          the campaign, in its SKU's home lane
+//	coupon    code                           the coupon, in its home lane
+//	use       user 0x00 of what              what a user holds of a campaign or a coupon, as changes to add up
 const (
 	tablePosition  byte = 'p'
 	tableReckoned  byte = 'q'
@@ -28,6 +31,9 @@ const (
 	tableAccounts  byte = 'a'
 	tableProducts  byte = 's'
 	tableGrants    byte = 'g'
+	tableCampaigns byte = 'c'
+	tableCoupons   byte = 'k'
+	tableUses      byte = 'u'
 )
 
 // positionBytes is number, hash and log time.
@@ -72,6 +78,15 @@ func (k *keys) deadline(payBy time.Time, commit uint64) []byte {
 func (k *keys) account(sku string) []byte { return k.keep(append(k.start(tableAccounts), sku...)) }
 
 func (k *keys) product(sku string) []byte { return k.keep(append(k.start(tableProducts), sku...)) }
+
+func (k *keys) campaign(pool string) []byte { return k.keep(append(k.start(tableCampaigns), pool...)) }
+
+func (k *keys) coupon(code string) []byte { return k.keep(append(k.start(tableCoupons), code...)) }
+
+func (k *keys) use(use domain.Use) []byte {
+	b := append(k.start(tableUses), use.UserID...)
+	return k.keep(append(append(b, 0), use.Of...))
+}
 
 // after returns the first key that does not begin with prefix. REQUIRES: prefix does not end in 0xff.
 func after(prefix []byte) []byte {

@@ -81,16 +81,46 @@ func (m *Machine) recall(entry *ledgerEntry) (Reply, error) {
 	return m.replyTo(event, entry.commit, entry.at)
 }
 
-// encodeProduct writes a catalogue entry down: commit, time, currency, price, title.
-func encodeProduct(e CatalogEntry) []byte {
-	b := binary.AppendUvarint(nil, e.Commit)
-	b = binary.BigEndian.AppendUint64(b, uint64(e.Product.UpdatedAt.UnixNano()))
-	b = appendText(b, e.Product.Price.Currency)
-	b = binary.AppendVarint(b, e.Product.Price.Minor)
-	return append(b, e.Product.Title...)
+// A fact is the newest put event of a product, a campaign or a coupon, and where it was committed.
+type fact struct {
+	commit  uint64
+	at      time.Time
+	version uint32
+	payload []byte
 }
 
+// encode writes the fact down: commit, time, version, payload.
+func (f *fact) encode(dst []byte) []byte {
+	dst = binary.AppendUvarint(dst, f.commit)
+	dst = binary.BigEndian.AppendUint64(dst, uint64(f.at.UnixNano()))
+	dst = binary.AppendUvarint(dst, uint64(f.version))
+	return append(dst, f.payload...)
+}
+
+// decodeFact reads a fact and its event.
+func decodeFact(typeName, key string, data []byte) (fact, domain.Event, error) {
+	r := reader{rest: data}
+	f := fact{commit: r.uvarint(), at: time.Unix(0, int64(r.uint64())).UTC(), version: uint32(r.uvarint())}
+	f.payload = r.rest
+	if r.failed {
+		return fact{}, nil, fmt.Errorf("%s of %s: %d bytes are cut off", typeName, key, len(data))
+	}
+	event, err := stored.Decode(typeName, f.version, key, "", f.payload)
+	return f, event, err
+}
+
+// A product's value begins with a zero byte and goes on as a fact. Before there were taxes it was commit, time, currency,
+// price and title; a commit's number is never 0, so that tells them apart.
+const productIsFact = 0
+
 func decodeProduct(sku string, data []byte) (CatalogEntry, error) {
+	if len(data) > 0 && data[0] == productIsFact {
+		f, event, err := decodeFact(stored.TypeProductPut, sku, data[1:])
+		if err != nil {
+			return CatalogEntry{}, err
+		}
+		return CatalogEntry{Product: domain.Product{}.Evolve(event, f.at), Commit: f.commit}, nil
+	}
 	r := reader{rest: data}
 	e := CatalogEntry{Product: domain.Product{SKU: sku}}
 	e.Commit = r.uvarint()

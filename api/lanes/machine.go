@@ -39,9 +39,14 @@ type Machine struct {
 	orders   map[domain.OrderID]specOrder   // orders that they touch
 	products map[string]specProduct         // products that they touch
 	requests map[requestKey]requestInFlight // requests that they answer
+	// And the facts and uses that they change, by pool, code and use.
+	campaigns overlay[string, domain.Campaign]
+	coupons   overlay[string, domain.Coupon]
+	uses      overlay[domain.Use, int64]
 
-	// known is what the ledger holds, about.
+	// known is what the ledger holds, about; used is what users hold something of, about.
 	known requestFilter
+	used  requestFilter
 
 	// Deadlines. Nothing is due before nextDue; while expiries are in flight nobody looks for more.
 	nextDue  time.Time
@@ -125,6 +130,10 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		orders:   map[domain.OrderID]specOrder{},
 		products: map[string]specProduct{},
 		requests: map[requestKey]requestInFlight{},
+
+		campaigns: overlay[string, domain.Campaign]{},
+		coupons:   overlay[string, domain.Coupon]{},
+		uses:      overlay[domain.Use, int64]{},
 	}
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("load the state of lane %d: %w", options.Lane, err)
@@ -155,12 +164,15 @@ func (m *Machine) load() error {
 	}); err != nil {
 		return err
 	}
-	return m.scan(m.keys.table(tableProducts), func(sku, value []byte) error {
+	if err := m.scan(m.keys.table(tableProducts), func(sku, value []byte) error {
 		entry, err := decodeProduct(string(sku), value)
 		entry.Lane = m.options.Lane
 		m.options.Catalog.put(entry)
 		return err
-	})
+	}); err != nil {
+		return err
+	}
+	return m.loadCampaigns()
 }
 
 // readPosition reads a position and its log time, genesis when there is none.
@@ -324,6 +336,12 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 	case domain.ReceiveStock:
 		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
 		return command, request.UserID, nil
+	case domain.PutCampaign:
+		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
+		return command, request.UserID, nil
+	case domain.PutCoupon:
+		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
+		return command, request.UserID, nil
 	case domain.ExpireOrder, domain.PutProduct, domain.AllotStock:
 		return command, request.UserID, nil
 	default:
@@ -393,7 +411,12 @@ func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Repl
 		reply.Product = domain.Product{}.Evolve(event, at)
 	case domain.StockReceived:
 		reply.Received = event
-	case domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
+	case domain.CampaignPut:
+		reply.Campaign = domain.Campaign{}.Evolve(event, at)
+	case domain.CouponPut:
+		reply.Coupon = domain.Coupon{}.Evolve(event, at)
+	case domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed,
+		domain.PoolFilled, domain.PoolDrained:
 	default:
 		panic(fmt.Sprintf("bug: unknown event %T", event))
 	}
@@ -417,6 +440,12 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 		case domain.PutProduct:
 			entry, _ := m.options.Catalog.Product(command.SKU)
 			reply.Commit, reply.At, reply.Product = entry.Commit, entry.Product.UpdatedAt, entry.Product
+		case domain.PutCampaign:
+			entry, _ := m.options.Catalog.Campaign(domain.CampaignPool(command.SKU, command.CampaignID))
+			reply.Commit, reply.At, reply.Campaign = entry.Commit, entry.Campaign.UpdatedAt, entry.Campaign
+		case domain.PutCoupon:
+			entry, _ := m.options.Catalog.Coupon(command.Code)
+			reply.Commit, reply.At, reply.Coupon = entry.Commit, entry.Coupon.UpdatedAt, entry.Coupon
 		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.AllotStock:
 		}
 		return Outcome{Reply: reply}
@@ -449,6 +478,7 @@ func (m *Machine) speculate(event domain.Event, at time.Time) {
 	if _, ok := event.(domain.OrderExpired); ok {
 		m.expiring++
 	}
+	m.speculateCampaigns(event, at)
 }
 
 // Rollback implements eventstore.Machine.
@@ -464,6 +494,9 @@ func (m *Machine) Rollback() {
 	clear(m.orders)
 	clear(m.products)
 	clear(m.requests)
+	clear(m.campaigns)
+	clear(m.coupons)
+	clear(m.uses)
 	m.pending = nil
 	m.expiring = 0
 	m.nextDue = time.Time{}

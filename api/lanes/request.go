@@ -23,7 +23,8 @@ type Request struct {
 	Partition uint32
 	// Owner, when set, makes every order that is not this user's a missing one (I7).
 	Owner string
-	// Command to decide. The lane fills in what only it may: PlaceOrder's OrderID and PayBy, ReceiveStock's Home and Lanes.
+	// Command to decide. The lane fills in what only it may: PlaceOrder's OrderID and PayBy, and Home and Lanes of
+	// ReceiveStock, PutCampaign and PutCoupon.
 	Command domain.Command
 }
 
@@ -41,6 +42,10 @@ type Reply struct {
 	OrderCommit uint64
 	// Product after PutProduct.
 	Product domain.Product
+	// Campaign after PutCampaign.
+	Campaign domain.Campaign
+	// Coupon after PutCoupon.
+	Coupon domain.Coupon
 	// Received by ReceiveStock.
 	Received domain.StockReceived
 }

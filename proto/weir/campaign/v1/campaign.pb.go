@@ -711,7 +711,7 @@ func (x *ListCampaignsRequest) GetWaitBudget() *durationpb.Duration {
 	return nil
 }
 
-// ListCampaignsResponse is one page, by SKU and id.
+// ListCampaignsResponse is one page, by id and SKU.
 type ListCampaignsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Campaigns of this page.

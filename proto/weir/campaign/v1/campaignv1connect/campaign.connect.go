@@ -61,7 +61,7 @@ type CampaignServiceClient interface {
 	PutCampaign(context.Context, *v1.PutCampaignRequest) (*v1.PutCampaignResponse, error)
 	// GetCampaign reads one campaign, with what is left of it.
 	GetCampaign(context.Context, *v1.GetCampaignRequest) (*v1.GetCampaignResponse, error)
-	// ListCampaigns lists campaigns by SKU and id, with what is left of each.
+	// ListCampaigns lists campaigns by id and SKU, with what is left of each.
 	ListCampaigns(context.Context, *v1.ListCampaignsRequest) (*v1.ListCampaignsResponse, error)
 }
 
@@ -140,7 +140,7 @@ type CampaignServiceHandler interface {
 	PutCampaign(context.Context, *v1.PutCampaignRequest) (*v1.PutCampaignResponse, error)
 	// GetCampaign reads one campaign, with what is left of it.
 	GetCampaign(context.Context, *v1.GetCampaignRequest) (*v1.GetCampaignResponse, error)
-	// ListCampaigns lists campaigns by SKU and id, with what is left of each.
+	// ListCampaigns lists campaigns by id and SKU, with what is left of each.
 	ListCampaigns(context.Context, *v1.ListCampaignsRequest) (*v1.ListCampaignsResponse, error)
 }
 

@@ -1,0 +1,306 @@
+package projections
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
+)
+
+// Two views hold what is sold for less. Each is kept in its key's home lane; how much is left is the stock view's to say.
+//
+//	campaigns   CAMPAIGN@SKU, the stock key of the pool turned round → the newest CampaignPut, as an Entry
+//	coupons     code → the newest CouponPut, as an Entry
+
+// Limits of a page.
+const (
+	// CampaignsPageDefault and CampaignsPageMax are campaigns or coupons a page.
+	CampaignsPageDefault = 100
+	CampaignsPageMax     = 1000
+)
+
+// ErrSeveral says that a campaign's id is of several products, and no SKU says which.
+var ErrSeveral = errors.New("the campaign is of several products")
+
+func applyCampaigns(v *view, c *change) error {
+	if c.kind != kindCampaignPut {
+		return nil
+	}
+	return v.keepNewest(c, campaignKey(c.event.AggregateID))
+}
+
+// campaignKey turns a pool's stock key round, or back.
+func campaignKey(pool string) string {
+	return domain.CampaignPool(domain.CampaignOf(pool), domain.HomeKey(pool))
+}
+
+func applyCoupons(v *view, c *change) error {
+	if c.kind != kindCouponPut {
+		return nil
+	}
+	return v.keepNewest(c, c.event.AggregateID)
+}
+
+// A CampaignView is a campaign, the position of its newest change, and where the units of its pool are.
+type CampaignView struct {
+	Campaign domain.Campaign
+	Revision Revision
+	Stock    StockView
+}
+
+// Remaining counts the units that are free to be ordered, in whichever lane they are.
+func (s *StockView) Remaining() int64 { return s.Central + s.InTransit + s.Available }
+
+// A CouponView is a coupon, the position of its newest change, and where its redemptions are when there are so many in all.
+type CouponView struct {
+	Coupon   domain.Coupon
+	Revision Revision
+	Stock    StockView
+}
+
+// A KeysQuery asks for a page of campaigns or coupons.
+type KeysQuery struct {
+	// PageSize is at most CampaignsPageMax; 0 means CampaignsPageDefault.
+	PageSize int
+	// PageToken is the Next of the page before, empty for the first.
+	PageToken string
+}
+
+// A CampaignsPage is a page of campaigns, by id and SKU.
+type CampaignsPage struct {
+	Campaigns []CampaignView
+	// Next is the token of the next page, empty at the end.
+	Next string
+}
+
+// A CouponsPage is a page of coupons, by code.
+type CouponsPage struct {
+	Coupons []CouponView
+	// Next is the token of the next page, empty at the end.
+	Next string
+}
+
+// Campaign returns a campaign and what is left of it, over all lanes. An empty sku means the only one that the id is of;
+// of several it is ErrSeveral. A missing one is ErrNotFound, or ErrBehind as with Order. Its freshness is that of the lane
+// that is furthest behind.
+func (v *Views) Campaign(ctx context.Context, campaignID, sku string, min Min) (CampaignView, Freshness, error) {
+	var campaign CampaignView
+	home := v.runners[min.Lane%v.topology.Lanes] // Without a SKU there is no lane to wait for but the one that min names.
+	if sku != "" {
+		home = v.homeOf(sku)
+	}
+	fresh, err := v.readAll(ctx, home, min, func() (err error) {
+		pool := domain.CampaignPool(sku, campaignID)
+		if sku == "" {
+			if pool, err = v.poolOf(ctx, campaignID); err != nil {
+				return err
+			}
+		}
+		campaign, err = v.readCampaign(pool)
+		return err
+	})
+	return campaign, fresh, err
+}
+
+// readAll is readKey for an answer that comes from every lane: it is as fresh as the one that is furthest behind.
+func (v *Views) readAll(ctx context.Context, home *Runner, min Min, readOnce func() error) (Freshness, error) {
+	var behind Freshness
+	fresh, err := v.readKey(ctx, home, min, func() error {
+		behind = v.furthestBehind()
+		return readOnce()
+	})
+	if fresh.State == StateCatchingUp {
+		behind.State = StateCatchingUp
+	}
+	return behind, err
+}
+
+// poolOf finds the pool of the only campaign of an id.
+func (v *Views) poolOf(ctx context.Context, campaignID string) (string, error) {
+	first := campaignKey(domain.CampaignPool("", campaignID))
+	found := ""
+	for _, r := range v.runners {
+		err := v.eachKey(ctx, prefixOf(spaceCampaigns, r.lane), []byte(first), func(key string, _ []byte) (bool, error) {
+			if !strings.HasPrefix(key, first) {
+				return false, nil
+			}
+			if found != "" {
+				return false, ErrSeveral
+			}
+			found = campaignKey(key)
+			return true, nil
+		})
+		if err != nil {
+			return "", err
+		}
+	}
+	if found == "" {
+		return "", ErrNotFound
+	}
+	return found, nil
+}
+
+// eachKey calls f with the keys of a lane's part of a view from the key after on, less their prefix, while it says true.
+func (v *Views) eachKey(ctx context.Context, p prefix, after []byte, f func(key string, value []byte) (bool, error)) (err error) {
+	entries, err := v.db.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p.key(after), UpperBound: p.end()})
+	if err != nil {
+		return fmt.Errorf("read a view: %w", err)
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	for valid := entries.First(); valid; valid = entries.Next() {
+		more, err := f(string(entries.Key()[prefixBytes:]), entries.Value())
+		if err != nil || !more {
+			return err
+		}
+	}
+	return entries.Error()
+}
+
+func (v *Views) readCampaign(pool string) (CampaignView, error) {
+	home := v.homeOf(domain.HomeKey(pool))
+	value, err := read(v.db, prefixOf(spaceCampaigns, home.lane).key([]byte(campaignKey(pool))))
+	if err != nil {
+		return CampaignView{}, missing(err, "campaign", pool)
+	}
+	return v.campaignOf(pool, home.lane, value)
+}
+
+func missing(err error, what, key string) error {
+	if errors.Is(err, pebble.ErrNotFound) {
+		return ErrNotFound
+	}
+	return fmt.Errorf("read %s %s: %w", what, key, err)
+}
+
+// campaignOf reads a value of the view, and the pool's stock.
+func (v *Views) campaignOf(pool string, lane uint32, value []byte) (CampaignView, error) {
+	event, entry, err := readNewest(pool, value)
+	if err != nil {
+		return CampaignView{}, fmt.Errorf("campaign %s: %w", pool, err)
+	}
+	campaign := CampaignView{
+		Campaign: domain.Campaign{}.Evolve(event, entry.At), Revision: Revision{Lane: lane, Commit: entry.Number},
+		Stock: StockView{SKU: pool},
+	}
+	_, err = v.sumStock(&campaign.Stock)
+	return campaign, err
+}
+
+// readNewest reads what keepNewest wrote.
+func readNewest(key string, value []byte) (domain.Event, Entry, error) {
+	entry, _, err := readEntry(value)
+	if err != nil {
+		return nil, Entry{}, err
+	}
+	event, err := stored.Decode(entry.Type, entry.Version, key, entry.UserID, entry.Payload)
+	return event, entry, err
+}
+
+// Campaigns returns a page of campaigns, by id and SKU. Its freshness is that of the lane that is furthest behind.
+func (v *Views) Campaigns(ctx context.Context, query KeysQuery, min Min) (CampaignsPage, Freshness, error) {
+	var page CampaignsPage
+	fresh, err := v.readPage(ctx, "campaigns", spaceCampaigns, query, min, func(key string, lane uint32, value []byte) error {
+		campaign, err := v.campaignOf(campaignKey(key), lane, value)
+		page.Campaigns = append(page.Campaigns, campaign)
+		return err
+	}, &page.Next)
+	return page, fresh, err
+}
+
+// Coupon returns a coupon and how often it was redeemed, over all lanes. A missing one is ErrNotFound, or ErrBehind as with
+// Order. Its freshness is that of the lane that is furthest behind.
+func (v *Views) Coupon(ctx context.Context, code string, min Min) (CouponView, Freshness, error) {
+	var coupon CouponView
+	home := v.homeOf(code)
+	fresh, err := v.readAll(ctx, home, min, func() error {
+		value, err := read(v.db, prefixOf(spaceCoupons, home.lane).key([]byte(code)))
+		if err != nil {
+			return missing(err, "coupon", code)
+		}
+		coupon, err = v.couponOf(code, home.lane, value)
+		return err
+	})
+	return coupon, fresh, err
+}
+
+func (v *Views) couponOf(code string, lane uint32, value []byte) (CouponView, error) {
+	event, entry, err := readNewest(code, value)
+	if err != nil {
+		return CouponView{}, fmt.Errorf("coupon %s: %w", code, err)
+	}
+	coupon := CouponView{
+		Coupon: domain.Coupon{}.Evolve(event, entry.At), Revision: Revision{Lane: lane, Commit: entry.Number},
+		Stock: StockView{SKU: domain.CouponPool(code)},
+	}
+	_, err = v.sumStock(&coupon.Stock)
+	return coupon, err
+}
+
+// Coupons returns a page of coupons, by code. Its freshness is that of the lane that is furthest behind.
+func (v *Views) Coupons(ctx context.Context, query KeysQuery, min Min) (CouponsPage, Freshness, error) {
+	var page CouponsPage
+	fresh, err := v.readPage(ctx, "coupons", spaceCoupons, query, min, func(code string, lane uint32, value []byte) error {
+		coupon, err := v.couponOf(code, lane, value)
+		page.Coupons = append(page.Coupons, coupon)
+		return err
+	}, &page.Next)
+	return page, fresh, err
+}
+
+// readPage calls each with the keys of one page of a view, in order over all lanes, and sets next to the token of the next
+// page.
+func (v *Views) readPage(
+	ctx context.Context, list string, space byte, query KeysQuery, min Min,
+	each func(key string, lane uint32, value []byte) error, next *string,
+) (Freshness, error) {
+	size := pageSize(query.PageSize, CampaignsPageDefault, CampaignsPageMax)
+	var after []byte
+	if query.PageToken != "" {
+		cursor, err := v.seal.open(query.PageToken, list)
+		if err != nil {
+			return Freshness{}, err
+		}
+		after = append(cursor, 0) // The first key after it.
+	}
+	reached, err := v.await(ctx, min)
+	if err != nil {
+		return Freshness{}, err
+	}
+	fresh := v.furthestBehind()
+	if !reached {
+		fresh.State = StateCatchingUp
+	}
+	type row struct {
+		key   string
+		lane  uint32
+		value []byte
+	}
+	var rows []row
+	for _, r := range v.runners {
+		read := 0
+		if err := v.eachKey(ctx, prefixOf(space, r.lane), after, func(key string, value []byte) (bool, error) {
+			rows = append(rows, row{key, r.lane, append([]byte(nil), value...)})
+			read++
+			return read <= size, nil // One more than the page holds, to see whether more follow.
+		}); err != nil {
+			return Freshness{}, err
+		}
+	}
+	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(a.key, b.key) })
+	if len(rows) > size {
+		rows = rows[:size]
+		*next = v.seal.seal([]byte(rows[size-1].key), list)
+	}
+	for _, row := range rows {
+		if err := each(row.key, row.lane, row.value); err != nil {
+			return Freshness{}, err
+		}
+	}
+	return fresh, nil
+}
