@@ -5,8 +5,10 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,6 +35,9 @@ type fakeNode struct {
 	now         time.Time
 	orders      map[domain.OrderID][]version
 	products    map[string]projections.ProductView
+	campaigns   map[string]projections.CampaignView // by pool
+	coupons     map[string]projections.CouponView
+	uses        map[domain.Use]int64
 	accounts    map[string]domain.Account
 	ledger      map[[2]string]ledgerEntry
 	changed     chan struct{}
@@ -53,6 +58,7 @@ func newFakeNode() *fakeNode {
 	return &fakeNode{
 		now: time.Date(2026, 11, 1, 12, 0, 0, 123456789, time.UTC), orders: map[domain.OrderID][]version{},
 		products: map[string]projections.ProductView{}, accounts: map[string]domain.Account{},
+		campaigns: map[string]projections.CampaignView{}, coupons: map[string]projections.CouponView{}, uses: map[domain.Use]int64{},
 		ledger: map[[2]string]ledgerEntry{}, changed: make(chan struct{}),
 	}
 }
@@ -71,6 +77,18 @@ func (n *fakeNode) Product(sku string) (domain.Product, bool) {
 }
 
 func (n *fakeNode) Stock(sku string) domain.Account { return n.accounts[sku] }
+
+func (n *fakeNode) Campaign(pool string) (domain.Campaign, bool) {
+	view, ok := n.campaigns[pool]
+	return view.Campaign, ok
+}
+
+func (n *fakeNode) Coupon(code string) (domain.Coupon, bool) {
+	view, ok := n.coupons[code]
+	return view.Coupon, ok
+}
+
+func (n *fakeNode) Used(use domain.Use) int64 { return n.uses[use] }
 
 func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
 	n.mu.Lock()
@@ -104,6 +122,12 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 	case domain.ReceiveStock:
 		c.Lanes = 1
 		command = c
+	case domain.PutCampaign:
+		c.Lanes = 1
+		command = c
+	case domain.PutCoupon:
+		c.Lanes = 1
+		command = c
 	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock:
 	}
 	key := [2]string{userID, request.RequestID}
@@ -129,15 +153,26 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		for sku := range domain.SKUs(event) {
 			n.accounts[sku] = n.accounts[sku].Evolve(event, sku)
 		}
+		for use, units := range domain.Uses(event) {
+			n.uses[use] += units
+		}
 		switch event := event.(type) {
 		case domain.ProductPut:
 			n.products[event.SKU] = projections.ProductView{
 				Product: domain.Product{}.Evolve(event, n.now), Revision: projections.Revision{Commit: n.commit},
 			}
+		case domain.CampaignPut:
+			n.campaigns[event.Pool] = projections.CampaignView{
+				Campaign: domain.Campaign{}.Evolve(event, n.now), Revision: projections.Revision{Commit: n.commit},
+			}
+		case domain.CouponPut:
+			n.coupons[event.Code] = projections.CouponView{
+				Coupon: domain.Coupon{}.Evolve(event, n.now), Revision: projections.Revision{Commit: n.commit},
+			}
 		case domain.StockReceived:
 			reply.Received = event
 		case domain.OrderPlaced, domain.OrderCancelled, domain.OrderExpired, domain.StockGranted, domain.StockAllotted,
-			domain.StockReturned, domain.StockReclaimed:
+			domain.StockReturned, domain.StockReclaimed, domain.PoolFilled, domain.PoolDrained:
 		}
 	}
 	switch c := command.(type) {
@@ -150,6 +185,11 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		reply.Order, reply.OrderCommit, reply.Commit = newest.order, newest.commit, newest.commit
 	case domain.PutProduct:
 		reply.Product, reply.Commit = n.products[c.SKU].Product, n.products[c.SKU].Revision.Commit
+	case domain.PutCampaign:
+		view := n.campaigns[domain.CampaignPool(c.SKU, c.CampaignID)]
+		reply.Campaign, reply.Commit = view.Campaign, view.Revision.Commit
+	case domain.PutCoupon:
+		reply.Coupon, reply.Commit = n.coupons[c.Code].Coupon, n.coupons[c.Code].Revision.Commit
 	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock:
 	}
 	if request.RequestID != "" && len(events) > 0 {
@@ -320,6 +360,72 @@ func (v fakeViews) Stock(_ context.Context, sku string, min projections.Min) (pr
 	}
 	a := v.accounts[sku]
 	return projections.StockView{SKU: sku, Received: a.Received, Central: a.Central, Available: a.Allotted, Reserved: a.Reserved, Sold: a.Sold}, v.freshness(), nil
+}
+
+func (v fakeViews) stock(key string) projections.StockView {
+	a := v.accounts[key]
+	return projections.StockView{SKU: key, Received: a.Received, Central: a.Central, Available: a.Allotted, Reserved: a.Reserved, Sold: a.Sold}
+}
+
+func (v fakeViews) Campaign(_ context.Context, campaignID, sku string, min projections.Min) (projections.CampaignView, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var found []projections.CampaignView
+	for pool, view := range v.campaigns {
+		if domain.CampaignOf(pool) == campaignID && (sku == "" || domain.HomeKey(pool) == sku) {
+			view.Stock = v.stock(pool)
+			found = append(found, view)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return projections.CampaignView{}, v.freshness(), v.missing(min)
+	case 1:
+		return found[0], v.freshness(), nil
+	default:
+		return projections.CampaignView{}, v.freshness(), projections.ErrSeveral
+	}
+}
+
+func (v fakeViews) Campaigns(_ context.Context, query projections.KeysQuery, _ projections.Min) (projections.CampaignsPage, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var page projections.CampaignsPage
+	if _, ok := openToken("campaigns/", query.PageToken); !ok {
+		return page, v.freshness(), projections.ErrBadPageToken
+	}
+	for _, pool := range slices.Sorted(maps.Keys(v.campaigns)) {
+		view := v.campaigns[pool]
+		view.Stock = v.stock(pool)
+		page.Campaigns = append(page.Campaigns, view)
+	}
+	return page, v.freshness(), nil
+}
+
+func (v fakeViews) Coupon(_ context.Context, code string, min projections.Min) (projections.CouponView, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	view, ok := v.coupons[code]
+	if !ok {
+		return view, v.freshness(), v.missing(min)
+	}
+	view.Stock = v.stock(domain.CouponPool(code))
+	return view, v.freshness(), nil
+}
+
+func (v fakeViews) Coupons(_ context.Context, query projections.KeysQuery, _ projections.Min) (projections.CouponsPage, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var page projections.CouponsPage
+	if _, ok := openToken("coupons/", query.PageToken); !ok {
+		return page, v.freshness(), projections.ErrBadPageToken
+	}
+	for _, code := range slices.Sorted(maps.Keys(v.coupons)) {
+		view := v.coupons[code]
+		view.Stock = v.stock(domain.CouponPool(code))
+		page.Coupons = append(page.Coupons, view)
+	}
+	return page, v.freshness(), nil
 }
 
 func (v fakeViews) WatchOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min, f func(projections.OrderView, projections.Freshness) error) error {

@@ -91,7 +91,7 @@ type CouponsPage struct {
 // that is furthest behind.
 func (v *Views) Campaign(ctx context.Context, campaignID, sku string, min Min) (CampaignView, Freshness, error) {
 	var campaign CampaignView
-	home := v.runners[min.Lane%v.topology.Lanes] // Without a SKU there is no lane to wait for but the one that min names.
+	home := v.runners[v.furthestBehind().Lane] // Without a SKU it may be in any lane: none may have it that has not caught up.
 	if sku != "" {
 		home = v.homeOf(sku)
 	}
