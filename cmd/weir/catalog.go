@@ -28,6 +28,8 @@ func (c *client) productPut() *cobra.Command {
 	var (
 		request           requestID
 		sku, title, price string
+		tax               string
+		taxIncluded       bool
 	)
 	cmd := &cobra.Command{
 		Use:   "put --sku SKU --title TITLE --price AMOUNT",
@@ -35,9 +37,13 @@ func (c *client) productPut() *cobra.Command {
 		Long: `Create a product, or replace what is known of it. Orders that were placed keep their price.
 
 Putting the same product again changes nothing. A price is an amount and an ISO 4217 code, exact to the currency's
-smallest unit: "12.99 EUR", "1299 JPY", "1.250 KWD".`,
-		Example: `  weir product put --sku tea --title "Sencha, 100 g" --price "12.99 EUR"`,
-		Args:    noArgs,
+smallest unit: "12.99 EUR", "1299 JPY", "1.250 KWD".
+
+A tax comes on top of the price, or is a part of it with --tax-included. It is counted per line of an order, after
+discounts, and rounded half up.`,
+		Example: `  weir product put --sku tea --title "Sencha, 100 g" --price "12.99 EUR"
+  weir product put --sku cup --title "Yunomi" --price "19.00 EUR" --tax 19% --tax-included`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := needFlags(cmd, "sku", "title", "price"); err != nil {
 				return err
@@ -45,6 +51,10 @@ smallest unit: "12.99 EUR", "1299 JPY", "1.250 KWD".`,
 			money, err := domain.ParseMoney(price)
 			if err != nil {
 				return usagef("--price %q: %v", price, err).then("write it as \"12.99 EUR\"")
+			}
+			rate, err := parsePercent("--tax", tax)
+			if err != nil {
+				return err
 			}
 			catalog, err := c.catalog()
 			if err != nil {
@@ -55,7 +65,8 @@ smallest unit: "12.99 EUR", "1299 JPY", "1.250 KWD".`,
 			}
 			answer, err := call(cmd.Context(), c, "put product "+sku, catalog.PutProduct, &catalogv1.PutProductRequest{
 				RequestId: request.value, Sku: sku, Title: title,
-				Price: &typev1.Money{CurrencyCode: money.Currency, Units: money.Minor},
+				Price:      &typev1.Money{CurrencyCode: money.Currency, Units: money.Minor},
+				TaxRateBps: rate, TaxIncluded: taxIncluded,
 			})
 			if err != nil {
 				return request.remind(err)
@@ -70,6 +81,8 @@ smallest unit: "12.99 EUR", "1299 JPY", "1.250 KWD".`,
 	cmd.Flags().StringVar(&sku, "sku", "", "`SKU`: 1 to 64 characters of A-Z a-z 0-9 _ -")
 	cmd.Flags().StringVar(&title, "title", "", "`TITLE` shown to buyers, at most 200 bytes")
 	cmd.Flags().StringVar(&price, "price", "", "price of one unit, an `AMOUNT` like \"12.99 EUR\"")
+	cmd.Flags().StringVar(&tax, "tax", "", "rate of its tax, a `PERCENT` like 19%")
+	cmd.Flags().BoolVar(&taxIncluded, "tax-included", false, "the price holds the tax already")
 	return cmd
 }
 
@@ -166,8 +179,20 @@ func (p *process) printProduct(product *catalogv1.Product, extra ...string) erro
 		"sku", product.GetSku(),
 		"title", product.GetTitle(),
 		"price", moneyText(product.GetPrice()),
+		"tax", taxText(product.GetTaxRateBps(), product.GetTaxIncluded()),
 		"changed", timeText(product.GetUpdateTime()),
 	}, extra...)...)
+}
+
+// taxText writes a tax, nothing for none.
+func taxText(rateBps int32, included bool) string {
+	switch {
+	case rateBps == 0:
+		return ""
+	case included:
+		return percentText(rateBps) + ", included"
+	}
+	return percentText(rateBps) + " on top"
 }
 
 func (p *process) stockCommand() *cobra.Command {
@@ -242,7 +267,7 @@ func (c *client) stockGet() *cobra.Command {
 		Short: "Read where the units of a product are",
 		Long: `Read the account of one product's units, and how fresh the answer is.
 
-  received    units ever received: the sum of the five below
+  received    units received and not held by campaigns: the sum of the five below
   central     not yet granted to a lane
   in transit  granted to a lane that has not taken them yet
   available   free to be ordered

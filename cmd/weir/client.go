@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
@@ -75,6 +76,22 @@ func (c *client) catalog() (catalogv1connect.CatalogServiceClient, error) {
 		return nil, err
 	}
 	return catalogv1connect.NewCatalogServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) campaigns() (campaignv1connect.CampaignServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return campaignv1connect.NewCampaignServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) coupons() (campaignv1connect.CouponServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return campaignv1connect.NewCouponServiceClient(c.http(), base, c.options()...), nil
 }
 
 func (c *client) options() []connect.ClientOption {

@@ -19,6 +19,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
@@ -48,6 +50,8 @@ func newShop(t *testing.T) *shop {
 	mux := http.NewServeMux()
 	mux.Handle(orderv1connect.NewOrderServiceHandler(orderShop{s}))
 	mux.Handle(catalogv1connect.NewCatalogServiceHandler(catalogShop{s}))
+	mux.Handle(campaignv1connect.NewCampaignServiceHandler(campaignShop{s}))
+	mux.Handle(campaignv1connect.NewCouponServiceHandler(couponShop{s}))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)
 		s.token.Store(r.Header.Get("Authorization"))
@@ -117,6 +121,52 @@ func (s orderShop) WatchOrder(ctx context.Context, q *orderv1.WatchOrderRequest,
 
 type catalogShop struct{ *shop }
 
+type campaignShop struct{ *shop }
+
+func (s campaignShop) campaign() *campaignv1.Campaign {
+	return &campaignv1.Campaign{
+		CampaignId: "flash", Sku: "tea", Price: &typev1.Money{CurrencyCode: "EUR", Units: 499}, OpensAt: timestamppb.New(testTime),
+		ClosesAt: timestamppb.New(testTime.Add(time.Hour)), UserUnitsMax: 2, Units: 1000, Remaining: 998, Reserved: 2,
+		Revision: &typev1.Revision{Commit: 5},
+	}
+}
+
+func (s campaignShop) PutCampaign(_ context.Context, q *campaignv1.PutCampaignRequest) (*campaignv1.PutCampaignResponse, error) {
+	return &campaignv1.PutCampaignResponse{Campaign: s.campaign(), Revision: &typev1.Revision{Commit: 5}}, s.ask(q)
+}
+
+func (s campaignShop) GetCampaign(_ context.Context, q *campaignv1.GetCampaignRequest) (*campaignv1.GetCampaignResponse, error) {
+	return &campaignv1.GetCampaignResponse{Campaign: s.campaign(), Freshness: testFresh}, s.ask(q)
+}
+
+func (s campaignShop) ListCampaigns(_ context.Context, q *campaignv1.ListCampaignsRequest) (*campaignv1.ListCampaignsResponse, error) {
+	out := s.campaign()
+	out.CampaignId, out.Remaining, out.SoldOut = "over", 0, true
+	return &campaignv1.ListCampaignsResponse{Campaigns: []*campaignv1.Campaign{s.campaign(), out}, Freshness: testFresh}, s.ask(q)
+}
+
+type couponShop struct{ *shop }
+
+func (s couponShop) coupon() *campaignv1.Coupon {
+	return &campaignv1.Coupon{
+		CouponCode: "WELCOME", Amount: &typev1.Money{CurrencyCode: "EUR", Units: 500}, UserUsesMax: 1, UsesMax: 1000, Remaining: 988, Redeemed: 12,
+		Revision: &typev1.Revision{Commit: 6},
+	}
+}
+
+func (s couponShop) PutCoupon(_ context.Context, q *campaignv1.PutCouponRequest) (*campaignv1.PutCouponResponse, error) {
+	return &campaignv1.PutCouponResponse{Coupon: s.coupon(), Revision: &typev1.Revision{Commit: 6}}, s.ask(q)
+}
+
+func (s couponShop) GetCoupon(_ context.Context, q *campaignv1.GetCouponRequest) (*campaignv1.GetCouponResponse, error) {
+	return &campaignv1.GetCouponResponse{Coupon: s.coupon(), Freshness: testFresh}, s.ask(q)
+}
+
+func (s couponShop) ListCoupons(_ context.Context, q *campaignv1.ListCouponsRequest) (*campaignv1.ListCouponsResponse, error) {
+	share := &campaignv1.Coupon{CouponCode: "TEN", RateBps: 1050}
+	return &campaignv1.ListCouponsResponse{Coupons: []*campaignv1.Coupon{share, s.coupon()}, Freshness: testFresh}, s.ask(q)
+}
+
 func (s catalogShop) product() *catalogv1.Product {
 	return &catalogv1.Product{
 		Sku: "tea", Title: "Sencha", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}, UpdateTime: timestamppb.New(testTime),
@@ -180,6 +230,12 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"product_list", "product list"},
 		{"stock_receive", "stock receive --sku tea --quantity 100 --request-id r4"},
 		{"stock_get", "stock get --sku tea"},
+		{"campaign_put", "campaign put flash --sku tea --price 12.99_EUR --units 1000 --opens now --closes +1h --request-id r5"},
+		{"campaign_get", "campaign get flash"},
+		{"campaign_list", "campaign list"},
+		{"coupon_put", "coupon put WELCOME --amount 12.99_EUR --request-id r6"},
+		{"coupon_get", "coupon get WELCOME"},
+		{"coupon_list", "coupon list"},
 	} {
 		for _, format := range []string{"table", "json"} {
 			t.Run(c.name+" "+format, func(t *testing.T) {
@@ -242,6 +298,52 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 			&catalogv1.PutProductRequest{RequestId: "r", Sku: "tea", Title: "Sencha", Price: &typev1.Money{CurrencyCode: "JPY", Units: 1299}},
 		},
 		{
+			[]string{"order", "place", "tea", "--campaign", "flash", "--coupon", "TEN", "--request-id", "r"},
+			&orderv1.PlaceOrderRequest{RequestId: "r", Items: []*orderv1.ItemRequest{{Sku: "tea", Quantity: 1}}, CampaignId: "flash", CouponCode: "TEN"},
+		},
+		{
+			[]string{"product", "put", "--sku", "cup", "--title", "Cup", "--price", "19.00 EUR", "--tax", "5.5%", "--tax-included", "--request-id", "r"},
+			&catalogv1.PutProductRequest{
+				RequestId: "r", Sku: "cup", Title: "Cup", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1900}, TaxRateBps: 550, TaxIncluded: true,
+			},
+		},
+		{
+			[]string{
+				"campaign", "put", "flash", "--sku", "tea", "--price", "4.99 EUR", "--units", "100", "--opens", "now", "--closes", "+5m",
+				"--per-user", "2", "--per-order", "1", "--request-id", "r",
+			},
+			&campaignv1.PutCampaignRequest{
+				RequestId: "r", CampaignId: "flash", Sku: "tea", Price: &typev1.Money{CurrencyCode: "EUR", Units: 499},
+				OpensAt: timestamppb.New(testTime), ClosesAt: timestamppb.New(testTime.Add(5 * time.Minute)),
+				UserUnitsMax: 2, OrderUnitsMax: 1, Units: 100,
+			},
+		},
+		{
+			[]string{"campaign", "get", "flash", "--sku", "tea", "--min-revision", "1:42"},
+			&campaignv1.GetCampaignRequest{CampaignId: "flash", Sku: "tea", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
+		},
+		{
+			[]string{"campaign", "list", "--page-size", "7", "--page-token", "x"},
+			&campaignv1.ListCampaignsRequest{PageSize: 7, PageToken: "x"},
+		},
+		{
+			[]string{
+				"coupon", "put", "WELCOME", "--amount", "5.00 EUR", "--min", "20.00 EUR", "--from", "now", "--until", "2026-12-01T00:00:00Z",
+				"--per-user", "1", "--limit", "1000", "--request-id", "r",
+			},
+			&campaignv1.PutCouponRequest{
+				RequestId: "r", CouponCode: "WELCOME", Amount: &typev1.Money{CurrencyCode: "EUR", Units: 500},
+				MinSubtotal: &typev1.Money{CurrencyCode: "EUR", Units: 2000}, ValidFrom: timestamppb.New(testTime),
+				ValidUntil: timestamppb.New(time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC)), UserUsesMax: 1, UsesMax: 1000,
+			},
+		},
+		{
+			[]string{"coupon", "put", "TEN", "--rate", "10%", "--request-id", "r"},
+			&campaignv1.PutCouponRequest{RequestId: "r", CouponCode: "TEN", RateBps: 1000},
+		},
+		{[]string{"coupon", "get", "TEN"}, &campaignv1.GetCouponRequest{CouponCode: "TEN"}},
+		{[]string{"coupon", "list"}, &campaignv1.ListCouponsRequest{}},
+		{
 			[]string{"stock", "receive", "--sku", "tea", "--quantity", "5", "--request-id", "r"},
 			&catalogv1.ReceiveStockRequest{RequestId: "r", Sku: "tea", Quantity: 5},
 		},
@@ -274,6 +376,20 @@ func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
 		{"product get", "which SKU?"},
 		{"product get a --sku b", "give one of them"},
 		{"stock receive --sku a", "needs --quantity"},
+		{"product put --sku a --title b --price 1 --tax 19", "--price"},
+		{"campaign put c --sku a", "needs --price, --units, --opens, --closes"},
+		{"campaign get", "needs CAMPAIGN"},
+		{"coupon put", "needs CODE"},
+		{"coupon put C", "either an amount or a share"},
+		{"coupon put C --amount 5 --rate 10%", "either an amount or a share"},
+		{"coupon put C --amount 5", "--amount"},
+		{"coupon put C --rate 10", "is not a percentage"},
+		{"coupon put C --rate 101%", "is not a percentage"},
+		{"coupon put C --rate -1%", "is not a percentage"},
+		{"coupon put C --rate 1.234%", "is not a percentage"},
+		{"coupon put C --rate 1e1%", "is not a percentage"},
+		{"coupon put C --rate 10% --until tomorrow", "is not a time"},
+		{"coupon put C --rate 10% --until +5", "is not a time"},
 		{"order list --timeout 0s", "--timeout must be more than 0"},
 	} {
 		wantText(t, weir(t, []string{"WEIR_ADDR=" + s.url}, strings.Fields(c.args)...).want(t, exitUsage).stderr, c.want)

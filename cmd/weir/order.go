@@ -41,6 +41,8 @@ func (c *client) orderPlace() *cobra.Command {
 		quantity int64
 		user     string
 		note     string
+		campaign string
+		coupon   string
 	)
 	cmd := &cobra.Command{
 		Use:   "place [SKU[=QTY]...]",
@@ -49,11 +51,15 @@ func (c *client) orderPlace() *cobra.Command {
 
 Name what to order by arguments (tea=2; "tea" alone is one unit), by --item tea=2, or by --sku tea --quantity 2.
 
+With --campaign the order is of the campaign's one product, at its price and within its limits; with --coupon it is for
+less, or refused with the reason.
+
 Every order carries a request id. When you give none, one is made up and printed. If no answer comes, repeat with the
 same --request-id: it answers with the order that was placed, or places it now, never both.`,
 		Example: `  weir order place tea=2 cup
   weir order place --sku tea --quantity 2 --note "ring twice"
-  weir order place --item tea=2 --user alice --request-id checkout-7f3a -o json`,
+  weir order place --item tea=2 --user alice --request-id checkout-7f3a -o json
+  weir order place tea --campaign flash --coupon WELCOME`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			wanted, err := parseItems(append(slices.Clone(args), items...), sku, quantity, cmd.Flags().Changed("quantity"))
 			if err != nil {
@@ -67,7 +73,7 @@ same --request-id: it answers with the order that was placed, or places it now, 
 				return err
 			}
 			answer, err := call(cmd.Context(), c, "place order", orders.PlaceOrder, &orderv1.PlaceOrderRequest{
-				RequestId: request.value, UserId: user, Items: wanted, Note: note,
+				RequestId: request.value, UserId: user, Items: wanted, Note: note, CampaignId: campaign, CouponCode: coupon,
 			})
 			if err != nil {
 				return request.remind(err)
@@ -81,6 +87,8 @@ same --request-id: it answers with the order that was placed, or places it now, 
 	cmd.Flags().Int64Var(&quantity, "quantity", 1, "`UNITS` of --sku")
 	cmd.Flags().StringVar(&user, "user", "", "`USER` to order for; the token's own when not given")
 	cmd.Flags().StringVar(&note, "note", "", "free `TEXT` for the merchant, at most 1000 bytes")
+	cmd.Flags().StringVar(&campaign, "campaign", "", "`CAMPAIGN` to order at")
+	cmd.Flags().StringVar(&coupon, "coupon", "", "`CODE` of a coupon to redeem")
 	return cmd
 }
 

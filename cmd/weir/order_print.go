@@ -32,6 +32,11 @@ func (p *process) printOrder(order *orderv1.Order, extra ...string) error {
 		"changed", timeText(order.GetUpdateTime()),
 		"reason", order.GetCancelReason(),
 		"note", order.GetNote(),
+		"campaign", order.GetCampaignId(),
+		"coupon", order.GetCouponCode(),
+		"subtotal", moneyText(order.GetSubtotal()),
+		"discount", moneyText(order.GetDiscount()),
+		"tax", moneyText(order.GetTax()),
 		"total", moneyText(order.GetTotal()),
 	}, extra...)...); err != nil {
 		return err
