@@ -60,6 +60,21 @@ func TestPlacingAnOrderOfOneLineAllocatesLittle(t *testing.T) {
 	}
 }
 
+// An order of a campaign allocates the key of its pool besides.
+func TestPlacingACampaignsOrderAllocatesOnceMore(t *testing.T) {
+	h, place := hotState()
+	h.campaign = domain.Campaign{Pool: "mugA@flash", Price: h.product.Price, OpensAt: epoch, ClosesAt: epoch.Add(time.Hour), UserUnitsMax: 1}
+	place.CampaignID = "flash"
+	allocs := testing.AllocsPerRun(100, func() {
+		if _, err := domain.Decide(h, place, epoch); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocs > placeAllocsMax+1 {
+		t.Errorf("Decide allocates %v times, want at most %d", allocs, placeAllocsMax+1)
+	}
+}
+
 func BenchmarkDecidePlaceOrder(b *testing.B) {
 	for name, lines := range map[string]int{"lines=1": 1, "lines=3": 3, "lines=26": 26} {
 		b.Run(name, func(b *testing.B) {

@@ -112,14 +112,17 @@ func (h home) receivePool(s State, pool string, units int64) []Event {
 // many as are wanted.
 func (h home) centralize(stockKey string, account Account, want int64) ([]Event, error) {
 	short := want - account.Central
+	idle := account.Allotted
+	if account.ReclaimedFrom(h.lane) != account.Returned {
+		idle = 0 // A return of the home lane's is on its way: no other overtakes it.
+	}
 	switch {
 	case short <= 0:
 		return nil, nil
-	case short > account.Allotted:
-		return nil, &OutOfStockError{SKU: stockKey, Want: want, Free: account.Central + account.Allotted}
+	case short > idle:
+		return nil, &OutOfStockError{SKU: stockKey, Want: want, Free: account.Central + idle}
 	}
 	number := account.Returned.Number + 1
-	assert(account.ReclaimedFrom(h.lane).Number+1 == number, "%s: return %d of the home lane, which reclaimed %+v", stockKey, number, account.ReclaimedFrom(h.lane))
 	return []Event{
 		StockReturned{SKU: stockKey, HomeLane: h.lane, ReturnNumber: number, Units: short},
 		StockReclaimed{SKU: stockKey, FromLane: h.lane, ReturnNumber: number, Units: short},

@@ -20,9 +20,16 @@ var skus = []string{"mug", "tee", "fan"}
 // drawCommand draws a command that a lane of the world may be given; stock moves are drawn by the machines.
 func drawCommand(t *rapid.T, w *world, ids []domain.OrderID) domain.Command {
 	id := rapid.SampledFrom(ids).Draw(t, "order")
-	switch rapid.SampledFrom([]string{"place", "place", "place", "cancel", "expire", "put"}).Draw(t, "command") {
+	switch rapid.SampledFrom([]string{"place", "place", "place", "campaign order", "cancel", "expire", "put"}).Draw(t, "command") {
+	case "campaign order":
+		return domain.PlaceOrder{
+			OrderID: id, UserID: rapid.SampledFrom([]string{"alice", "bob"}).Draw(t, "user"), PayBy: w.now.Add(time.Minute), CampaignID: "flash",
+			Lines:      []domain.LineRequest{{SKU: rapid.SampledFrom(skus).Draw(t, "sku"), Units: rapid.Int64Range(1, 3).Draw(t, "units")}},
+			CouponCode: rapid.SampledFrom([]string{"", "TEN"}).Draw(t, "coupon"),
+		}
 	case "place":
 		place := domain.PlaceOrder{OrderID: id, UserID: "alice", PayBy: w.now.Add(time.Minute)}
+		place.CouponCode = rapid.SampledFrom([]string{"", "", "TEN", "FIVER", "NONE"}).Draw(t, "coupon")
 		for _, sku := range rapid.SliceOfNDistinct(rapid.SampledFrom(skus), 1, len(skus), rapid.ID).Draw(t, "skus") {
 			place.Lines = append(place.Lines, domain.LineRequest{SKU: sku, Units: rapid.SampledFrom([]int64{1, 1, 2, 3, 7, 0}).Draw(t, "units")})
 		}
@@ -35,6 +42,7 @@ func drawCommand(t *rapid.T, w *world, ids []domain.OrderID) domain.Command {
 		return domain.PutProduct{
 			SKU: rapid.SampledFrom(skus).Draw(t, "sku"), Title: rapid.SampledFrom([]string{"A", "B"}).Draw(t, "title"),
 			Price: domain.Money{Currency: rapid.SampledFrom([]string{"EUR", "EUR", "EUR", "JPY"}).Draw(t, "currency"), Minor: rapid.Int64Range(0, 500).Draw(t, "minor")},
+			Tax:   domain.Tax{RateBps: rapid.SampledFrom([]int64{0, 0, 700, 1900}).Draw(t, "tax"), Included: rapid.Bool().Draw(t, "included")},
 		}
 	}
 }
@@ -77,7 +85,7 @@ func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		home := func(sku string) int { return slices.Index(skus, sku) % len(w.lanes) }
+		home := func(key string) int { return max(slices.Index(skus, domain.HomeKey(key)), 0) % len(w.lanes) }
 		allot := func(g transfer) {
 			decide(g.lane, domain.AllotStock{SKU: g.sku, HomeLane: uint32(home(g.sku)), GrantNumber: g.number, Units: g.units})
 		}
@@ -102,6 +110,13 @@ func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
 			decide(home(sku), domain.PutProduct{SKU: sku, Title: "A", Price: domain.Money{Currency: "EUR", Minor: 100}})
 			receive(sku, 12)
 		}
+		grant := func(events []domain.Event) {
+			for _, e := range events {
+				if e, ok := e.(domain.StockGranted); ok {
+					grants = append(grants, transfer{sku: e.SKU, lane: int(e.ToLane), number: e.GrantNumber, units: e.Units})
+				}
+			}
+		}
 		anyLane := rapid.IntRange(0, len(w.lanes)-1)
 		anySKU := rapid.SampledFrom(skus)
 		t.Repeat(map[string]func(*rapid.T){
@@ -115,6 +130,24 @@ func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
 			},
 			"receive": func(t *rapid.T) {
 				receive(anySKU.Draw(t, "sku"), rapid.Int64Range(1, 30).Draw(t, "units"))
+			},
+			"campaign": func(t *rapid.T) { // Pools are filled and drained while orders take of them.
+				sku := anySKU.Draw(t, "sku")
+				grant(decide(home(sku), domain.PutCampaign{
+					CampaignID: "flash", SKU: sku, Price: domain.Money{Currency: "EUR", Minor: rapid.Int64Range(0, 500).Draw(t, "minor")},
+					OpensAt: epoch.Add(time.Minute), ClosesAt: epoch.Add(time.Hour), Units: rapid.Int64Range(0, 9).Draw(t, "units"),
+					UserUnitsMax: rapid.Int64Range(0, 4).Draw(t, "user max"), OrderUnitsMax: rapid.Int64Range(0, 2).Draw(t, "order max"),
+					Home: uint32(home(sku)), Lanes: uint32(len(w.lanes)),
+				}))
+			},
+			"coupon": func(t *rapid.T) {
+				put := domain.PutCoupon{Code: "TEN", Lanes: uint32(len(w.lanes)), Terms: domain.CouponTerms{
+					Kind: domain.CouponPercentage, RateBps: 1000, UserUsesMax: rapid.Int64Range(0, 3).Draw(t, "user max"), UsesMax: rapid.Int64Range(0, 9).Draw(t, "max"),
+				}}
+				if rapid.Bool().Draw(t, "fixed") {
+					put.Code, put.Terms.Kind, put.Terms.AmountMinor, put.Terms.RateBps, put.Terms.Currency = "FIVER", domain.CouponFixed, 500, 0, "EUR"
+				}
+				grant(decide(0, put))
 			},
 			"deliver a grant": func(t *rapid.T) {
 				if len(grants) > 0 {
@@ -149,8 +182,9 @@ func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
 			reclaim(r)
 		}
 		for _, sku := range skus {
-			if l := domain.Sum(w.accounts(sku)); l.InTransit != 0 || l.Received != received[sku] {
-				t.Fatalf("%s: all has arrived, but %+v; received %d", sku, l, received[sku])
+			l, pool := domain.Sum(w.accounts(sku)), domain.Sum(w.accounts(domain.CampaignPool(sku, "flash")))
+			if l.InTransit != 0 || pool.InTransit != 0 || l.Received+pool.Received != received[sku] {
+				t.Fatalf("%s: all has arrived, but %+v, and in the pool %+v; received %d", sku, l, pool, received[sku])
 			}
 		}
 		if err := w.check(); err != nil {
@@ -207,11 +241,23 @@ func drawEvent(t *rapid.T) domain.Event {
 	number := rapid.Uint64().Draw(t, "number")
 	units := rapid.Int64().Draw(t, "units")
 	released := []domain.Release{{SKU: sku, Units: units}, {SKU: "mug", Units: units}}
-	switch rapid.IntRange(0, 8).Draw(t, "event") {
+	pool := rapid.SampledFrom([]string{"", "mug", "mug@flash", "@", "mug@@coupon", "tee@mug"}).Draw(t, "pool")
+	switch rapid.IntRange(0, 12).Draw(t, "event") {
+	case 9:
+		return domain.CampaignPut{Pool: pool, Units: units}
+	case 10:
+		return domain.PoolFilled{Pool: pool, Units: units}
+	case 11:
+		return domain.PoolDrained{Pool: pool, Units: units}
+	case 12:
+		return domain.CouponPut{Code: sku}
 	case 0:
-		return domain.OrderPlaced{Lines: []domain.Line{{SKU: sku, Units: units, PriceMinor: units}, {SKU: sku, Units: 1}}}
+		return domain.OrderPlaced{
+			Lines: []domain.Line{{SKU: sku, Units: units, PriceMinor: units}, {SKU: sku, Units: 1}},
+			Pool:  pool, CouponCode: sku, CouponPool: rapid.SampledFrom([]string{"", "mug", "TEN@@coupon"}).Draw(t, "coupon pool"),
+		}
 	case 1:
-		return domain.OrderCancelled{Released: released}
+		return domain.OrderCancelled{Released: released, CouponCode: sku}
 	case 2:
 		return domain.OrderExpired{Released: released}
 	case 3:
@@ -235,6 +281,7 @@ func TestEvolveTakesAnyEventAndChangesNothingInPlace(t *testing.T) {
 		var account domain.Account
 		var order domain.Order
 		var product domain.Product
+		uses := map[domain.Use]int64{}
 		for range rapid.IntRange(1, 20).Draw(t, "events") {
 			e := drawEvent(t)
 			before := fmt.Sprintf("%+v %+v", account, order)
@@ -250,6 +297,10 @@ func TestEvolveTakesAnyEventAndChangesNothingInPlace(t *testing.T) {
 			}
 			account, order, product = next, nextOrder, product.Evolve(e, epoch)
 			_ = account.Check()
+			_ = order.Amounts()
+			for use, count := range domain.Uses(e) {
+				uses[use] += count
+			}
 		}
 	})
 }
@@ -287,6 +338,12 @@ func TestDecideAssertsTheAccountsItTouches(t *testing.T) {
 		"an order takes units that were never taken from a grant": {
 			broken{domain.Account{Allotted: 5}},
 			domain.PlaceOrder{OrderID: orderIDs(2)[1], UserID: "alice", Lines: []domain.LineRequest{{SKU: "mug", Units: 1}}, PayBy: epoch.Add(1)},
+		},
+		"a campaign's pool is filled of a centre that is short": {
+			broken{domain.Account{Received: 5, Central: 4}},
+			domain.PutCampaign{
+				CampaignID: "flash", SKU: "mug", Price: domain.Money{Currency: "EUR"}, OpensAt: epoch, ClosesAt: epoch.Add(1), Units: 6, Lanes: 1,
+			},
 		},
 		"an allotment joins units that were never taken from a grant": {
 			broken{domain.Account{Allotted: 5}},

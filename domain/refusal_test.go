@@ -30,6 +30,18 @@ func TestEveryRefusalSaysItsReasonAndItsFacts(t *testing.T) {
 		{&domain.InvalidArgumentError{Argument: "units", Problem: "it is 0"}, "INVALID_ARGUMENT", domain.ErrInvalidArgument, "argument", "units"},
 		{&domain.InvalidIDError{Text: long, Problem: "it is long"}, "INVALID_ARGUMENT", domain.ErrInvalidArgument, "argument", "order_id"},
 		{&domain.InvalidMoneyError{Text: "x" + long, Problem: "it is long"}, "INVALID_ARGUMENT", domain.ErrInvalidArgument, "problem", "it is long"},
+		{&domain.CampaignNotFoundError{CampaignID: long, SKU: "mug"}, "CAMPAIGN_NOT_FOUND", domain.ErrCampaignNotFound, "sku", "mug"},
+		{&domain.CampaignNotFoundError{CampaignID: "flash"}, "CAMPAIGN_NOT_FOUND", domain.ErrCampaignNotFound, "campaign_id", "flash"},
+		{&domain.CampaignNotOpenError{CampaignID: "flash", OpensAt: epoch}, "CAMPAIGN_NOT_OPEN", domain.ErrCampaignNotOpen, "opens_at", "2026-01-02T03:04:05Z"},
+		{&domain.CampaignClosedError{CampaignID: "flash", ClosedAt: epoch}, "CAMPAIGN_CLOSED", domain.ErrCampaignClosed, "closed_at", "2026-01-02T03:04:05Z"},
+		{&domain.CampaignMaxPerOrderError{CampaignID: "flash", Limit: 1, Want: 2}, "CAMPAIGN_MAX_PER_ORDER", domain.ErrCampaignMaxPerOrder, "limit", "1"},
+		{&domain.CampaignLimitError{CampaignID: "flash", Limit: 2, Already: 1, Want: 2}, "CAMPAIGN_LIMIT", domain.ErrCampaignLimit, "already", "1"},
+		{&domain.CouponInvalidError{Code: long}, "COUPON_INVALID", domain.ErrCouponInvalid, "coupon_code", strings.Repeat("é", 32) + "…"},
+		{&domain.CouponNotYetError{Code: "TEN", ValidFrom: epoch}, "COUPON_NOT_YET", domain.ErrCouponNotYet, "valid_from", "2026-01-02T03:04:05Z"},
+		{&domain.CouponExpiredError{Code: "TEN", ValidUntil: epoch}, "COUPON_EXPIRED", domain.ErrCouponExpired, "valid_until", "2026-01-02T03:04:05Z"},
+		{&domain.CouponMinSubtotalError{Code: "TEN", Want: domain.Money{Currency: "EUR", Minor: 2}}, "COUPON_MIN_SUBTOTAL", domain.ErrCouponMinSubtotal, "want", "2"},
+		{&domain.CouponLimitError{Code: "TEN", Scope: domain.CouponLimitUser, Limit: 1}, "COUPON_LIMIT", domain.ErrCouponLimit, "scope", "user"},
+		{&domain.CouponLimitError{Code: "TEN", Scope: domain.CouponLimitTotal, Limit: 1}, "COUPON_LIMIT", domain.ErrCouponLimit, "limit", "1"},
 	} {
 		err := fmt.Errorf("wrapped: %w", c.refusal)
 		var refusal domain.Refusal

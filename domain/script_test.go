@@ -22,12 +22,17 @@ import (
 //	then: EVENT | nothing | refused REASON, message | conflict, message
 //	order o1: STATUS …           the order now
 //	product mug: …               the product now
+//	used alice mug@flash: 2      what lane 0 counts that a user holds of a campaign's pool or a coupon
 //	stock mug: …                 the sum over all lanes now; "stock mug @2" is lane 2's account
 //
 // Commands end in "@2" if lane 2 decides them, else lane 0 does:
 //
-//	put SKU "title" PRICE · receive SKU UNITS · allot SKU GRANT UNITS
-//	place ORDER USER SKU×UNITS… · cancel ORDER "reason" · expire ORDER
+//	put SKU "title" PRICE [tax BPS | tax-included BPS] · receive SKU UNITS · allot SKU GRANT UNITS
+//	place ORDER USER SKU×UNITS… [campaign=ID] [coupon=CODE] · cancel ORDER "reason" · expire ORDER
+//	campaign ID SKU PRICE UNITS OPENS CLOSES [user=UNITS] [order=UNITS]
+//	coupon CODE AMOUNT | coupon CODE BPS bps, and [min=MINOR] [user=USES] [all=USES] [from=TIME] [until=TIME]
+//
+// A TIME is counted from the start of the script, like +5m.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -130,7 +135,10 @@ func (s *script) run(step step) error {
 		return match(got, step.text)
 	case "order":
 		o := s.lanes[0].orders[s.id(argument)]
-		got := fmt.Sprintf("%v of %s, %s, total %v, updated %s", o.Status, o.UserID, s.lines(o.Lines), o.Total, s.since(o.UpdatedAt))
+		got := fmt.Sprintf("%v of %s, %s, total %v%s, updated %s", o.Status, o.UserID, s.lines(o.Lines), o.Total, terms(o.Pool, o.CouponCode, o.CouponPool), s.since(o.UpdatedAt))
+		if a := o.Amounts(); a.Discount.Minor != 0 || a.Tax.Minor != 0 {
+			got += fmt.Sprintf(", subtotal %v, discount %v, tax %v", a.Subtotal, a.Discount, a.Tax)
+		}
 		if o.CancelReason != "" {
 			got += fmt.Sprintf(", %q", o.CancelReason)
 		}
@@ -138,6 +146,9 @@ func (s *script) run(step step) error {
 	case "product":
 		p := s.products[argument]
 		return match(fmt.Sprintf("%q %v, updated %s", p.Title, p.Price, s.since(p.UpdatedAt)), step.text)
+	case "used":
+		user, of, _ := strings.Cut(argument, " ")
+		return match(strconv.FormatInt(s.lanes[0].uses[domain.Use{Of: of, UserID: user}], 10), step.text)
 	case "stock":
 		sku, lane, one := strings.Cut(argument, " @")
 		if one {
@@ -186,12 +197,65 @@ func (s *script) do(text string) ([]domain.Event, error) {
 		err = errors.Join(err, parseErr)
 		return v
 	}
+	when := func(text string) time.Time {
+		d, parseErr := time.ParseDuration(text)
+		err = errors.Join(err, parseErr)
+		return epoch.Add(d)
+	}
 	var c domain.Command
 	switch words[0] {
 	case "put":
 		price, parseErr := domain.ParseMoney(word(3) + " " + word(4))
 		err = errors.Join(err, parseErr)
-		c = domain.PutProduct{SKU: word(1), Title: word(2), Price: price}
+		put := domain.PutProduct{SKU: word(1), Title: word(2), Price: price}
+		if word(5) != "" {
+			put.Tax = domain.Tax{RateBps: units(word(6)), Included: word(5) == "tax-included"}
+		}
+		c = put
+	case "campaign":
+		price, parseErr := domain.ParseMoney(word(3) + " " + word(4))
+		err = errors.Join(err, parseErr)
+		put := domain.PutCampaign{
+			CampaignID: word(1), SKU: word(2), Price: price, Units: units(word(5)), OpensAt: when(word(6)), ClosesAt: when(word(7)),
+			Lanes: uint32(len(s.lanes)),
+		}
+		for _, option := range words[8:] {
+			switch name, value, _ := strings.Cut(option, "="); name {
+			case "user":
+				put.UserUnitsMax = units(value)
+			case "order":
+				put.OrderUnitsMax = units(value)
+			default:
+				return nil, fmt.Errorf("broken: there is no option %q", option)
+			}
+		}
+		c = put
+	case "coupon":
+		put := domain.PutCoupon{Code: word(1), Lanes: uint32(len(s.lanes)), Terms: domain.CouponTerms{Kind: domain.CouponFixed}}
+		if word(3) == "bps" {
+			put.Terms.Kind, put.Terms.RateBps = domain.CouponPercentage, units(word(2))
+		} else {
+			amount, parseErr := domain.ParseMoney(word(2) + " " + word(3))
+			err = errors.Join(err, parseErr)
+			put.Terms.AmountMinor, put.Terms.Currency = amount.Minor, amount.Currency
+		}
+		for _, option := range words[4:] {
+			switch name, value, _ := strings.Cut(option, "="); name {
+			case "min":
+				put.Terms.MinSubtotalMinor, put.Terms.Currency = units(value), "EUR"
+			case "user":
+				put.Terms.UserUsesMax = units(value)
+			case "all":
+				put.Terms.UsesMax = units(value)
+			case "from":
+				put.Terms.ValidFrom = when(value)
+			case "until":
+				put.Terms.ValidUntil = when(value)
+			default:
+				return nil, fmt.Errorf("broken: there is no option %q", option)
+			}
+		}
+		c = put
 	case "receive":
 		c = domain.ReceiveStock{SKU: word(1), Units: units(word(2)), Lanes: uint32(len(s.lanes))}
 	case "allot":
@@ -199,6 +263,14 @@ func (s *script) do(text string) ([]domain.Event, error) {
 	case "place":
 		place := domain.PlaceOrder{OrderID: s.id(word(1)), UserID: word(2), PayBy: s.now.Add(15 * time.Minute)}
 		for _, line := range words[3:] {
+			if id, ok := strings.CutPrefix(line, "campaign="); ok {
+				place.CampaignID = id
+				continue
+			}
+			if code, ok := strings.CutPrefix(line, "coupon="); ok {
+				place.CouponCode = code
+				continue
+			}
 			sku, count, _ := strings.Cut(line, "×")
 			place.Lines = append(place.Lines, domain.LineRequest{SKU: sku, Units: units(count)})
 		}
@@ -289,13 +361,21 @@ func (s *script) describe(events []domain.Event, err error) []string {
 func (s *script) event(e domain.Event) string {
 	switch e := e.(type) {
 	case domain.OrderPlaced:
-		return fmt.Sprintf("OrderPlaced %s of %s, %s, total %v, pay by %s", s.name(e.OrderID), e.UserID, s.lines(e.Lines), e.Total, s.since(e.PayBy))
+		return fmt.Sprintf("OrderPlaced %s of %s, %s, total %v%s, pay by %s", s.name(e.OrderID), e.UserID, s.lines(e.Lines), e.Total, terms(e.Pool, e.CouponCode, e.CouponPool), s.since(e.PayBy))
 	case domain.OrderCancelled:
-		return fmt.Sprintf("OrderCancelled %s of %s, %q by %s, released %s", s.name(e.OrderID), e.UserID, e.Reason, e.By, released(e.Released))
+		return fmt.Sprintf("OrderCancelled %s of %s, %q by %s, released %s%s", s.name(e.OrderID), e.UserID, e.Reason, e.By, released(e.Released), terms("", e.CouponCode, ""))
 	case domain.OrderExpired:
-		return fmt.Sprintf("OrderExpired %s of %s, released %s", s.name(e.OrderID), e.UserID, released(e.Released))
+		return fmt.Sprintf("OrderExpired %s of %s, released %s%s", s.name(e.OrderID), e.UserID, released(e.Released), terms("", e.CouponCode, ""))
 	case domain.ProductPut:
-		return fmt.Sprintf("ProductPut %s %q %v", e.SKU, e.Title, e.Price)
+		return fmt.Sprintf("ProductPut %s %q %v%s", e.SKU, e.Title, e.Price, tax(e.Tax))
+	case domain.CampaignPut:
+		return fmt.Sprintf("CampaignPut %s %v from %s to %s, %d units, %d a user, %d an order", e.Pool, e.Price, s.since(e.OpensAt), s.since(e.ClosesAt), e.Units, e.UserUnitsMax, e.OrderUnitsMax)
+	case domain.PoolFilled:
+		return fmt.Sprintf("PoolFilled %s %d", e.Pool, e.Units)
+	case domain.PoolDrained:
+		return fmt.Sprintf("PoolDrained %s %d", e.Pool, e.Units)
+	case domain.CouponPut:
+		return fmt.Sprintf("CouponPut %s %d minor, %d bps, %d a user, %d in all", e.Code, e.Terms.AmountMinor, e.Terms.RateBps, e.Terms.UserUsesMax, e.Terms.UsesMax)
 	case domain.StockReceived:
 		return fmt.Sprintf("StockReceived %s %d, %d in all", e.SKU, e.Units, e.ReceivedTotal)
 	case domain.StockGranted:
@@ -313,9 +393,40 @@ func (s *script) event(e domain.Event) string {
 func (s *script) lines(lines []domain.Line) string {
 	var words []string
 	for _, line := range lines {
-		words = append(words, fmt.Sprintf("%s×%d at %d", line.SKU, line.Units, line.PriceMinor))
+		word := fmt.Sprintf("%s×%d at %d", line.SKU, line.Units, line.PriceMinor)
+		if line.DiscountMinor != 0 {
+			word += fmt.Sprintf(" less %d", line.DiscountMinor)
+		}
+		if line.Tax.RateBps != 0 {
+			word += fmt.Sprintf(" taxed %d%s", line.TaxMinor, tax(line.Tax))
+		}
+		words = append(words, word)
 	}
 	return strings.Join(words, " + ")
+}
+
+func tax(t domain.Tax) string {
+	switch {
+	case t.RateBps == 0:
+		return ""
+	case t.Included:
+		return fmt.Sprintf(" (%d bps, included)", t.RateBps)
+	}
+	return fmt.Sprintf(" (%d bps on top)", t.RateBps)
+}
+
+func terms(pool, couponCode, couponPool string) string {
+	text := ""
+	if pool != "" {
+		text += " out of " + pool
+	}
+	if couponCode != "" {
+		text += " with " + couponCode
+	}
+	if couponPool != "" {
+		text += " counted in " + couponPool
+	}
+	return text
 }
 
 func released(releases []domain.Release) string {
