@@ -53,7 +53,7 @@ type Machine struct {
 	expiring int
 
 	// What was applied since the last flush: the batch, the ledger's part of it, the SKUs whose accounts belong into it,
-	// whether it lists grants. The ledger's keys come last and together: between the orders' keys, which nearly follow
+	// whether it lists grants. The ledger's keys, and those of uses, come last and together: between the orders' keys, which nearly follow
 	// each other, they would make Pebble search its memtable from the top for each.
 	batch    *pebble.Batch
 	ledger   *pebble.Batch

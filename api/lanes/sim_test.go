@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/domain/stored"
@@ -43,9 +44,11 @@ type simulation struct {
 	// The fold of the log, up to checked.
 	checked  eventstore.Position
 	accounts map[string]domain.Account
+	uses     map[domain.Use]int64
 	effects  map[requestKey]uint64 // commit in which a request took effect
 	logTime  time.Time
 	expired  int
+	limited  int // changes of what users hold of campaigns and coupons
 }
 
 // A plant is a bug put in on purpose: the simulation must find it.
@@ -72,7 +75,7 @@ func newSimulation(seed uint64, plant plant) *simulation {
 	s := &simulation{
 		seed: seed, chance: rand.New(rand.NewPCG(seed, 0x5ea)), plant: plant,
 		log:     eventstore.OpenMemoryLog(0, 1),
-		replies: map[requestKey]Reply{}, accounts: map[string]domain.Account{}, effects: map[requestKey]uint64{},
+		replies: map[requestKey]Reply{}, accounts: map[string]domain.Account{}, uses: map[domain.Use]int64{}, effects: map[requestKey]uint64{},
 		checked: eventstore.Genesis(0, 1),
 	}
 	harsh := s.chance.Float64() // From hardly a fault to hardly anything else.
@@ -233,7 +236,23 @@ func (s *simulation) ask(n *simNode) eventstore.Ask[Request, Outcome] {
 func (s *simulation) request() Request {
 	id := fmt.Sprintf("r%d", len(s.requests))
 	sku := fmt.Sprintf("sku-%d", s.chance.IntN(2))
-	switch s.chance.IntN(8) {
+	switch s.chance.IntN(13) {
+	case 8: // Like a product's title, price and rate are of this request alone: a put that changes nothing is not remembered.
+		return catalogRequest(sku, id, domain.PutCampaign{
+			CampaignID: "flash", SKU: sku, Price: domain.Money{Currency: "EUR", Minor: int64(len(s.requests))}, OpensAt: start, ClosesAt: start.Add(time.Hour),
+			Units: s.chance.Int64N(3), UserUnitsMax: s.chance.Int64N(4),
+		})
+	case 9:
+		return couponRequest("TEN", id, domain.CouponTerms{
+			Kind: domain.CouponPercentage, RateBps: int64(1 + len(s.requests)), UserUsesMax: s.chance.Int64N(3), UsesMax: s.chance.Int64N(5),
+		})
+	case 10, 11, 12:
+		request := place(fmt.Sprintf("user-%d", s.chance.IntN(3)), id, sku, 1)
+		command := request.Command.(domain.PlaceOrder)
+		command.CampaignID = []string{"", "flash", "flash"}[s.chance.IntN(3)]
+		command.CouponCode = []string{"", "TEN"}[s.chance.IntN(2)]
+		request.Command, request.Fingerprint = command, fingerprint(command)
+		return request
 	case 0:
 		return catalogRequest(sku, id, domain.PutProduct{SKU: sku, Title: id, Price: domain.Money{Currency: "EUR", Minor: 100}})
 	case 1:
@@ -331,6 +350,12 @@ func (s *simulation) fold(commit *eventstore.Commit, envelope eventstore.Event) 
 	if _, ok := event.(domain.OrderExpired); ok {
 		s.expired++
 	}
+	for use, change := range domain.Uses(event) {
+		s.limited++
+		if s.uses[use] += change; s.uses[use] < 0 {
+			return s.failf("after commit %d, %s holds %d of %s", commit.Number, use.UserID, s.uses[use], use.Of)
+		}
+	}
 	for sku := range domain.SKUs(event) {
 		account := s.accounts[sku].Evolve(event, sku)
 		s.accounts[sku] = account
@@ -385,6 +410,23 @@ func (s *simulation) finish() error {
 				return err
 			}
 		}
+		if err := s.checkUses(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkUses holds what a state counts of its users to the fold of the log.
+func (s *simulation) checkUses(n *simNode) error {
+	m, err := OpenMachine(MachineOptions{Lane: 0, Topology: eventstore.Topology{Lanes: 1}, Store: n.store, Catalog: NewCatalog()})
+	if err != nil {
+		return s.failf("open machine: %v", err)
+	}
+	for use, count := range s.uses {
+		if got := m.Used(use); got != count {
+			return s.failf("%s counts that %s holds %d of %s, the log says %d", n.name, use.UserID, got, use.Of, count)
+		}
 	}
 	return nil
 }
@@ -411,7 +453,7 @@ func TestSimulation(t *testing.T) {
 	first, seeds := simSeeds(t, simSeedsDefault)
 	t.Logf("seeds %d to %d", first, first+seeds-1)
 	began := time.Now()
-	var commits, replies, expired uint64
+	var commits, replies, expired, limited uint64
 	for seed := first; seed < first+seeds; seed++ {
 		s := newSimulation(seed, plant{})
 		if err := s.run(simSteps); err != nil {
@@ -420,10 +462,11 @@ func TestSimulation(t *testing.T) {
 		commits += s.checked.Number
 		replies += uint64(len(s.replies))
 		expired += uint64(s.expired)
+		limited += uint64(s.limited)
 	}
-	t.Logf("%d seeds in %s: %d commits, %d acknowledged requests, %d expired orders", seeds, time.Since(began).Round(time.Millisecond), commits, replies, expired)
-	if seeds > 50 && (replies == 0 || expired == 0) {
-		t.Errorf("the simulation does nothing: %d replies, %d expired orders", replies, expired)
+	t.Logf("%d seeds in %s: %d commits, %d acknowledged requests, %d expired orders, %d changes of limited uses", seeds, time.Since(began).Round(time.Millisecond), commits, replies, expired, limited)
+	if seeds > 50 && (replies == 0 || expired == 0 || limited == 0) {
+		t.Errorf("the simulation does nothing: %d replies, %d expired orders, %d changes of limited uses", replies, expired, limited)
 	}
 }
 
@@ -467,6 +510,13 @@ func TestTheSimulationFindsPlantedBugs(t *testing.T) {
 		"forget what was answered": {machine: func(m *Machine) {
 			m.known = requestFilter{}
 			clear(m.requests)
+		}},
+		"count what a user holds twice": {machine: func(m *Machine) {
+			for use, change := range m.uses {
+				if change.changes == 1 {
+					must(m.db.Merge(m.keys.use(use), []byte{2}, pebble.NoSync))
+				}
+			}
 		}},
 		"sell what is not there": {machine: func(m *Machine) {
 			for sku, account := range m.decided {
