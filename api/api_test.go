@@ -25,6 +25,7 @@ import (
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
@@ -59,6 +60,8 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 type client struct {
 	orderv1connect.OrderServiceClient
 	catalogv1connect.CatalogServiceClient
+	campaignv1connect.CampaignServiceClient
+	campaignv1connect.CouponServiceClient
 }
 
 // client returns a client over HTTP/2, which every protocol can speak.
@@ -72,6 +75,8 @@ func (n *node) client(subject string, scopes identity.Scopes, options ...connect
 	return client{
 		orderv1connect.NewOrderServiceClient(httpClient, n.url, options...),
 		catalogv1connect.NewCatalogServiceClient(httpClient, n.url, options...),
+		campaignv1connect.NewCampaignServiceClient(httpClient, n.url, options...),
+		campaignv1connect.NewCouponServiceClient(httpClient, n.url, options...),
 	}
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -29,9 +30,14 @@ func (s campaignService) PutCampaign(ctx context.Context, request *campaignv1.Pu
 	if err := s.validator.check(request); err != nil {
 		return fail(err)
 	}
+	opensAt, opensErr := timeOf("opens_at", request.OpensAt)
+	closesAt, closesErr := timeOf("closes_at", request.ClosesAt)
+	if err := cmp.Or(opensErr, closesErr); err != nil {
+		return fail(err)
+	}
 	reply, err := s.submit(ctx, request.Sku, request.RequestId, fingerprintPutCampaign(request), domain.PutCampaign{
 		CampaignID: request.CampaignId, SKU: request.Sku, Price: domain.Money{Currency: request.Price.CurrencyCode, Minor: request.Price.Units},
-		OpensAt: timeOf(request.OpensAt), ClosesAt: timeOf(request.ClosesAt),
+		OpensAt: opensAt, ClosesAt: closesAt,
 		UserUnitsMax: request.UserUnitsMax, OrderUnitsMax: request.OrderUnitsMax, Units: request.Units,
 	})
 	if err != nil {
@@ -115,9 +121,13 @@ func (s couponService) PutCoupon(ctx context.Context, request *campaignv1.PutCou
 
 // couponTerms reads the terms of a request that keeps the rules of its proto file.
 func couponTerms(request *campaignv1.PutCouponRequest) (domain.CouponTerms, error) {
+	from, fromErr := timeOf("valid_from", request.ValidFrom)
+	until, untilErr := timeOf("valid_until", request.ValidUntil)
+	if err := cmp.Or(fromErr, untilErr); err != nil {
+		return domain.CouponTerms{}, err
+	}
 	terms := domain.CouponTerms{
-		Kind: domain.CouponPercentage, RateBps: int64(request.RateBps),
-		ValidFrom: timeOf(request.ValidFrom), ValidUntil: timeOf(request.ValidUntil),
+		Kind: domain.CouponPercentage, RateBps: int64(request.RateBps), ValidFrom: from, ValidUntil: until,
 		UserUsesMax: request.UserUsesMax, UsesMax: request.UsesMax,
 	}
 	if request.Amount != nil {
@@ -177,11 +187,14 @@ func (s couponService) ListCoupons(ctx context.Context, request *campaignv1.List
 }
 
 // timeOf reads a time of a request; one that is not set is the zero time.
-func timeOf(m *timestamppb.Timestamp) time.Time {
+func timeOf(field string, m *timestamppb.Timestamp) (time.Time, error) {
 	if m == nil {
-		return time.Time{}
+		return time.Time{}, nil
 	}
-	return m.AsTime()
+	if err := m.CheckValid(); err != nil {
+		return time.Time{}, invalidArgument(field, "it is not a time")
+	}
+	return m.AsTime(), nil
 }
 
 // newTime makes the message of a time, nil for the zero time.

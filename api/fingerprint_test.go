@@ -4,8 +4,11 @@ import (
 	"encoding/hex"
 	"testing"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/domain"
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
@@ -29,6 +32,18 @@ func TestFingerprintsNeverChange(t *testing.T) {
 			fingerprintPlaceOrder("ada", &orderv1.PlaceOrderRequest{RequestId: "ignored", Items: items("a", 1, "b", 2), Note: "hello"}),
 			"84d9c0e534a89747b01b4ecbc409b284",
 		},
+		"PlaceOrder at a campaign, with a coupon": {
+			fingerprintPlaceOrder("ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CampaignId: "flash", CouponCode: "TEN"}),
+			"3d39cb22a643d758ac57114a318be786",
+		},
+		"PutProduct, taxed": {fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "A", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}, TaxRateBps: 1900}), "471f916a79b254130fb065ecee1d75b6"},
+		"PutCampaign": {fingerprintPutCampaign(&campaignv1.PutCampaignRequest{
+			CampaignId: "flash", Sku: "a", Price: &typev1.Money{CurrencyCode: "EUR", Units: 499}, OpensAt: &timestamppb.Timestamp{Seconds: 1},
+			ClosesAt: &timestamppb.Timestamp{Seconds: 2}, UserUnitsMax: 1, OrderUnitsMax: 2, Units: 3,
+		}), "209d6608e3362de7b89b5ee3df996e3b"},
+		"PutCoupon": {fingerprintPutCoupon(&campaignv1.PutCouponRequest{
+			CouponCode: "TEN", RateBps: 1000, MinSubtotal: &typev1.Money{CurrencyCode: "EUR", Units: 1}, ValidUntil: &timestamppb.Timestamp{Seconds: 1}, UsesMax: 7,
+		}), "d443cb3eeb1ae5896d07bc3288919c55"},
 		"CancelOrder":  {fingerprintCancelOrder(domain.OrderID{1, 2, 3}, "too late"), "651277703337a5f7bb1a8a1185f2eeef"},
 		"PutProduct":   {fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "A", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}}), "f2a8e7ac2430b55b45f95ef21c5c5495"},
 		"ReceiveStock": {fingerprintReceiveStock(&catalogv1.ReceiveStockRequest{Sku: "a", Quantity: 7}), "e9848f2d071c66da6feb585197ad5261"},
@@ -59,12 +74,46 @@ func TestFingerprintsOfRequestsThatMeanSomethingElseDiffer(t *testing.T) {
 	place("names that run together", "ada", &orderv1.PlaceOrderRequest{Items: items("ab", 1)})
 	place("a note", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), Note: "x"})
 	place("a note like a line", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), Note: "\x01b\x02"})
+	place("at a campaign", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CampaignId: "x"})
+	place("with a coupon", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CouponCode: "x"})
+	place("with both", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CampaignId: "x", CouponCode: "x"})
 	place("no lines", "ada", &orderv1.PlaceOrderRequest{})
 	add("cancel", fingerprintCancelOrder(domain.OrderID{1}, ""))
 	add("cancel another", fingerprintCancelOrder(domain.OrderID{2}, ""))
 	add("cancel for a reason", fingerprintCancelOrder(domain.OrderID{1}, "x"))
 	put := &catalogv1.PutProductRequest{Sku: "a", Title: "b", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1}}
 	add("put", fingerprintPutProduct(put))
+	add("put, taxed", fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "b", Price: put.Price, TaxRateBps: 1}))
+	add("put, tax included", fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "b", Price: put.Price, TaxRateBps: 1, TaxIncluded: true}))
+	campaign := func(name string, change func(*campaignv1.PutCampaignRequest)) {
+		m := &campaignv1.PutCampaignRequest{
+			CampaignId: "c", Sku: "a", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1},
+			OpensAt: &timestamppb.Timestamp{Seconds: 1}, ClosesAt: &timestamppb.Timestamp{Seconds: 2}, UserUnitsMax: 3, OrderUnitsMax: 4, Units: 5,
+		}
+		change(m)
+		add(name, fingerprintPutCampaign(m))
+	}
+	campaign("campaign", func(*campaignv1.PutCampaignRequest) {})
+	campaign("campaign, names run together", func(m *campaignv1.PutCampaignRequest) { m.CampaignId, m.Sku = "ca", "" })
+	campaign("campaign, price", func(m *campaignv1.PutCampaignRequest) { m.Price.Units = 2 })
+	campaign("campaign, opens", func(m *campaignv1.PutCampaignRequest) { m.OpensAt.Nanos = 1 })
+	campaign("campaign, closes", func(m *campaignv1.PutCampaignRequest) { m.ClosesAt.Seconds = 3 })
+	campaign("campaign, a user", func(m *campaignv1.PutCampaignRequest) { m.UserUnitsMax = 4 })
+	campaign("campaign, an order", func(m *campaignv1.PutCampaignRequest) { m.OrderUnitsMax = 5 })
+	campaign("campaign, units", func(m *campaignv1.PutCampaignRequest) { m.Units = 6 })
+	coupon := func(name string, change func(*campaignv1.PutCouponRequest)) {
+		m := &campaignv1.PutCouponRequest{CouponCode: "c", RateBps: 1}
+		change(m)
+		add(name, fingerprintPutCoupon(m))
+	}
+	coupon("coupon", func(*campaignv1.PutCouponRequest) {})
+	coupon("coupon, rate", func(m *campaignv1.PutCouponRequest) { m.RateBps = 2 })
+	coupon("coupon, amount", func(m *campaignv1.PutCouponRequest) { m.Amount = &typev1.Money{CurrencyCode: "EUR", Units: 1} })
+	coupon("coupon, least", func(m *campaignv1.PutCouponRequest) { m.MinSubtotal = &typev1.Money{CurrencyCode: "EUR", Units: 1} })
+	coupon("coupon, from", func(m *campaignv1.PutCouponRequest) { m.ValidFrom = &timestamppb.Timestamp{} })
+	coupon("coupon, until", func(m *campaignv1.PutCouponRequest) { m.ValidUntil = &timestamppb.Timestamp{} })
+	coupon("coupon, a user", func(m *campaignv1.PutCouponRequest) { m.UserUsesMax = 1 })
+	coupon("coupon, in all", func(m *campaignv1.PutCouponRequest) { m.UsesMax = 1 })
 	add("put, names run together", fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "ab", Price: put.Price}))
 	add("receive", fingerprintReceiveStock(&catalogv1.ReceiveStockRequest{Sku: "a", Quantity: 1}))
 }

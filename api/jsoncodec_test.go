@@ -46,6 +46,7 @@ func TestPlainRequestsTakeTheShortWay(t *testing.T) {
 	for _, text := range []string{
 		`{}`, " {\t} \r\n",
 		`{"requestId":"r","userId":"u","items":[{"sku":"s","quantity":1}],"note":"hé"}`,
+		`{"requestId":"r","items":[{"sku":"s","quantity":1}],"campaignId":"c","couponCode":"k"}`, `{"campaign_id":"c","coupon_code":"k"}`,
 		`{"request_id":"r","user_id":"u","items":[{"quantity":"1000000","sku":"s"}, {"sku":"t","quantity":-3}],"note":""}`,
 		`{"items":[]}`, `{"items":[{}]}`, `{"items" : [ { "sku" : "s" , "quantity" : 0 } ] }`,
 		`{"requestId":"r","orderId":"o","reason":"x"}`,
@@ -101,6 +102,7 @@ func TestReaderAgreesOnTextsNearGoodOnes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		text := []byte(rapid.SampledFrom([]string{
 			`{"requestId":"r1","userId":"u","items":[{"sku":"s","quantity":12},{"sku":"t","quantity":"-3"}],"note":"né"}`,
+			`{"requestId":"r1","items":[{"sku":"s","quantity":12}],"campaignId":"c","coupon_code":"k"}`,
 			`{"request_id":"r1","order_id":"o","reason":"x"}`,
 			`{"orderId":"o","minRevision":{"lane":3,"commit":"120"}}`,
 		}).Draw(t, "text"))
@@ -165,11 +167,15 @@ func drawOrder(t *rapid.T) *orderv1.Order {
 		OrderId: texts.Draw(t, "order_id"), UserId: texts.Draw(t, "user_id"), Status: orderv1.OrderStatus(rapid.Int32Range(-1, 5).Draw(t, "status")),
 		Total: drawMoney(t, "total"), PlacedAt: drawTime(t, "placed_at"), PayBy: drawTime(t, "pay_by"), UpdateTime: drawTime(t, "update_time"),
 		CancelReason: texts.Draw(t, "reason"), Revision: drawRevision(t, "revision"), Note: texts.Draw(t, "note"),
+		CampaignId: texts.Draw(t, "campaign"), CouponCode: texts.Draw(t, "coupon"),
+		Subtotal: drawMoney(t, "subtotal"), Discount: drawMoney(t, "discount"), Tax: drawMoney(t, "tax"),
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "items") {
 		order.Items = append(order.Items, &orderv1.OrderItem{
 			Sku: texts.Draw(t, "sku"), Quantity: rapid.Int64().Draw(t, "quantity"), Title: texts.Draw(t, "title"),
 			UnitPrice: drawMoney(t, "unit_price"), Amount: drawMoney(t, "amount"),
+			Discount: drawMoney(t, "line discount"), Tax: drawMoney(t, "line tax"),
+			TaxRateBps: rapid.Int32().Draw(t, "rate"), TaxIncluded: rapid.Bool().Draw(t, "included"),
 		})
 	}
 	return order

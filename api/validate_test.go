@@ -26,6 +26,9 @@ func TestHandCheckOfPlaceOrderAgreesWithItsRules(t *testing.T) {
 	}))
 	rapid.Check(t, func(t *rapid.T) {
 		request := &orderv1.PlaceOrderRequest{RequestId: name.Draw(t, "request_id"), UserId: name.Draw(t, "user_id"), Note: note.Draw(t, "note")}
+		if rapid.Bool().Draw(t, "terms") {
+			request.CampaignId, request.CouponCode = name.Draw(t, "campaign_id"), name.Draw(t, "coupon_code")
+		}
 		count := rapid.OneOf(rapid.IntRange(0, 3), rapid.IntRange(98, 102)).Draw(t, "items")
 		sku, units := name.Draw(t, "sku"), quantity.Draw(t, "quantity")
 		for range count {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -34,6 +35,9 @@ type shop struct {
 	open     []domain.OrderID
 	products map[string]ProductView
 	accounts map[string]domain.Account
+	// By pool and by code.
+	campaigns map[string]CampaignView
+	coupons   map[string]CouponView
 }
 
 // seedOf returns a fresh seed and says what it is if the test fails.
@@ -53,6 +57,7 @@ func newShop(tb testing.TB, seed uint64, lane, lanes uint32) *shop {
 		log: eventstore.OpenMemoryLog(lane, lanes), last: eventstore.Genesis(lane, lanes), now: time.Unix(1_700_000_000, 0).UTC(),
 		orders: make(map[domain.OrderID][]OrderView), byUser: make(map[string][]domain.OrderID),
 		products: make(map[string]ProductView), accounts: make(map[string]domain.Account),
+		campaigns: make(map[string]CampaignView), coupons: make(map[string]CouponView),
 	}
 	topology := eventstore.Topology{Lanes: lanes}
 	for i := 0; len(s.users) < 5; i++ {
@@ -126,6 +131,12 @@ func (s *shop) evolve(event domain.Event, number uint64) {
 	if put, ok := event.(domain.ProductPut); ok {
 		s.products[put.SKU] = ProductView{Product: domain.Product{}.Evolve(put, s.now), Revision: revision}
 	}
+	if put, ok := event.(domain.CampaignPut); ok {
+		s.campaigns[put.Pool] = CampaignView{Campaign: domain.Campaign{}.Evolve(put, s.now), Revision: revision}
+	}
+	if put, ok := event.(domain.CouponPut); ok {
+		s.coupons[put.Code] = CouponView{Coupon: domain.Coupon{}.Evolve(put, s.now), Revision: revision}
+	}
 	for sku := range domain.SKUs(event) {
 		s.accounts[sku] = s.accounts[sku].Evolve(event, sku)
 	}
@@ -160,7 +171,14 @@ func (s *shop) event() domain.Event {
 		order := s.orders[id][0].Order
 		var released []domain.Release
 		for _, line := range order.Lines {
-			released = append(released, domain.Release{SKU: line.SKU, Units: line.Units})
+			key := line.SKU
+			if order.Pool != "" {
+				key = order.Pool
+			}
+			released = append(released, domain.Release{SKU: key, Units: line.Units})
+		}
+		if order.CouponPool != "" {
+			released = append(released, domain.Release{SKU: order.CouponPool, Units: 1})
 		}
 		if s.random.IntN(2) == 0 {
 			return domain.OrderExpired{OrderID: id, UserID: order.UserID, Released: released}
@@ -170,6 +188,25 @@ func (s *shop) event() domain.Event {
 	if s.random.IntN(20) == 0 {
 		sku := s.skus[s.random.IntN(len(s.skus))]
 		return domain.ProductPut{SKU: sku, Title: fmt.Sprint("Title ", s.random.IntN(100)), Price: domain.Money{Currency: "EUR", Minor: s.random.Int64N(5000)}}
+	}
+	switch s.random.IntN(20) {
+	case 0:
+		pool := domain.CampaignPool(s.skus[s.random.IntN(2)], "flash")
+		return domain.CampaignPut{
+			Pool: pool, Price: domain.Money{Currency: "EUR", Minor: s.random.Int64N(500)}, OpensAt: s.now, ClosesAt: s.now.Add(time.Hour), Units: 9,
+		}
+	case 1:
+		return domain.PoolFilled{Pool: domain.CampaignPool(s.skus[s.random.IntN(2)], "flash"), Units: 1 + s.random.Int64N(9)}
+	case 2:
+		return domain.PoolDrained{Pool: domain.CampaignPool(s.skus[s.random.IntN(2)], "flash"), Units: 1}
+	case 3:
+		return domain.CouponPut{Code: s.skus[s.random.IntN(2)], Terms: domain.CouponTerms{Kind: domain.CouponPercentage, RateBps: 1 + s.random.Int64N(99), UsesMax: 9}}
+	case 4:
+		placed := s.place(s.users[s.random.IntN(len(s.users))], s.random.IntN(2))
+		placed.Pool = domain.CampaignPool(placed.Lines[0].SKU, "flash")
+		placed.CouponCode, placed.CouponPool = s.skus[0], domain.CouponPool(s.skus[0])
+		s.open = append(s.open, placed.OrderID)
+		return placed
 	}
 	placed := s.place(s.users[s.random.IntN(len(s.users))], s.random.Perm(len(s.skus))[:1+s.random.IntN(2)]...)
 	s.open = append(s.open, placed.OrderID)
@@ -312,6 +349,61 @@ func (n *node) check(s *shop) {
 		if err != nil || got != want {
 			n.tb.Fatalf("seed %d, commit %d: product %s: got %+v, %v, want %+v", s.seed, s.last.Number, sku, got, err, want)
 		}
+	}
+}
+
+// checkCampaigns compares campaigns and coupons, and where their units are, with the models of all lanes' shops.
+func (n *node) checkCampaigns(shops ...*shop) {
+	n.tb.Helper()
+	ctx := n.tb.Context()
+	stock := func(key string) StockView {
+		var sum account
+		for _, s := range shops {
+			a := s.accounts[key]
+			sum.received += a.Received
+			sum.central += a.Central
+			sum.allotted += a.Allotted
+			sum.reserved += a.Reserved
+			sum.sold += a.Sold
+		}
+		return sum.view(key)
+	}
+	campaigns, coupons := 0, 0
+	for _, s := range shops {
+		for pool, want := range s.campaigns {
+			campaigns++
+			want.Stock = stock(pool)
+			got, _, err := n.views.Campaign(ctx, "flash", domain.HomeKey(pool), Min{})
+			if err != nil || got != want {
+				n.tb.Fatalf("seed %d: campaign %s: got %+v, %v, want %+v", s.seed, pool, got, err, want)
+			}
+		}
+		for code, want := range s.coupons {
+			coupons++
+			want.Stock = stock(domain.CouponPool(code))
+			got, _, err := n.views.Coupon(ctx, code, Min{})
+			if err != nil || got != want {
+				n.tb.Fatalf("seed %d: coupon %s: got %+v, %v, want %+v", s.seed, code, got, err, want)
+			}
+		}
+	}
+	var listed []string
+	query := KeysQuery{PageSize: 1}
+	for {
+		page, _, err := n.views.Campaigns(ctx, query, Min{})
+		if err != nil {
+			n.tb.Fatal(err)
+		}
+		for _, view := range page.Campaigns {
+			listed = append(listed, campaignKey(view.Campaign.Pool))
+		}
+		if query.PageToken = page.Next; page.Next == "" {
+			break
+		}
+	}
+	page, _, err := n.views.Coupons(ctx, KeysQuery{}, Min{})
+	if err != nil || len(page.Coupons) != coupons || len(listed) != campaigns || !slices.IsSorted(listed) {
+		n.tb.Fatalf("listed campaigns %v and %d coupons (%v), want %d and %d", listed, len(page.Coupons), err, campaigns, coupons)
 	}
 }
 

@@ -531,7 +531,7 @@ func TestTheStockViewReadsPayloadsAsTheDomainDoes(t *testing.T) {
 	s.commit(domain.StockReclaimed{SKU: s.skus[0], FromLane: 0, ReturnNumber: 1, Units: 4})
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
-	for _, sku := range s.skus {
+	for sku := range s.accounts {
 		value, err := read(n.store.db, prefixOf(spaceStock, 0).key([]byte(sku)))
 		if err != nil {
 			t.Fatal(err)

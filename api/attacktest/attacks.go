@@ -17,10 +17,13 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
@@ -39,6 +42,12 @@ const (
 	getProduct   = catalogv1connect.CatalogServiceGetProductProcedure
 	listProducts = catalogv1connect.CatalogServiceListProductsProcedure
 	getStock     = catalogv1connect.CatalogServiceGetStockProcedure
+
+	putCampaign = campaignv1connect.CampaignServicePutCampaignProcedure
+	getCampaign = campaignv1connect.CampaignServiceGetCampaignProcedure
+	putCoupon   = campaignv1connect.CouponServicePutCouponProcedure
+	getCoupon   = campaignv1connect.CouponServiceGetCouponProcedure
+	listCoupons = campaignv1connect.CouponServiceListCouponsProcedure
 )
 
 func badTokens(t *testing.T, r *rig) {
@@ -169,9 +178,21 @@ func operatorOnly(t *testing.T, r *rig) {
 			getProduct:   &catalogv1.GetProductRequest{Sku: sku},
 			listProducts: &catalogv1.ListProductsRequest{},
 			getStock:     &catalogv1.GetStockRequest{Sku: sku},
+			putCampaign:  goodCampaign(sku),
+			putCoupon:    &campaignv1.PutCouponRequest{CouponCode: "FREE", RateBps: 10_000},
+			getCoupon:    &campaignv1.GetCouponRequest{CouponCode: "FREE"},
+			listCoupons:  &campaignv1.ListCouponsRequest{},
 		} {
 			want(t, procedure, r.call(t, token, procedure, request), "permission_denied", "PERMISSION_DENIED")
 		}
+	}
+}
+
+// goodCampaign is a request that an operator may make of a SKU that exists.
+func goodCampaign(sku string) *campaignv1.PutCampaignRequest {
+	return &campaignv1.PutCampaignRequest{
+		CampaignId: "attack", Sku: sku, Price: &typev1.Money{CurrencyCode: "EUR", Units: 1},
+		OpensAt: &timestamppb.Timestamp{Seconds: 1}, ClosesAt: &timestamppb.Timestamp{Seconds: 2},
 	}
 }
 
@@ -197,12 +218,22 @@ func hostileIDs(t *testing.T, r *rig) {
 			receiveStock: &catalogv1.ReceiveStockRequest{RequestId: "attack-hostile", Sku: name, Quantity: 1},
 			getProduct:   &catalogv1.GetProductRequest{Sku: name},
 			getStock:     &catalogv1.GetStockRequest{Sku: name},
+			putCampaign:  goodCampaign(name),
+			putCoupon:    &campaignv1.PutCouponRequest{CouponCode: name, RateBps: 1},
+			getCoupon:    &campaignv1.GetCouponRequest{CouponCode: name},
+			getCampaign:  &campaignv1.GetCampaignRequest{CampaignId: name},
 		} {
 			want(t, "sku "+what+" "+procedure, r.call(t, r.operator, procedure, request), "invalid_argument", "INVALID_ARGUMENT")
 		}
 		if name == "" {
-			continue // No user id means the token's subject.
+			continue // No user id means the token's subject, no campaign and no coupon the usual terms.
 		}
+		request = goodRequest("attack-hostile")
+		request.CampaignId = name
+		want(t, "campaign_id "+what, r.call(t, r.ada, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "campaign_id "+what+" in JSON", r.callJSON(t, r.ada, placeOrder, marshalJSON(t, request)), "invalid_argument", "INVALID_ARGUMENT")
+		request.CampaignId, request.CouponCode = "", name
+		want(t, "coupon_code "+what, r.call(t, r.ada, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
 		request = goodRequest("attack-hostile")
 		request.UserId = name
 		want(t, "user_id "+what, r.call(t, r.operator, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
@@ -296,6 +327,24 @@ func outsideLimits(t *testing.T, r *rig) {
 		t.Helper()
 		want(t, what, r.call(t, token, procedure, request), "invalid_argument", "INVALID_ARGUMENT")
 	}
+	for what, change := range map[string]func(*campaignv1.PutCampaignRequest){
+		"units of -1":     func(m *campaignv1.PutCampaignRequest) { m.Units = -1 },
+		"too many units":  func(m *campaignv1.PutCampaignRequest) { m.Units = math.MaxInt64 },
+		"a user's -1":     func(m *campaignv1.PutCampaignRequest) { m.UserUnitsMax = math.MinInt64 },
+		"an order's 10^9": func(m *campaignv1.PutCampaignRequest) { m.OrderUnitsMax = 1_000_000_001 },
+		"a price of -1":   func(m *campaignv1.PutCampaignRequest) { m.Price.Units = -1 },
+		"never open":      func(m *campaignv1.PutCampaignRequest) { m.ClosesAt = m.OpensAt },
+		"open for ever":   func(m *campaignv1.PutCampaignRequest) { m.ClosesAt = &timestamppb.Timestamp{Seconds: math.MaxInt64} },
+		"open since ever": func(m *campaignv1.PutCampaignRequest) { m.OpensAt = &timestamppb.Timestamp{Seconds: math.MinInt64} },
+	} {
+		campaign := goodCampaign(sku)
+		change(campaign)
+		invalid("campaign, "+what, putCampaign, r.operator, campaign)
+	}
+	invalid("a coupon of nothing", putCoupon, r.operator, &campaignv1.PutCouponRequest{CouponCode: "A"})
+	invalid("a coupon of 100.01 %", putCoupon, r.operator, &campaignv1.PutCouponRequest{CouponCode: "A", RateBps: 10_001})
+	invalid("a coupon of -1 %", putCoupon, r.operator, &campaignv1.PutCouponRequest{CouponCode: "A", RateBps: -100})
+	invalid("a coupon of -1 cent", putCoupon, r.operator, &campaignv1.PutCouponRequest{CouponCode: "A", Amount: &typev1.Money{CurrencyCode: "EUR", Units: -1}})
 	invalid("a long reason", cancelOrder, r.ada, &orderv1.CancelOrderRequest{RequestId: "a", OrderId: r.order.OrderId, Reason: strings.Repeat("x", 201)})
 	invalid("page of -1", listOrders, r.ada, &orderv1.ListOrdersRequest{PageSize: -1})
 	invalid("page of 101", listOrders, r.ada, &orderv1.ListOrdersRequest{PageSize: 101})
@@ -325,10 +374,14 @@ func clientPrice(t *testing.T, r *rig) {
 	got := r.callJSON(t, r.ada, placeOrder, `{"requestId":"attack-price","items":[{"sku":"`+sku+`","quantity":2,"unitPrice":{"currencyCode":"EUR","units":"1"},"price":1}],
 		"total":{"currencyCode":"EUR","units":"1"},"status":"ORDER_STATUS_EXPIRED","orderId":"x","payBy":"2999-01-01T00:00:00Z"}`)
 	want(t, "a price from the client", got, "ok", "")
-	var list orderv1.ListOrdersResponse
-	r.mustCall(t, r.ada, listOrders, &orderv1.ListOrdersRequest{PageSize: 1, MinRevision: revisionIn(t, got)}, &list)
-	if len(list.Orders) != 1 || list.Orders[0].Total.Units != 2598 || list.Orders[0].Status != orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT {
-		t.Errorf("got %v, want 2598 minor units and an open order", list.Orders)
+	var placed orderv1.PlaceOrderResponse
+	if err := unmarshalAny(got, &placed); err != nil {
+		t.Fatalf("%s: %v", got, err)
+	}
+	var read orderv1.GetOrderResponse
+	r.mustCall(t, r.ada, getOrder, &orderv1.GetOrderRequest{OrderId: placed.Order.GetOrderId(), MinRevision: placed.Revision}, &read)
+	if read.Order.GetTotal().GetUnits() != 2598 || read.Order.GetStatus() != orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT {
+		t.Errorf("got %v, want 2598 minor units and an open order", read.Order)
 	}
 }
 
