@@ -63,6 +63,7 @@ type Runner struct {
 	changed  []domain.OrderID
 	offers   []offer
 
+	hot      *hotOrders
 	tail     tail
 	tailIdle time.Duration // tailIdleMax, except in tests
 	arrivals arrivals
@@ -93,7 +94,7 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	}
 	r := &Runner{
 		lane: options.Lane, topology: topology, log: options.Log, db: options.Store.db, logger: options.Logger,
-		tailIdle: tailIdleMax, stopped: make(chan struct{}),
+		hot: newHotOrders(options.Lanes), tailIdle: tailIdleMax, stopped: make(chan struct{}),
 	}
 	if err := r.open(); err != nil {
 		return nil, fmt.Errorf("open the views of lane %d: %w", r.lane, err)
@@ -399,6 +400,7 @@ func (r *Runner) flush() error {
 	}
 	r.batch.Reset()
 	r.pending = 0
+	r.hot.drop(r.changed)
 
 	// Readers look at the position before they read, so what they read is at least as new.
 	applied := r.position

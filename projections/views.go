@@ -100,9 +100,30 @@ func (v *Views) Order(ctx context.Context, id domain.OrderID, min Min) (OrderVie
 // means any user.
 func (v *Views) OrderOf(ctx context.Context, id domain.OrderID, userID string, min Min) (OrderView, Freshness, error) {
 	r := v.runners[v.topology.LaneOf(id.Partition())]
+	var view OrderView
+	fresh, err := v.readKey(ctx, r, min, func() (err error) {
+		view, err = v.loadOrder(r, id, userID)
+		return err
+	})
+	return view, fresh, err
+}
+
+// loadOrder returns an order of a user, any user when userID is empty, off the hot orders or off the view.
+func (v *Views) loadOrder(r *Runner, id domain.OrderID, userID string) (OrderView, error) {
+	if view, ok := r.hot.get(id); ok {
+		if userID != "" && view.Order.UserID != userID {
+			return OrderView{}, ErrNotFound
+		}
+		return view, nil
+	}
+	generation := r.hot.generation.Load()
 	fold := newOrderFold(id)
-	fresh, err := v.readKey(ctx, r, min, func() error { return v.readOrder(r, fold, userID, nil) })
-	return OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}, fresh, err
+	if err := v.readOrder(r, fold, userID, nil); err != nil {
+		return OrderView{}, err
+	}
+	view := OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}
+	r.hot.put(id, view, generation)
+	return view, nil
 }
 
 // readOrder folds those entries of an order's record that the fold has not seen, and calls each, if it is not nil,
