@@ -212,7 +212,9 @@ func PaymentID(order OrderID, number int) string { return order.String() + "-p" 
 func RefundID(paymentID string, number int) string { return paymentID + "-r" + strconv.Itoa(number) }
 
 // ShipmentID names the shipment of an order with this number: "<order id>-s<number>".
-func ShipmentID(order OrderID, number int) string { return order.String() + "-s" + strconv.Itoa(number) }
+func ShipmentID(order OrderID, number int) string {
+	return order.String() + "-s" + strconv.Itoa(number)
+}
 
 // ReturnID names the return of an order with this number: "<order id>-t<number>".
 func ReturnID(order OrderID, number int) string { return order.String() + "-t" + strconv.Itoa(number) }
