@@ -33,14 +33,11 @@ const (
 // Decide turns a command into events, given the lane's state and log time. No events and no error means that there is
 // nothing left to do: the same command was decided before. The error is a Refusal or a *GrantOutOfOrderError.
 //
-// Every event that Decide returns keeps every account of the lane within I3; Decide panics rather than break it.
+// Every event that Decide returns keeps every account of the lane within I3 and every order within I4; Decide panics
+// rather than break them.
 func Decide(s State, c Command, at time.Time) ([]Event, error) {
 	switch c := c.(type) {
 	case PlaceOrder:
-		return c.decide(s, at)
-	case CancelOrder:
-		return c.decide(s)
-	case ExpireOrder:
 		return c.decide(s, at)
 	case PutProduct:
 		return c.decide(s)
@@ -48,8 +45,53 @@ func Decide(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case AllotStock:
 		return c.decide(s)
+	case CancelOrder, ExpireOrder, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult, RecordStrayPayment, RefundPayment,
+		RecordRefundResult, ShipItems, ConfirmDelivery, RequestReturn, ReceiveReturn, AddNote, AwardPoints, TakeBackPoints:
+		events, err := decideLife(s, c, at)
+		assertLife(s, events, at)
+		return events, err
 	}
 	panic(fmt.Sprintf("domain: bug: unknown command %T", c))
+}
+
+// decideLife decides a command to an order that was placed.
+func decideLife(s State, c Command, at time.Time) ([]Event, error) {
+	switch c := c.(type) {
+	case CancelOrder:
+		return c.decide(s)
+	case ExpireOrder:
+		return c.decide(s, at)
+	case StartPayment:
+		return c.decide(s, at)
+	case CapturePayment:
+		return c.decide(s)
+	case VoidPayment:
+		return c.decide(s)
+	case RecordPaymentResult:
+		return c.decide(s)
+	case RecordStrayPayment:
+		return c.decide(s)
+	case RefundPayment:
+		return c.decide(s)
+	case RecordRefundResult:
+		return c.decide(s)
+	case ShipItems:
+		return c.decide(s)
+	case ConfirmDelivery:
+		return c.decide(s)
+	case RequestReturn:
+		return c.decide(s)
+	case ReceiveReturn:
+		return c.decide(s)
+	case AddNote:
+		return c.decide(s)
+	case AwardPoints:
+		return c.decide(s)
+	case TakeBackPoints:
+		return c.decide(s)
+	case PlaceOrder, PutProduct, ReceiveStock, AllotStock:
+	}
+	panic(fmt.Sprintf("domain: bug: %T is not of an order that was placed", c))
 }
 
 func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
@@ -114,42 +156,6 @@ func (c *PlaceOrder) check(at time.Time) error {
 		}
 	}
 	return nil
-}
-
-func (c CancelOrder) decide(s State) ([]Event, error) {
-	if err := checkText("reason", c.Reason, ReasonBytesMax); err != nil {
-		return nil, err
-	}
-	if err := checkText("by", c.By, SubjectBytesMax); err != nil {
-		return nil, err
-	}
-	order, found := s.Order(c.OrderID)
-	if !found {
-		return nil, &OrderNotFoundError{OrderID: c.OrderID}
-	}
-	switch order.Status {
-	case StatusPendingPayment:
-		released := order.releases()
-		assertReleased(s, released)
-		return []Event{OrderCancelled{
-			OrderID: order.ID, UserID: order.UserID, Reason: c.Reason, By: c.By, Released: released,
-		}}, nil
-	case StatusCancelled:
-		return nil, nil // Same command again: nothing to say.
-	case StatusExpired:
-		return nil, &OrderExpiredError{OrderID: order.ID}
-	}
-	panic(fmt.Sprintf("domain: bug: order %v has status %d", order.ID, order.Status))
-}
-
-func (c ExpireOrder) decide(s State, at time.Time) ([]Event, error) {
-	order, found := s.Order(c.OrderID)
-	if !found || order.Status != StatusPendingPayment || order.PayBy.After(at) {
-		return nil, nil // Ended already, or not due.
-	}
-	released := order.releases()
-	assertReleased(s, released)
-	return []Event{OrderExpired{OrderID: order.ID, UserID: order.UserID, Released: released}}, nil
 }
 
 func (c PutProduct) decide(s State) ([]Event, error) {
@@ -232,13 +238,6 @@ func (c AllotStock) decide(s State) ([]Event, error) {
 	allotted := StockAllotted(c)
 	assertAccount(account.Evolve(allotted, c.SKU).Check(), c.SKU)
 	return []Event{allotted}, nil
-}
-
-// assertReleased panics if giving units back would break an account: an order can only give back what it holds.
-func assertReleased(s State, released []Release) {
-	for _, r := range released {
-		assertAccount(s.Stock(r.SKU).release(r.Units).checkLane(), r.SKU)
-	}
 }
 
 func assertAccount(err error, sku string) {

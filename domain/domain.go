@@ -36,7 +36,11 @@ type CancelOrder struct {
 }
 
 // ExpireOrder ends an order whose PayBy has passed.
-type ExpireOrder struct{ OrderID OrderID }
+type ExpireOrder struct {
+	OrderID OrderID
+	// Grace is how much longer an order has whose payment is under way.
+	Grace time.Duration
+}
 
 // PutProduct creates a product or changes it.
 type PutProduct struct {
@@ -94,7 +98,7 @@ type Line struct {
 	PriceMinor int64
 }
 
-// Release is units of one SKU that an ended order gave back.
+// Release is units of one SKU: what an ended order gave back, what was sold, shipped or returned.
 type Release struct {
 	SKU   string
 	Units int64
@@ -107,6 +111,8 @@ type OrderCancelled struct {
 	Reason   string
 	By       string
 	Released []Release
+	// Unsold are its units that were sold already; they went back as well.
+	Unsold []Release
 }
 
 // OrderExpired says that an order was not paid by its deadline; its units went back to the lane's allotments.

@@ -17,6 +17,20 @@ const (
 	StatusCancelled OrderStatus = 2
 	// StatusExpired: not paid by PayBy; its units went back.
 	StatusExpired OrderStatus = 3
+	// StatusPaid: the money was captured, nothing was shipped; its units are sold.
+	StatusPaid OrderStatus = 4
+	// StatusPartiallyShipped: paid, and some units were shipped.
+	StatusPartiallyShipped OrderStatus = 5
+	// StatusShipped: paid, and all units were shipped.
+	StatusShipped OrderStatus = 6
+	// StatusDelivered: every shipment has arrived.
+	StatusDelivered OrderStatus = 7
+	// StatusReturned: all units came back.
+	StatusReturned OrderStatus = 8
+	// StatusAuthorized: the money is held, and not captured yet; its units are reserved.
+	StatusAuthorized OrderStatus = 9
+	// StatusPaymentProcessing: a payment was started, and what came of it is not known yet; its units are reserved.
+	StatusPaymentProcessing OrderStatus = 10
 )
 
 func (s OrderStatus) String() string {
@@ -27,6 +41,20 @@ func (s OrderStatus) String() string {
 		return "cancelled"
 	case StatusExpired:
 		return "expired"
+	case StatusPaid:
+		return "paid"
+	case StatusPartiallyShipped:
+		return "partially_shipped"
+	case StatusShipped:
+		return "shipped"
+	case StatusDelivered:
+		return "delivered"
+	case StatusReturned:
+		return "returned"
+	case StatusAuthorized:
+		return "authorized"
+	case StatusPaymentProcessing:
+		return "payment_processing"
 	}
 	return "none"
 }
@@ -36,6 +64,10 @@ type Order struct {
 	ID     OrderID
 	UserID string
 	Status OrderStatus
+	// What the status is derived from.
+	Ending     Ending
+	Payment    PaymentState
+	Fulfilment FulfilmentState
 	// Lines in the order of the request. Nobody changes them.
 	Lines []Line
 	Total Money
@@ -45,6 +77,12 @@ type Order struct {
 	CancelReason string
 	// SealedNote is the note, sealed under the user's key; nil for none. Nobody changes it.
 	SealedNote []byte
+	// Payments, refunds, shipments, returns and notes, oldest first. Nobody changes them in place.
+	Payments  []Payment
+	Refunds   []Refund
+	Shipments []Shipment
+	Returns   []Return
+	Notes     []Note
 }
 
 // Evolve returns the order after one more of its events, committed at log time at. Events of products and stock leave it
@@ -58,11 +96,17 @@ func (o Order) Evolve(e Event, at time.Time) Order {
 			PlacedAt: at, PayBy: e.PayBy, UpdatedAt: at, SealedNote: e.SealedNote,
 		}
 	case OrderCancelled:
-		o.Status, o.CancelReason, o.UpdatedAt = StatusCancelled, e.Reason, at
+		o.Ending, o.CancelReason, o.UpdatedAt = EndingCancelled, e.Reason, at
 	case OrderExpired:
-		o.Status, o.UpdatedAt = StatusExpired, at
+		o.Ending, o.UpdatedAt = EndingExpired, at
+	case PaymentStarted, PaymentAuthorized, PaymentCaptureRequested, PaymentCaptured, PaymentDeclined, PaymentBecameUnknown,
+		PaymentVoidRequested, PaymentVoided, RefundStarted, PaymentRefunded, RefundFailed, StrayPaymentFound,
+		ItemsShipped, ShipmentDelivered, ReturnRequested, ReturnReceived, NoteAdded, PointsAwarded, PointsTakenBack:
+		o = o.evolveLife(e, at)
 	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed:
+		return o
 	}
+	o.derive()
 	return o
 }
 
@@ -71,7 +115,10 @@ func (o Order) Equal(other Order) bool {
 	return o.ID == other.ID && o.UserID == other.UserID && o.Status == other.Status && o.Total == other.Total &&
 		o.PlacedAt.Equal(other.PlacedAt) && o.PayBy.Equal(other.PayBy) && o.UpdatedAt.Equal(other.UpdatedAt) &&
 		o.CancelReason == other.CancelReason && bytes.Equal(o.SealedNote, other.SealedNote) &&
-		slices.Equal(o.Lines, other.Lines)
+		o.Ending == other.Ending && o.Payment == other.Payment && o.Fulfilment == other.Fulfilment &&
+		slices.Equal(o.Lines, other.Lines) && slices.Equal(o.Payments, other.Payments) && slices.Equal(o.Refunds, other.Refunds) &&
+		slices.EqualFunc(o.Shipments, other.Shipments, Shipment.Equal) && slices.EqualFunc(o.Returns, other.Returns, Return.Equal) &&
+		slices.EqualFunc(o.Notes, other.Notes, Note.Equal)
 }
 
 // releases returns what the order gives back when it ends.
@@ -91,6 +138,44 @@ func OrderOf(e Event) (OrderID, bool) {
 	case OrderCancelled:
 		return e.OrderID, true
 	case OrderExpired:
+		return e.OrderID, true
+	case PaymentStarted:
+		return e.OrderID, true
+	case PaymentAuthorized:
+		return e.OrderID, true
+	case PaymentCaptureRequested:
+		return e.OrderID, true
+	case PaymentCaptured:
+		return e.OrderID, true
+	case PaymentDeclined:
+		return e.OrderID, true
+	case PaymentBecameUnknown:
+		return e.OrderID, true
+	case PaymentVoidRequested:
+		return e.OrderID, true
+	case PaymentVoided:
+		return e.OrderID, true
+	case RefundStarted:
+		return e.OrderID, true
+	case PaymentRefunded:
+		return e.OrderID, true
+	case RefundFailed:
+		return e.OrderID, true
+	case StrayPaymentFound:
+		return e.OrderID, true
+	case ItemsShipped:
+		return e.OrderID, true
+	case ShipmentDelivered:
+		return e.OrderID, true
+	case ReturnRequested:
+		return e.OrderID, true
+	case ReturnReceived:
+		return e.OrderID, true
+	case NoteAdded:
+		return e.OrderID, true
+	case PointsAwarded:
+		return e.OrderID, true
+	case PointsTakenBack:
 		return e.OrderID, true
 	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed:
 	}

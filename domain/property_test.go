@@ -259,7 +259,7 @@ type broken struct{ account domain.Account }
 
 func (broken) Order(id domain.OrderID) (domain.Order, bool) {
 	return domain.Order{
-		ID: id, UserID: "alice", Status: domain.StatusPendingPayment, Lines: []domain.Line{{SKU: "mug", Units: 2}}, PayBy: epoch,
+		ID: id, UserID: "alice", Lines: []domain.Line{{SKU: "mug", Units: 2}}, PayBy: epoch,
 	}, id == orderIDs(1)[0]
 }
 

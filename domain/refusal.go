@@ -18,6 +18,17 @@ const (
 	ReasonMixedCurrencies Reason = "MIXED_CURRENCIES"
 	ReasonAmountOverflow  Reason = "AMOUNT_OVERFLOW"
 	ReasonInvalidArgument Reason = "INVALID_ARGUMENT"
+
+	// Of an order's life.
+	ReasonOrderCancelled        Reason = "ORDER_CANCELLED"
+	ReasonOrderShipped          Reason = "ORDER_SHIPPED"
+	ReasonPaymentState          Reason = "PAYMENT_STATE"
+	ReasonFulfilmentState       Reason = "FULFILMENT_STATE"
+	ReasonOrderPartNotFound     Reason = "ORDER_PART_NOT_FOUND"
+	ReasonOrderLimit            Reason = "ORDER_LIMIT"
+	ReasonRefundExceedsCaptured Reason = "REFUND_EXCEEDS_CAPTURED"
+	ReasonUnitsExceeded         Reason = "UNITS_EXCEEDED"
+	ReasonAmountMismatch        Reason = "AMOUNT_MISMATCH"
 )
 
 // A Refusal is a business answer: the domain understood and says no. It is returned, and never logged as an error. The
@@ -95,7 +106,7 @@ func (e *OrderNotFoundError) Facts() map[string]string {
 	return map[string]string{"order_id": e.OrderID.String()}
 }
 
-// OrderExpiredError refuses to cancel an order that has expired: it has ended already, in another way than was asked for.
+// OrderExpiredError refuses to go on with an order that has expired: it has ended already, in another way than was asked for.
 type OrderExpiredError struct{ OrderID OrderID }
 
 func (e *OrderExpiredError) Error() string {

@@ -94,20 +94,43 @@ func (w *world) accounts(sku string) map[uint32]domain.Account {
 	return accounts
 }
 
-// check returns an error unless I3 holds for every SKU, and what is reserved is what open orders hold.
+// check returns an error unless I3 holds for every SKU, what is reserved is what open orders hold, and what is sold is what paid
+// orders hold; and I4 for every order.
 func (w *world) check() error {
+	for _, l := range w.lanes {
+		for _, o := range l.orders {
+			if err := o.Check(); err != nil {
+				return fmt.Errorf("order %v: %w", o.ID, err)
+			}
+		}
+	}
 	for _, sku := range slices.Sorted(maps.Keys(w.products)) {
 		if err := domain.Conserved(w.accounts(sku)); err != nil {
 			return fmt.Errorf("%s: %w", sku, err)
 		}
 		for _, l := range w.lanes {
-			var held int64
+			var held, sold int64
 			for _, o := range l.orders {
+				paid := o.Payment == domain.PayCaptured || o.Payment == domain.PayPartiallyRefunded || o.Payment == domain.PayRefunded
 				for _, line := range o.Lines {
-					if line.SKU == sku && o.Status == domain.StatusPendingPayment {
+					switch {
+					case line.SKU != sku || o.Ending != domain.EndingNone:
+					case paid:
+						sold += line.Units
+					default:
 						held += line.Units
 					}
 				}
+				for _, r := range o.Returns {
+					for _, restocked := range r.Restocked {
+						if restocked.SKU == sku {
+							sold -= restocked.Units
+						}
+					}
+				}
+			}
+			if got := l.accounts[sku].Sold; got != sold {
+				return fmt.Errorf("lane %d, %s: sold = %d units, but paid orders hold %d", l.number, sku, got, sold)
 			}
 			if reserved := l.accounts[sku].Reserved; reserved != held {
 				return fmt.Errorf("lane %d, %s: reserved = %d units, but open orders hold %d", l.number, sku, reserved, held)

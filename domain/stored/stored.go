@@ -65,6 +65,44 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 		return TypeOrderCancelled, e.OrderID.String()
 	case domain.OrderExpired:
 		return TypeOrderExpired, e.OrderID.String()
+	case domain.PaymentStarted:
+		return TypePaymentStarted, e.OrderID.String()
+	case domain.PaymentAuthorized:
+		return TypePaymentAuthorized, e.OrderID.String()
+	case domain.PaymentCaptureRequested:
+		return TypePaymentCaptureRequested, e.OrderID.String()
+	case domain.PaymentCaptured:
+		return TypePaymentCaptured, e.OrderID.String()
+	case domain.PaymentDeclined:
+		return TypePaymentDeclined, e.OrderID.String()
+	case domain.PaymentBecameUnknown:
+		return TypePaymentBecameUnknown, e.OrderID.String()
+	case domain.PaymentVoidRequested:
+		return TypePaymentVoidRequested, e.OrderID.String()
+	case domain.PaymentVoided:
+		return TypePaymentVoided, e.OrderID.String()
+	case domain.RefundStarted:
+		return TypeRefundStarted, e.OrderID.String()
+	case domain.PaymentRefunded:
+		return TypePaymentRefunded, e.OrderID.String()
+	case domain.RefundFailed:
+		return TypeRefundFailed, e.OrderID.String()
+	case domain.StrayPaymentFound:
+		return TypeStrayPaymentFound, e.OrderID.String()
+	case domain.ItemsShipped:
+		return TypeItemsShipped, e.OrderID.String()
+	case domain.ShipmentDelivered:
+		return TypeShipmentDelivered, e.OrderID.String()
+	case domain.ReturnRequested:
+		return TypeReturnRequested, e.OrderID.String()
+	case domain.ReturnReceived:
+		return TypeReturnReceived, e.OrderID.String()
+	case domain.NoteAdded:
+		return TypeNoteAdded, e.OrderID.String()
+	case domain.PointsAwarded:
+		return TypePointsAwarded, e.OrderID.String()
+	case domain.PointsTakenBack:
+		return TypePointsTakenBack, e.OrderID.String()
 	case domain.ProductPut:
 		return TypeProductPut, e.SKU
 	case domain.StockReceived:
@@ -91,9 +129,47 @@ func sizeOf(e domain.Event) int {
 		}
 		return size
 	case domain.OrderCancelled:
-		return sizeText(e.Reason) + sizeText(e.By) + sizeReleased(e.Released)
+		return sizeText(e.Reason) + sizeText(e.By) + sizeReleased(e.Released) + sizeReleased(e.Unsold)
 	case domain.OrderExpired:
 		return sizeReleased(e.Released)
+	case domain.PaymentStarted:
+		return sizeBy(e, walkPaymentStarted)
+	case domain.PaymentAuthorized:
+		return sizeBy(e, walkPaymentAuthorized)
+	case domain.PaymentCaptureRequested:
+		return sizeBy(e, walkPaymentCaptureRequested)
+	case domain.PaymentCaptured:
+		return sizeBy(e, walkPaymentCaptured)
+	case domain.PaymentDeclined:
+		return sizeBy(e, walkPaymentDeclined)
+	case domain.PaymentBecameUnknown:
+		return sizeBy(e, walkPaymentBecameUnknown)
+	case domain.PaymentVoidRequested:
+		return sizeBy(e, walkPaymentVoidRequested)
+	case domain.PaymentVoided:
+		return sizeBy(e, walkPaymentVoided)
+	case domain.RefundStarted:
+		return sizeBy(e, walkRefundStarted)
+	case domain.PaymentRefunded:
+		return sizeBy(e, walkPaymentRefunded)
+	case domain.RefundFailed:
+		return sizeBy(e, walkRefundFailed)
+	case domain.StrayPaymentFound:
+		return sizeBy(e, walkStrayPaymentFound)
+	case domain.ItemsShipped:
+		return sizeBy(e, walkItemsShipped)
+	case domain.ShipmentDelivered:
+		return sizeBy(e, walkShipmentDelivered)
+	case domain.ReturnRequested:
+		return sizeBy(e, walkReturnRequested)
+	case domain.ReturnReceived:
+		return sizeBy(e, walkReturnReceived)
+	case domain.NoteAdded:
+		return sizeBy(e, walkNoteAdded)
+	case domain.PointsAwarded:
+		return sizeBy(e, walkPointsAwarded)
+	case domain.PointsTakenBack:
+		return sizeBy(e, walkPointsTakenBack)
 	case domain.ProductPut:
 		return sizeText(e.Title) + sizeText(e.Price.Currency) + sizeVarint(uint64(e.Price.Minor))
 	case domain.StockReceived:
@@ -124,9 +200,48 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 	case domain.OrderCancelled:
 		dst = appendText(dst, 1, e.Reason)
 		dst = appendText(dst, 2, e.By)
-		return appendReleased(dst, 3, e.Released)
+		dst = appendReleased(dst, 3, e.Released)
+		return appendReleased(dst, 4, e.Unsold)
 	case domain.OrderExpired:
 		return appendReleased(dst, 1, e.Released)
+	case domain.PaymentStarted:
+		return appendBy(dst, e, walkPaymentStarted)
+	case domain.PaymentAuthorized:
+		return appendBy(dst, e, walkPaymentAuthorized)
+	case domain.PaymentCaptureRequested:
+		return appendBy(dst, e, walkPaymentCaptureRequested)
+	case domain.PaymentCaptured:
+		return appendBy(dst, e, walkPaymentCaptured)
+	case domain.PaymentDeclined:
+		return appendBy(dst, e, walkPaymentDeclined)
+	case domain.PaymentBecameUnknown:
+		return appendBy(dst, e, walkPaymentBecameUnknown)
+	case domain.PaymentVoidRequested:
+		return appendBy(dst, e, walkPaymentVoidRequested)
+	case domain.PaymentVoided:
+		return appendBy(dst, e, walkPaymentVoided)
+	case domain.RefundStarted:
+		return appendBy(dst, e, walkRefundStarted)
+	case domain.PaymentRefunded:
+		return appendBy(dst, e, walkPaymentRefunded)
+	case domain.RefundFailed:
+		return appendBy(dst, e, walkRefundFailed)
+	case domain.StrayPaymentFound:
+		return appendBy(dst, e, walkStrayPaymentFound)
+	case domain.ItemsShipped:
+		return appendBy(dst, e, walkItemsShipped)
+	case domain.ShipmentDelivered:
+		return appendBy(dst, e, walkShipmentDelivered)
+	case domain.ReturnRequested:
+		return appendBy(dst, e, walkReturnRequested)
+	case domain.ReturnReceived:
+		return appendBy(dst, e, walkReturnReceived)
+	case domain.NoteAdded:
+		return appendBy(dst, e, walkNoteAdded)
+	case domain.PointsAwarded:
+		return appendBy(dst, e, walkPointsAwarded)
+	case domain.PointsTakenBack:
+		return appendBy(dst, e, walkPointsTakenBack)
 	case domain.ProductPut:
 		dst = appendText(dst, 1, e.Title)
 		dst = appendText(dst, 2, e.Price.Currency)
@@ -350,6 +465,9 @@ func readOrderCancelled(aggregateID, userID string, payload []byte) (domain.Even
 		case 3<<3 | kindBytes:
 			e.Released = append(e.Released, domain.Release{})
 			f.err = readRelease(&e.Released[len(e.Released)-1], f.sub())
+		case 4<<3 | kindBytes:
+			e.Unsold = append(e.Unsold, domain.Release{})
+			f.err = readRelease(&e.Unsold[len(e.Unsold)-1], f.sub())
 		}
 	}
 	return e, f.err

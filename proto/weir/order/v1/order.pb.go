@@ -39,21 +39,49 @@ const (
 	OrderStatus_ORDER_STATUS_CANCELLED OrderStatus = 2
 	// Not paid by pay_by; its units went back to the stock.
 	OrderStatus_ORDER_STATUS_EXPIRED OrderStatus = 3
+	// Paid: the money was captured; nothing was shipped yet.
+	OrderStatus_ORDER_STATUS_PAID OrderStatus = 4
+	// Some of its units were shipped.
+	OrderStatus_ORDER_STATUS_PARTIALLY_SHIPPED OrderStatus = 5
+	// All of its units were shipped.
+	OrderStatus_ORDER_STATUS_SHIPPED OrderStatus = 6
+	// Every shipment has arrived.
+	OrderStatus_ORDER_STATUS_DELIVERED OrderStatus = 7
+	// All of its units came back.
+	OrderStatus_ORDER_STATUS_RETURNED OrderStatus = 8
+	// The money is held and not captured yet; its units are reserved.
+	OrderStatus_ORDER_STATUS_AUTHORIZED OrderStatus = 9
+	// A payment was started, and what came of it is not known yet; its units are reserved.
+	OrderStatus_ORDER_STATUS_PAYMENT_PROCESSING OrderStatus = 10
 )
 
 // Enum value maps for OrderStatus.
 var (
 	OrderStatus_name = map[int32]string{
-		0: "ORDER_STATUS_UNSPECIFIED",
-		1: "ORDER_STATUS_PENDING_PAYMENT",
-		2: "ORDER_STATUS_CANCELLED",
-		3: "ORDER_STATUS_EXPIRED",
+		0:  "ORDER_STATUS_UNSPECIFIED",
+		1:  "ORDER_STATUS_PENDING_PAYMENT",
+		2:  "ORDER_STATUS_CANCELLED",
+		3:  "ORDER_STATUS_EXPIRED",
+		4:  "ORDER_STATUS_PAID",
+		5:  "ORDER_STATUS_PARTIALLY_SHIPPED",
+		6:  "ORDER_STATUS_SHIPPED",
+		7:  "ORDER_STATUS_DELIVERED",
+		8:  "ORDER_STATUS_RETURNED",
+		9:  "ORDER_STATUS_AUTHORIZED",
+		10: "ORDER_STATUS_PAYMENT_PROCESSING",
 	}
 	OrderStatus_value = map[string]int32{
-		"ORDER_STATUS_UNSPECIFIED":     0,
-		"ORDER_STATUS_PENDING_PAYMENT": 1,
-		"ORDER_STATUS_CANCELLED":       2,
-		"ORDER_STATUS_EXPIRED":         3,
+		"ORDER_STATUS_UNSPECIFIED":        0,
+		"ORDER_STATUS_PENDING_PAYMENT":    1,
+		"ORDER_STATUS_CANCELLED":          2,
+		"ORDER_STATUS_EXPIRED":            3,
+		"ORDER_STATUS_PAID":               4,
+		"ORDER_STATUS_PARTIALLY_SHIPPED":  5,
+		"ORDER_STATUS_SHIPPED":            6,
+		"ORDER_STATUS_DELIVERED":          7,
+		"ORDER_STATUS_RETURNED":           8,
+		"ORDER_STATUS_AUTHORIZED":         9,
+		"ORDER_STATUS_PAYMENT_PROCESSING": 10,
 	}
 )
 
@@ -1075,12 +1103,20 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"waitBudget\"w\n" +
 	"\x12WatchOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x125\n" +
-	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness*\x83\x01\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness*\xd1\x02\n" +
 	"\vOrderStatus\x12\x1c\n" +
 	"\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cORDER_STATUS_PENDING_PAYMENT\x10\x01\x12\x1a\n" +
 	"\x16ORDER_STATUS_CANCELLED\x10\x02\x12\x18\n" +
-	"\x14ORDER_STATUS_EXPIRED\x10\x032\xbb\x03\n" +
+	"\x14ORDER_STATUS_EXPIRED\x10\x03\x12\x15\n" +
+	"\x11ORDER_STATUS_PAID\x10\x04\x12\"\n" +
+	"\x1eORDER_STATUS_PARTIALLY_SHIPPED\x10\x05\x12\x18\n" +
+	"\x14ORDER_STATUS_SHIPPED\x10\x06\x12\x1a\n" +
+	"\x16ORDER_STATUS_DELIVERED\x10\a\x12\x19\n" +
+	"\x15ORDER_STATUS_RETURNED\x10\b\x12\x1b\n" +
+	"\x17ORDER_STATUS_AUTHORIZED\x10\t\x12#\n" +
+	"\x1fORDER_STATUS_PAYMENT_PROCESSING\x10\n" +
+	"2\xbb\x03\n" +
 	"\fOrderService\x12Q\n" +
 	"\n" +
 	"PlaceOrder\x12 .weir.order.v1.PlaceOrderRequest\x1a!.weir.order.v1.PlaceOrderResponse\x12P\n" +
