@@ -45,13 +45,18 @@ var rooms = []room{
 	{path: "eventstore/embedded", may: []string{"eventstore"}},
 	{path: "projections", may: []string{"eventstore", "domain", "domain/stored"}, inTests: []string{"eventstore/embedded"}},
 	{
-		path: "api", may: []string{"api/lanes", "projections", "eventstore", "domain", "domain/stored", "proto"},
+		path: "api", may: []string{
+			"api/lanes", "api/payments", "api/webhooksig", "projections", "eventstore", "domain", "domain/stored", "proto",
+		},
 		inTests: []string{"eventstore/embedded"},
 	},
 	{
 		path: "api/lanes", may: []string{"projections", "eventstore", "domain", "domain/stored"},
 		inTests: []string{"eventstore/embedded"},
 	},
+	// The ports to payment providers know no log and no wire but the providers'.
+	{path: "api/payments", may: []string{"api/webhooksig", "domain"}},
+	{path: "api/webhooksig"},
 	{path: "gateway", may: []string{"proto"}, inTests: []string{"eventstore/embedded"}},
 	{path: "ops", may: []string{"*"}},
 	{path: "cmd", may: []string{"*"}},
@@ -69,6 +74,7 @@ var guarded = map[string][]string{
 	"github.com/redis/go-redis":      {"projections", "gateway", "cmd"},
 	"connectrpc.com":                 {"proto", "api", "gateway", "cmd", "ops"},
 	"github.com/spf13":               {"cmd", "ops"},
+	"github.com/stripe/stripe-go":    {"api/payments"},
 	"pgregory.net/rapid":             {},
 	"github.com/anishathalye":        {},
 	"github.com/stretchr/testify":    {},
@@ -125,6 +131,10 @@ func TestPlantedImportsTripTheArrows(t *testing.T) {
 		{"api/attacktest/attack.go", nats, false},
 		{"api/attacktest/attack_test.go", nats, true},
 		{"api/attacktest/attack.go", modulePath + "/cmd/weir", false},
+		{"api/payments/payments.go", modulePath + "/eventstore", false},
+		{"api/payments/stripe/stripe.go", "github.com/stripe/stripe-go/v85", true},
+		{"api/orders.go", "github.com/stripe/stripe-go/v85", false},
+		{"api/orders.go", modulePath + "/api/payments", true},
 		{"gateway/proxy.go", modulePath + "/eventstore", false},
 		{"ops/bench/bench.go", modulePath + "/cmd/weir", false},
 		{"cmd/weir/dev.go", modulePath + "/eventstore/embedded", true},
