@@ -45,11 +45,15 @@ var rooms = []room{
 	{path: "eventstore/embedded", may: []string{"eventstore"}},
 	{path: "projections", may: []string{"eventstore", "domain", "domain/stored"}, inTests: []string{"eventstore/embedded"}},
 	{
-		path: "api", may: []string{"api/lanes", "projections", "eventstore", "domain", "domain/stored", "proto"},
+		path: "api", may: []string{"api/lanes", "api/reactors", "projections", "eventstore", "domain", "domain/stored", "proto"},
 		inTests: []string{"eventstore/embedded"},
 	},
 	{
 		path: "api/lanes", may: []string{"projections", "eventstore", "domain", "domain/stored"},
+		inTests: []string{"eventstore/embedded"},
+	},
+	{
+		path: "api/reactors", may: []string{"api/lanes", "projections", "eventstore", "domain", "domain/stored", "proto"},
 		inTests: []string{"eventstore/embedded"},
 	},
 	{path: "gateway", may: []string{"proto"}, inTests: []string{"eventstore/embedded"}},
@@ -65,7 +69,7 @@ var rooms = []room{
 var guarded = map[string][]string{
 	"github.com/nats-io/nats.go":     {"eventstore", "eventstore/embedded", "gateway", "cmd"},
 	"github.com/nats-io/nats-server": {"eventstore/embedded"},
-	"github.com/cockroachdb/pebble":  {"projections", "api/lanes"},
+	"github.com/cockroachdb/pebble":  {"projections", "api/lanes", "api/reactors"},
 	"github.com/redis/go-redis":      {"projections", "gateway", "cmd"},
 	"connectrpc.com":                 {"proto", "api", "gateway", "cmd", "ops"},
 	"github.com/spf13":               {"cmd", "ops"},
@@ -121,6 +125,9 @@ func TestPlantedImportsTripTheArrows(t *testing.T) {
 		{"projections/runner.go", "github.com/cockroachdb/pebbles", true},
 		{"api/order.go", pebble, false},
 		{"api/lanes/machine.go", pebble, true},
+		{"api/reactors/track.go", pebble, true},
+		{"api/reactors/feed.go", nats, false},
+		{"api/lanes/machine.go", modulePath + "/api/reactors", false},
 		{"api/order.go", nats, false},
 		{"api/attacktest/attack.go", nats, false},
 		{"api/attacktest/attack_test.go", nats, true},
