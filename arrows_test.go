@@ -46,7 +46,7 @@ var rooms = []room{
 	{path: "projections", may: []string{"eventstore", "domain", "domain/stored"}, inTests: []string{"eventstore/embedded"}},
 	{
 		path: "api", may: []string{
-			"api/lanes", "api/payments", "api/webhooksig", "projections", "eventstore", "domain", "domain/stored", "proto",
+			"api/lanes", "api/payments", "api/reactors", "api/webhooksig", "projections", "eventstore", "domain", "domain/stored", "proto",
 		},
 		inTests: []string{"eventstore/embedded"},
 	},
@@ -57,6 +57,10 @@ var rooms = []room{
 	// The ports to payment providers know no log and no wire but the providers'.
 	{path: "api/payments", may: []string{"api/webhooksig", "domain"}},
 	{path: "api/webhooksig"},
+	{
+		path: "api/reactors", may: []string{"api/lanes", "projections", "eventstore", "domain", "domain/stored", "proto"},
+		inTests: []string{"eventstore/embedded"},
+	},
 	{path: "gateway", may: []string{"proto"}, inTests: []string{"eventstore/embedded"}},
 	{path: "ops", may: []string{"*"}},
 	{path: "cmd", may: []string{"*"}},
@@ -70,7 +74,7 @@ var rooms = []room{
 var guarded = map[string][]string{
 	"github.com/nats-io/nats.go":     {"eventstore", "eventstore/embedded", "gateway", "cmd"},
 	"github.com/nats-io/nats-server": {"eventstore/embedded"},
-	"github.com/cockroachdb/pebble":  {"projections", "api/lanes"},
+	"github.com/cockroachdb/pebble":  {"projections", "api/lanes", "api/reactors"},
 	"github.com/redis/go-redis":      {"projections", "gateway", "cmd"},
 	"connectrpc.com":                 {"proto", "api", "gateway", "cmd", "ops"},
 	"github.com/spf13":               {"cmd", "ops"},
@@ -127,6 +131,9 @@ func TestPlantedImportsTripTheArrows(t *testing.T) {
 		{"projections/runner.go", "github.com/cockroachdb/pebbles", true},
 		{"api/order.go", pebble, false},
 		{"api/lanes/machine.go", pebble, true},
+		{"api/reactors/track.go", pebble, true},
+		{"api/reactors/feed.go", nats, false},
+		{"api/lanes/machine.go", modulePath + "/api/reactors", false},
 		{"api/order.go", nats, false},
 		{"api/attacktest/attack.go", nats, false},
 		{"api/attacktest/attack_test.go", nats, true},

@@ -178,9 +178,9 @@ func (v *Views) readKey(ctx context.Context, r *Runner, min Min, readOnce func()
 	fresh := r.freshness()
 	err = readOnce()
 	if errors.Is(err, ErrNotFound) {
-		if !r.headKnown.Load() {
+		if _, known := r.follower.Head(); !known {
 			err = ErrBehind
-		} else if target := r.target.Load(); fresh.Commit < target {
+		} else if target := r.follower.Target(); fresh.Commit < target {
 			caughtUp, waitErr := r.await(ctx, target, min.Wait)
 			if waitErr != nil {
 				return Freshness{}, waitErr
