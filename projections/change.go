@@ -12,7 +12,7 @@ import (
 // kind is what an event is about. Projections switch on it.
 type kind uint8
 
-// The kinds of events, one for each type.
+// The kinds of events: one for each type, save those that no view tells apart.
 const (
 	kindLaneOpened kind = iota // A fence of the log's own: no view cares.
 	kindOrderPlaced
@@ -24,6 +24,9 @@ const (
 	kindStockAllotted
 	kindStockReturned
 	kindStockReclaimed
+	kindPaymentCaptured // Of an order's life, these two move units.
+	kindReturnReceived
+	kindOrderChanged // Any other event of an order's life.
 )
 
 // payloadVersion is the newest version of any event's payload that the views read.
@@ -63,6 +66,16 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 		c.kind = kindStockReturned
 	case stored.TypeStockReclaimed:
 		c.kind = kindStockReclaimed
+	case stored.TypePaymentCaptured:
+		c.kind = kindPaymentCaptured
+	case stored.TypeReturnReceived:
+		c.kind = kindReturnReceived
+	case stored.TypePaymentStarted, stored.TypePaymentAuthorized, stored.TypePaymentCaptureRequested,
+		stored.TypePaymentDeclined, stored.TypePaymentBecameUnknown, stored.TypePaymentVoidRequested,
+		stored.TypePaymentVoided, stored.TypeRefundStarted, stored.TypePaymentRefunded, stored.TypeRefundFailed,
+		stored.TypeStrayPaymentFound, stored.TypeItemsShipped, stored.TypeShipmentDelivered, stored.TypeReturnRequested,
+		stored.TypeNoteAdded, stored.TypePointsAwarded, stored.TypePointsTakenBack:
+		c.kind = kindOrderChanged
 	case eventstore.TypeLaneOpened:
 		return c, nil
 	default:
@@ -85,5 +98,10 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 }
 
 func (k kind) isOrder() bool {
-	return k == kindOrderPlaced || k == kindOrderCancelled || k == kindOrderExpired
+	switch k {
+	case kindOrderPlaced, kindOrderCancelled, kindOrderExpired, kindPaymentCaptured, kindReturnReceived, kindOrderChanged:
+		return true
+	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
+	}
+	return false
 }

@@ -44,7 +44,15 @@ type Entry struct {
 }
 
 // entryTypes are the types that are written as one byte. Its order is for ever: append only.
-var entryTypes = [...]string{stored.TypeOrderPlaced, stored.TypeOrderCancelled, stored.TypeOrderExpired, stored.TypeProductPut}
+var entryTypes = [...]string{
+	stored.TypeOrderPlaced, stored.TypeOrderCancelled, stored.TypeOrderExpired, stored.TypeProductPut,
+	stored.TypePaymentStarted, stored.TypePaymentAuthorized, stored.TypePaymentCaptureRequested,
+	stored.TypePaymentCaptured, stored.TypePaymentDeclined, stored.TypePaymentBecameUnknown,
+	stored.TypePaymentVoidRequested, stored.TypePaymentVoided, stored.TypeRefundStarted, stored.TypePaymentRefunded,
+	stored.TypeRefundFailed, stored.TypeStrayPaymentFound, stored.TypeItemsShipped, stored.TypeShipmentDelivered,
+	stored.TypeReturnRequested, stored.TypeReturnReceived, stored.TypeNoteAdded, stored.TypePointsAwarded,
+	stored.TypePointsTakenBack,
+}
 
 // entryTypeOther comes before a type that is spelled out.
 const entryTypeOther = 0xff

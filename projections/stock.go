@@ -62,9 +62,10 @@ type cachedAccount struct {
 	dirty bool
 }
 
-// move is a number of units of one SKU that an event moves.
+// move is a number of units of one SKU that an event moves, as events of the kind do.
 type move struct {
 	account *cachedAccount
+	kind    kind
 	units   int64
 }
 
@@ -77,25 +78,30 @@ func applyStock(v *view, c *change) error {
 	moves := v.stock.moves[:0]
 	var err error
 	switch c.kind {
-	case kindLaneOpened, kindProductPut:
+	case kindLaneOpened, kindProductPut, kindOrderChanged:
 		return nil
-	case kindOrderPlaced:
-		moves, err = v.readLines(moves, c.event.Payload, 1)
+	case kindOrderPlaced, kindOrderExpired:
+		moves, err = v.readLines(moves, c.kind, c.event.Payload, 1)
 	case kindOrderCancelled:
-		moves, err = v.readLines(moves, c.event.Payload, 3)
-	case kindOrderExpired:
-		moves, err = v.readLines(moves, c.event.Payload, 1)
+		moves, err = v.readLines(moves, c.kind, c.event.Payload, 3)
+		if err == nil { // Units that were sold go back as those of a return do.
+			moves, err = v.readLines(moves, kindReturnReceived, c.event.Payload, 4)
+		}
+	case kindPaymentCaptured:
+		moves, err = v.readLines(moves, c.kind, c.event.Payload, 4)
+	case kindReturnReceived:
+		moves, err = v.readLines(moves, c.kind, c.event.Payload, 2)
 	case kindStockReceived:
-		moves, err = v.readMove(moves, c.event.AggregateID, c.event.Payload, 1)
+		moves, err = v.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 1)
 	case kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
-		moves, err = v.readMove(moves, c.event.AggregateID, c.event.Payload, 3)
+		moves, err = v.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 3)
 	}
 	v.stock.moves = moves
 	if err != nil {
 		return err
 	}
 	for _, m := range moves {
-		m.account.apply(c.kind, m.units)
+		m.account.apply(m.kind, m.units)
 		if !m.account.dirty {
 			m.account.dirty = true
 			v.stock.dirty = append(v.stock.dirty, m.account)
@@ -107,7 +113,13 @@ func applyStock(v *view, c *change) error {
 // apply moves units as domain.Account.Evolve does.
 func (a *account) apply(k kind, units int64) {
 	switch k {
-	case kindLaneOpened, kindProductPut:
+	case kindLaneOpened, kindProductPut, kindOrderChanged:
+	case kindPaymentCaptured:
+		a.reserved -= units
+		a.sold += units
+	case kindReturnReceived:
+		a.sold -= units
+		a.allotted += units
 	case kindOrderPlaced:
 		a.allotted -= units
 		a.reserved += units
@@ -133,7 +145,7 @@ func (a *account) apply(k kind, units int64) {
 }
 
 // readLines reads the lines of a payload: messages in the given field, whose field 1 is a SKU and field 2 units.
-func (v *view) readLines(moves []move, payload []byte, field protowire.Number) ([]move, error) {
+func (v *view) readLines(moves []move, as kind, payload []byte, field protowire.Number) ([]move, error) {
 	for len(payload) > 0 {
 		number, wireType, tagBytes := protowire.ConsumeTag(payload)
 		if tagBytes < 0 {
@@ -161,7 +173,7 @@ func (v *view) readLines(moves []move, payload []byte, field protowire.Number) (
 		if err != nil {
 			return moves, err
 		}
-		moves = append(moves, move{account: account, units: units})
+		moves = append(moves, move{account: account, kind: as, units: units})
 	}
 	return moves, nil
 }
@@ -192,7 +204,7 @@ func readLine(line []byte) (sku []byte, units int64, err error) {
 }
 
 // readMove reads the units of an event about one SKU off a field of its payload.
-func (v *view) readMove(moves []move, sku string, payload []byte, field protowire.Number) ([]move, error) {
+func (v *view) readMove(moves []move, as kind, sku string, payload []byte, field protowire.Number) ([]move, error) {
 	var units int64
 	for len(payload) > 0 {
 		number, wireType, bytes := protowire.ConsumeTag(payload)
@@ -216,7 +228,7 @@ func (v *view) readMove(moves []move, sku string, payload []byte, field protowir
 	if err != nil {
 		return moves, err
 	}
-	return append(moves, move{account: account, units: units}), nil
+	return append(moves, move{account: account, kind: as, units: units}), nil
 }
 
 // account returns the account of a SKU, zero when nothing is known of it.

@@ -333,12 +333,15 @@ func (v *Views) readOrdersPage(
 			return OrdersPage{}, err
 		}
 		newest = id
-		if query.Status != 0 && status != query.Status {
+		if !mayHaveStatus(status, query.Status) {
 			continue
 		}
 		fold := newOrderFold(id)
 		if err := foldStored(snapshot, r.lane, fold, query.UserID, nil); err != nil {
 			return OrdersPage{}, fmt.Errorf("order %s of the index: %w", id, err)
+		}
+		if query.Status != 0 && fold.order.Status != query.Status {
+			continue
 		}
 		page.Orders = append(page.Orders, OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}})
 	}

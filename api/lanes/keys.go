@@ -15,7 +15,7 @@ import (
 //	reckoned                                 the position of the accounts, and its log time
 //	order     order id (16 bytes)            the order's record, see projections.Entry
 //	request   user 0x00 request              the ledger's entry
-//	deadline  pay_by (8 bytes), commit       the ids of the orders that the commit placed with that pay_by
+//	deadline  log time (8 bytes), commit     the ids of the orders that the commit lists to be looked at then; commit 0: moved
 //	account   SKU                            this lane's account
 //	product   SKU                            the product, in its home lane
 //	grant     lane, number, SKU              units granted to another lane and not known to be taken

@@ -63,7 +63,7 @@ type Machine struct {
 	entropy [10]byte
 }
 
-// MachineOptions configure a Machine. All but PayWithin are required.
+// MachineOptions configure a Machine. All are required but those that have a default.
 type MachineOptions struct {
 	Lane     uint32
 	Topology eventstore.Topology
@@ -72,6 +72,8 @@ type MachineOptions struct {
 	Catalog *Catalog
 	// PayWithin is how long an unpaid order keeps its units; 0 means 15 min.
 	PayWithin time.Duration
+	// PaymentGrace is how much longer an order has whose payment is under way; 0 means 15 min.
+	PaymentGrace time.Duration
 	// Entropy is where order ids take their randomness from. A simulation passes a seeded one.
 	Entropy io.Reader
 	// ReckonEvery is how many commits may be applied before the accounts are written again; 0 means 64. That many more
@@ -81,8 +83,11 @@ type MachineOptions struct {
 	Granted func()
 }
 
-// PayWithinDefault is how long an unpaid order keeps its units by default.
-const PayWithinDefault = 15 * time.Minute
+// Defaults of MachineOptions.
+const (
+	PayWithinDefault    = 15 * time.Minute
+	PaymentGraceDefault = 15 * time.Minute
+)
 
 // Outcome is a lane's answer: a reply or a refusal.
 type Outcome struct {
@@ -108,6 +113,9 @@ type requestInFlight struct{ fingerprint Fingerprint }
 func OpenMachine(options MachineOptions) (*Machine, error) {
 	if options.PayWithin == 0 {
 		options.PayWithin = PayWithinDefault
+	}
+	if options.PaymentGrace == 0 {
+		options.PaymentGrace = PaymentGraceDefault
 	}
 	if options.ReckonEvery == 0 {
 		options.ReckonEvery = 64
@@ -315,12 +323,15 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 		command.OrderID = m.mint(at, request.Partition)
 		command.PayBy = at.Add(m.options.PayWithin)
 		return command, request.UserID, nil
-	case domain.CancelOrder:
-		order, ok := m.Order(command.OrderID)
+	case domain.CancelOrder, domain.StartPayment, domain.CapturePayment, domain.VoidPayment, domain.RecordPaymentResult,
+		domain.RecordStrayPayment, domain.RefundPayment, domain.RecordRefundResult, domain.ShipItems, domain.ConfirmDelivery,
+		domain.RequestReturn, domain.ReceiveReturn, domain.AddNote, domain.AwardPoints, domain.TakeBackPoints:
+		id, _ := domain.CommandOrderID(command)
+		order, ok := m.Order(id)
 		if !ok || (request.Owner != "" && order.UserID != request.Owner) {
-			return nil, "", &domain.OrderNotFoundError{OrderID: command.OrderID}
+			return nil, "", &domain.OrderNotFoundError{OrderID: id}
 		}
-		return command, order.UserID, nil
+		return order.Next(command), order.UserID, nil
 	case domain.ReceiveStock:
 		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
 		return command, request.UserID, nil
@@ -382,13 +393,10 @@ func (m *Machine) answer(first domain.Event, command domain.Command) func(uint64
 // replyTo makes the reply to the command whose first event this was, from durable state.
 func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Reply, error) {
 	reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
+	if id, ok := domain.OrderOf(first); ok {
+		return reply, m.fillOrder(&reply, id, commit)
+	}
 	switch event := first.(type) {
-	case domain.OrderPlaced:
-		return reply, m.fillOrder(&reply, event.OrderID, commit)
-	case domain.OrderCancelled:
-		return reply, m.fillOrder(&reply, event.OrderID, commit)
-	case domain.OrderExpired:
-		return reply, m.fillOrder(&reply, event.OrderID, commit)
 	case domain.ProductPut:
 		reply.Product = domain.Product{}.Evolve(event, at)
 	case domain.StockReceived:
@@ -411,8 +419,11 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 	return func(commit uint64, at time.Time) Outcome {
 		reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
 		switch command := command.(type) {
-		case domain.CancelOrder:
-			must(m.fillOrder(&reply, command.OrderID, 0))
+		case domain.CancelOrder, domain.StartPayment, domain.CapturePayment, domain.VoidPayment, domain.RecordPaymentResult,
+			domain.RecordStrayPayment, domain.RefundPayment, domain.RecordRefundResult, domain.ShipItems, domain.ConfirmDelivery,
+			domain.RequestReturn, domain.ReceiveReturn, domain.AddNote, domain.AwardPoints, domain.TakeBackPoints:
+			id, _ := domain.CommandOrderID(command)
+			must(m.fillOrder(&reply, id, 0))
 			reply.Commit, reply.At = reply.OrderCommit, reply.Order.UpdatedAt
 		case domain.PutProduct:
 			entry, _ := m.options.Catalog.Product(command.SKU)

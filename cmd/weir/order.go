@@ -330,6 +330,13 @@ var orderStatuses = []struct {
 	{"pending-payment", orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT},
 	{"cancelled", orderv1.OrderStatus_ORDER_STATUS_CANCELLED},
 	{"expired", orderv1.OrderStatus_ORDER_STATUS_EXPIRED},
+	{"paid", orderv1.OrderStatus_ORDER_STATUS_PAID},
+	{"partially-shipped", orderv1.OrderStatus_ORDER_STATUS_PARTIALLY_SHIPPED},
+	{"shipped", orderv1.OrderStatus_ORDER_STATUS_SHIPPED},
+	{"delivered", orderv1.OrderStatus_ORDER_STATUS_DELIVERED},
+	{"returned", orderv1.OrderStatus_ORDER_STATUS_RETURNED},
+	{"authorized", orderv1.OrderStatus_ORDER_STATUS_AUTHORIZED},
+	{"payment-processing", orderv1.OrderStatus_ORDER_STATUS_PAYMENT_PROCESSING},
 }
 
 func statusNames() []string {
