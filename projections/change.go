@@ -24,6 +24,7 @@ const (
 	kindStockAllotted
 	kindStockReturned
 	kindStockReclaimed
+	kindUserErased // No view holds what is erased in the clear, so none has to forget it.
 )
 
 // payloadVersion is the newest version of any event's payload that the views read.
@@ -63,6 +64,8 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 		c.kind = kindStockReturned
 	case stored.TypeStockReclaimed:
 		c.kind = kindStockReclaimed
+	case stored.TypeUserErased:
+		c.kind = kindUserErased
 	case eventstore.TypeLaneOpened:
 		return c, nil
 	default:

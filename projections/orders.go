@@ -55,7 +55,7 @@ func applyOrdersByUser(v *view, c *change) error {
 		status = domain.StatusCancelled
 	case kindOrderExpired:
 		status = domain.StatusExpired
-	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
+	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed, kindUserErased:
 		return nil
 	}
 	userID := c.event.UserID

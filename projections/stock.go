@@ -77,7 +77,7 @@ func applyStock(v *view, c *change) error {
 	moves := v.stock.moves[:0]
 	var err error
 	switch c.kind {
-	case kindLaneOpened, kindProductPut:
+	case kindLaneOpened, kindProductPut, kindUserErased:
 		return nil
 	case kindOrderPlaced:
 		moves, err = v.readLines(moves, c.event.Payload, 1)
@@ -107,7 +107,7 @@ func applyStock(v *view, c *change) error {
 // apply moves units as domain.Account.Evolve does.
 func (a *account) apply(k kind, units int64) {
 	switch k {
-	case kindLaneOpened, kindProductPut:
+	case kindLaneOpened, kindProductPut, kindUserErased:
 	case kindOrderPlaced:
 		a.allotted -= units
 		a.reserved += units
