@@ -72,6 +72,8 @@ func (n *fakeNode) Product(sku string) (domain.Product, bool) {
 
 func (n *fakeNode) Stock(sku string) domain.Account { return n.accounts[sku] }
 
+func (n *fakeNode) KeyErased(string, domain.KeyID) bool { return false }
+
 func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -104,7 +106,7 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 	case domain.ReceiveStock:
 		c.Lanes = 1
 		command = c
-	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock:
+	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock, domain.EraseUser:
 	}
 	key := [2]string{userID, request.RequestID}
 	if entry, known := n.ledger[key]; known && request.RequestID != "" {
@@ -136,6 +138,8 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 			}
 		case domain.StockReceived:
 			reply.Received = event
+		case domain.UserErased:
+			reply.Erased = event
 		case domain.OrderPlaced, domain.OrderCancelled, domain.OrderExpired, domain.StockGranted, domain.StockAllotted,
 			domain.StockReturned, domain.StockReclaimed:
 		}
@@ -150,7 +154,7 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		reply.Order, reply.OrderCommit, reply.Commit = newest.order, newest.commit, newest.commit
 	case domain.PutProduct:
 		reply.Product, reply.Commit = n.products[c.SKU].Product, n.products[c.SKU].Revision.Commit
-	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock:
+	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock, domain.EraseUser:
 	}
 	if request.RequestID != "" && len(events) > 0 {
 		n.ledger[key] = ledgerEntry{request.Fingerprint, reply}

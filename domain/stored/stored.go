@@ -12,9 +12,14 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/weirhq/weir/domain"
+	eventv1 "github.com/weirhq/weir/proto/stored/weir/event/v1"
 )
 
 // The names of the event types, for envelopes.
@@ -269,6 +274,21 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 		return appendTransfer(dst, e.FromLane, e.ReturnNumber, e.Units)
 	}
 	panic(fmt.Sprintf("stored: bug: unknown event %T", e))
+}
+
+// JSON returns a payload as JSON, by the names of its fields; what is sealed stays so. It returns an *UnknownEventError if a
+// newer program wrote the event.
+func JSON(typeName string, typeVersion uint32, payload []byte) ([]byte, error) {
+	name := eventv1.File_weir_event_v1_event_proto.Package().Append(protoreflect.Name(typeName))
+	kind, err := protoregistry.GlobalTypes.FindMessageByName(name)
+	if err != nil {
+		return nil, &UnknownEventError{Type: typeName, Version: typeVersion}
+	}
+	message := kind.New().Interface()
+	if err := proto.Unmarshal(payload, message); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", typeName, err)
+	}
+	return protojson.Marshal(message)
 }
 
 // nanos is the stored form of a log time; the zero time is 0.
