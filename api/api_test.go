@@ -247,8 +247,10 @@ type brokenSealer struct{ error }
 func (b brokenSealer) Seal(context.Context, string, []byte) ([]byte, error) { return nil, b.error }
 func (b brokenSealer) Open(context.Context, string, []byte) ([]byte, error) { return nil, b.error }
 
-func (b brokenSealer) MAC(context.Context, string, []byte) ([32]byte, error) { return [32]byte{}, b.error }
-func (b brokenSealer) Key(context.Context, string) (sealing.KeyID, error) { return 0, b.error }
+func (b brokenSealer) MAC(context.Context, string, []byte) ([32]byte, error) {
+	return [32]byte{}, b.error
+}
+func (b brokenSealer) Key(context.Context, string) (sealing.KeyID, error)   { return 0, b.error }
 func (b brokenSealer) Destroy(context.Context, string, sealing.KeyID) error { return b.error }
 
 func TestKeysOutOfReachRefuseNotesAndNothingElse(t *testing.T) {
