@@ -115,8 +115,10 @@ func (h *Handler) openDetails(ctx context.Context, userID string, fields map[str
 		case err != nil:
 			return &keysError{err}
 		}
-		rest := strings.TrimPrefix(name, sealedPrefix)
-		shown := strings.ToLower(rest[:min(1, len(rest))]) + rest[min(1, len(rest)):]
+		shown := "text" // Of a field that is called sealed and nothing else.
+		if rest := strings.TrimPrefix(name, sealedPrefix); rest != "" {
+			shown = strings.ToLower(rest[:1]) + rest[1:]
+		}
 		fields[shown] = structpb.NewStringValue(strings.ToValidUTF8(string(text), "\uFFFD"))
 		if person, err := readPersonal(text); name == "sealedPersonal" && err == nil {
 			value := &structpb.Struct{}

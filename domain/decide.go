@@ -95,7 +95,7 @@ func decideLife(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case TakeBackPoints:
 		return c.decide(s)
-	case PlaceOrder, PutProduct, ReceiveStock, AllotStock:
+	case PlaceOrder, PutProduct, ReceiveStock, AllotStock, EraseUser:
 	}
 	panic(fmt.Sprintf("domain: bug: %T is not of an order that was placed", c))
 }

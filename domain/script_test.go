@@ -321,7 +321,13 @@ func (s *script) lifeCommand(words []string) (c domain.Command, err error) {
 	case "receive-return":
 		c = domain.ReceiveReturn{OrderID: id, ReturnID: part, Restock: lines(rest[1:]), By: "clerk"}
 	case "note":
-		c = domain.AddNote{OrderID: id, Number: number, By: "clerk", Sealed: []byte(word(1))}
+		note := domain.AddNote{OrderID: id, Number: number, By: "clerk", Sealed: []byte(word(1))}
+		if key, sealed := strings.CutPrefix(word(1), "key:"); sealed {
+			keyNumber, parseErr := strconv.ParseUint(key, 10, 64)
+			err = errors.Join(err, parseErr)
+			note.SealKey = domain.KeyID(keyNumber)
+		}
+		c = note
 	case "award":
 		perMajor, parseErr := strconv.ParseInt(word(1), 10, 64)
 		err = errors.Join(err, parseErr)

@@ -459,8 +459,11 @@ func (n *node) followKeys(ctx context.Context) error {
 func (n *node) finishErasures(ctx context.Context) error {
 	for {
 		err := api.FinishErasures(ctx, n.sealer, n.lanes.EachErased)
-		if err == nil || ctx.Err() != nil {
+		switch {
+		case err == nil:
 			return nil
+		case ctx.Err() != nil: // The next start goes on.
+			return nil //nolint:nilerr // Stopping is no fault.
 		}
 		n.logger.Error("a key that the log says is erased may still be there", "error", err, "again_in", keysPause)
 		if !pause(ctx, keysPause) {
