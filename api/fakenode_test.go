@@ -72,6 +72,8 @@ func (n *fakeNode) Product(sku string) (domain.Product, bool) {
 
 func (n *fakeNode) Stock(sku string) domain.Account { return n.accounts[sku] }
 
+func (n *fakeNode) KeyErased(string, domain.KeyID) bool { return false }
+
 func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -98,7 +100,7 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 	case domain.ReceiveStock:
 		c.Lanes = 1
 		command = c
-	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock:
+	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock, domain.EraseUser:
 	default: // The others are to an order that was placed.
 		id, _ := domain.CommandOrderID(command)
 		order, ok := n.Order(id)
@@ -137,6 +139,8 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 			}
 		case domain.StockReceived:
 			reply.Received = event
+		case domain.UserErased:
+			reply.Erased = event
 		default:
 		}
 	}
@@ -146,7 +150,7 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		reply.OrderCommit = n.commit
 	case domain.PutProduct:
 		reply.Product, reply.Commit = n.products[c.SKU].Product, n.products[c.SKU].Revision.Commit
-	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock:
+	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock, domain.EraseUser:
 	default:
 		id, _ := domain.CommandOrderID(command)
 		versions := n.orders[id]

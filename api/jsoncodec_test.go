@@ -166,6 +166,14 @@ func drawOrder(t *rapid.T) *orderv1.Order {
 		Total: drawMoney(t, "total"), PlacedAt: drawTime(t, "placed_at"), PayBy: drawTime(t, "pay_by"), UpdateTime: drawTime(t, "update_time"),
 		CancelReason: texts.Draw(t, "reason"), Revision: drawRevision(t, "revision"), Note: texts.Draw(t, "note"),
 	}
+	if rapid.Bool().Draw(t, "personal") {
+		order.ShippingAddress = &orderv1.ShippingAddress{
+			Recipient: texts.Draw(t, "recipient"), Lines: rapid.SliceOfN(texts, 0, 3).Draw(t, "lines"), PostalCode: texts.Draw(t, "postal code"),
+			City: texts.Draw(t, "city"), Region: texts.Draw(t, "region"), CountryCode: texts.Draw(t, "country"),
+		}
+		order.Contact = &orderv1.Contact{Email: texts.Draw(t, "email"), Phone: texts.Draw(t, "phone")}
+		order.PersonalDataErased = rapid.Bool().Draw(t, "erased")
+	}
 	for range rapid.IntRange(0, 3).Draw(t, "items") {
 		order.Items = append(order.Items, &orderv1.OrderItem{
 			Sku: texts.Draw(t, "sku"), Quantity: rapid.Int64().Draw(t, "quantity"), Title: texts.Draw(t, "title"),

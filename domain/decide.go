@@ -26,12 +26,16 @@ const (
 	ReasonBytesMax = 200
 	// SubjectBytesMax is the longest name of whoever asked.
 	SubjectBytesMax = 200
-	// SealedNoteBytesMax is the longest sealed note: 1,000 bytes of note and what sealing adds.
+	// SealedNoteBytesMax is the longest sealed note of a merchant: 1,000 bytes of note and what sealing adds.
 	SealedNoteBytesMax = 2048
+	// SealedPersonalBytesMax is the longest sealed text of an order: a note, an address and a contact, each as long as it may be,
+	// and what sealing adds.
+	SealedPersonalBytesMax = 4096
 )
 
 // Decide turns a command into events, given the lane's state and log time. No events and no error means that there is
-// nothing left to do: the same command was decided before. The error is a Refusal or a *GrantOutOfOrderError.
+// nothing left to do: the same command was decided before. The error is a Refusal, a *GrantOutOfOrderError or a
+// *KeyErasedError.
 //
 // Every event that Decide returns keeps every account of the lane within I3 and every order within I4; Decide panics
 // rather than break them.
@@ -50,6 +54,8 @@ func Decide(s State, c Command, at time.Time) ([]Event, error) {
 		events, err := decideLife(s, c, at)
 		assertLife(s, events, at)
 		return events, err
+	case EraseUser:
+		return c.decide(s)
 	}
 	panic(fmt.Sprintf("domain: bug: unknown command %T", c))
 }
@@ -89,7 +95,7 @@ func decideLife(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case TakeBackPoints:
 		return c.decide(s)
-	case PlaceOrder, PutProduct, ReceiveStock, AllotStock:
+	case PlaceOrder, PutProduct, ReceiveStock, AllotStock, EraseUser:
 	}
 	panic(fmt.Sprintf("domain: bug: %T is not of an order that was placed", c))
 }
@@ -100,6 +106,9 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 	}
 	if err := c.check(at); err != nil {
 		return nil, err
+	}
+	if len(c.SealedPersonal) > 0 && s.KeyErased(c.UserID, c.SealKey) {
+		return nil, &KeyErasedError{UserID: c.UserID}
 	}
 	lines := make([]Line, len(c.Lines))
 	var total Money
@@ -127,7 +136,7 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 		lines[i] = Line{SKU: want.SKU, Units: want.Units, Title: product.Title, PriceMinor: product.Price.Minor}
 	}
 	return []Event{OrderPlaced{
-		OrderID: c.OrderID, UserID: c.UserID, Lines: lines, Total: total, PayBy: c.PayBy, SealedNote: c.SealedNote,
+		OrderID: c.OrderID, UserID: c.UserID, Lines: lines, Total: total, PayBy: c.PayBy, SealedPersonal: c.SealedPersonal,
 	}}, nil
 }
 
@@ -140,8 +149,10 @@ func (c *PlaceOrder) check(at time.Time) error {
 		return &InvalidArgumentError{Argument: "user_id", Problem: nameProblem}
 	case len(c.Lines) == 0 || len(c.Lines) > LinesMax:
 		return &InvalidArgumentError{Argument: "lines", Problem: fmt.Sprintf("there are %d, want 1 to %d", len(c.Lines), LinesMax)}
-	case len(c.SealedNote) > SealedNoteBytesMax:
-		return &InvalidArgumentError{Argument: "sealed_note", Problem: fmt.Sprintf("it has %d bytes, want at most %d", len(c.SealedNote), SealedNoteBytesMax)}
+	case len(c.SealedPersonal) > SealedPersonalBytesMax:
+		return &InvalidArgumentError{Argument: "sealed_personal", Problem: fmt.Sprintf("it has %d bytes, want at most %d", len(c.SealedPersonal), SealedPersonalBytesMax)}
+	case len(c.SealedPersonal) > 0 && c.SealKey == 0:
+		return &InvalidArgumentError{Argument: "seal_key", Problem: "it is zero"}
 	case !c.PayBy.After(at):
 		return &InvalidArgumentError{Argument: "pay_by", Problem: "it has passed"}
 	}
@@ -238,6 +249,22 @@ func (c AllotStock) decide(s State) ([]Event, error) {
 	allotted := StockAllotted(c)
 	assertAccount(account.Evolve(allotted, c.SKU).Check(), c.SKU)
 	return []Event{allotted}, nil
+}
+
+func (c EraseUser) decide(s State) ([]Event, error) {
+	if !validName(c.UserID) {
+		return nil, &InvalidArgumentError{Argument: "user_id", Problem: nameProblem}
+	}
+	if c.Key == 0 {
+		return nil, &InvalidArgumentError{Argument: "key", Problem: "it is zero"}
+	}
+	if err := checkText("by", c.By, SubjectBytesMax); err != nil {
+		return nil, err
+	}
+	if s.KeyErased(c.UserID, c.Key) {
+		return nil, nil // Same command again: nothing to say.
+	}
+	return []Event{UserErased(c)}, nil
 }
 
 func assertAccount(err error, sku string) {

@@ -15,8 +15,9 @@ type PlaceOrder struct {
 	UserID  string
 	// Lines as asked for, each SKU once.
 	Lines []LineRequest
-	// SealedNote is the note, sealed under the user's key; nil for none.
-	SealedNote []byte
+	// SealedPersonal is what the order knows of a person, sealed under the user's key of the id SealKey; nil for nothing.
+	SealedPersonal []byte
+	SealKey        KeyID
 	// PayBy is the log time at which the order expires unpaid.
 	PayBy time.Time
 }
@@ -26,6 +27,10 @@ type LineRequest struct {
 	SKU   string
 	Units int64
 }
+
+// KeyID names a user's key, which lives outside the log; 0 names none. A user has one at a time; an erased one is never used
+// again.
+type KeyID uint64
 
 // CancelOrder ends an order on request.
 type CancelOrder struct {
@@ -67,12 +72,21 @@ type AllotStock struct {
 	Units       int64
 }
 
+// EraseUser ends the use of a user's key: what is sealed under it is erased.
+type EraseUser struct {
+	UserID string
+	Key    KeyID
+	// By is the subject who asked.
+	By string
+}
+
 func (PlaceOrder) isCommand()   {}
 func (CancelOrder) isCommand()  {}
 func (ExpireOrder) isCommand()  {}
 func (PutProduct) isCommand()   {}
 func (ReceiveStock) isCommand() {}
 func (AllotStock) isCommand()   {}
+func (EraseUser) isCommand()    {}
 
 // An Event is a past fact. The set is closed; package stored writes events down.
 //
@@ -81,12 +95,15 @@ type Event interface{ isEvent() }
 
 // OrderPlaced says that an order was placed and its units were taken from the lane's allotments.
 type OrderPlaced struct {
-	OrderID    OrderID
-	UserID     string
-	Lines      []Line
-	Total      Money
-	PayBy      time.Time
+	OrderID OrderID
+	UserID  string
+	Lines   []Line
+	Total   Money
+	PayBy   time.Time
+	// SealedNote is the note alone, as orders had it before they knew of more.
 	SealedNote []byte
+	// SealedPersonal is what the order knows of a person, sealed under the user's key.
+	SealedPersonal []byte
 }
 
 // Line is one line of an order, at the price that held when it was placed.
@@ -120,6 +137,13 @@ type OrderExpired struct {
 	OrderID  OrderID
 	UserID   string
 	Released []Release
+}
+
+// UserErased says that a user's key is destroyed: what was sealed under it is erased.
+type UserErased struct {
+	UserID string
+	Key    KeyID
+	By     string
 }
 
 // ProductPut says that a product was created or changed.
@@ -179,6 +203,7 @@ func (StockGranted) isEvent()   {}
 func (StockAllotted) isEvent()  {}
 func (StockReturned) isEvent()  {}
 func (StockReclaimed) isEvent() {}
+func (UserErased) isEvent()     {}
 
 // State is what Decide may know: the lane's state, everything decided so far included.
 type State interface {
@@ -188,4 +213,6 @@ type State interface {
 	Product(sku string) (Product, bool)
 	// Stock returns this lane's account of the SKU; the zero Account when it has none.
 	Stock(sku string) Account
+	// KeyErased reports whether this key of the user was erased.
+	KeyErased(userID string, key KeyID) bool
 }

@@ -253,7 +253,7 @@ func (o *Order) Next(c Command) Command {
 		fill(&c.Number, len(o.Notes))
 		return c
 	case PlaceOrder, CancelOrder, ExpireOrder, PutProduct, ReceiveStock, AllotStock, CapturePayment, VoidPayment, RecordPaymentResult,
-		RecordStrayPayment, RecordRefundResult, ConfirmDelivery, ReceiveReturn, AwardPoints, TakeBackPoints:
+		RecordStrayPayment, RecordRefundResult, ConfirmDelivery, ReceiveReturn, AwardPoints, TakeBackPoints, EraseUser:
 	}
 	return c
 }
@@ -308,7 +308,7 @@ func CommandOrderID(c Command) (OrderID, bool) {
 		return c.OrderID, true
 	case TakeBackPoints:
 		return c.OrderID, true
-	case PutProduct, ReceiveStock, AllotStock:
+	case PutProduct, ReceiveStock, AllotStock, EraseUser:
 	}
 	return OrderID{}, false
 }
@@ -367,8 +367,9 @@ type AddNote struct {
 	Number int
 	// By is the subject who wrote it.
 	By string
-	// Sealed is the text, sealed under the user's key.
-	Sealed []byte
+	// Sealed is the text, sealed under the user's key of the id SealKey.
+	Sealed  []byte
+	SealKey KeyID
 }
 
 // NoteAdded says that something was noted about an order.
@@ -403,6 +404,9 @@ func (c AddNote) decide(s State) ([]Event, error) {
 	}
 	if done, err := numbered("notes", c.Number, len(order.Notes), NotesMax); done || err != nil {
 		return nil, err
+	}
+	if s.KeyErased(order.UserID, c.SealKey) {
+		return nil, &KeyErasedError{UserID: order.UserID}
 	}
 	return []Event{NoteAdded{OrderID: order.ID, UserID: order.UserID, By: c.By, Sealed: c.Sealed}}, nil
 }
@@ -463,7 +467,7 @@ func (o Order) evolveLife(e Event, at time.Time) Order {
 		}
 	case NoteAdded:
 		o.Notes = append(slices.Clip(o.Notes), Note{By: e.By, At: at, Sealed: e.Sealed})
-	case OrderPlaced, OrderCancelled, OrderExpired, ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed:
+	case OrderPlaced, OrderCancelled, OrderExpired, ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased:
 		return o
 	}
 	o.UpdatedAt = at

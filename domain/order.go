@@ -75,8 +75,11 @@ type Order struct {
 	PlacedAt, PayBy, UpdatedAt time.Time
 	// CancelReason is empty unless the order is cancelled.
 	CancelReason string
-	// SealedNote is the note, sealed under the user's key; nil for none. Nobody changes it.
+	// SealedNote is the note alone, sealed under the user's key, as orders had it before they knew of more; nil for none.
+	// Nobody changes it.
 	SealedNote []byte
+	// SealedPersonal is what the order knows of a person, sealed under the user's key; nil for nothing. Nobody changes it.
+	SealedPersonal []byte
 	// Payments, refunds, shipments, returns and notes, oldest first. Nobody changes them in place.
 	Payments  []Payment
 	Refunds   []Refund
@@ -93,7 +96,7 @@ func (o Order) Evolve(e Event, at time.Time) Order {
 	case OrderPlaced:
 		return Order{
 			ID: e.OrderID, UserID: e.UserID, Status: StatusPendingPayment, Lines: e.Lines, Total: e.Total,
-			PlacedAt: at, PayBy: e.PayBy, UpdatedAt: at, SealedNote: e.SealedNote,
+			PlacedAt: at, PayBy: e.PayBy, UpdatedAt: at, SealedNote: e.SealedNote, SealedPersonal: e.SealedPersonal,
 		}
 	case OrderCancelled:
 		o.Ending, o.CancelReason, o.UpdatedAt = EndingCancelled, e.Reason, at
@@ -103,7 +106,7 @@ func (o Order) Evolve(e Event, at time.Time) Order {
 		PaymentVoidRequested, PaymentVoided, RefundStarted, PaymentRefunded, RefundFailed, StrayPaymentFound,
 		ItemsShipped, ShipmentDelivered, ReturnRequested, ReturnReceived, NoteAdded, PointsAwarded, PointsTakenBack:
 		o = o.evolveLife(e, at)
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed:
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased:
 		return o
 	}
 	o.derive()
@@ -115,6 +118,7 @@ func (o Order) Equal(other Order) bool {
 	return o.ID == other.ID && o.UserID == other.UserID && o.Status == other.Status && o.Total == other.Total &&
 		o.PlacedAt.Equal(other.PlacedAt) && o.PayBy.Equal(other.PayBy) && o.UpdatedAt.Equal(other.UpdatedAt) &&
 		o.CancelReason == other.CancelReason && bytes.Equal(o.SealedNote, other.SealedNote) &&
+		bytes.Equal(o.SealedPersonal, other.SealedPersonal) &&
 		o.Ending == other.Ending && o.Payment == other.Payment && o.Fulfilment == other.Fulfilment &&
 		slices.Equal(o.Lines, other.Lines) && slices.Equal(o.Payments, other.Payments) && slices.Equal(o.Refunds, other.Refunds) &&
 		slices.EqualFunc(o.Shipments, other.Shipments, Shipment.Equal) && slices.EqualFunc(o.Returns, other.Returns, Return.Equal) &&
@@ -177,7 +181,7 @@ func OrderOf(e Event) (OrderID, bool) {
 		return e.OrderID, true
 	case PointsTakenBack:
 		return e.OrderID, true
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed:
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased:
 	}
 	return OrderID{}, false
 }

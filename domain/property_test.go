@@ -207,7 +207,7 @@ func drawEvent(t *rapid.T) domain.Event {
 	number := rapid.Uint64().Draw(t, "number")
 	units := rapid.Int64().Draw(t, "units")
 	released := []domain.Release{{SKU: sku, Units: units}, {SKU: "mug", Units: units}}
-	switch rapid.IntRange(0, 8).Draw(t, "event") {
+	switch rapid.IntRange(0, 9).Draw(t, "event") {
 	case 0:
 		return domain.OrderPlaced{Lines: []domain.Line{{SKU: sku, Units: units, PriceMinor: units}, {SKU: sku, Units: 1}}}
 	case 1:
@@ -222,6 +222,8 @@ func drawEvent(t *rapid.T) domain.Event {
 		return domain.StockGranted{SKU: sku, ToLane: lane, GrantNumber: number, Units: units}
 	case 6:
 		return domain.StockAllotted{SKU: sku, HomeLane: lane, GrantNumber: number, Units: units}
+	case 8:
+		return domain.UserErased{UserID: "alice", Key: domain.KeyID(number)}
 	case 7:
 		return domain.StockReturned{SKU: sku, HomeLane: lane, ReturnNumber: number, Units: units}
 	default:
@@ -266,6 +268,8 @@ func (broken) Order(id domain.OrderID) (domain.Order, bool) {
 func (broken) Product(sku string) (domain.Product, bool) {
 	return domain.Product{SKU: sku, Price: domain.Money{Currency: "EUR", Minor: 1}}, true
 }
+
+func (broken) KeyErased(string, domain.KeyID) bool { return false }
 
 func (b broken) Stock(string) domain.Account { return b.account }
 

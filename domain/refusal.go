@@ -248,6 +248,14 @@ func (e *GrantOutOfOrderError) Error() string {
 	return fmt.Sprintf("grant %d of %s is out of order: grant %d comes first", e.Number, clip(e.SKU), e.Want)
 }
 
+// KeyErasedError is a conflict, not a refusal: an order or a note came sealed under a key that was erased meanwhile. Whoever sealed
+// it seals it again, under the user's new key.
+type KeyErasedError struct{ UserID string }
+
+func (e *KeyErasedError) Error() string {
+	return "what came for " + clip(e.UserID) + " was sealed under a key that is erased"
+}
+
 // quotedMax is how many bytes of a stranger's text a message repeats.
 const quotedMax = 64
 

@@ -27,7 +27,7 @@ import (
 // Commands end in "@2" if lane 2 decides them, else lane 0 does:
 //
 //	put SKU "title" PRICE · receive SKU UNITS · allot SKU GRANT UNITS
-//	place ORDER USER SKU×UNITS… · cancel ORDER "reason" · expire ORDER (with a grace of 15 min)
+//	place ORDER USER [key:N] SKU×UNITS… · erase USER N · cancel ORDER "reason" · expire ORDER (with a grace of 15 min)
 //	pay ORDER · capture ORDER · void ORDER "reason" · refund ORDER [AMOUNT | all] "reason"
 //	result PAYMENT authorized|captured AMOUNT · result PAYMENT declined CODE · result PAYMENT unknown|voided
 //	stray PAYMENT AMOUNT "why" · refunded REFUND AMOUNT · failed REFUND CODE
@@ -213,12 +213,18 @@ func (s *script) do(text string) ([]domain.Event, error) {
 	case "place":
 		place := domain.PlaceOrder{OrderID: s.id(word(1)), UserID: word(2), PayBy: s.now.Add(15 * time.Minute)}
 		for _, line := range words[3:] {
+			if key, sealed := strings.CutPrefix(line, "key:"); sealed {
+				place.SealKey, place.SealedPersonal = domain.KeyID(units(key)), []byte("sealed under "+key)
+				continue
+			}
 			sku, count, _ := strings.Cut(line, "×")
 			place.Lines = append(place.Lines, domain.LineRequest{SKU: sku, Units: units(count)})
 		}
 		c = place
 	case "cancel":
 		c = domain.CancelOrder{OrderID: s.id(word(1)), Reason: word(2), By: "clerk"}
+	case "erase":
+		c = domain.EraseUser{UserID: word(1), Key: domain.KeyID(units(word(2))), By: "clerk"}
 	case "expire":
 		c = domain.ExpireOrder{OrderID: s.id(word(1)), Grace: 15 * time.Minute}
 	default:
@@ -318,7 +324,13 @@ func (s *script) lifeCommand(words []string) (c domain.Command, err error) {
 	case "receive-return":
 		c = domain.ReceiveReturn{OrderID: id, ReturnID: part, Restock: lines(rest[1:]), By: "clerk"}
 	case "note":
-		c = domain.AddNote{OrderID: id, Number: number, By: "clerk", Sealed: []byte(word(1))}
+		note := domain.AddNote{OrderID: id, Number: number, By: "clerk", Sealed: []byte(word(1))}
+		if key, sealed := strings.CutPrefix(word(1), "key:"); sealed {
+			keyNumber, parseErr := strconv.ParseUint(key, 10, 64)
+			err = errors.Join(err, parseErr)
+			note.SealKey = domain.KeyID(keyNumber)
+		}
+		c = note
 	case "award":
 		perMajor, parseErr := strconv.ParseInt(word(1), 10, 64)
 		err = errors.Join(err, parseErr)
@@ -383,6 +395,7 @@ func (s *script) since(at time.Time) string { return "+" + at.Sub(epoch).String(
 func (s *script) describe(events []domain.Event, err error) []string {
 	var refusal domain.Refusal
 	var conflict *domain.GrantOutOfOrderError
+	var erased *domain.KeyErasedError
 	message := fmt.Sprint(err)
 	for name, id := range s.ids {
 		message = strings.ReplaceAll(message, id.String(), name)
@@ -390,7 +403,7 @@ func (s *script) describe(events []domain.Event, err error) []string {
 	switch {
 	case errors.As(err, &refusal):
 		return []string{fmt.Sprintf("refused %s, %s", refusal.Reason(), message)}
-	case errors.As(err, &conflict):
+	case errors.As(err, &conflict), errors.As(err, &erased):
 		return []string{"conflict, " + message}
 	case err != nil:
 		return []string{message}
@@ -412,6 +425,8 @@ func (s *script) event(e domain.Event) string {
 		return fmt.Sprintf("OrderCancelled %s of %s, %q by %s, %s", s.name(e.OrderID), e.UserID, e.Reason, e.By, gaveBack(e))
 	case domain.OrderExpired:
 		return fmt.Sprintf("OrderExpired %s of %s, released %s", s.name(e.OrderID), e.UserID, released(e.Released))
+	case domain.UserErased:
+		return fmt.Sprintf("UserErased %s, key %d, by %s", e.UserID, e.Key, e.By)
 	case domain.ProductPut:
 		return fmt.Sprintf("ProductPut %s %q %v", e.SKU, e.Title, e.Price)
 	case domain.StockReceived:

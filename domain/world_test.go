@@ -23,6 +23,7 @@ type lane struct {
 	number   uint32
 	orders   map[domain.OrderID]domain.Order
 	accounts map[string]domain.Account
+	erased   map[domain.UserErased]bool // With nobody's name.
 }
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -33,6 +34,7 @@ func newWorld(lanes int) *world {
 		w.lanes = append(w.lanes, &lane{
 			world: w, number: uint32(number),
 			orders: map[domain.OrderID]domain.Order{}, accounts: map[string]domain.Account{},
+			erased: map[domain.UserErased]bool{},
 		})
 	}
 	return w
@@ -49,6 +51,10 @@ func (l *lane) Product(sku string) (domain.Product, bool) {
 }
 
 func (l *lane) Stock(sku string) domain.Account { return l.accounts[sku] }
+
+func (l *lane) KeyErased(userID string, key domain.KeyID) bool {
+	return l.erased[domain.UserErased{UserID: userID, Key: key}]
+}
 
 // decide lets a lane decide a command and evolves its events. The error is Decide's, or a broken invariant.
 func (w *world) decide(lane int, c domain.Command) ([]domain.Event, error) {
@@ -71,6 +77,9 @@ func (w *world) evolve(lane int, e domain.Event) error {
 	}
 	if put, ok := e.(domain.ProductPut); ok {
 		w.products[put.SKU] = w.products[put.SKU].Evolve(e, w.now)
+	}
+	if erased, ok := e.(domain.UserErased); ok {
+		l.erased[domain.UserErased{UserID: erased.UserID, Key: erased.Key}] = true
 	}
 	for sku := range domain.SKUs(e) {
 		l.accounts[sku] = l.accounts[sku].Evolve(e, sku)

@@ -27,6 +27,7 @@ const (
 	kindPaymentCaptured // Of an order's life, these two move units.
 	kindReturnReceived
 	kindOrderChanged // Any other event of an order's life.
+	kindUserErased   // No view holds what is erased in the clear, so none has to forget it.
 )
 
 // payloadVersion is the newest version of any event's payload that the views read.
@@ -76,6 +77,8 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 		stored.TypeStrayPaymentFound, stored.TypeItemsShipped, stored.TypeShipmentDelivered, stored.TypeReturnRequested,
 		stored.TypeNoteAdded, stored.TypePointsAwarded, stored.TypePointsTakenBack:
 		c.kind = kindOrderChanged
+	case stored.TypeUserErased:
+		c.kind = kindUserErased
 	case eventstore.TypeLaneOpened:
 		return c, nil
 	default:

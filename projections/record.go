@@ -164,6 +164,9 @@ type orderFold struct {
 	order    domain.Order
 	revision uint64
 	entries  int
+	// kept are the entries, if keep asks for them.
+	keep bool
+	kept []Entry
 }
 
 func newOrderFold(id domain.OrderID) *orderFold { return &orderFold{id: id, text: id.String()} }
@@ -179,6 +182,9 @@ func (f *orderFold) take(entry Entry) error {
 	f.order = f.order.Evolve(event, entry.At)
 	f.revision = entry.Number
 	f.entries++
+	if f.keep {
+		f.kept = append(f.kept, entry)
+	}
 	return nil
 }
 

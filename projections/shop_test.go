@@ -264,6 +264,9 @@ func (s *shop) Product(sku string) (domain.Product, bool) {
 // Stock implements domain.State.
 func (s *shop) Stock(sku string) domain.Account { return s.accounts[sku] }
 
+// KeyErased implements domain.State.
+func (s *shop) KeyErased(string, domain.KeyID) bool { return false }
+
 func (s *shop) place(user string, skus ...int) domain.OrderPlaced {
 	var entropy [10]byte
 	binary.BigEndian.PutUint64(entropy[2:], s.random.Uint64())

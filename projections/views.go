@@ -76,6 +76,8 @@ func NewViews(options ViewsOptions) (*Views, error) {
 type OrderView struct {
 	Order    domain.Order
 	Revision Revision
+	// Events of the order, oldest first; only where they were asked for.
+	Events []Entry
 }
 
 // A ProductView is a product and the position of its newest change.
@@ -257,6 +259,8 @@ type OrdersQuery struct {
 	UserID string
 	// Status to keep; 0 keeps all.
 	Status domain.OrderStatus
+	// Events asks for the orders' events too.
+	Events bool
 	// PageSize is at most OrdersPageMax; 0 means OrdersPageDefault.
 	PageSize int
 	// PageToken is the Next of the page before, empty for the first.
@@ -337,13 +341,16 @@ func (v *Views) readOrdersPage(
 			continue
 		}
 		fold := newOrderFold(id)
+		fold.keep = query.Events
 		if err := foldStored(snapshot, r.lane, fold, query.UserID, nil); err != nil {
 			return OrdersPage{}, fmt.Errorf("order %s of the index: %w", id, err)
 		}
 		if query.Status != 0 && fold.order.Status != query.Status {
 			continue
 		}
-		page.Orders = append(page.Orders, OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}})
+		page.Orders = append(page.Orders, OrderView{
+			Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}, Events: fold.kept,
+		})
 	}
 	return page, entries.Error()
 }

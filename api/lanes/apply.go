@@ -143,6 +143,9 @@ func (m *Machine) settle(envelope *eventstore.Event, event domain.Event) {
 	if _, ok := event.(domain.OrderExpired); ok {
 		m.expiring--
 	}
+	if erased, ok := event.(domain.UserErased); ok {
+		delete(m.erasing, erasedKey{erased.UserID, erased.Key})
+	}
 }
 
 // write puts what one event changes into the batch, save accounts and deadlines, which many share.
@@ -169,6 +172,10 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 		entry := CatalogEntry{Product: domain.Product{}.Evolve(put, commit.Time), Lane: m.options.Lane, Commit: commit.Number}
 		m.options.Catalog.put(entry)
 		return m.batch.Set(m.keys.product(put.SKU), encodeProduct(entry), nil)
+	}
+	if erased, ok := event.(domain.UserErased); ok {
+		m.erasures = true
+		return m.batch.Set(m.keys.erased(erased.UserID, erased.Key), encodeErasure(commit.Number, commit.Time), nil)
 	}
 	if grant, ok := event.(domain.StockGranted); ok && grant.ToLane != m.options.Lane {
 		m.granted = true

@@ -18,6 +18,7 @@ import (
 //	deadline  log time (8 bytes), commit     the ids of the orders that the commit lists to be looked at then; commit 0: moved
 //	account   SKU                            this lane's account
 //	product   SKU                            the product, in its home lane
+//	erased    user 0x00 key id (8 bytes)     commit and log time of the erasure of that key
 //	grant     lane, number, SKU              units granted to another lane and not known to be taken
 const (
 	tablePosition  byte = 'p'
@@ -28,6 +29,7 @@ const (
 	tableAccounts  byte = 'a'
 	tableProducts  byte = 's'
 	tableGrants    byte = 'g'
+	tableErased    byte = 'k'
 )
 
 // positionBytes is number, hash and log time.
@@ -67,6 +69,12 @@ func (k *keys) request(key requestKey) []byte {
 func (k *keys) deadline(payBy time.Time, commit uint64) []byte {
 	b := binary.BigEndian.AppendUint64(k.start(tableDeadlines), uint64(payBy.UnixNano()))
 	return k.keep(binary.BigEndian.AppendUint64(b, commit))
+}
+
+// erased returns the key of an erased key; that of key 0 comes before all others of the user.
+func (k *keys) erased(userID string, key domain.KeyID) []byte {
+	b := append(append(k.start(tableErased), userID...), 0)
+	return k.keep(binary.BigEndian.AppendUint64(b, uint64(key)))
 }
 
 func (k *keys) account(sku string) []byte { return k.keep(append(k.start(tableAccounts), sku...)) }

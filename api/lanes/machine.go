@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -39,6 +40,10 @@ type Machine struct {
 	orders   map[domain.OrderID]specOrder   // orders that they touch
 	products map[string]specProduct         // products that they touch
 	requests map[requestKey]requestInFlight // requests that they answer
+
+	// erasing are the keys whose erasure is in flight. erasures says that one was ever erased: until then nobody need look.
+	erasing  map[erasedKey]struct{}
+	erasures bool
 
 	// known is what the ledger holds, about.
 	known requestFilter
@@ -107,7 +112,15 @@ type specProduct struct {
 
 type requestKey struct{ userID, requestID string }
 
-type requestInFlight struct{ fingerprint Fingerprint }
+type requestInFlight struct {
+	fingerprint Fingerprint
+	commit      uint64 // math.MaxUint64 while it is in flight
+}
+
+type erasedKey struct {
+	userID string
+	key    domain.KeyID
+}
 
 // OpenMachine loads the lane's state.
 func OpenMachine(options MachineOptions) (*Machine, error) {
@@ -133,6 +146,7 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		orders:   map[domain.OrderID]specOrder{},
 		products: map[string]specProduct{},
 		requests: map[requestKey]requestInFlight{},
+		erasing:  map[erasedKey]struct{}{},
 	}
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("load the state of lane %d: %w", options.Lane, err)
@@ -163,6 +177,12 @@ func (m *Machine) load() error {
 	}); err != nil {
 		return err
 	}
+	if err := m.scan(m.keys.table(tableErased), func([]byte, []byte) error {
+		m.erasures = true
+		return errEnough
+	}); err != nil && !errors.Is(err, errEnough) {
+		return err
+	}
 	return m.scan(m.keys.table(tableProducts), func(sku, value []byte) error {
 		entry, err := decodeProduct(string(sku), value)
 		entry.Lane = m.options.Lane
@@ -170,6 +190,9 @@ func (m *Machine) load() error {
 		return err
 	})
 }
+
+// errEnough ends a scan early.
+var errEnough = errors.New("enough")
 
 // readPosition reads a position and its log time, genesis when there is none.
 func (m *Machine) readPosition(key []byte) (eventstore.Position, time.Time, error) {
@@ -228,6 +251,39 @@ func (m *Machine) Product(sku string) (domain.Product, bool) {
 // Stock implements domain.State.
 func (m *Machine) Stock(sku string) domain.Account { return m.decided[sku] }
 
+// KeyErased implements domain.State.
+func (m *Machine) KeyErased(userID string, key domain.KeyID) bool {
+	if _, inFlight := m.erasing[erasedKey{userID, key}]; inFlight {
+		return true
+	}
+	if !m.erasures {
+		return false
+	}
+	value, err := m.get(m.keys.erased(userID, key))
+	must(err)
+	return value != nil
+}
+
+// erasedSince reports whether a key of the user was erased after a commit.
+func (m *Machine) erasedSince(userID string, commit uint64) bool {
+	for key := range m.erasing {
+		if key.userID == userID {
+			return true
+		}
+	}
+	if !m.erasures {
+		return false
+	}
+	since := false
+	prefix := append(append(m.keys.table(tableErased), userID...), 0)
+	must(m.scan(prefix, func(_, value []byte) error {
+		number, _, err := decodeErasure(value)
+		since = since || number > commit
+		return err
+	}))
+	return since
+}
+
 var errNoOrder = errors.New("no such order")
 
 // durableOrder folds an order's record up to a commit, 0 for all of it.
@@ -285,7 +341,7 @@ func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outc
 		return refuse(refusal)
 	}
 	if request.RequestID != "" {
-		decision, known := m.repeated(requestKey{userID, request.RequestID}, request.Fingerprint)
+		decision, known := m.repeated(requestKey{userID, request.RequestID}, &request)
 		if known {
 			return decision
 		}
@@ -304,7 +360,7 @@ func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outc
 			envelopes[i].RequestID = request.RequestID
 			if request.RequestID != "" {
 				envelopes[i].Fingerprint = request.Fingerprint[:]
-				m.requests[requestKey{userID, request.RequestID}] = requestInFlight{fingerprint: request.Fingerprint}
+				m.requests[requestKey{userID, request.RequestID}] = requestInFlight{fingerprint: request.Fingerprint, commit: math.MaxUint64}
 			}
 		} else {
 			envelopes[i].CausationID = request.RequestID
@@ -335,7 +391,7 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 	case domain.ReceiveStock:
 		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
 		return command, request.UserID, nil
-	case domain.ExpireOrder, domain.PutProduct, domain.AllotStock:
+	case domain.ExpireOrder, domain.PutProduct, domain.AllotStock, domain.EraseUser:
 		return command, request.UserID, nil
 	default:
 		panic(fmt.Sprintf("bug: unknown command %T", command))
@@ -343,7 +399,7 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 }
 
 // repeated answers a request that was decided before, and refuses a reused id (I4).
-func (m *Machine) repeated(key requestKey, fingerprint Fingerprint) (eventstore.Decision[Outcome], bool) {
+func (m *Machine) repeated(key requestKey, request *Request) (eventstore.Decision[Outcome], bool) {
 	before, inFlight := m.requests[key]
 	if !inFlight {
 		if !m.known.mayHold(key) {
@@ -354,9 +410,9 @@ func (m *Machine) repeated(key requestKey, fingerprint Fingerprint) (eventstore.
 		if entry == nil {
 			return eventstore.Decision[Outcome]{}, false
 		}
-		before.fingerprint = entry.fingerprint
+		before = requestInFlight{fingerprint: entry.fingerprint, commit: entry.commit}
 	}
-	if before.fingerprint != fingerprint {
+	if !m.same(before, key.userID, request) {
 		return refuse(&KeyReusedError{UserID: key.userID, RequestID: key.requestID}), true
 	}
 	// By the time this answers, the commit that it repeats is applied and so is its ledger entry.
@@ -367,6 +423,15 @@ func (m *Machine) repeated(key requestKey, fingerprint Fingerprint) (eventstore.
 		must(err)
 		return Outcome{Reply: reply}
 	}}, true
+}
+
+// same reports whether a request is the one that was decided before, as far as anybody can still tell: the fingerprint of
+// what is erased is erased with it.
+func (m *Machine) same(before requestInFlight, userID string, request *Request) bool {
+	const half = len(Fingerprint{}) / 2
+	return before.fingerprint == request.Fingerprint ||
+		(request.Former != Fingerprint{} && before.fingerprint == request.Former) ||
+		(request.Keyed && [half]byte(before.fingerprint[:half]) == [half]byte(request.Fingerprint[:half]) && m.erasedSince(userID, before.commit))
 }
 
 // refuse answers with a refusal.
@@ -401,6 +466,8 @@ func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Repl
 		reply.Product = domain.Product{}.Evolve(event, at)
 	case domain.StockReceived:
 		reply.Received = event
+	case domain.UserErased:
+		reply.Erased = event
 	case domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
 	default:
 		panic(fmt.Sprintf("bug: unknown event %T", event))
@@ -428,6 +495,12 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 		case domain.PutProduct:
 			entry, _ := m.options.Catalog.Product(command.SKU)
 			reply.Commit, reply.At, reply.Product = entry.Commit, entry.Product.UpdatedAt, entry.Product
+		case domain.EraseUser:
+			value, err := m.get(m.keys.erased(command.UserID, command.Key))
+			must(err)
+			reply.Commit, reply.At, err = decodeErasure(value)
+			must(err)
+			reply.Erased = domain.UserErased(command)
 		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.AllotStock:
 		}
 		return Outcome{Reply: reply}
@@ -460,6 +533,9 @@ func (m *Machine) speculate(event domain.Event, at time.Time) {
 	if _, ok := event.(domain.OrderExpired); ok {
 		m.expiring++
 	}
+	if erased, ok := event.(domain.UserErased); ok {
+		m.erasing[erasedKey{erased.UserID, erased.Key}] = struct{}{}
+	}
 }
 
 // Rollback implements eventstore.Machine.
@@ -475,6 +551,7 @@ func (m *Machine) Rollback() {
 	clear(m.orders)
 	clear(m.products)
 	clear(m.requests)
+	clear(m.erasing)
 	m.pending = nil
 	m.expiring = 0
 	m.nextDue = time.Time{}

@@ -46,6 +46,7 @@ type simulation struct {
 	effects  map[requestKey]uint64 // commit in which a request took effect
 	logTime  time.Time
 	expired  int
+	erased   map[erasedKey]uint64 // commit of the erasure
 }
 
 // A plant is a bug put in on purpose: the simulation must find it.
@@ -72,7 +73,7 @@ func newSimulation(seed uint64, plant plant) *simulation {
 	s := &simulation{
 		seed: seed, chance: rand.New(rand.NewPCG(seed, 0x5ea)), plant: plant,
 		log:     eventstore.OpenMemoryLog(0, 1),
-		replies: map[requestKey]Reply{}, accounts: map[string]domain.Account{}, effects: map[requestKey]uint64{},
+		replies: map[requestKey]Reply{}, accounts: map[string]domain.Account{}, effects: map[requestKey]uint64{}, erased: map[erasedKey]uint64{},
 		checked: eventstore.Genesis(0, 1),
 	}
 	harsh := s.chance.Float64() // From hardly a fault to hardly anything else.
@@ -233,7 +234,14 @@ func (s *simulation) ask(n *simNode) eventstore.Ask[Request, Outcome] {
 func (s *simulation) request() Request {
 	id := fmt.Sprintf("r%d", len(s.requests))
 	sku := fmt.Sprintf("sku-%d", s.chance.IntN(2))
-	switch s.chance.IntN(8) {
+	userID := fmt.Sprintf("user-%d", s.chance.IntN(3))
+	// The user's key as of some time or other: whoever seals may have an old one in memory.
+	key := domain.KeyID(len(s.erased)/3 + s.chance.IntN(3) + 1)
+	switch s.chance.IntN(10) {
+	case 8:
+		return eraseUser(userID, id, key)
+	case 9:
+		return placeSealed(userID, id, sku, key)
 	case 0:
 		return catalogRequest(sku, id, domain.PutProduct{SKU: sku, Title: id, Price: domain.Money{Currency: "EUR", Minor: 100}})
 	case 1:
@@ -244,7 +252,7 @@ func (s *simulation) request() Request {
 		}
 		fallthrough
 	default:
-		return place(fmt.Sprintf("user-%d", s.chance.IntN(3)), id, sku, s.chance.Int64N(3)+1)
+		return place(userID, id, sku, s.chance.Int64N(3)+1)
 	}
 }
 
@@ -330,6 +338,17 @@ func (s *simulation) fold(commit *eventstore.Commit, envelope eventstore.Event) 
 	}
 	if _, ok := event.(domain.OrderExpired); ok {
 		s.expired++
+	}
+	switch event := event.(type) {
+	case domain.UserErased:
+		if before, ok := s.erased[erasedKey{event.UserID, event.Key}]; ok {
+			return s.failf("key %d of %s is erased at commits %d and %d", event.Key, event.UserID, before, commit.Number)
+		}
+		s.erased[erasedKey{event.UserID, event.Key}] = commit.Number
+	case domain.OrderPlaced:
+		if key := sealedUnder(event.SealedPersonal); s.erased[erasedKey{event.UserID, key}] > 0 {
+			return s.failf("commit %d places an order of %s under key %d, which is erased", commit.Number, event.UserID, key)
+		}
 	}
 	for sku := range domain.SKUs(event) {
 		account := s.accounts[sku].Evolve(event, sku)

@@ -21,6 +21,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 )
 
 const (
@@ -75,6 +76,14 @@ func (c *client) catalog() (catalogv1connect.CatalogServiceClient, error) {
 		return nil, err
 	}
 	return catalogv1connect.NewCatalogServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) users() (userv1connect.UserServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return userv1connect.NewUserServiceClient(c.http(), base, c.options()...), nil
 }
 
 func (c *client) options() []connect.ClientOption {

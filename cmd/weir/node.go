@@ -40,6 +40,8 @@ const (
 	settleViewsMax = 2 * time.Second
 	// witnessEvery is how often the witness is made durable.
 	witnessEvery = time.Second
+	// keysPause is the pause before the users' keys are followed, or erased, again after a fault.
+	keysPause = 5 * time.Second
 )
 
 // nodeOptions say what a node is. Every field has a flag, but limits and owner.
@@ -83,6 +85,7 @@ type node struct {
 	store    *projections.Store
 	runners  []*projections.Runner
 	lanes    *lanes.Set
+	sealer   *sealing.Sealer
 	server   *http.Server
 	record   nodeRecord
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
@@ -229,8 +232,7 @@ func (n *node) openAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sealer, err := sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master})
-	if err != nil {
+	if n.sealer, err = sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master}); err != nil {
 		return err
 	}
 	views, err := projections.NewViews(projections.ViewsOptions{
@@ -244,7 +246,7 @@ func (n *node) openAPI(ctx context.Context) error {
 		return err
 	}
 	handler := api.NewHandler(api.Options{
-		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: sealer, Topology: n.log.topology,
+		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology,
 		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger,
 	})
 	n.server = api.NewServer(handler)
@@ -327,6 +329,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	viewing := newStage(background, fail)
 
 	viewing.run(n.log.run)
+	viewing.run(n.followKeys)
 	for _, runner := range n.runners {
 		viewing.run(runner.Run)
 	}
@@ -337,7 +340,12 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 		serving.run(func(context.Context) error { return ignoreClosed(profiles.Serve(n.debug)) })
 	}
 	starting := newStage(ctx, fail)
-	starting.run(func(ctx context.Context) error { return n.announce(ctx, ready) })
+	starting.run(func(ctx context.Context) error {
+		if err := n.announce(ctx, ready); err != nil {
+			return err
+		}
+		return n.finishErasures(ctx)
+	})
 
 	<-ctx.Done()
 	n.logger.Info("stopping", "cause", context.Cause(ctx))
@@ -431,6 +439,49 @@ func (n *node) announce(ctx context.Context, ready func(context.Context) error) 
 		return err
 	}
 	return nil
+}
+
+// followKeys has the sealer forget the keys that are erased, on whichever node that is. While it cannot, the sealer
+// forgets by itself within a minute.
+func (n *node) followKeys(ctx context.Context) error {
+	for {
+		if err := n.log.keys.Watch(ctx, n.sealer.Changed); err != nil {
+			n.logger.Warn("the users' keys are not followed: a key that is erased on another node is used for up to a minute more", "error", err, "again_in", keysPause)
+		}
+		if !pause(ctx, keysPause) {
+			return nil
+		}
+	}
+}
+
+// finishErasures destroys the keys that the log says are erased and that are there all the same, once after each start. It goes
+// on until it could.
+func (n *node) finishErasures(ctx context.Context) error {
+	for {
+		err := api.FinishErasures(ctx, n.sealer, n.lanes.EachErased)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil: // The next start goes on.
+			return nil //nolint:nilerr // Stopping is no fault.
+		}
+		n.logger.Error("a key that the log says is erased may still be there", "error", err, "again_in", keysPause)
+		if !pause(ctx, keysPause) {
+			return nil
+		}
+	}
+}
+
+// pause waits, and reports whether ctx is still good.
+func pause(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
 }
 
 // tune sets the garbage collector. Most of a node's memory is Pebble's, which Go does not count: with Go's default it would

@@ -12,9 +12,14 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/weirhq/weir/domain"
+	eventv1 "github.com/weirhq/weir/proto/stored/weir/event/v1"
 )
 
 // The names of the event types, for envelopes.
@@ -22,6 +27,7 @@ const (
 	TypeOrderPlaced    = "OrderPlaced"
 	TypeOrderCancelled = "OrderCancelled"
 	TypeOrderExpired   = "OrderExpired"
+	TypeUserErased     = "UserErased"
 	TypeProductPut     = "ProductPut"
 	TypeStockReceived  = "StockReceived"
 	TypeStockGranted   = "StockGranted"
@@ -103,6 +109,8 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 		return TypePointsAwarded, e.OrderID.String()
 	case domain.PointsTakenBack:
 		return TypePointsTakenBack, e.OrderID.String()
+	case domain.UserErased:
+		return TypeUserErased, e.UserID
 	case domain.ProductPut:
 		return TypeProductPut, e.SKU
 	case domain.StockReceived:
@@ -123,7 +131,8 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 func sizeOf(e domain.Event) int {
 	switch e := e.(type) {
 	case domain.OrderPlaced:
-		size := sizeText(e.Total.Currency) + sizeVarint(uint64(e.Total.Minor)) + sizeVarint(nanos(e.PayBy)) + sizeText(e.SealedNote)
+		size := sizeText(e.Total.Currency) + sizeVarint(uint64(e.Total.Minor)) + sizeVarint(nanos(e.PayBy)) +
+			sizeText(e.SealedNote) + sizeFarText(e.SealedPersonal)
 		for i := range e.Lines {
 			size += sizeInner(sizeLine(&e.Lines[i]))
 		}
@@ -170,6 +179,8 @@ func sizeOf(e domain.Event) int {
 		return sizeBy(e, walkPointsAwarded)
 	case domain.PointsTakenBack:
 		return sizeBy(e, walkPointsTakenBack)
+	case domain.UserErased:
+		return sizeVarint(uint64(e.Key)) + sizeText(e.By)
 	case domain.ProductPut:
 		return sizeText(e.Title) + sizeText(e.Price.Currency) + sizeVarint(uint64(e.Price.Minor))
 	case domain.StockReceived:
@@ -196,7 +207,8 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 		dst = appendText(dst, 2, e.Total.Currency)
 		dst = appendVarint(dst, 3, uint64(e.Total.Minor))
 		dst = appendVarint(dst, 4, nanos(e.PayBy))
-		return appendText(dst, 5, e.SealedNote)
+		dst = appendText(dst, 5, e.SealedNote)
+		return appendFarText(dst, 20, e.SealedPersonal)
 	case domain.OrderCancelled:
 		dst = appendText(dst, 1, e.Reason)
 		dst = appendText(dst, 2, e.By)
@@ -242,6 +254,9 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 		return appendBy(dst, e, walkPointsAwarded)
 	case domain.PointsTakenBack:
 		return appendBy(dst, e, walkPointsTakenBack)
+	case domain.UserErased:
+		dst = appendVarint(dst, 1, uint64(e.Key))
+		return appendText(dst, 2, e.By)
 	case domain.ProductPut:
 		dst = appendText(dst, 1, e.Title)
 		dst = appendText(dst, 2, e.Price.Currency)
@@ -259,6 +274,21 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 		return appendTransfer(dst, e.FromLane, e.ReturnNumber, e.Units)
 	}
 	panic(fmt.Sprintf("stored: bug: unknown event %T", e))
+}
+
+// JSON returns a payload as JSON, by the names of its fields; what is sealed stays so. It returns an *UnknownEventError if a
+// newer program wrote the event.
+func JSON(typeName string, typeVersion uint32, payload []byte) ([]byte, error) {
+	name := eventv1.File_weir_event_v1_event_proto.Package().Append(protoreflect.Name(typeName))
+	kind, err := protoregistry.GlobalTypes.FindMessageByName(name)
+	if err != nil {
+		return nil, &UnknownEventError{Type: typeName, Version: typeVersion}
+	}
+	message := kind.New().Interface()
+	if err := proto.Unmarshal(payload, message); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", typeName, err)
+	}
+	return protojson.Marshal(message)
 }
 
 // nanos is the stored form of a log time; the zero time is 0.
@@ -310,7 +340,7 @@ func appendTransfer(dst []byte, lane uint32, number uint64, units int64) []byte 
 	return appendVarint(dst, 3, uint64(units))
 }
 
-// Every field number is below 16, so a tag is one byte: the number and the wire type.
+// Field numbers are below 16, so a tag is one byte: the number and the wire type. The tag of a far field, 16 to 2047, has two.
 const (
 	kindVarint = uint64(protowire.VarintType)
 	kindBytes  = uint64(protowire.BytesType)
@@ -330,6 +360,13 @@ func sizeText[T string | []byte](text T) int {
 	return 1 + protowire.SizeBytes(len(text))
 }
 
+func sizeFarText(text []byte) int {
+	if len(text) == 0 {
+		return 0
+	}
+	return 2 + protowire.SizeBytes(len(text))
+}
+
 // sizeInner is the size of a message field; unlike the others it is written even if it is empty.
 func sizeInner(size int) int { return 1 + protowire.SizeBytes(size) }
 
@@ -345,6 +382,13 @@ func appendText[T string | []byte](dst []byte, field uint64, text T) []byte {
 		return dst
 	}
 	return append(appendInner(dst, field, len(text)), text...)
+}
+
+func appendFarText(dst []byte, field uint64, text []byte) []byte {
+	if len(text) == 0 {
+		return dst
+	}
+	return protowire.AppendBytes(protowire.AppendVarint(dst, field<<3|kindBytes), text)
 }
 
 func appendInner(dst []byte, field uint64, size int) []byte {
@@ -377,6 +421,7 @@ var readers = map[string]reader{
 	TypeOrderPlaced:    readOrderPlaced,
 	TypeOrderCancelled: readOrderCancelled,
 	TypeOrderExpired:   readOrderExpired,
+	TypeUserErased:     readUserErased,
 	TypeProductPut:     readProductPut,
 	TypeStockReceived:  readStockReceived,
 	TypeStockGranted: func(sku, _ string, payload []byte) (domain.Event, error) {
@@ -420,7 +465,9 @@ func readOrderPlaced(aggregateID, userID string, payload []byte) (domain.Event, 
 		case 4<<3 | kindVarint:
 			e.PayBy = timeOf(f.v)
 		case 5<<3 | kindBytes:
-			e.SealedNote = append([]byte(nil), f.data[f.from:f.at]...)
+			e.SealedNote = f.bytes()
+		case 20<<3 | kindBytes:
+			e.SealedPersonal = f.bytes()
 		}
 	}
 	return e, f.err
@@ -499,6 +546,20 @@ func readRelease(r *domain.Release, f fields) error {
 		}
 	}
 	return f.err
+}
+
+func readUserErased(userID, _ string, payload []byte) (domain.Event, error) {
+	e := domain.UserErased{UserID: userID}
+	f := fieldsOf(payload)
+	for f.next() {
+		switch f.tag {
+		case 1<<3 | kindVarint:
+			e.Key = domain.KeyID(f.v)
+		case 2<<3 | kindBytes:
+			e.By = f.text()
+		}
+	}
+	return e, f.err
 }
 
 func readProductPut(sku, _ string, payload []byte) (domain.Event, error) {
@@ -600,6 +661,9 @@ func (f *fields) next() bool {
 }
 
 var errNotUTF8 = errors.New("a text is not UTF-8")
+
+// bytes is a copy of the content of this field, nil when it is empty.
+func (f *fields) bytes() []byte { return append([]byte(nil), f.data[f.from:f.at]...) }
 
 // text is the content of this field as text.
 func (f *fields) text() string {

@@ -38,6 +38,11 @@ var golden = map[string]domain.Event{
 		},
 		Total: domain.Money{Currency: "EUR", Minor: 1_000_000_000_000_003_897}, PayBy: payBy, SealedNote: []byte{0, 1, 0xff},
 	},
+	"OrderPlaced.v1.personal": domain.OrderPlaced{
+		OrderID: orderID, UserID: "alice", Lines: []domain.Line{{SKU: "mug", Units: 1, Title: "Enamel mug", PriceMinor: 1299}},
+		Total: domain.Money{Currency: "EUR", Minor: 1299}, PayBy: payBy, SealedPersonal: bytes.Repeat([]byte{1, 0xfe}, 100),
+	},
+	"UserErased.v1": domain.UserErased{UserID: "alice", Key: 0xfedcba9876543210, By: "clerk-7"},
 	"OrderPlaced.v1.one-line": domain.OrderPlaced{
 		OrderID: orderID, UserID: "alice", Lines: []domain.Line{{SKU: "mug", Units: 1, Title: "Enamel mug", PriceMinor: 1299}},
 		Total: domain.Money{Currency: "EUR", Minor: 1299}, PayBy: payBy,
@@ -144,6 +149,7 @@ var samples = []domain.Event{
 	domain.OrderPlaced{OrderID: orderID},
 	domain.OrderCancelled{OrderID: orderID},
 	domain.OrderExpired{OrderID: orderID},
+	domain.UserErased{UserID: "alice"},
 	domain.ProductPut{SKU: "mug"},
 	domain.StockReceived{SKU: "mug"},
 	domain.StockGranted{SKU: "mug"},
@@ -258,13 +264,16 @@ func drawEvent(t *rapid.T) domain.Event {
 	if drawn := rapid.SliceOfN(rapid.Byte(), 0, 99).Draw(t, "sealed"); len(drawn) > 0 {
 		sealed = drawn
 	}
-	switch rapid.IntRange(0, 27).Draw(t, "event") {
+	switch rapid.IntRange(0, 28).Draw(t, "event") {
 	case 0:
 		e := domain.OrderPlaced{
 			OrderID: orderID, UserID: "alice", Lines: lines, Total: domain.Money{Currency: text("currency"), Minor: units()},
 			PayBy: time.Unix(0, rapid.Int64().Draw(t, "pay by")).UTC(),
 		}
 		e.SealedNote = sealed
+		if personal := rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "personal"); len(personal) > 0 {
+			e.SealedPersonal = personal
+		}
 		if e.PayBy.UnixNano() == 0 {
 			e.PayBy = time.Time{}
 		}
@@ -281,6 +290,8 @@ func drawEvent(t *rapid.T) domain.Event {
 		return domain.StockGranted{SKU: "mug", ToLane: lane, GrantNumber: number, Units: units()}
 	case 6:
 		return domain.StockAllotted{SKU: "mug", HomeLane: lane, GrantNumber: number, Units: units()}
+	case 28:
+		return domain.UserErased{UserID: "alice", Key: domain.KeyID(number), By: text("by")}
 	case 7:
 		return domain.StockReturned{SKU: "mug", HomeLane: lane, ReturnNumber: number, Units: units()}
 	case 8:
@@ -351,6 +362,7 @@ var generated = map[string]func() proto.Message{
 	stored.TypeOrderPlaced:    func() proto.Message { return &eventv1.OrderPlaced{} },
 	stored.TypeOrderCancelled: func() proto.Message { return &eventv1.OrderCancelled{} },
 	stored.TypeOrderExpired:   func() proto.Message { return &eventv1.OrderExpired{} },
+	stored.TypeUserErased:     func() proto.Message { return &eventv1.UserErased{} },
 	stored.TypeProductPut:     func() proto.Message { return &eventv1.ProductPut{} },
 	stored.TypeStockReceived:  func() proto.Message { return &eventv1.StockReceived{} },
 	stored.TypeStockGranted:   func() proto.Message { return &eventv1.StockGranted{} },
@@ -403,6 +415,7 @@ var typeNames = []string{
 	stored.TypeNoteAdded,
 	stored.TypePointsAwarded,
 	stored.TypePointsTakenBack,
+	stored.TypeUserErased,
 }
 
 // FuzzDecode holds Decode to what the generated types read: the same payloads are refused, the others mean the same, and
@@ -432,6 +445,9 @@ func FuzzDecode(f *testing.F) {
 		aggregateID := "mug"
 		if !strings.HasPrefix(typeName, "Stock") && typeName != stored.TypeProductPut {
 			aggregateID = orderID.String()
+		}
+		if typeName == stored.TypeUserErased {
+			aggregateID = "alice"
 		}
 		before := slices.Clone(payload)
 		got, err := stored.Decode(typeName, 1, aggregateID, "alice", payload)
@@ -515,7 +531,7 @@ func messageOf(e domain.Event) proto.Message {
 	}
 	switch e := e.(type) {
 	case domain.OrderPlaced:
-		m := &eventv1.OrderPlaced{CurrencyCode: e.Total.Currency, TotalMinor: e.Total.Minor, SealedNote: e.SealedNote}
+		m := &eventv1.OrderPlaced{CurrencyCode: e.Total.Currency, TotalMinor: e.Total.Minor, SealedNote: e.SealedNote, SealedPersonal: e.SealedPersonal}
 		if !e.PayBy.IsZero() {
 			m.PayByUnixNano = e.PayBy.UnixNano()
 		}
@@ -527,6 +543,8 @@ func messageOf(e domain.Event) proto.Message {
 		return &eventv1.OrderCancelled{Reason: e.Reason, By: e.By, Released: released(e.Released), Unsold: released(e.Unsold)}
 	case domain.OrderExpired:
 		return &eventv1.OrderExpired{Released: released(e.Released)}
+	case domain.UserErased:
+		return &eventv1.UserErased{KeyId: uint64(e.Key), By: e.By}
 	case domain.ProductPut:
 		return &eventv1.ProductPut{Title: e.Title, CurrencyCode: e.Price.Currency, PriceMinor: e.Price.Minor}
 	case domain.StockReceived:
@@ -600,6 +618,9 @@ func eventOf(m proto.Message, id domain.OrderID, userID string) domain.Event {
 		if len(m.GetSealedNote()) > 0 {
 			e.SealedNote = m.GetSealedNote()
 		}
+		if len(m.GetSealedPersonal()) > 0 {
+			e.SealedPersonal = m.GetSealedPersonal()
+		}
 		if m.GetPayByUnixNano() != 0 {
 			e.PayBy = time.Unix(0, m.GetPayByUnixNano()).UTC()
 		}
@@ -611,6 +632,8 @@ func eventOf(m proto.Message, id domain.OrderID, userID string) domain.Event {
 		return domain.OrderCancelled{OrderID: id, UserID: userID, Reason: m.GetReason(), By: m.GetBy(), Released: released(m.GetReleased()), Unsold: released(m.GetUnsold())}
 	case *eventv1.OrderExpired:
 		return domain.OrderExpired{OrderID: id, UserID: userID, Released: released(m.GetReleased())}
+	case *eventv1.UserErased:
+		return domain.UserErased{UserID: userID, Key: domain.KeyID(m.GetKeyId()), By: m.GetBy()}
 	case *eventv1.ProductPut:
 		return domain.ProductPut{SKU: "mug", Title: m.GetTitle(), Price: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetPriceMinor()}}
 	case *eventv1.StockReceived:

@@ -108,10 +108,12 @@ type OrderPlaced struct {
 	TotalMinor int64 `protobuf:"varint,3,opt,name=total_minor,json=totalMinor,proto3" json:"total_minor,omitempty"`
 	// Log time at which it expires unpaid, nanoseconds since the Unix epoch.
 	PayByUnixNano int64 `protobuf:"varint,4,opt,name=pay_by_unix_nano,json=payByUnixNano,proto3" json:"pay_by_unix_nano,omitempty"`
-	// Note, sealed under the user's key. Empty when there is none.
-	SealedNote    []byte `protobuf:"bytes,5,opt,name=sealed_note,json=sealedNote,proto3" json:"sealed_note,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Note, sealed under the user's key. Orders of today have it in sealed_personal.
+	SealedNote []byte `protobuf:"bytes,5,opt,name=sealed_note,json=sealedNote,proto3" json:"sealed_note,omitempty"`
+	// A weir.personal.v1.Personal, sealed under the user's key. Empty when nothing personal was given.
+	SealedPersonal []byte `protobuf:"bytes,20,opt,name=sealed_personal,json=sealedPersonal,proto3" json:"sealed_personal,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *OrderPlaced) Reset() {
@@ -175,6 +177,13 @@ func (x *OrderPlaced) GetPayByUnixNano() int64 {
 func (x *OrderPlaced) GetSealedNote() []byte {
 	if x != nil {
 		return x.SealedNote
+	}
+	return nil
+}
+
+func (x *OrderPlaced) GetSealedPersonal() []byte {
+	if x != nil {
+		return x.SealedPersonal
 	}
 	return nil
 }
@@ -353,6 +362,62 @@ func (x *OrderExpired) GetReleased() []*UnitsReleased {
 	return nil
 }
 
+// UserErased: a user's key is destroyed from here on, and with it the personal data of every order before. Whatever the
+// lane places after this is sealed under another key. The aggregate is the user.
+type UserErased struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the key.
+	KeyId uint64 `protobuf:"varint,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Subject of the token that asked for it.
+	By            string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserErased) Reset() {
+	*x = UserErased{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserErased) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserErased) ProtoMessage() {}
+
+func (x *UserErased) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserErased.ProtoReflect.Descriptor instead.
+func (*UserErased) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *UserErased) GetKeyId() uint64 {
+	if x != nil {
+		return x.KeyId
+	}
+	return 0
+}
+
+func (x *UserErased) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
 // ProductPut: a product was created or changed. The aggregate is the SKU.
 type ProductPut struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -368,7 +433,7 @@ type ProductPut struct {
 
 func (x *ProductPut) Reset() {
 	*x = ProductPut{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[5]
+	mi := &file_weir_event_v1_event_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -380,7 +445,7 @@ func (x *ProductPut) String() string {
 func (*ProductPut) ProtoMessage() {}
 
 func (x *ProductPut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[5]
+	mi := &file_weir_event_v1_event_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -393,7 +458,7 @@ func (x *ProductPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProductPut.ProtoReflect.Descriptor instead.
 func (*ProductPut) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{5}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProductPut) GetTitle() string {
@@ -430,7 +495,7 @@ type StockReceived struct {
 
 func (x *StockReceived) Reset() {
 	*x = StockReceived{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[6]
+	mi := &file_weir_event_v1_event_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -442,7 +507,7 @@ func (x *StockReceived) String() string {
 func (*StockReceived) ProtoMessage() {}
 
 func (x *StockReceived) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[6]
+	mi := &file_weir_event_v1_event_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -455,7 +520,7 @@ func (x *StockReceived) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReceived.ProtoReflect.Descriptor instead.
 func (*StockReceived) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{6}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StockReceived) GetUnits() int64 {
@@ -487,7 +552,7 @@ type StockGranted struct {
 
 func (x *StockGranted) Reset() {
 	*x = StockGranted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[7]
+	mi := &file_weir_event_v1_event_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -499,7 +564,7 @@ func (x *StockGranted) String() string {
 func (*StockGranted) ProtoMessage() {}
 
 func (x *StockGranted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[7]
+	mi := &file_weir_event_v1_event_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,7 +577,7 @@ func (x *StockGranted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockGranted.ProtoReflect.Descriptor instead.
 func (*StockGranted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{7}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StockGranted) GetToLane() uint32 {
@@ -551,7 +616,7 @@ type StockAllotted struct {
 
 func (x *StockAllotted) Reset() {
 	*x = StockAllotted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[8]
+	mi := &file_weir_event_v1_event_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +628,7 @@ func (x *StockAllotted) String() string {
 func (*StockAllotted) ProtoMessage() {}
 
 func (x *StockAllotted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[8]
+	mi := &file_weir_event_v1_event_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +641,7 @@ func (x *StockAllotted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockAllotted.ProtoReflect.Descriptor instead.
 func (*StockAllotted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{8}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StockAllotted) GetHomeLane() uint32 {
@@ -615,7 +680,7 @@ type StockReturned struct {
 
 func (x *StockReturned) Reset() {
 	*x = StockReturned{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[9]
+	mi := &file_weir_event_v1_event_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +692,7 @@ func (x *StockReturned) String() string {
 func (*StockReturned) ProtoMessage() {}
 
 func (x *StockReturned) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[9]
+	mi := &file_weir_event_v1_event_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +705,7 @@ func (x *StockReturned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReturned.ProtoReflect.Descriptor instead.
 func (*StockReturned) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{9}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StockReturned) GetHomeLane() uint32 {
@@ -679,7 +744,7 @@ type StockReclaimed struct {
 
 func (x *StockReclaimed) Reset() {
 	*x = StockReclaimed{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[10]
+	mi := &file_weir_event_v1_event_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +756,7 @@ func (x *StockReclaimed) String() string {
 func (*StockReclaimed) ProtoMessage() {}
 
 func (x *StockReclaimed) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[10]
+	mi := &file_weir_event_v1_event_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +769,7 @@ func (x *StockReclaimed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReclaimed.ProtoReflect.Descriptor instead.
 func (*StockReclaimed) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{10}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StockReclaimed) GetFromLane() uint32 {
@@ -750,7 +815,7 @@ type PaymentStarted struct {
 
 func (x *PaymentStarted) Reset() {
 	*x = PaymentStarted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[11]
+	mi := &file_weir_event_v1_event_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -762,7 +827,7 @@ func (x *PaymentStarted) String() string {
 func (*PaymentStarted) ProtoMessage() {}
 
 func (x *PaymentStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[11]
+	mi := &file_weir_event_v1_event_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -775,7 +840,7 @@ func (x *PaymentStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentStarted.ProtoReflect.Descriptor instead.
 func (*PaymentStarted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{11}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PaymentStarted) GetPaymentId() string {
@@ -835,7 +900,7 @@ type PaymentAuthorized struct {
 
 func (x *PaymentAuthorized) Reset() {
 	*x = PaymentAuthorized{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[12]
+	mi := &file_weir_event_v1_event_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -847,7 +912,7 @@ func (x *PaymentAuthorized) String() string {
 func (*PaymentAuthorized) ProtoMessage() {}
 
 func (x *PaymentAuthorized) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[12]
+	mi := &file_weir_event_v1_event_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -860,7 +925,7 @@ func (x *PaymentAuthorized) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentAuthorized.ProtoReflect.Descriptor instead.
 func (*PaymentAuthorized) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{12}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PaymentAuthorized) GetPaymentId() string {
@@ -903,7 +968,7 @@ type PaymentCaptureRequested struct {
 
 func (x *PaymentCaptureRequested) Reset() {
 	*x = PaymentCaptureRequested{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[13]
+	mi := &file_weir_event_v1_event_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +980,7 @@ func (x *PaymentCaptureRequested) String() string {
 func (*PaymentCaptureRequested) ProtoMessage() {}
 
 func (x *PaymentCaptureRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[13]
+	mi := &file_weir_event_v1_event_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +993,7 @@ func (x *PaymentCaptureRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentCaptureRequested.ProtoReflect.Descriptor instead.
 func (*PaymentCaptureRequested) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{13}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PaymentCaptureRequested) GetPaymentId() string {
@@ -983,7 +1048,7 @@ type PaymentCaptured struct {
 
 func (x *PaymentCaptured) Reset() {
 	*x = PaymentCaptured{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[14]
+	mi := &file_weir_event_v1_event_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1060,7 @@ func (x *PaymentCaptured) String() string {
 func (*PaymentCaptured) ProtoMessage() {}
 
 func (x *PaymentCaptured) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[14]
+	mi := &file_weir_event_v1_event_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1073,7 @@ func (x *PaymentCaptured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentCaptured.ProtoReflect.Descriptor instead.
 func (*PaymentCaptured) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{14}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PaymentCaptured) GetPaymentId() string {
@@ -1054,7 +1119,7 @@ type PaymentDeclined struct {
 
 func (x *PaymentDeclined) Reset() {
 	*x = PaymentDeclined{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[15]
+	mi := &file_weir_event_v1_event_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1131,7 @@ func (x *PaymentDeclined) String() string {
 func (*PaymentDeclined) ProtoMessage() {}
 
 func (x *PaymentDeclined) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[15]
+	mi := &file_weir_event_v1_event_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1144,7 @@ func (x *PaymentDeclined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentDeclined.ProtoReflect.Descriptor instead.
 func (*PaymentDeclined) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{15}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PaymentDeclined) GetPaymentId() string {
@@ -1114,7 +1179,7 @@ type PaymentBecameUnknown struct {
 
 func (x *PaymentBecameUnknown) Reset() {
 	*x = PaymentBecameUnknown{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[16]
+	mi := &file_weir_event_v1_event_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1191,7 @@ func (x *PaymentBecameUnknown) String() string {
 func (*PaymentBecameUnknown) ProtoMessage() {}
 
 func (x *PaymentBecameUnknown) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[16]
+	mi := &file_weir_event_v1_event_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1204,7 @@ func (x *PaymentBecameUnknown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentBecameUnknown.ProtoReflect.Descriptor instead.
 func (*PaymentBecameUnknown) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{16}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PaymentBecameUnknown) GetPaymentId() string {
@@ -1166,7 +1231,7 @@ type PaymentVoidRequested struct {
 
 func (x *PaymentVoidRequested) Reset() {
 	*x = PaymentVoidRequested{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[17]
+	mi := &file_weir_event_v1_event_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1243,7 @@ func (x *PaymentVoidRequested) String() string {
 func (*PaymentVoidRequested) ProtoMessage() {}
 
 func (x *PaymentVoidRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[17]
+	mi := &file_weir_event_v1_event_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1256,7 @@ func (x *PaymentVoidRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentVoidRequested.ProtoReflect.Descriptor instead.
 func (*PaymentVoidRequested) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{17}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PaymentVoidRequested) GetPaymentId() string {
@@ -1233,7 +1298,7 @@ type PaymentVoided struct {
 
 func (x *PaymentVoided) Reset() {
 	*x = PaymentVoided{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[18]
+	mi := &file_weir_event_v1_event_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1310,7 @@ func (x *PaymentVoided) String() string {
 func (*PaymentVoided) ProtoMessage() {}
 
 func (x *PaymentVoided) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[18]
+	mi := &file_weir_event_v1_event_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1323,7 @@ func (x *PaymentVoided) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentVoided.ProtoReflect.Descriptor instead.
 func (*PaymentVoided) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{18}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PaymentVoided) GetPaymentId() string {
@@ -1293,7 +1358,7 @@ type RefundStarted struct {
 
 func (x *RefundStarted) Reset() {
 	*x = RefundStarted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[19]
+	mi := &file_weir_event_v1_event_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1370,7 @@ func (x *RefundStarted) String() string {
 func (*RefundStarted) ProtoMessage() {}
 
 func (x *RefundStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[19]
+	mi := &file_weir_event_v1_event_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1383,7 @@ func (x *RefundStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefundStarted.ProtoReflect.Descriptor instead.
 func (*RefundStarted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{19}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RefundStarted) GetRefundId() string {
@@ -1392,7 +1457,7 @@ type PaymentRefunded struct {
 
 func (x *PaymentRefunded) Reset() {
 	*x = PaymentRefunded{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[20]
+	mi := &file_weir_event_v1_event_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1469,7 @@ func (x *PaymentRefunded) String() string {
 func (*PaymentRefunded) ProtoMessage() {}
 
 func (x *PaymentRefunded) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[20]
+	mi := &file_weir_event_v1_event_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1482,7 @@ func (x *PaymentRefunded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentRefunded.ProtoReflect.Descriptor instead.
 func (*PaymentRefunded) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{20}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PaymentRefunded) GetRefundId() string {
@@ -1454,7 +1519,7 @@ type RefundFailed struct {
 
 func (x *RefundFailed) Reset() {
 	*x = RefundFailed{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[21]
+	mi := &file_weir_event_v1_event_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1531,7 @@ func (x *RefundFailed) String() string {
 func (*RefundFailed) ProtoMessage() {}
 
 func (x *RefundFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[21]
+	mi := &file_weir_event_v1_event_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1544,7 @@ func (x *RefundFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefundFailed.ProtoReflect.Descriptor instead.
 func (*RefundFailed) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{21}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RefundFailed) GetRefundId() string {
@@ -1515,7 +1580,7 @@ type StrayPaymentFound struct {
 
 func (x *StrayPaymentFound) Reset() {
 	*x = StrayPaymentFound{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[22]
+	mi := &file_weir_event_v1_event_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1592,7 @@ func (x *StrayPaymentFound) String() string {
 func (*StrayPaymentFound) ProtoMessage() {}
 
 func (x *StrayPaymentFound) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[22]
+	mi := &file_weir_event_v1_event_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1605,7 @@ func (x *StrayPaymentFound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrayPaymentFound.ProtoReflect.Descriptor instead.
 func (*StrayPaymentFound) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{22}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StrayPaymentFound) GetPaymentId() string {
@@ -1597,7 +1662,7 @@ type ItemsShipped struct {
 
 func (x *ItemsShipped) Reset() {
 	*x = ItemsShipped{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[23]
+	mi := &file_weir_event_v1_event_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1674,7 @@ func (x *ItemsShipped) String() string {
 func (*ItemsShipped) ProtoMessage() {}
 
 func (x *ItemsShipped) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[23]
+	mi := &file_weir_event_v1_event_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1687,7 @@ func (x *ItemsShipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemsShipped.ProtoReflect.Descriptor instead.
 func (*ItemsShipped) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{23}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ItemsShipped) GetShipmentId() string {
@@ -1673,7 +1738,7 @@ type ShipmentDelivered struct {
 
 func (x *ShipmentDelivered) Reset() {
 	*x = ShipmentDelivered{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[24]
+	mi := &file_weir_event_v1_event_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1750,7 @@ func (x *ShipmentDelivered) String() string {
 func (*ShipmentDelivered) ProtoMessage() {}
 
 func (x *ShipmentDelivered) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[24]
+	mi := &file_weir_event_v1_event_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1763,7 @@ func (x *ShipmentDelivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipmentDelivered.ProtoReflect.Descriptor instead.
 func (*ShipmentDelivered) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{24}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ShipmentDelivered) GetShipmentId() string {
@@ -1732,7 +1797,7 @@ type ReturnRequested struct {
 
 func (x *ReturnRequested) Reset() {
 	*x = ReturnRequested{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[25]
+	mi := &file_weir_event_v1_event_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1809,7 @@ func (x *ReturnRequested) String() string {
 func (*ReturnRequested) ProtoMessage() {}
 
 func (x *ReturnRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[25]
+	mi := &file_weir_event_v1_event_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1822,7 @@ func (x *ReturnRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnRequested.ProtoReflect.Descriptor instead.
 func (*ReturnRequested) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{25}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ReturnRequested) GetReturnId() string {
@@ -1803,7 +1868,7 @@ type ReturnReceived struct {
 
 func (x *ReturnReceived) Reset() {
 	*x = ReturnReceived{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[26]
+	mi := &file_weir_event_v1_event_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1880,7 @@ func (x *ReturnReceived) String() string {
 func (*ReturnReceived) ProtoMessage() {}
 
 func (x *ReturnReceived) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[26]
+	mi := &file_weir_event_v1_event_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1893,7 @@ func (x *ReturnReceived) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnReceived.ProtoReflect.Descriptor instead.
 func (*ReturnReceived) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{26}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ReturnReceived) GetReturnId() string {
@@ -1865,7 +1930,7 @@ type NoteAdded struct {
 
 func (x *NoteAdded) Reset() {
 	*x = NoteAdded{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[27]
+	mi := &file_weir_event_v1_event_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +1942,7 @@ func (x *NoteAdded) String() string {
 func (*NoteAdded) ProtoMessage() {}
 
 func (x *NoteAdded) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[27]
+	mi := &file_weir_event_v1_event_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +1955,7 @@ func (x *NoteAdded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteAdded.ProtoReflect.Descriptor instead.
 func (*NoteAdded) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{27}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NoteAdded) GetBy() string {
@@ -1922,7 +1987,7 @@ type PointsAwarded struct {
 
 func (x *PointsAwarded) Reset() {
 	*x = PointsAwarded{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[28]
+	mi := &file_weir_event_v1_event_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +1999,7 @@ func (x *PointsAwarded) String() string {
 func (*PointsAwarded) ProtoMessage() {}
 
 func (x *PointsAwarded) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[28]
+	mi := &file_weir_event_v1_event_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2012,7 @@ func (x *PointsAwarded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointsAwarded.ProtoReflect.Descriptor instead.
 func (*PointsAwarded) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{28}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PointsAwarded) GetPaymentId() string {
@@ -1984,7 +2049,7 @@ type PointsTakenBack struct {
 
 func (x *PointsTakenBack) Reset() {
 	*x = PointsTakenBack{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[29]
+	mi := &file_weir_event_v1_event_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2061,7 @@ func (x *PointsTakenBack) String() string {
 func (*PointsTakenBack) ProtoMessage() {}
 
 func (x *PointsTakenBack) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[29]
+	mi := &file_weir_event_v1_event_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2074,7 @@ func (x *PointsTakenBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointsTakenBack.ProtoReflect.Descriptor instead.
 func (*PointsTakenBack) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{29}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PointsTakenBack) GetRefundId() string {
@@ -2036,7 +2101,7 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\x05units\x18\x02 \x01(\x03R\x05units\x12\x14\n" +
 	"\x05title\x18\x03 \x01(\tR\x05title\x12\x1f\n" +
 	"\vprice_minor\x18\x04 \x01(\x03R\n" +
-	"priceMinor\"\xcd\x01\n" +
+	"priceMinor\"\xf6\x01\n" +
 	"\vOrderPlaced\x12.\n" +
 	"\x05lines\x18\x01 \x03(\v2\x18.weir.event.v1.OrderLineR\x05lines\x12#\n" +
 	"\rcurrency_code\x18\x02 \x01(\tR\fcurrencyCode\x12\x1f\n" +
@@ -2044,7 +2109,8 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"totalMinor\x12'\n" +
 	"\x10pay_by_unix_nano\x18\x04 \x01(\x03R\rpayByUnixNano\x12\x1f\n" +
 	"\vsealed_note\x18\x05 \x01(\fR\n" +
-	"sealedNote\"7\n" +
+	"sealedNote\x12'\n" +
+	"\x0fsealed_personal\x18\x14 \x01(\fR\x0esealedPersonal\"7\n" +
 	"\rUnitsReleased\x12\x10\n" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x14\n" +
 	"\x05units\x18\x02 \x01(\x03R\x05units\"\xa8\x01\n" +
@@ -2054,7 +2120,11 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\breleased\x18\x03 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\x124\n" +
 	"\x06unsold\x18\x04 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\x06unsold\"H\n" +
 	"\fOrderExpired\x128\n" +
-	"\breleased\x18\x01 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\"h\n" +
+	"\breleased\x18\x01 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\"3\n" +
+	"\n" +
+	"UserErased\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\x04R\x05keyId\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"h\n" +
 	"\n" +
 	"ProductPut\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12#\n" +
@@ -2191,38 +2261,39 @@ func file_weir_event_v1_event_proto_rawDescGZIP() []byte {
 	return file_weir_event_v1_event_proto_rawDescData
 }
 
-var file_weir_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_weir_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_weir_event_v1_event_proto_goTypes = []any{
 	(*OrderLine)(nil),               // 0: weir.event.v1.OrderLine
 	(*OrderPlaced)(nil),             // 1: weir.event.v1.OrderPlaced
 	(*UnitsReleased)(nil),           // 2: weir.event.v1.UnitsReleased
 	(*OrderCancelled)(nil),          // 3: weir.event.v1.OrderCancelled
 	(*OrderExpired)(nil),            // 4: weir.event.v1.OrderExpired
-	(*ProductPut)(nil),              // 5: weir.event.v1.ProductPut
-	(*StockReceived)(nil),           // 6: weir.event.v1.StockReceived
-	(*StockGranted)(nil),            // 7: weir.event.v1.StockGranted
-	(*StockAllotted)(nil),           // 8: weir.event.v1.StockAllotted
-	(*StockReturned)(nil),           // 9: weir.event.v1.StockReturned
-	(*StockReclaimed)(nil),          // 10: weir.event.v1.StockReclaimed
-	(*PaymentStarted)(nil),          // 11: weir.event.v1.PaymentStarted
-	(*PaymentAuthorized)(nil),       // 12: weir.event.v1.PaymentAuthorized
-	(*PaymentCaptureRequested)(nil), // 13: weir.event.v1.PaymentCaptureRequested
-	(*PaymentCaptured)(nil),         // 14: weir.event.v1.PaymentCaptured
-	(*PaymentDeclined)(nil),         // 15: weir.event.v1.PaymentDeclined
-	(*PaymentBecameUnknown)(nil),    // 16: weir.event.v1.PaymentBecameUnknown
-	(*PaymentVoidRequested)(nil),    // 17: weir.event.v1.PaymentVoidRequested
-	(*PaymentVoided)(nil),           // 18: weir.event.v1.PaymentVoided
-	(*RefundStarted)(nil),           // 19: weir.event.v1.RefundStarted
-	(*PaymentRefunded)(nil),         // 20: weir.event.v1.PaymentRefunded
-	(*RefundFailed)(nil),            // 21: weir.event.v1.RefundFailed
-	(*StrayPaymentFound)(nil),       // 22: weir.event.v1.StrayPaymentFound
-	(*ItemsShipped)(nil),            // 23: weir.event.v1.ItemsShipped
-	(*ShipmentDelivered)(nil),       // 24: weir.event.v1.ShipmentDelivered
-	(*ReturnRequested)(nil),         // 25: weir.event.v1.ReturnRequested
-	(*ReturnReceived)(nil),          // 26: weir.event.v1.ReturnReceived
-	(*NoteAdded)(nil),               // 27: weir.event.v1.NoteAdded
-	(*PointsAwarded)(nil),           // 28: weir.event.v1.PointsAwarded
-	(*PointsTakenBack)(nil),         // 29: weir.event.v1.PointsTakenBack
+	(*UserErased)(nil),              // 5: weir.event.v1.UserErased
+	(*ProductPut)(nil),              // 6: weir.event.v1.ProductPut
+	(*StockReceived)(nil),           // 7: weir.event.v1.StockReceived
+	(*StockGranted)(nil),            // 8: weir.event.v1.StockGranted
+	(*StockAllotted)(nil),           // 9: weir.event.v1.StockAllotted
+	(*StockReturned)(nil),           // 10: weir.event.v1.StockReturned
+	(*StockReclaimed)(nil),          // 11: weir.event.v1.StockReclaimed
+	(*PaymentStarted)(nil),          // 12: weir.event.v1.PaymentStarted
+	(*PaymentAuthorized)(nil),       // 13: weir.event.v1.PaymentAuthorized
+	(*PaymentCaptureRequested)(nil), // 14: weir.event.v1.PaymentCaptureRequested
+	(*PaymentCaptured)(nil),         // 15: weir.event.v1.PaymentCaptured
+	(*PaymentDeclined)(nil),         // 16: weir.event.v1.PaymentDeclined
+	(*PaymentBecameUnknown)(nil),    // 17: weir.event.v1.PaymentBecameUnknown
+	(*PaymentVoidRequested)(nil),    // 18: weir.event.v1.PaymentVoidRequested
+	(*PaymentVoided)(nil),           // 19: weir.event.v1.PaymentVoided
+	(*RefundStarted)(nil),           // 20: weir.event.v1.RefundStarted
+	(*PaymentRefunded)(nil),         // 21: weir.event.v1.PaymentRefunded
+	(*RefundFailed)(nil),            // 22: weir.event.v1.RefundFailed
+	(*StrayPaymentFound)(nil),       // 23: weir.event.v1.StrayPaymentFound
+	(*ItemsShipped)(nil),            // 24: weir.event.v1.ItemsShipped
+	(*ShipmentDelivered)(nil),       // 25: weir.event.v1.ShipmentDelivered
+	(*ReturnRequested)(nil),         // 26: weir.event.v1.ReturnRequested
+	(*ReturnReceived)(nil),          // 27: weir.event.v1.ReturnReceived
+	(*NoteAdded)(nil),               // 28: weir.event.v1.NoteAdded
+	(*PointsAwarded)(nil),           // 29: weir.event.v1.PointsAwarded
+	(*PointsTakenBack)(nil),         // 30: weir.event.v1.PointsTakenBack
 }
 var file_weir_event_v1_event_proto_depIdxs = []int32{
 	0, // 0: weir.event.v1.OrderPlaced.lines:type_name -> weir.event.v1.OrderLine
@@ -2251,7 +2322,7 @@ func file_weir_event_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_event_v1_event_proto_rawDesc), len(file_weir_event_v1_event_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
