@@ -183,7 +183,7 @@ func (s *script) do(text string) ([]domain.Event, error) {
 		return nil, err
 	}
 	number := 0
-	if last := words[len(words)-1]; last[0] == '@' {
+	if last := words[len(words)-1]; strings.HasPrefix(last, "@") {
 		if number, err = strconv.Atoi(last[1:]); err != nil {
 			return nil, err
 		}
