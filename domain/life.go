@@ -313,6 +313,25 @@ func CommandOrderID(c Command) (OrderID, bool) {
 	return OrderID{}, false
 }
 
+// DoneBy reports whether an event of the command's order did for good what the command asks for: the command has nothing to say
+// ever after. Commands that may have something to say again are never done.
+func DoneBy(c Command, e Event) bool {
+	switch c := c.(type) {
+	case CancelOrder:
+		_, done := e.(OrderCancelled)
+		return done
+	case ConfirmDelivery:
+		delivered, done := e.(ShipmentDelivered)
+		return done && delivered.ShipmentID == c.ShipmentID
+	case ReceiveReturn:
+		received, done := e.(ReturnReceived)
+		return done && received.ReturnID == c.ReturnID
+	case PlaceOrder, ExpireOrder, PutProduct, ReceiveStock, AllotStock, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult,
+		RecordStrayPayment, RefundPayment, RecordRefundResult, ShipItems, RequestReturn, AddNote, AwardPoints, TakeBackPoints:
+	}
+	return false
+}
+
 // decide of a cancellation: what was reserved or sold goes back, held money is let go, taken money is refunded.
 func (c CancelOrder) decide(s State) ([]Event, error) {
 	if err := checkText("reason", c.Reason, ReasonBytesMax); err != nil {
@@ -340,9 +359,12 @@ func (c CancelOrder) decide(s State) ([]Event, error) {
 
 // decide of an expiry: an order whose payment is under way has Grace to hear of it.
 func (c ExpireOrder) decide(s State, at time.Time) ([]Event, error) {
-	order, v, err := lifeOf(s, c.OrderID, &lifeExpireOrder)
-	if err != nil || v == nothing || order.ExpiresAt(c.Grace).After(at) {
-		return nil, nil // Not there, ended already, paid, or not due.
+	order, found := s.Order(c.OrderID)
+	if !found {
+		return nil, nil // A deadline is nobody's request.
+	}
+	if expiresAt := order.ExpiresAt(c.Grace); expiresAt.IsZero() || expiresAt.After(at) {
+		return nil, nil // Ended already, paid, or not due.
 	}
 	expired := OrderExpired{OrderID: order.ID, UserID: order.UserID, Released: order.releases()}
 	return append([]Event{expired}, order.letGo("the order expired", "")...), nil

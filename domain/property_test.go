@@ -483,8 +483,10 @@ func TestReturnsGiveBackWhatWasPaidAndNoMore(t *testing.T) {
 			units := rapid.Int64Range(1, 7).Draw(t, "units")
 			placed.Lines = append(placed.Lines, domain.Line{SKU: sku, Units: units, PriceMinor: rapid.Int64Range(0, 999).Draw(t, "price")})
 			for _, e := range []domain.Event{
-				domain.ProductPut{SKU: sku}, domain.StockReceived{SKU: sku, Units: 9, ReceivedTotal: 9},
-				domain.StockGranted{SKU: sku, GrantNumber: 1, Units: 9}, domain.StockAllotted{SKU: sku, GrantNumber: 1, Units: 9},
+				domain.ProductPut{SKU: sku},
+				domain.StockReceived{SKU: sku, Units: 9, ReceivedTotal: 9},
+				domain.StockGranted{SKU: sku, GrantNumber: 1, Units: 9},
+				domain.StockAllotted{SKU: sku, GrantNumber: 1, Units: 9},
 			} {
 				if err := w.evolve(0, e); err != nil {
 					t.Fatal(err)

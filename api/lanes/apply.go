@@ -206,19 +206,30 @@ func (m *Machine) writeAccount(sku string) error {
 // addDeadline lists when the order of an event is to be looked at: at its deadline when it was placed, and at once when a payment
 // is over without its money, since the index may have dropped the order while that was held.
 func addDeadline(due *deadlines, event domain.Event, at time.Time) {
-	switch event := event.(type) {
-	case domain.OrderPlaced:
-		due.add(event.PayBy, event.OrderID)
-	case domain.PaymentDeclined:
-		due.add(at, event.OrderID)
-	case domain.PaymentBecameUnknown:
-		due.add(at, event.OrderID)
-	case domain.PaymentVoided:
-		due.add(at, event.OrderID)
-	case domain.StrayPaymentFound:
-		due.add(at, event.OrderID)
-	default:
+	if placed, ok := event.(domain.OrderPlaced); ok {
+		due.add(placed.PayBy, placed.OrderID)
+		return
 	}
+	if id, over := paymentOver(event); over {
+		due.add(at, id)
+	}
+}
+
+// paymentOver returns the order whose payment an event ends, or leaves in doubt.
+func paymentOver(event domain.Event) (domain.OrderID, bool) {
+	if declined, ok := event.(domain.PaymentDeclined); ok {
+		return declined.OrderID, true
+	}
+	if unknown, ok := event.(domain.PaymentBecameUnknown); ok {
+		return unknown.OrderID, true
+	}
+	if voided, ok := event.(domain.PaymentVoided); ok {
+		return voided.OrderID, true
+	}
+	if stray, ok := event.(domain.StrayPaymentFound); ok {
+		return stray.OrderID, true
+	}
+	return domain.OrderID{}, false
 }
 
 // deadlines are orders of one commit by when they are to be looked at.

@@ -132,6 +132,19 @@ func (n *node) account(t testing.TB, sku string) domain.Account {
 	return account
 }
 
+func TestARepeatedCancellationIsAnsweredAsOfTheFirst(t *testing.T) {
+	n := startNode(t, 1)
+	n.stock(t, "tea", 1)
+	order := n.must(t, place("ann", "r1", "tea", 1)).Order
+	n.must(t, pay(order, "pay"))
+	cancelled := n.must(t, cancelOrder(order, "r2"))
+	again := n.must(t, cancelOrder(order, "r3"))
+	n.must(t, result(order, 1, domain.ResultCaptured)) // It goes on: the money comes late and is given back.
+	if late := n.must(t, cancelOrder(order, "r3")); !reflect.DeepEqual(late, again) || !reflect.DeepEqual(late, cancelled) {
+		t.Errorf("cancelling again answers\n%+v, before\n%+v, first\n%+v (I4)", late, again, cancelled)
+	}
+}
+
 func TestAHundredConcurrentShipmentsAndRefundsKeepTheirBounds(t *testing.T) {
 	n := startNode(t, 1)
 	n.stock(t, "tea", 10)

@@ -461,16 +461,14 @@ func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Repl
 	if id, ok := domain.OrderOf(first); ok {
 		return reply, m.fillOrder(&reply, id, commit)
 	}
-	switch event := first.(type) {
-	case domain.ProductPut:
-		reply.Product = domain.Product{}.Evolve(event, at)
-	case domain.StockReceived:
-		reply.Received = event
-	case domain.UserErased:
-		reply.Erased = event
-	case domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
-	default:
-		panic(fmt.Sprintf("bug: unknown event %T", event))
+	if put, ok := first.(domain.ProductPut); ok {
+		reply.Product = domain.Product{}.Evolve(put, at)
+	}
+	if received, ok := first.(domain.StockReceived); ok {
+		reply.Received = received
+	}
+	if erased, ok := first.(domain.UserErased); ok {
+		reply.Erased = erased
 	}
 	return reply, nil
 }
@@ -490,7 +488,9 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 			domain.RecordStrayPayment, domain.RefundPayment, domain.RecordRefundResult, domain.ShipItems, domain.ConfirmDelivery,
 			domain.RequestReturn, domain.ReceiveReturn, domain.AddNote, domain.AwardPoints, domain.TakeBackPoints:
 			id, _ := domain.CommandOrderID(command)
-			must(m.fillOrder(&reply, id, 0))
+			upTo, err := m.doneAt(id, command)
+			must(err)
+			must(m.fillOrder(&reply, id, upTo))
 			reply.Commit, reply.At = reply.OrderCommit, reply.Order.UpdatedAt
 		case domain.PutProduct:
 			entry, _ := m.options.Catalog.Product(command.SKU)
@@ -505,6 +505,29 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 		}
 		return Outcome{Reply: reply}
 	}
+}
+
+// doneAt returns the commit at which an order's command was done for good, if it is one that is: a repetition is answered as of then,
+// however the order goes on. 0 means as it is now.
+func (m *Machine) doneAt(id domain.OrderID, command domain.Command) (uint64, error) {
+	record, err := m.get(m.keys.order(id))
+	if err != nil {
+		return 0, err
+	}
+	text := id.String()
+	for entry, err := range projections.ReadEntries(record) {
+		if err != nil {
+			return 0, err
+		}
+		event, err := stored.Decode(entry.Type, entry.Version, text, "", entry.Payload)
+		if err != nil {
+			return 0, err
+		}
+		if domain.DoneBy(command, event) {
+			return entry.Number, nil
+		}
+	}
+	return 0, nil
 }
 
 // envelope wraps an event. Its user is the order's, whoever asked.

@@ -312,7 +312,7 @@ func (s *simulation) ofLife(order domain.Order, id string) Request {
 	case 5, 6:
 		return result(order, payment, domain.PaymentResult(s.chance.IntN(5)+1))
 	case 7:
-		return ofOrder(order, id, domain.CapturePayment{OrderID: order.ID, By: "clerk"})
+		return ofOrder(order, "", domain.CapturePayment{OrderID: order.ID, By: "clerk"})
 	case 8:
 		amount := domain.Money{Currency: "EUR", Minor: order.Total.Minor/2 + s.chance.Int64N(2)}
 		return ofOrder(order, id, domain.RefundPayment{OrderID: order.ID, Amount: amount})
@@ -323,7 +323,7 @@ func (s *simulation) ofLife(order domain.Order, id string) Request {
 				OrderID: order.ID, RefundID: refund.ID, Succeeded: s.chance.IntN(3) > 0, Amount: refund.Amount,
 			})
 		}
-		return ofOrder(order, id, domain.VoidPayment{OrderID: order.ID, By: "clerk"})
+		return ofOrder(order, "", domain.VoidPayment{OrderID: order.ID, By: "clerk"})
 	case 10:
 		return ofOrder(order, id, domain.ShipItems{OrderID: order.ID, Lines: units})
 	default:
