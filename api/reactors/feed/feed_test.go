@@ -41,9 +41,10 @@ func samples() []domain.Event {
 	eur := domain.Money{Currency: "EUR", Minor: 1299}
 	released := []domain.Release{{SKU: "tea", Units: 2}}
 	return []domain.Event{
-		domain.OrderPlaced{OrderID: id, UserID: secret, Lines: []domain.Line{{SKU: "tea", Units: 2, Title: "Tea", PriceMinor: 650}}, Total: eur, PayBy: at.Add(time.Hour), SealedNote: []byte(secret)},
+		domain.OrderPlaced{OrderID: id, UserID: secret, Lines: []domain.Line{{SKU: "tea", Units: 2, Title: "Tea", PriceMinor: 650}}, Total: eur, PayBy: at.Add(time.Hour), SealedNote: []byte(secret), SealedPersonal: []byte(secret)},
 		domain.OrderCancelled{OrderID: id, UserID: secret, Reason: secret, By: secret, Released: released},
 		domain.OrderExpired{OrderID: id, UserID: secret, Released: released},
+		domain.UserErased{UserID: secret, Key: 7, By: secret},
 		domain.ProductPut{SKU: "tea", Title: "Tea", Price: eur},
 		domain.StockReceived{SKU: "tea", Units: 5, ReceivedTotal: 9},
 		domain.StockGranted{SKU: "tea", ToLane: 1, GrantNumber: 1, Units: 1},
