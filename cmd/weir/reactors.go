@@ -72,8 +72,8 @@ func (p *process) reactorsStatus() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Print the position, lag and last error of each reactor",
-		Long: `Print for each reactor and lane how far it has reacted to the log: its position, the log's newest commit (head), how many
-commits lie between (lag), the log time of the position, and what fails.
+		Long: `Print for each reactor and lane how far it has reacted to the log: its position, the log's newest commit (head), how
+many commits lie between (lag), the log time of the position, and what fails.
 
 The state is "fresh" (lag 0), "catching-up", "failing" when an effect failed and is tried again, with how many events
 that is true of, since when, and the newest error, or "stopped" when no node runs on the directory; the next start goes
