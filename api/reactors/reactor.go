@@ -79,18 +79,20 @@ type Registration struct {
 }
 
 // A Start returns the number of the commit after which a reactor begins, once per lane: it is remembered with the positions.
-type Start func(ctx context.Context, log eventstore.Log) (after uint64, err error)
+type Start func(ctx context.Context, lane uint32, log eventstore.Log) (after uint64, err error)
 
 // FromBeginning reacts to everything that the log holds.
-func FromBeginning(context.Context, eventstore.Log) (uint64, error) { return 0, nil }
+func FromBeginning(context.Context, uint32, eventstore.Log) (uint64, error) { return 0, nil }
 
 // FromHead reacts to what is decided from now on. Whoever loses the node's state directory loses where that was, and
 // begins at the head of that day: it is for effects that may be missed.
-func FromHead(ctx context.Context, log eventstore.Log) (uint64, error) { return log.Head(ctx) }
+func FromHead(ctx context.Context, _ uint32, log eventstore.Log) (uint64, error) {
+	return log.Head(ctx)
+}
 
 // Since reacts to what was committed at that log time or later. It does not depend on what this node remembers.
 func Since(at time.Time) Start {
-	return func(ctx context.Context, log eventstore.Log) (uint64, error) {
+	return func(ctx context.Context, lane uint32, log eventstore.Log) (uint64, error) {
 		head, err := log.Head(ctx)
 		if err != nil {
 			return 0, err
@@ -105,7 +107,7 @@ func Since(at time.Time) Start {
 			}
 			commit, err := eventstore.DecodeCommit(record.Data)
 			if err != nil {
-				return 0, &eventstore.UnreadableCommitError{Number: middle, Cause: err}
+				return 0, &eventstore.UnreadableCommitError{Lane: lane, Number: middle, Cause: err}
 			}
 			if commit.Time.Before(at) {
 				before = middle

@@ -134,7 +134,7 @@ func (t *track) resume(ctx context.Context) error {
 // begin asks the registration for the start.
 func (t *track) begin(ctx context.Context) (progress, error) {
 	log := t.runner.options.Log(t.lane)
-	after, err := t.registration.Start(ctx, log)
+	after, err := t.registration.Start(ctx, t.lane, log)
 	if err != nil {
 		return progress{}, err
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/weirhq/weir/api"
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/reactors"
 	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -54,6 +55,8 @@ type nodeOptions struct {
 	log      logOptions
 	// payWithin is how long an unpaid order keeps its units.
 	payWithin time.Duration
+	// publishEvents publishes public events on a stream of their own.
+	publishEvents bool
 	// debug is a loopback address for profiles; empty means none.
 	debug string
 	// gcPercent is Go's GOGC; it only counts where the environment does not set GOGC.
@@ -86,6 +89,7 @@ type node struct {
 	runners  []*projections.Runner
 	lanes    *lanes.Set
 	sealer   *sealing.Sealer
+	reactors *reactors.Runner
 	server   *http.Server
 	record   nodeRecord
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
@@ -103,7 +107,7 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openAPI, n.openInspector} {
+	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openReactors, n.openAPI, n.openInspector} {
 		if err := open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
@@ -219,6 +223,7 @@ func (n *node) openState(context.Context) (err error) {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
 				n.log.witness.Note(lane, at)
 				n.runners[lane].Offer(commit, at)
+				n.reactors.Offer(lane, commit, at)
 			}
 		},
 		// One commit under way at a time: while it is fsynced the next one grows.
@@ -313,8 +318,8 @@ func baseURL(addr net.Addr) string {
 // run serves until ctx ends or something fails that going on cannot mend. ready is called once orders are taken. When it
 // returns, nothing that it started runs any more.
 //
-// It stops with the flow: no new connections, the requests that were taken are finished and watches end, the lanes drain, the
-// views follow to where they are, and close then flushes the store, makes the witness durable and stops the server.
+// It stops with the flow: no new connections, the requests that were taken are finished and watches end, the reactors end, the
+// lanes drain, the views follow to where they are, and close then flushes the store, makes the witness durable and stops the server.
 func (n *node) run(ctx context.Context, ready func(context.Context) error) error {
 	n.tune()
 	ctx, fail := context.WithCancelCause(ctx)
@@ -325,6 +330,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	// Each stage ends when its context does, and is waited for before the next one ends.
 	background := context.WithoutCancel(ctx)
 	serving := newStage(background, fail)
+	reacting := newStage(background, fail)
 	deciding := newStage(background, fail)
 	viewing := newStage(background, fail)
 
@@ -334,6 +340,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 		viewing.run(runner.Run)
 	}
 	deciding.run(n.lanes.Run)
+	reacting.run(n.reactors.Run)
 	serving.run(func(context.Context) error { return ignoreClosed(n.server.Serve(n.listener)) })
 	serving.run(func(context.Context) error { return ignoreClosed(inspect.Serve(n.inspect)) })
 	if n.debug != nil {
@@ -352,7 +359,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	errs := []error{starting.wait()}
 	errs = append(errs, n.record.remove(n.options.data))
 	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
-	errs = append(errs, deciding.end())
+	errs = append(errs, reacting.end(), deciding.end())
 	n.settleViews(background)
 	errs = append(errs, viewing.end())
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errInterrupted) {
@@ -523,7 +530,8 @@ func profileMux() http.Handler {
 func (n *node) inspector() *inspector {
 	return &inspector{
 		token: n.record.Token, topology: n.log.topology,
-		log:   func(lane uint32) laneReader { return n.log.streams.Log(lane) },
-		views: &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
+		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
+		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
+		reactors: &localReactors{runner: n.reactors},
 	}
 }
