@@ -327,7 +327,8 @@ func DoneBy(c Command, e Event) bool {
 		received, done := e.(ReturnReceived)
 		return done && received.ReturnID == c.ReturnID
 	case PlaceOrder, ExpireOrder, PutProduct, ReceiveStock, AllotStock, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult,
-		RecordStrayPayment, RefundPayment, RecordRefundResult, ShipItems, RequestReturn, AddNote, AwardPoints, TakeBackPoints:
+		RecordStrayPayment, RefundPayment, RecordRefundResult, ShipItems, RequestReturn, AddNote, AwardPoints, TakeBackPoints,
+		EraseUser:
 	}
 	return false
 }

@@ -356,7 +356,9 @@ func TestAWatcherSeesEachChangeOnce(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, uint64(i*watchersEach+w)))
 			watching.Go(func() {
 				// Begin at once, or once a few more commits are there.
-				from := Min{Commit: first + uint64(i) + random.Uint64N(uint64(w+1)), Wait: patience}
+				// From the fourth order on, each is placed after one that is cancelled.
+				placedAt := first + uint64(i) + uint64(max(0, i-3))
+				from := Min{Commit: placedAt + random.Uint64N(uint64(w+1)), Wait: patience}
 				result := seen{watched: i}
 				err := n.views.Watch(t.Context(), placed[i].OrderID, from, func(view OrderView, fresh Freshness) error {
 					result.statuses = append(result.statuses, fmt.Sprintf("%s@%d", view.Order.Status, view.Revision.Commit))

@@ -99,7 +99,7 @@ func (f Faults) Validate() error {
 		{"webhook_lost", f.WebhookLost},
 		{"webhook_duplicate", f.WebhookDuplicate},
 	} {
-		if !(rate.value >= 0 && rate.value <= 1) { //nolint:staticcheck // Not its negation: that would let NaN pass.
+		if !(rate.value >= 0 && rate.value <= 1) { // Not its negation: that would let NaN pass.
 			return fmt.Errorf("%s is not between 0 and 1", rate.name)
 		}
 	}
