@@ -104,7 +104,7 @@ func (k kind) isOrder() bool {
 	switch k {
 	case kindOrderPlaced, kindOrderCancelled, kindOrderExpired, kindPaymentCaptured, kindReturnReceived, kindOrderChanged:
 		return true
-	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
+	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed, kindUserErased:
 	}
 	return false
 }

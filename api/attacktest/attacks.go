@@ -26,6 +26,8 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
+	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 )
 
 const (
@@ -39,6 +41,8 @@ const (
 	getProduct   = catalogv1connect.CatalogServiceGetProductProcedure
 	listProducts = catalogv1connect.CatalogServiceListProductsProcedure
 	getStock     = catalogv1connect.CatalogServiceGetStockProcedure
+	exportUser   = userv1connect.UserServiceExportUserProcedure
+	eraseUser    = userv1connect.UserServiceEraseUserProcedure
 )
 
 func badTokens(t *testing.T, r *rig) {
@@ -87,7 +91,7 @@ func badTokens(t *testing.T, r *rig) {
 		"two headers":     {"Authorization", "Bearer " + good, "Authorization", "Bearer " + r.eve},
 		"huge":            {"Authorization", "Bearer " + strings.Repeat("a", 20_000)},
 	} {
-		for _, procedure := range []string{placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock} {
+		for _, procedure := range []string{placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser} {
 			got := r.call(t, "", procedure, goodRequest("attack-token"), headers...)
 			want(t, name+" "+procedure, got, "unauthenticated", "UNAUTHENTICATED")
 			if got.status != http.StatusUnauthorized {
@@ -169,6 +173,8 @@ func operatorOnly(t *testing.T, r *rig) {
 			getProduct:   &catalogv1.GetProductRequest{Sku: sku},
 			listProducts: &catalogv1.ListProductsRequest{},
 			getStock:     &catalogv1.GetStockRequest{Sku: sku},
+			exportUser:   &userv1.ExportUserRequest{UserId: victim},
+			eraseUser:    &userv1.EraseUserRequest{RequestId: "attack-erase", UserId: victim, ConfirmUserId: victim},
 		} {
 			want(t, procedure, r.call(t, token, procedure, request), "permission_denied", "PERMISSION_DENIED")
 		}
@@ -206,6 +212,10 @@ func hostileIDs(t *testing.T, r *rig) {
 		request = goodRequest("attack-hostile")
 		request.UserId = name
 		want(t, "user_id "+what, r.call(t, r.operator, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "user_id "+what, r.call(t, r.operator, exportUser, &userv1.ExportUserRequest{UserId: name}), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "user_id "+what, r.call(t, r.operator, eraseUser, &userv1.EraseUserRequest{
+			RequestId: "attack-hostile", UserId: name, ConfirmUserId: "x",
+		}), "invalid_argument", "INVALID_ARGUMENT")
 		want(t, "user_id "+what, r.call(t, r.operator, listOrders, &orderv1.ListOrdersRequest{UserId: name}), "invalid_argument", "INVALID_ARGUMENT")
 		want(t, "request_id "+what, r.call(t, r.operator, putProduct, &catalogv1.PutProductRequest{
 			RequestId: name, Sku: sku, Title: "x", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1},
