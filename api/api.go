@@ -7,6 +7,7 @@ package api
 import (
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -18,12 +19,14 @@ import (
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 )
 
 // Commands takes commands. lanes.Set implements it.
@@ -60,6 +63,12 @@ type Sealer interface {
 	Seal(ctx context.Context, userID string, text []byte) ([]byte, error)
 	// Open returns sealing.ErrErased when the user's key is gone.
 	Open(ctx context.Context, userID string, sealed []byte) ([]byte, error)
+	// MAC returns a MAC under a key that goes with the user's.
+	MAC(ctx context.Context, userID string, text []byte) ([sha256.Size]byte, error)
+	// Key returns the id of the user's key.
+	Key(ctx context.Context, userID string) (sealing.KeyID, error)
+	// Destroy destroys a key of the user for ever, if it is there.
+	Destroy(ctx context.Context, userID string, id sealing.KeyID) error
 }
 
 // A Verifier turns an Authorization header into a caller. identity.Verifier implements it.
@@ -96,7 +105,7 @@ type Handler struct {
 	deadlines deadlines
 	errors    *connect.ErrorWriter
 
-	orders, catalog, campaigns, coupons, health, reflectV1, reflectV1Alpha mount
+	orders, catalog, campaigns, coupons, users, health, reflectV1, reflectV1Alpha mount
 }
 
 // mount is a service below its path.
@@ -142,8 +151,9 @@ func NewHandler(options Options) *Handler {
 	h.catalog.path, h.catalog.handler = catalogv1connect.NewCatalogServiceHandler(catalogService{h}, operators...)
 	h.campaigns.path, h.campaigns.handler = campaignv1connect.NewCampaignServiceHandler(campaignService{h}, authenticated...)
 	h.coupons.path, h.coupons.handler = campaignv1connect.NewCouponServiceHandler(couponService{h}, operators...)
+	h.users.path, h.users.handler = userv1connect.NewUserServiceHandler(userService{h}, authenticated...)
 	services := []string{
-		orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName,
+		orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName, userv1connect.UserServiceName,
 		campaignv1connect.CampaignServiceName, campaignv1connect.CouponServiceName,
 	}
 	h.health.path, h.health.handler = grpchealth.NewHandler(&checker{services: services, serving: options.Serving}, open...)
@@ -155,7 +165,7 @@ func NewHandler(options Options) *Handler {
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	for _, m := range [...]*mount{&h.orders, &h.catalog, &h.campaigns, &h.coupons, &h.health, &h.reflectV1, &h.reflectV1Alpha} {
+	for _, m := range [...]*mount{&h.orders, &h.catalog, &h.campaigns, &h.coupons, &h.users, &h.health, &h.reflectV1, &h.reflectV1Alpha} {
 		if strings.HasPrefix(r.URL.Path, m.path) {
 			h.bound(w, r)
 			if badBase64(r) {

@@ -22,6 +22,7 @@ import (
 	"github.com/weirhq/weir/api"
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -246,43 +247,16 @@ func TestRepeatedRequestIsAnsweredByteForByteAfterTheOrderChanged(t *testing.T) 
 	}
 }
 
-func TestNoteIsSealedInTheLogAndGoneWithItsKey(t *testing.T) {
-	n := serve(t, nil)
-	n.stock("a")
-	ada := n.client("ada", 0)
-	ask := request("r1", "a", 1)
-	ask.Note = "my name is Ada"
-	placed := must(ada.PlaceOrder(t.Context(), ask))(t)
-	sealed := n.lastRequest.Command.(domain.PlaceOrder).SealedNote
-	if len(sealed) == 0 || bytes.Contains(sealed, []byte("Ada")) {
-		t.Fatalf("the log has %q", sealed)
-	}
-	get := &orderv1.GetOrderRequest{OrderId: placed.Order.OrderId}
-	for who, c := range map[string]client{"owner": ada, "operator": n.client("boss", identity.ScopeOperator), "backend": n.client("shop", identity.ScopeActAs)} {
-		if got := must(c.GetOrder(t.Context(), get))(t); got.Order.Note != ask.Note {
-			t.Errorf("%s: got note %q", who, got.Order.Note)
-		}
-	}
-	n.keys.Erase("ada")
-	n.sealer.Forget("ada")
-	if got := must(ada.GetOrder(t.Context(), get))(t); got.Order.Note != "" {
-		t.Errorf("after the key was erased: got note %q", got.Order.Note)
-	}
-	if again := must(ada.PlaceOrder(t.Context(), ask))(t); again.Order.OrderId != placed.Order.OrderId || again.Order.Note != "" {
-		t.Errorf("repeated after the key was erased: got %v", again.Order)
-	}
-	if must(ada.ListOrders(t.Context(), &orderv1.ListOrdersRequest{}))(t).Orders[0].Note != "" {
-		t.Error("listed with its note after the key was erased")
-	}
-	if strings.Contains(n.logs.String(), "Ada") {
-		t.Error("the note is in the logs")
-	}
-}
-
 type brokenSealer struct{ error }
 
 func (b brokenSealer) Seal(context.Context, string, []byte) ([]byte, error) { return nil, b.error }
 func (b brokenSealer) Open(context.Context, string, []byte) ([]byte, error) { return nil, b.error }
+
+func (b brokenSealer) MAC(context.Context, string, []byte) ([32]byte, error) {
+	return [32]byte{}, b.error
+}
+func (b brokenSealer) Key(context.Context, string) (sealing.KeyID, error)   { return 0, b.error }
+func (b brokenSealer) Destroy(context.Context, string, sealing.KeyID) error { return b.error }
 
 func TestKeysOutOfReachRefuseNotesAndNothingElse(t *testing.T) {
 	n := serve(t, func(o *api.Options) { o.Sealer = brokenSealer{errors.New("no quorum at 10.0.0.1")} })

@@ -31,27 +31,36 @@ type Reason string
 
 // The reasons.
 const (
-	ReasonOutOfStock       = Reason(domain.ReasonOutOfStock)
-	ReasonUnknownProduct   = Reason(domain.ReasonUnknownProduct)
-	ReasonProductNotFound  = Reason("PRODUCT_NOT_FOUND")
-	ReasonOrderNotFound    = Reason(domain.ReasonOrderNotFound)
-	ReasonOrderExpired     = Reason(domain.ReasonOrderExpired)
-	ReasonKeyReused        = Reason("KEY_REUSED")
-	ReasonMixedCurrencies  = Reason(domain.ReasonMixedCurrencies)
-	ReasonAmountOverflow   = Reason(domain.ReasonAmountOverflow)
-	ReasonInvalidArgument  = Reason(domain.ReasonInvalidArgument)
-	ReasonUnauthenticated  = Reason("UNAUTHENTICATED")
-	ReasonPermissionDenied = Reason("PERMISSION_DENIED")
-	ReasonQueueFull        = Reason("QUEUE_FULL")
-	ReasonTooManyWatches   = Reason("TOO_MANY_WATCHES")
-	ReasonLogFull          = Reason("LOG_FULL")
-	ReasonLaneUnavailable  = Reason("LANE_UNAVAILABLE")
-	ReasonKeysUnavailable  = Reason("KEYS_UNAVAILABLE")
-	ReasonShuttingDown     = Reason("SHUTTING_DOWN")
-	ReasonViewBehind       = Reason("VIEW_BEHIND")
-	ReasonDeadlineExceeded = Reason("DEADLINE_EXCEEDED")
-	ReasonCanceled         = Reason("CANCELED")
-	ReasonInternal         = Reason("INTERNAL")
+	ReasonOutOfStock            = Reason(domain.ReasonOutOfStock)
+	ReasonUnknownProduct        = Reason(domain.ReasonUnknownProduct)
+	ReasonProductNotFound       = Reason("PRODUCT_NOT_FOUND")
+	ReasonOrderNotFound         = Reason(domain.ReasonOrderNotFound)
+	ReasonOrderExpired          = Reason(domain.ReasonOrderExpired)
+	ReasonOrderCancelled        = Reason(domain.ReasonOrderCancelled)
+	ReasonOrderShipped          = Reason(domain.ReasonOrderShipped)
+	ReasonPaymentState          = Reason(domain.ReasonPaymentState)
+	ReasonFulfilmentState       = Reason(domain.ReasonFulfilmentState)
+	ReasonOrderPartNotFound     = Reason(domain.ReasonOrderPartNotFound)
+	ReasonOrderLimit            = Reason(domain.ReasonOrderLimit)
+	ReasonRefundExceedsCaptured = Reason(domain.ReasonRefundExceedsCaptured)
+	ReasonUnitsExceeded         = Reason(domain.ReasonUnitsExceeded)
+	ReasonAmountMismatch        = Reason(domain.ReasonAmountMismatch)
+	ReasonKeyReused             = Reason("KEY_REUSED")
+	ReasonMixedCurrencies       = Reason(domain.ReasonMixedCurrencies)
+	ReasonAmountOverflow        = Reason(domain.ReasonAmountOverflow)
+	ReasonInvalidArgument       = Reason(domain.ReasonInvalidArgument)
+	ReasonUnauthenticated       = Reason("UNAUTHENTICATED")
+	ReasonPermissionDenied      = Reason("PERMISSION_DENIED")
+	ReasonQueueFull             = Reason("QUEUE_FULL")
+	ReasonTooManyWatches        = Reason("TOO_MANY_WATCHES")
+	ReasonLogFull               = Reason("LOG_FULL")
+	ReasonLaneUnavailable       = Reason("LANE_UNAVAILABLE")
+	ReasonKeysUnavailable       = Reason("KEYS_UNAVAILABLE")
+	ReasonShuttingDown          = Reason("SHUTTING_DOWN")
+	ReasonViewBehind            = Reason("VIEW_BEHIND")
+	ReasonDeadlineExceeded      = Reason("DEADLINE_EXCEEDED")
+	ReasonCanceled              = Reason("CANCELED")
+	ReasonInternal              = Reason("INTERNAL")
 
 	ReasonCampaignNotFound    = Reason(domain.ReasonCampaignNotFound)
 	ReasonCampaignNotOpen     = Reason(domain.ReasonCampaignNotOpen)
@@ -72,27 +81,36 @@ var reasons = map[Reason]struct {
 	retry bool
 	facts []string
 }{
-	ReasonOutOfStock:       {connect.CodeFailedPrecondition, false, []string{"sku", "want", "free"}},
-	ReasonUnknownProduct:   {connect.CodeFailedPrecondition, false, []string{"sku"}},
-	ReasonProductNotFound:  {connect.CodeNotFound, false, []string{"sku"}},
-	ReasonOrderNotFound:    {connect.CodeNotFound, false, []string{"order_id"}},
-	ReasonOrderExpired:     {connect.CodeFailedPrecondition, false, []string{"order_id"}},
-	ReasonKeyReused:        {connect.CodeFailedPrecondition, false, []string{"request_id"}},
-	ReasonMixedCurrencies:  {connect.CodeInvalidArgument, false, []string{"first", "other"}},
-	ReasonAmountOverflow:   {connect.CodeInvalidArgument, false, []string{"amount"}},
-	ReasonInvalidArgument:  {connect.CodeInvalidArgument, false, []string{"argument", "problem"}},
-	ReasonUnauthenticated:  {connect.CodeUnauthenticated, false, nil},
-	ReasonPermissionDenied: {connect.CodePermissionDenied, false, []string{"scope"}},
-	ReasonQueueFull:        {connect.CodeResourceExhausted, true, []string{"lane"}},
-	ReasonTooManyWatches:   {connect.CodeResourceExhausted, true, []string{"limit"}},
-	ReasonLogFull:          {connect.CodeResourceExhausted, true, nil},
-	ReasonLaneUnavailable:  {connect.CodeUnavailable, true, []string{"lane"}},
-	ReasonKeysUnavailable:  {connect.CodeUnavailable, true, nil},
-	ReasonShuttingDown:     {connect.CodeUnavailable, true, nil},
-	ReasonViewBehind:       {connect.CodeUnavailable, true, []string{"lane", "commit"}},
-	ReasonDeadlineExceeded: {connect.CodeDeadlineExceeded, false, nil},
-	ReasonCanceled:         {connect.CodeCanceled, false, nil},
-	ReasonInternal:         {connect.CodeInternal, false, nil},
+	ReasonOutOfStock:            {connect.CodeFailedPrecondition, false, []string{"sku", "want", "free"}},
+	ReasonUnknownProduct:        {connect.CodeFailedPrecondition, false, []string{"sku"}},
+	ReasonProductNotFound:       {connect.CodeNotFound, false, []string{"sku"}},
+	ReasonOrderNotFound:         {connect.CodeNotFound, false, []string{"order_id"}},
+	ReasonOrderExpired:          {connect.CodeFailedPrecondition, false, []string{"order_id"}},
+	ReasonOrderCancelled:        {connect.CodeFailedPrecondition, false, []string{"order_id"}},
+	ReasonOrderShipped:          {connect.CodeFailedPrecondition, false, []string{"order_id"}},
+	ReasonPaymentState:          {connect.CodeFailedPrecondition, false, []string{"order_id", "payment"}},
+	ReasonFulfilmentState:       {connect.CodeFailedPrecondition, false, []string{"order_id", "fulfilment"}},
+	ReasonOrderPartNotFound:     {connect.CodeNotFound, false, []string{"part", "id"}},
+	ReasonOrderLimit:            {connect.CodeFailedPrecondition, false, []string{"part", "limit"}},
+	ReasonRefundExceedsCaptured: {connect.CodeFailedPrecondition, false, []string{"payment_id", "want", "left"}},
+	ReasonUnitsExceeded:         {connect.CodeFailedPrecondition, false, []string{"sku", "want", "left"}},
+	ReasonAmountMismatch:        {connect.CodeFailedPrecondition, false, []string{"payment_id", "want", "got"}},
+	ReasonKeyReused:             {connect.CodeFailedPrecondition, false, []string{"request_id"}},
+	ReasonMixedCurrencies:       {connect.CodeInvalidArgument, false, []string{"first", "other"}},
+	ReasonAmountOverflow:        {connect.CodeInvalidArgument, false, []string{"amount"}},
+	ReasonInvalidArgument:       {connect.CodeInvalidArgument, false, []string{"argument", "problem"}},
+	ReasonUnauthenticated:       {connect.CodeUnauthenticated, false, nil},
+	ReasonPermissionDenied:      {connect.CodePermissionDenied, false, []string{"scope"}},
+	ReasonQueueFull:             {connect.CodeResourceExhausted, true, []string{"lane"}},
+	ReasonTooManyWatches:        {connect.CodeResourceExhausted, true, []string{"limit"}},
+	ReasonLogFull:               {connect.CodeResourceExhausted, true, nil},
+	ReasonLaneUnavailable:       {connect.CodeUnavailable, true, []string{"lane"}},
+	ReasonKeysUnavailable:       {connect.CodeUnavailable, true, nil},
+	ReasonShuttingDown:          {connect.CodeUnavailable, true, nil},
+	ReasonViewBehind:            {connect.CodeUnavailable, true, []string{"lane", "commit"}},
+	ReasonDeadlineExceeded:      {connect.CodeDeadlineExceeded, false, nil},
+	ReasonCanceled:              {connect.CodeCanceled, false, nil},
+	ReasonInternal:              {connect.CodeInternal, false, nil},
 
 	ReasonCampaignNotFound:    {connect.CodeNotFound, false, []string{"campaign_id", "sku"}},
 	ReasonCampaignNotOpen:     {connect.CodeFailedPrecondition, true, []string{"campaign_id", "opens_at"}},

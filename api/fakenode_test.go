@@ -90,6 +90,8 @@ func (n *fakeNode) Coupon(code string) (domain.Coupon, bool) {
 
 func (n *fakeNode) Used(use domain.Use) int64 { return n.uses[use] }
 
+func (n *fakeNode) KeyErased(string, domain.KeyID) bool { return false }
+
 func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -113,12 +115,6 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		}
 		c.OrderID, c.PayBy = domain.NewOrderID(n.now, request.Partition, entropy), n.now.Add(15*time.Minute)
 		command = c
-	case domain.CancelOrder:
-		order, ok := n.Order(c.OrderID)
-		if !ok || (request.Owner != "" && order.UserID != request.Owner) {
-			return lanes.Reply{}, &domain.OrderNotFoundError{OrderID: c.OrderID}
-		}
-		userID = order.UserID
 	case domain.ReceiveStock:
 		c.Lanes = 1
 		command = c
@@ -128,7 +124,14 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 	case domain.PutCoupon:
 		c.Lanes = 1
 		command = c
-	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock:
+	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock, domain.EraseUser:
+	default: // The others are to an order that was placed.
+		id, _ := domain.CommandOrderID(command)
+		order, ok := n.Order(id)
+		if !ok || (request.Owner != "" && order.UserID != request.Owner) {
+			return lanes.Reply{}, &domain.OrderNotFoundError{OrderID: id}
+		}
+		command, userID = order.Next(command), order.UserID
 	}
 	key := [2]string{userID, request.RequestID}
 	if entry, known := n.ledger[key]; known && request.RequestID != "" {
@@ -171,18 +174,15 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 			}
 		case domain.StockReceived:
 			reply.Received = event
-		case domain.OrderPlaced, domain.OrderCancelled, domain.OrderExpired, domain.StockGranted, domain.StockAllotted,
-			domain.StockReturned, domain.StockReclaimed, domain.PoolFilled, domain.PoolDrained:
+		case domain.UserErased:
+			reply.Erased = event
+		default:
 		}
 	}
 	switch c := command.(type) {
 	case domain.PlaceOrder:
 		reply.Order, _ = n.Order(c.OrderID)
 		reply.OrderCommit = n.commit
-	case domain.CancelOrder:
-		versions := n.orders[c.OrderID]
-		newest := versions[len(versions)-1]
-		reply.Order, reply.OrderCommit, reply.Commit = newest.order, newest.commit, newest.commit
 	case domain.PutProduct:
 		reply.Product, reply.Commit = n.products[c.SKU].Product, n.products[c.SKU].Revision.Commit
 	case domain.PutCampaign:
@@ -190,7 +190,12 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		reply.Campaign, reply.Commit = view.Campaign, view.Revision.Commit
 	case domain.PutCoupon:
 		reply.Coupon, reply.Commit = n.coupons[c.Code].Coupon, n.coupons[c.Code].Revision.Commit
-	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock:
+	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock, domain.EraseUser:
+	default:
+		id, _ := domain.CommandOrderID(command)
+		versions := n.orders[id]
+		newest := versions[len(versions)-1]
+		reply.Order, reply.OrderCommit, reply.Commit = newest.order, newest.commit, newest.commit
 	}
 	if request.RequestID != "" && len(events) > 0 {
 		n.ledger[key] = ledgerEntry{request.Fingerprint, reply}

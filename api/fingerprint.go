@@ -19,12 +19,31 @@ import (
 // JSON of one request match, and so do a user id that is given and the same one that the token implies. The request
 // id is the ledger's key and not part of it.
 //
+// What is personal may be guessed, and whoever reads the log has all the rest of the form: a hash of it would tell a right guess
+// from a wrong one. So the fingerprint of a request with personal data has two halves. The first is that of the form without
+// them; the second is of a MAC under the user's key, which nobody can compute without that key, nor anybody at all once it
+// is erased. The MAC is taken with the request id, so that two orders to one address do not look alike. From then on
+// the first half alone tells requests apart (lanes.Request.Keyed).
+//
 // Fingerprints are stored for ever: the form of a method never changes. A new field is appended only when it is set.
 
 // canonicalBytes is the size of a usual canonical form, kept on the stack.
 const canonicalBytes = 512
 
-func fingerprintPlaceOrder(userID string, request *orderv1.PlaceOrderRequest) lanes.Fingerprint {
+// A personalMAC is the MAC of a request's personal data; zero when it has none.
+type personalMAC [sha256.Size]byte
+
+// fingerprintPlaceOrder returns the fingerprint of a request with its personal data behind a MAC.
+func fingerprintPlaceOrder(userID string, request *orderv1.PlaceOrderRequest, mac personalMAC) lanes.Fingerprint {
+	f := formerPlaceOrder(userID, request, "")
+	if mac != (personalMAC{}) {
+		copy(f[len(f)/2:], mac[:])
+	}
+	return f
+}
+
+// formerPlaceOrder returns the fingerprint as it was before there were MACs: with the note among the rest.
+func formerPlaceOrder(userID string, request *orderv1.PlaceOrderRequest, note string) lanes.Fingerprint {
 	var buffer [canonicalBytes]byte
 	form := appendText(buffer[:0], "weir.order.v1.PlaceOrder")
 	form = appendText(form, userID)
@@ -33,9 +52,34 @@ func fingerprintPlaceOrder(userID string, request *orderv1.PlaceOrderRequest) la
 		form = appendText(form, item.GetSku())
 		form = binary.AppendVarint(form, item.GetQuantity())
 	}
-	form = appendText(form, request.Note)
+	form = appendText(form, note)
 	form = appendSet(form, "campaign_id", request.CampaignId)
 	form = appendSet(form, "coupon_code", request.CouponCode)
+	return fingerprint(form)
+}
+
+// canonicalPersonal is the canonical form of what is personal in a request.
+func canonicalPersonal(requestID string, p *personal) []byte {
+	form := appendText(make([]byte, 0, canonicalBytes), "weir.order.v1.PlaceOrder personal")
+	form = appendText(form, requestID)
+	form = appendText(form, p.note)
+	a := p.address // A missing one and an empty one are the same to the getters; the number of lines tells them apart.
+	form = binary.AppendUvarint(form, uint64(len(a.GetLines())))
+	for _, line := range a.GetLines() {
+		form = appendText(form, line)
+	}
+	for _, text := range [...]string{
+		a.GetRecipient(), a.GetPostalCode(), a.GetCity(), a.GetRegion(), a.GetCountryCode(), p.contact.GetEmail(), p.contact.GetPhone(),
+	} {
+		form = appendText(form, text)
+	}
+	return form
+}
+
+func fingerprintEraseUser(userID string) lanes.Fingerprint {
+	var buffer [canonicalBytes]byte
+	form := appendText(buffer[:0], "weir.user.v1.EraseUser")
+	form = appendText(form, userID)
 	return fingerprint(form)
 }
 

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"testing"
 
@@ -29,11 +30,19 @@ func TestFingerprintsNeverChange(t *testing.T) {
 		want string
 	}{
 		"PlaceOrder": {
-			fingerprintPlaceOrder("ada", &orderv1.PlaceOrderRequest{RequestId: "ignored", Items: items("a", 1, "b", 2), Note: "hello"}),
+			fingerprintPlaceOrder("ada", &orderv1.PlaceOrderRequest{RequestId: "ignored", Items: items("a", 1, "b", 2)}, personalMAC{}),
+			"41bd61ecf863555cdf32fc21926d34cf",
+		},
+		"PlaceOrder with personal data": {
+			fingerprintPlaceOrder("ada", &orderv1.PlaceOrderRequest{RequestId: "ignored", Items: items("a", 1, "b", 2), Note: "hello"}, personalMAC{1, 2, 3, 4, 5, 6, 7, 8, 9}),
+			"41bd61ecf863555c0102030405060708",
+		},
+		"PlaceOrder with a note, formerly": {
+			formerPlaceOrder("ada", &orderv1.PlaceOrderRequest{RequestId: "ignored", Items: items("a", 1, "b", 2)}, "hello"),
 			"84d9c0e534a89747b01b4ecbc409b284",
 		},
 		"PlaceOrder at a campaign, with a coupon": {
-			fingerprintPlaceOrder("ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CampaignId: "flash", CouponCode: "TEN"}),
+			fingerprintPlaceOrder("ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CampaignId: "flash", CouponCode: "TEN"}, personalMAC{}),
 			"3d39cb22a643d758ac57114a318be786",
 		},
 		"PutProduct, taxed": {fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "A", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}, TaxRateBps: 1900}), "471f916a79b254130fb065ecee1d75b6"},
@@ -44,6 +53,7 @@ func TestFingerprintsNeverChange(t *testing.T) {
 		"PutCoupon": {fingerprintPutCoupon(&campaignv1.PutCouponRequest{
 			CouponCode: "TEN", RateBps: 1000, MinSubtotal: &typev1.Money{CurrencyCode: "EUR", Units: 1}, ValidUntil: &timestamppb.Timestamp{Seconds: 1}, UsesMax: 7,
 		}), "d443cb3eeb1ae5896d07bc3288919c55"},
+		"EraseUser":    {fingerprintEraseUser("ada"), "c2a9511a9869322fcb4e6e8e4bef908d"},
 		"CancelOrder":  {fingerprintCancelOrder(domain.OrderID{1, 2, 3}, "too late"), "651277703337a5f7bb1a8a1185f2eeef"},
 		"PutProduct":   {fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "A", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}}), "f2a8e7ac2430b55b45f95ef21c5c5495"},
 		"ReceiveStock": {fingerprintReceiveStock(&catalogv1.ReceiveStockRequest{Sku: "a", Quantity: 7}), "e9848f2d071c66da6feb585197ad5261"},
@@ -64,7 +74,9 @@ func TestFingerprintsOfRequestsThatMeanSomethingElseDiffer(t *testing.T) {
 		seen[fingerprint] = name
 	}
 	place := func(name, userID string, request *orderv1.PlaceOrderRequest) {
-		add(name, fingerprintPlaceOrder(userID, request))
+		person, _ := personalOf(request)
+		// A MAC under a key that everybody knows, to see that the form tells requests apart.
+		add(name, fingerprintPlaceOrder(userID, request, sha256.Sum256(canonicalPersonal("r1", &person))))
 	}
 	place("one line", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1)})
 	place("another user", "eve", &orderv1.PlaceOrderRequest{Items: items("a", 1)})
@@ -77,6 +89,22 @@ func TestFingerprintsOfRequestsThatMeanSomethingElseDiffer(t *testing.T) {
 	place("at a campaign", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CampaignId: "x"})
 	place("with a coupon", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CouponCode: "x"})
 	place("with both", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), CampaignId: "x", CouponCode: "x"})
+	address := func(change func(*orderv1.ShippingAddress)) *orderv1.PlaceOrderRequest {
+		a := &orderv1.ShippingAddress{Recipient: "Ada", Lines: []string{"x", "y"}, CountryCode: "DE"}
+		change(a)
+		return &orderv1.PlaceOrderRequest{Items: items("a", 1), ShippingAddress: a}
+	}
+	place("an address", "ada", address(func(*orderv1.ShippingAddress) {}))
+	place("another recipient", "ada", address(func(a *orderv1.ShippingAddress) { a.Recipient = "Eve" }))
+	place("lines that run together", "ada", address(func(a *orderv1.ShippingAddress) { a.Lines = []string{"xy"} }))
+	place("a postal code", "ada", address(func(a *orderv1.ShippingAddress) { a.PostalCode = "1" }))
+	place("a city of that name", "ada", address(func(a *orderv1.ShippingAddress) { a.City = "1" }))
+	place("a region of that name", "ada", address(func(a *orderv1.ShippingAddress) { a.Region = "1" }))
+	place("another country", "ada", address(func(a *orderv1.ShippingAddress) { a.CountryCode = "FR" }))
+	place("an e-mail address", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), Contact: &orderv1.Contact{Email: "1"}})
+	place("a telephone number", "ada", &orderv1.PlaceOrderRequest{Items: items("a", 1), Contact: &orderv1.Contact{Phone: "1"}})
+	add("erase", fingerprintEraseUser("ada"))
+	add("erase another", fingerprintEraseUser("eve"))
 	place("no lines", "ada", &orderv1.PlaceOrderRequest{})
 	add("cancel", fingerprintCancelOrder(domain.OrderID{1}, ""))
 	add("cancel another", fingerprintCancelOrder(domain.OrderID{2}, ""))
@@ -122,6 +150,6 @@ func BenchmarkFingerprint(b *testing.B) {
 	request := &orderv1.PlaceOrderRequest{RequestId: "req-000000000001", Items: items("sku-0001", 1)}
 	b.ReportAllocs()
 	for b.Loop() {
-		fingerprintPlaceOrder("user-000123", request)
+		fingerprintPlaceOrder("user-000123", request, personalMAC{})
 	}
 }

@@ -15,7 +15,7 @@ func benchResponse() *orderv1.PlaceOrderResponse {
 		Lines:    []domain.Line{{SKU: "sku-0001", Units: 1, Title: "A thing that is sold", PriceMinor: 1299}},
 		Total:    domain.Money{Currency: "EUR", Minor: 1299},
 		PlacedAt: at, PayBy: at.Add(15 * time.Minute), UpdatedAt: at,
-	}, 0, 123456, "")
+	}, 0, 123456, &personal{})
 	return &orderv1.PlaceOrderResponse{Order: order, Revision: order.Revision}
 }
 

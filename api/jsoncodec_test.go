@@ -170,6 +170,14 @@ func drawOrder(t *rapid.T) *orderv1.Order {
 		CampaignId: texts.Draw(t, "campaign"), CouponCode: texts.Draw(t, "coupon"),
 		Subtotal: drawMoney(t, "subtotal"), Discount: drawMoney(t, "discount"), Tax: drawMoney(t, "tax"),
 	}
+	if rapid.Bool().Draw(t, "personal") {
+		order.ShippingAddress = &orderv1.ShippingAddress{
+			Recipient: texts.Draw(t, "recipient"), Lines: rapid.SliceOfN(texts, 0, 3).Draw(t, "lines"), PostalCode: texts.Draw(t, "postal code"),
+			City: texts.Draw(t, "city"), Region: texts.Draw(t, "region"), CountryCode: texts.Draw(t, "country"),
+		}
+		order.Contact = &orderv1.Contact{Email: texts.Draw(t, "email"), Phone: texts.Draw(t, "phone")}
+		order.PersonalDataErased = rapid.Bool().Draw(t, "erased")
+	}
 	for range rapid.IntRange(0, 3).Draw(t, "items") {
 		order.Items = append(order.Items, &orderv1.OrderItem{
 			Sku: texts.Draw(t, "sku"), Quantity: rapid.Int64().Draw(t, "quantity"), Title: texts.Draw(t, "title"),

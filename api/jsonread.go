@@ -49,10 +49,88 @@ func (r *jsonReader) placeOrder(m *orderv1.PlaceOrderRequest) {
 		case "couponCode", "coupon_code":
 			r.once(&seen, 7)
 			m.CouponCode = r.text()
+		case "shippingAddress", "shipping_address":
+			r.once(&seen, 10)
+			m.ShippingAddress = r.address()
+		case "contact":
+			r.once(&seen, 11)
+			m.Contact = r.contact()
 		default:
 			r.unusual = true
 		}
 	}
+}
+
+func (r *jsonReader) address() *orderv1.ShippingAddress {
+	m := &orderv1.ShippingAddress{}
+	var seen seenFields
+	for more := r.openObject(); more; more = r.nextField() {
+		switch string(r.key()) {
+		case "recipient":
+			r.once(&seen, 1)
+			m.Recipient = r.text()
+		case "lines":
+			r.once(&seen, 2)
+			m.Lines = r.texts()
+		case "postalCode", "postal_code":
+			r.once(&seen, 3)
+			m.PostalCode = r.text()
+		case "city":
+			r.once(&seen, 4)
+			m.City = r.text()
+		case "region":
+			r.once(&seen, 5)
+			m.Region = r.text()
+		case "countryCode", "country_code":
+			r.once(&seen, 6)
+			m.CountryCode = r.text()
+		default:
+			r.unusual = true
+		}
+	}
+	return m
+}
+
+func (r *jsonReader) contact() *orderv1.Contact {
+	m := &orderv1.Contact{}
+	var seen seenFields
+	for more := r.openObject(); more; more = r.nextField() {
+		switch string(r.key()) {
+		case "email":
+			r.once(&seen, 1)
+			m.Email = r.text()
+		case "phone":
+			r.once(&seen, 2)
+			m.Phone = r.text()
+		default:
+			r.unusual = true
+		}
+	}
+	return m
+}
+
+// texts reads a list of texts.
+func (r *jsonReader) texts() (list []string) {
+	if !r.take('[') {
+		return nil
+	}
+	if r.peek() == ']' {
+		r.at++
+		return nil
+	}
+	for !r.unusual {
+		list = append(list, r.text())
+		switch r.peek() {
+		case ',':
+			r.at++
+		case ']':
+			r.at++
+			return list
+		default:
+			r.unusual = true
+		}
+	}
+	return list
 }
 
 func (r *jsonReader) items(m *orderv1.PlaceOrderRequest) {

@@ -110,6 +110,41 @@ func (w *jsonWriter) order(m *orderv1.Order) {
 	w.moneyField(`"subtotal":`, m.Subtotal)
 	w.moneyField(`"discount":`, m.Discount)
 	w.moneyField(`"tax":`, m.Tax)
+	if m.ShippingAddress != nil {
+		w.key(`"shippingAddress":`)
+		w.address(m.ShippingAddress)
+	}
+	if m.Contact != nil {
+		w.key(`"contact":`)
+		w.open()
+		w.textField(`"email":`, m.Contact.Email)
+		w.textField(`"phone":`, m.Contact.Phone)
+		w.shut()
+	}
+	if m.PersonalDataErased {
+		w.key(`"personalDataErased":true`)
+	}
+	w.shut()
+}
+
+func (w *jsonWriter) address(m *orderv1.ShippingAddress) {
+	w.open()
+	w.textField(`"recipient":`, m.Recipient)
+	if len(m.Lines) > 0 {
+		w.key(`"lines":`)
+		w.out = append(w.out, '[')
+		for i, line := range m.Lines {
+			if i > 0 {
+				w.out = append(w.out, ',')
+			}
+			w.text(line)
+		}
+		w.out = append(w.out, ']')
+	}
+	w.textField(`"postalCode":`, m.PostalCode)
+	w.textField(`"city":`, m.City)
+	w.textField(`"region":`, m.Region)
+	w.textField(`"countryCode":`, m.CountryCode)
 	w.shut()
 }
 

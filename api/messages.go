@@ -28,14 +28,16 @@ type itemMessage struct {
 	unitPrice, amount typev1.Money
 }
 
-// newOrder makes the message of an order as of a revision; note is its note, opened.
-func newOrder(o *domain.Order, lane uint32, commit uint64, note string) *orderv1.Order {
+// newOrder makes the message of an order as of a revision; person is what it knows of one, opened.
+func newOrder(o *domain.Order, lane uint32, commit uint64, person *personal) *orderv1.Order {
 	m := &orderMessage{}
 	m.order.OrderId = o.ID.String()
 	m.order.UserId = o.UserID
 	m.order.Status = orderv1.OrderStatus(o.Status)
 	m.order.CancelReason = o.CancelReason
-	m.order.Note = note
+	m.order.Note = person.note
+	m.order.ShippingAddress, m.order.Contact = person.address, person.contact
+	m.order.PersonalDataErased = person.erased
 	fillMoney(&m.total, o.Total)
 	m.order.Total = &m.total
 	m.order.PlacedAt = fillTime(&m.placedAt, o.PlacedAt)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"log/slog"
 	"strconv"
 
 	"connectrpc.com/connect"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
-	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -47,26 +45,61 @@ func (s orderService) placeOrder(ctx context.Context, request *orderv1.PlaceOrde
 	for i, item := range request.Items {
 		command.Lines[i] = domain.LineRequest{SKU: item.Sku, Units: item.Quantity}
 	}
-	if request.Note != "" {
-		if command.SealedNote, err = s.sealer.Seal(ctx, userID, []byte(request.Note)); err != nil {
-			return nil, &keysError{err}
-		}
+	person, given := personalOf(request)
+	var reply lanes.Reply
+	if given {
+		reply, err = s.submitSealed(ctx, &command, request, &person)
+	} else {
+		reply, err = s.commands.Submit(ctx, placeRequest(&command, request, personalMAC{}))
 	}
-	reply, err := s.commands.Submit(ctx, lanes.Request{
-		UserID: userID, RequestID: request.RequestId, Fingerprint: fingerprintPlaceOrder(userID, request),
-		Partition: eventstore.PartitionOf(userID), Command: command,
-	})
 	if err != nil {
 		return nil, err
 	}
-	note := request.Note
-	if !bytes.Equal(reply.Order.SealedNote, command.SealedNote) { // A repetition: the note that was stored is the first one.
-		if note, err = s.openNote(ctx, &reply.Order); err != nil {
+	if !bytes.Equal(reply.Order.SealedPersonal, command.SealedPersonal) || len(reply.Order.SealedNote) > 0 {
+		// A repetition: what was stored is the first one.
+		if person, err = s.openPersonal(ctx, &reply.Order); err != nil {
 			return nil, err
 		}
 	}
-	order := newOrder(&reply.Order, reply.Lane, reply.OrderCommit, note)
+	order := newOrder(&reply.Order, reply.Lane, reply.OrderCommit, &person)
 	return &orderv1.PlaceOrderResponse{Order: order, Revision: revisionOf(reply, order)}, nil
+}
+
+// sealAttempts bounds how often an order is sealed because its user's key was erased meanwhile.
+const sealAttempts = 3
+
+// submitSealed seals what is personal into the command and submits it. When the key turns out to be erased, it is destroyed,
+// if whoever erased it did not come so far, and the order is sealed under the user's new one.
+func (s orderService) submitSealed(ctx context.Context, command *domain.PlaceOrder, request *orderv1.PlaceOrderRequest, person *personal) (lanes.Reply, error) {
+	for attempt := 1; ; attempt++ {
+		mac, err := s.seal(ctx, person, request.RequestId, command)
+		if err != nil {
+			return lanes.Reply{}, err
+		}
+		reply, err := s.commands.Submit(ctx, placeRequest(command, request, mac))
+		var erased *domain.KeyErasedError
+		if !errors.As(err, &erased) {
+			return reply, err
+		}
+		if attempt == sealAttempts {
+			return lanes.Reply{}, &keysError{err}
+		}
+		if err := s.sealer.Destroy(ctx, command.UserID, uint64(command.SealKey)); err != nil {
+			return lanes.Reply{}, &keysError{err}
+		}
+	}
+}
+
+// placeRequest makes the lane's request; mac is that of its personal data.
+func placeRequest(command *domain.PlaceOrder, request *orderv1.PlaceOrderRequest, mac personalMAC) lanes.Request {
+	r := lanes.Request{
+		UserID: command.UserID, RequestID: request.RequestId, Fingerprint: fingerprintPlaceOrder(command.UserID, request, mac),
+		Partition: eventstore.PartitionOf(command.UserID), Command: *command, Keyed: mac != personalMAC{},
+	}
+	if r.Keyed && request.ShippingAddress == nil && request.Contact == nil {
+		r.Former = formerPlaceOrder(command.UserID, request, request.Note)
+	}
+	return r
 }
 
 // GetOrder implements orderv1connect.OrderServiceHandler.
@@ -164,11 +197,11 @@ func (s orderService) cancelOrder(ctx context.Context, request *orderv1.CancelOr
 	if err != nil {
 		return nil, err
 	}
-	note, err := s.openNote(ctx, &reply.Order)
+	person, err := s.openPersonal(ctx, &reply.Order)
 	if err != nil {
 		return nil, err
 	}
-	order := newOrder(&reply.Order, reply.Lane, reply.OrderCommit, note)
+	order := newOrder(&reply.Order, reply.Lane, reply.OrderCommit, &person)
 	return &orderv1.CancelOrderResponse{Order: order, Revision: revisionOf(reply, order)}, nil
 }
 
@@ -299,30 +332,11 @@ func viewFault(err error, min projections.Min, missing error) error {
 }
 
 func (h *Handler) newOrder(ctx context.Context, view *projections.OrderView) (*orderv1.Order, error) {
-	note, err := h.openNote(ctx, &view.Order)
+	person, err := h.openPersonal(ctx, &view.Order)
 	if err != nil {
 		return nil, err
 	}
-	return newOrder(&view.Order, view.Revision.Lane, view.Revision.Commit, note), nil
-}
-
-// openNote returns the order's note; it is empty when the user's key was erased.
-func (h *Handler) openNote(ctx context.Context, order *domain.Order) (string, error) {
-	if len(order.SealedNote) == 0 {
-		return "", nil
-	}
-	note, err := h.sealer.Open(ctx, order.UserID, order.SealedNote)
-	switch {
-	case err == nil:
-		return string(note), nil
-	case errors.Is(err, sealing.ErrErased):
-		return "", nil
-	case errors.Is(err, sealing.ErrDamaged): // The order is worth more than its note.
-		h.logger.LogAttrs(ctx, slog.LevelError, "note does not open", slog.Any("order", order.ID), slog.Any("error", err))
-		return "", nil
-	default:
-		return "", &keysError{err}
-	}
+	return newOrder(&view.Order, view.Revision.Lane, view.Revision.Commit, &person), nil
 }
 
 // revisionOf returns the position of a command's effect. It is the order's own revision except where later changes are

@@ -2,6 +2,7 @@ package api
 
 import (
 	"errors"
+	"strings"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -11,6 +12,7 @@ import (
 	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 )
 
 // violationsMax bounds the violations that an error lists; a request of 100 bad lines has hundreds.
@@ -27,6 +29,7 @@ func newValidator() *validator {
 		&catalogv1.ReceiveStockRequest{}, &catalogv1.GetStockRequest{},
 		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
 		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
+		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},
 	), protovalidate.WithDisableLazy())
 	if err != nil {
 		panic("api: bug: a rule in a proto file does not compile: " + err.Error())
@@ -65,6 +68,9 @@ func (v *validator) checkPlaceOrder(request *orderv1.PlaceOrderRequest) error {
 			return err
 		}
 	}
+	if address := request.ShippingAddress; address != nil && !knownCountry(address.CountryCode) {
+		return invalidArgument("shipping_address.country_code", "it is no country's ISO 3166-1 alpha-2 code")
+	}
 	return duplicateSKU(request.Items)
 }
 
@@ -73,13 +79,24 @@ const (
 	itemsMax     = 100
 	itemUnitsMax = 1_000_000
 	noteBytesMax = 1000
+
+	recipientBytesMax    = 200
+	addressLinesMax      = 5
+	addressLineBytesMax  = 200
+	postalCodeBytesMax   = 32
+	cityBytesMax         = 100
+	regionBytesMax       = 100
+	emailBytesMax        = 254
+	phoneCharactersMax   = 32
+	phoneCharactersKnown = "0123456789+. ()/-"
 )
 
 // plainlyValid reports whether the request keeps every rule of its proto file.
 func plainlyValid(request *orderv1.PlaceOrderRequest) bool {
 	if !identity.ValidSubject(request.RequestId) || (request.UserId != "" && !identity.ValidSubject(request.UserId)) ||
 		(request.CampaignId != "" && !identity.ValidSubject(request.CampaignId)) || (request.CouponCode != "" && !identity.ValidSubject(request.CouponCode)) ||
-		len(request.Items) == 0 || len(request.Items) > itemsMax || len(request.Note) > noteBytesMax {
+		len(request.Items) == 0 || len(request.Items) > itemsMax || len(request.Note) > noteBytesMax ||
+		!plainlyAddress(request.ShippingAddress) || !plainlyContact(request.Contact) {
 		return false
 	}
 	for _, item := range request.Items {
@@ -89,6 +106,60 @@ func plainlyValid(request *orderv1.PlaceOrderRequest) bool {
 	}
 	return true
 }
+
+func plainlyAddress(a *orderv1.ShippingAddress) bool {
+	if a == nil {
+		return true
+	}
+	within := func(text string, least, most int) bool { return len(text) >= least && len(text) <= most }
+	if !within(a.Recipient, 1, recipientBytesMax) || len(a.Lines) == 0 || len(a.Lines) > addressLinesMax ||
+		!within(a.PostalCode, 0, postalCodeBytesMax) || !within(a.City, 0, cityBytesMax) || !within(a.Region, 0, regionBytesMax) {
+		return false
+	}
+	for _, line := range a.Lines {
+		if !within(line, 1, addressLineBytesMax) {
+			return false
+		}
+	}
+	upper := func(b byte) bool { return 'A' <= b && b <= 'Z' }
+	return len(a.CountryCode) == 2 && upper(a.CountryCode[0]) && upper(a.CountryCode[1])
+}
+
+func plainlyContact(c *orderv1.Contact) bool {
+	if c == nil {
+		return true
+	}
+	for i := range len(c.Phone) {
+		if strings.IndexByte(phoneCharactersKnown, c.Phone[i]) < 0 {
+			return false
+		}
+	}
+	if len(c.Phone) > phoneCharactersMax || len(c.Email) > emailBytesMax {
+		return false
+	}
+	if c.Email == "" {
+		return true
+	}
+	for i := range len(c.Email) {
+		if c.Email[i] <= ' ' {
+			return false
+		}
+	}
+	local, host, found := strings.Cut(c.Email, "@")
+	return found && local != "" && host != "" && !strings.Contains(host, "@")
+}
+
+// countries are the codes of ISO 3166-1 alpha-2, and XK, which Kosovo uses.
+const countries = " AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE BF BG BH BI BJ BL BM BN BO BQ BR BS BT BV BW BY BZ" +
+	" CA CC CD CF CG CH CI CK CL CM CN CO CR CU CV CW CX CY CZ DE DJ DK DM DO DZ EC EE EG EH ER ES ET FI FJ FK FM FO FR" +
+	" GA GB GD GE GF GG GH GI GL GM GN GP GQ GR GS GT GU GW GY HK HM HN HR HT HU ID IE IL IM IN IO IQ IR IS IT JE JM JO JP" +
+	" KE KG KH KI KM KN KP KR KW KY KZ LA LB LC LI LK LR LS LT LU LV LY MA MC MD ME MF MG MH MK ML MM MN MO MP MQ MR MS MT MU MV MW MX MY MZ" +
+	" NA NC NE NF NG NI NL NO NP NR NU NZ OM PA PE PF PG PH PK PL PM PN PR PS PT PW PY QA RE RO RS RU RW" +
+	" SA SB SC SD SE SG SH SI SJ SK SL SM SN SO SR SS ST SV SX SY SZ TC TD TF TG TH TJ TK TL TM TN TO TR TT TV TW TZ" +
+	" UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS XK YE YT ZA ZM ZW "
+
+// REQUIRES: code is two upper-case letters.
+func knownCountry(code string) bool { return strings.Contains(countries, " "+code+" ") }
 
 // duplicateSKU refuses a SKU that is in two lines: which of the two was meant, nobody can say.
 func duplicateSKU(items []*orderv1.ItemRequest) error {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,10 +38,53 @@ func TestHandCheckOfPlaceOrderAgreesWithItsRules(t *testing.T) {
 		if count > 0 {
 			request.Items[rapid.IntRange(0, count-1).Draw(t, "which")] = &orderv1.ItemRequest{Sku: sku, Quantity: units}
 		}
+		if rapid.Bool().Draw(t, "address") {
+			text := func(field string, most int) string {
+				return rapid.OneOf(rapid.SampledFrom([]string{"", "x", "é"}), rapid.SampledFrom([]string{strings.Repeat("x", most), strings.Repeat("x", most+1)})).Draw(t, field)
+			}
+			request.ShippingAddress = &orderv1.ShippingAddress{
+				Recipient: text("recipient", recipientBytesMax), PostalCode: text("postal code", postalCodeBytesMax),
+				City: text("city", cityBytesMax), Region: text("region", regionBytesMax),
+				CountryCode: rapid.OneOf(rapid.Just("DE"), rapid.SampledFrom([]string{"", "D", "de", "DEU", "D1", "Ä", "DE\n"})).Draw(t, "country"),
+			}
+			for range rapid.OneOf(rapid.Just(1), rapid.IntRange(0, addressLinesMax+1)).Draw(t, "lines") {
+				request.ShippingAddress.Lines = append(request.ShippingAddress.Lines, text("line", addressLineBytesMax))
+			}
+		}
+		if rapid.Bool().Draw(t, "contact") {
+			request.Contact = &orderv1.Contact{
+				Email: rapid.OneOf(rapid.StringMatching(`[a-z@ ]{0,6}`), rapid.SampledFrom([]string{
+					"a@b", "ä@ö.example", "a@b@c", "a b@c", "a@b\n", "@", "a\x7f@b", strings.Repeat("x", 252) + "@y", strings.Repeat("x", 253) + "@y",
+				})).Draw(t, "email"),
+				Phone: rapid.OneOf(rapid.StringMatching(`[0-9+. ()/-]{0,33}`), rapid.SampledFrom([]string{"+49 30 901820", "x", "1\n", "٣"})).Draw(t, "phone"),
+			}
+		}
 		if err := v.rules.Validate(request); plainlyValid(request) != (err == nil) {
 			t.Fatalf("plainlyValid says %t, the rules say %v: %v", err != nil, err, request)
 		}
 	})
+}
+
+func TestCountriesAreThoseOfTheStandard(t *testing.T) {
+	const known = 249 + 1 // ISO 3166-1, and XK.
+	codes := strings.Fields(countries)
+	if len(codes) != known || !slices.IsSorted(codes) || len(slices.Compact(slices.Clone(codes))) != known {
+		t.Errorf("%d countries are known, want %d, each once and in order", len(codes), known)
+	}
+	v := newValidator()
+	ask := func(country string) error {
+		return v.checkPlaceOrder(&orderv1.PlaceOrderRequest{
+			RequestId: "r", Items: []*orderv1.ItemRequest{{Sku: "s", Quantity: 1}},
+			ShippingAddress: &orderv1.ShippingAddress{Recipient: "Ada", Lines: []string{"1 Street"}, CountryCode: country},
+		})
+	}
+	if err := ask("GB"); err != nil {
+		t.Error(err)
+	}
+	var f *fault
+	if err := ask("UK"); !errors.As(err, &f) || f.fields[0].Field != "shipping_address.country_code" || strings.Contains(f.message, "Ada") {
+		t.Errorf("UK, which is no country's code: got %v", err)
+	}
 }
 
 func FuzzHandCheckOfPlaceOrder(f *testing.F) {

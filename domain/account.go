@@ -59,14 +59,21 @@ func (a Account) Evolve(e Event, sku string) Account {
 			a = a.reserve(1)
 		}
 	case OrderCancelled:
+		a = a.restockAll(e.Unsold, sku)
 		a = a.releaseAll(e.Released, sku)
 	case OrderExpired:
 		a = a.releaseAll(e.Released, sku)
-	case ProductPut, CampaignPut, CouponPut:
 	case PoolFilled:
 		a = a.movePool(e.Pool, e.Units, sku)
 	case PoolDrained:
 		a = a.movePool(e.Pool, -e.Units, sku)
+	case PaymentCaptured:
+		a = a.sellAll(e.Sold, sku)
+	case ReturnReceived:
+		a = a.restockAll(e.Restocked, sku)
+	case ProductPut, PaymentStarted, PaymentAuthorized, PaymentCaptureRequested, PaymentDeclined, PaymentBecameUnknown, PaymentVoidRequested,
+		PaymentVoided, RefundStarted, PaymentRefunded, RefundFailed, StrayPaymentFound, ItemsShipped, ShipmentDelivered, ReturnRequested,
+		NoteAdded, PointsAwarded, PointsTakenBack, UserErased, CampaignPut, CouponPut:
 	case StockReceived:
 		if e.SKU == sku {
 			a.Received = e.ReceivedTotal
@@ -126,6 +133,28 @@ func (a Account) releaseAll(released []Release, sku string) Account {
 	return a
 }
 
+// sellAll takes reserved units of an order that was paid for good.
+func (a Account) sellAll(sold []Release, sku string) Account {
+	for i := range sold {
+		if sold[i].SKU == sku {
+			a.Reserved -= sold[i].Units
+			a.Sold += sold[i].Units
+		}
+	}
+	return a
+}
+
+// restockAll puts sold units that came back, or never left, among those that are free to be ordered.
+func (a Account) restockAll(restocked []Release, sku string) Account {
+	for i := range restocked {
+		if restocked[i].SKU == sku {
+			a.Sold -= restocked[i].Units
+			a.Allotted += restocked[i].Units
+		}
+	}
+	return a
+}
+
 // IsZero reports whether nothing has ever happened to the account.
 func (a Account) IsZero() bool { return a.Equal(Account{}) }
 
@@ -180,14 +209,20 @@ func eachSKU(e Event, yield func(string) bool) {
 			yield(e.CouponPool)
 		}
 	case OrderCancelled:
-		eachReleased(e.Released, yield)
+		_ = eachReleased(e.Released, yield) && eachReleased(e.Unsold, yield)
 	case OrderExpired:
 		eachReleased(e.Released, yield)
-	case ProductPut, CampaignPut, CouponPut:
 	case PoolFilled:
 		_ = yield(HomeKey(e.Pool)) && yield(e.Pool)
 	case PoolDrained:
 		_ = yield(HomeKey(e.Pool)) && yield(e.Pool)
+	case PaymentCaptured:
+		eachReleased(e.Sold, yield)
+	case ReturnReceived:
+		eachReleased(e.Restocked, yield)
+	case ProductPut, PaymentStarted, PaymentAuthorized, PaymentCaptureRequested, PaymentDeclined, PaymentBecameUnknown, PaymentVoidRequested,
+		PaymentVoided, RefundStarted, PaymentRefunded, RefundFailed, StrayPaymentFound, ItemsShipped, ShipmentDelivered, ReturnRequested,
+		NoteAdded, PointsAwarded, PointsTakenBack, UserErased, CampaignPut, CouponPut:
 	case StockReceived:
 		yield(e.SKU)
 	case StockGranted:
@@ -201,12 +236,14 @@ func eachSKU(e Event, yield func(string) bool) {
 	}
 }
 
-func eachReleased(released []Release, yield func(string) bool) {
+// eachReleased reports whether more is wanted.
+func eachReleased(released []Release, yield func(string) bool) bool {
 	for i := range released {
 		if !yield(released[i].SKU) {
-			return
+			return false
 		}
 	}
+	return true
 }
 
 // A Ledger is where the units of one SKU are, over all lanes.

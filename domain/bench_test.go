@@ -16,6 +16,7 @@ type hot struct {
 
 func (*hot) Order(domain.OrderID) (domain.Order, bool) { return domain.Order{}, false }
 func (h *hot) Product(string) (domain.Product, bool)   { return h.product, true }
+func (*hot) KeyErased(string, domain.KeyID) bool       { return false }
 func (h *hot) Stock(string) domain.Account             { return h.account }
 func (h *hot) Campaign(string) (domain.Campaign, bool) { return h.campaign, true }
 func (h *hot) Coupon(string) (domain.Coupon, bool)     { return domain.Coupon{}, false }

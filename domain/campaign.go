@@ -202,23 +202,24 @@ func eachUse(e Event, yield func(Use, int64) bool) {
 			yield(Use{Of: e.CouponCode, UserID: e.UserID}, 1)
 		}
 	case OrderCancelled:
-		eachUseBack(e.UserID, e.CouponCode, e.Released, yield)
+		_ = eachUseBack(e.UserID, e.Released, yield) && eachUseBack(e.UserID, e.Unsold, yield) && couponBack(e.UserID, e.CouponCode, yield)
 	case OrderExpired:
-		eachUseBack(e.UserID, e.CouponCode, e.Released, yield)
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed,
-		CampaignPut, PoolFilled, PoolDrained, CouponPut:
+		_ = eachUseBack(e.UserID, e.Released, yield) && couponBack(e.UserID, e.CouponCode, yield)
+	default: // No other gives or takes: what comes back after it was shipped was had all the same.
 	}
 }
 
-func eachUseBack(userID, couponCode string, released []Release, yield func(Use, int64) bool) {
+func eachUseBack(userID string, released []Release, yield func(Use, int64) bool) bool {
 	for i := range released {
 		if CampaignOf(released[i].SKU) != "" && !yield(Use{Of: released[i].SKU, UserID: userID}, -released[i].Units) {
-			return
+			return false
 		}
 	}
-	if couponCode != "" {
-		yield(Use{Of: couponCode, UserID: userID}, -1)
-	}
+	return true
+}
+
+func couponBack(userID, couponCode string, yield func(Use, int64) bool) bool {
+	return couponCode == "" || yield(Use{Of: couponCode, UserID: userID}, -1)
 }
 
 // CampaignNotFoundError refuses a campaign that is not there, or is not of this SKU.

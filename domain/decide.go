@@ -26,21 +26,22 @@ const (
 	ReasonBytesMax = 200
 	// SubjectBytesMax is the longest name of whoever asked.
 	SubjectBytesMax = 200
-	// SealedNoteBytesMax is the longest sealed note: 1,000 bytes of note and what sealing adds.
+	// SealedNoteBytesMax is the longest sealed note of a merchant: 1,000 bytes of note and what sealing adds.
 	SealedNoteBytesMax = 2048
+	// SealedPersonalBytesMax is the longest sealed text of an order: a note, an address and a contact, each as long as it may be,
+	// and what sealing adds.
+	SealedPersonalBytesMax = 4096
 )
 
 // Decide turns a command into events, given the lane's state and log time. No events and no error means that there is
-// nothing left to do: the same command was decided before. The error is a Refusal or a *GrantOutOfOrderError.
+// nothing left to do: the same command was decided before. The error is a Refusal, a *GrantOutOfOrderError or a
+// *KeyErasedError.
 //
-// Every event that Decide returns keeps every account of the lane within I3; Decide panics rather than break it.
+// Every event that Decide returns keeps every account of the lane within I3 and every order within I4; Decide panics
+// rather than break them.
 func Decide(s State, c Command, at time.Time) ([]Event, error) {
 	switch c := c.(type) {
 	case PlaceOrder:
-		return c.decide(s, at)
-	case CancelOrder:
-		return c.decide(s)
-	case ExpireOrder:
 		return c.decide(s, at)
 	case PutProduct:
 		return c.decide(s)
@@ -52,8 +53,55 @@ func Decide(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case PutCoupon:
 		return c.decide(s)
+	case CancelOrder, ExpireOrder, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult, RecordStrayPayment, RefundPayment,
+		RecordRefundResult, ShipItems, ConfirmDelivery, RequestReturn, ReceiveReturn, AddNote, AwardPoints, TakeBackPoints:
+		events, err := decideLife(s, c, at)
+		assertLife(s, events, at)
+		return events, err
+	case EraseUser:
+		return c.decide(s)
 	}
 	panic(fmt.Sprintf("domain: bug: unknown command %T", c))
+}
+
+// decideLife decides a command to an order that was placed.
+func decideLife(s State, c Command, at time.Time) ([]Event, error) {
+	switch c := c.(type) {
+	case CancelOrder:
+		return c.decide(s)
+	case ExpireOrder:
+		return c.decide(s, at)
+	case StartPayment:
+		return c.decide(s, at)
+	case CapturePayment:
+		return c.decide(s)
+	case VoidPayment:
+		return c.decide(s)
+	case RecordPaymentResult:
+		return c.decide(s)
+	case RecordStrayPayment:
+		return c.decide(s)
+	case RefundPayment:
+		return c.decide(s)
+	case RecordRefundResult:
+		return c.decide(s)
+	case ShipItems:
+		return c.decide(s)
+	case ConfirmDelivery:
+		return c.decide(s)
+	case RequestReturn:
+		return c.decide(s)
+	case ReceiveReturn:
+		return c.decide(s)
+	case AddNote:
+		return c.decide(s)
+	case AwardPoints:
+		return c.decide(s)
+	case TakeBackPoints:
+		return c.decide(s)
+	case PlaceOrder, PutProduct, ReceiveStock, AllotStock, EraseUser:
+	}
+	panic(fmt.Sprintf("domain: bug: %T is not of an order that was placed", c))
 }
 
 func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
@@ -63,7 +111,10 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 	if err := c.check(at); err != nil {
 		return nil, err
 	}
-	placed := OrderPlaced{OrderID: c.OrderID, UserID: c.UserID, PayBy: c.PayBy, SealedNote: c.SealedNote}
+	if len(c.SealedPersonal) > 0 && s.KeyErased(c.UserID, c.SealKey) {
+		return nil, &KeyErasedError{UserID: c.UserID}
+	}
+	placed := OrderPlaced{OrderID: c.OrderID, UserID: c.UserID, PayBy: c.PayBy, SealedPersonal: c.SealedPersonal}
 	var campaign Campaign
 	if c.CampaignID != "" {
 		var err error
@@ -123,8 +174,10 @@ func (c *PlaceOrder) check(at time.Time) error {
 		return &InvalidArgumentError{Argument: "user_id", Problem: nameProblem}
 	case len(c.Lines) == 0 || len(c.Lines) > LinesMax:
 		return &InvalidArgumentError{Argument: "lines", Problem: fmt.Sprintf("there are %d, want 1 to %d", len(c.Lines), LinesMax)}
-	case len(c.SealedNote) > SealedNoteBytesMax:
-		return &InvalidArgumentError{Argument: "sealed_note", Problem: fmt.Sprintf("it has %d bytes, want at most %d", len(c.SealedNote), SealedNoteBytesMax)}
+	case len(c.SealedPersonal) > SealedPersonalBytesMax:
+		return &InvalidArgumentError{Argument: "sealed_personal", Problem: fmt.Sprintf("it has %d bytes, want at most %d", len(c.SealedPersonal), SealedPersonalBytesMax)}
+	case len(c.SealedPersonal) > 0 && c.SealKey == 0:
+		return &InvalidArgumentError{Argument: "seal_key", Problem: "it is zero"}
 	case !c.PayBy.After(at):
 		return &InvalidArgumentError{Argument: "pay_by", Problem: "it has passed"}
 	case c.CampaignID != "" && !validName(c.CampaignID):
@@ -145,42 +198,6 @@ func (c *PlaceOrder) check(at time.Time) error {
 		}
 	}
 	return nil
-}
-
-func (c CancelOrder) decide(s State) ([]Event, error) {
-	if err := checkText("reason", c.Reason, ReasonBytesMax); err != nil {
-		return nil, err
-	}
-	if err := checkText("by", c.By, SubjectBytesMax); err != nil {
-		return nil, err
-	}
-	order, found := s.Order(c.OrderID)
-	if !found {
-		return nil, &OrderNotFoundError{OrderID: c.OrderID}
-	}
-	switch order.Status {
-	case StatusPendingPayment:
-		released := order.releases()
-		assertReleased(s, released)
-		return []Event{OrderCancelled{
-			OrderID: order.ID, UserID: order.UserID, Reason: c.Reason, By: c.By, Released: released, CouponCode: order.CouponCode,
-		}}, nil
-	case StatusCancelled:
-		return nil, nil // Same command again: nothing to say.
-	case StatusExpired:
-		return nil, &OrderExpiredError{OrderID: order.ID}
-	}
-	panic(fmt.Sprintf("domain: bug: order %v has status %d", order.ID, order.Status))
-}
-
-func (c ExpireOrder) decide(s State, at time.Time) ([]Event, error) {
-	order, found := s.Order(c.OrderID)
-	if !found || order.Status != StatusPendingPayment || order.PayBy.After(at) {
-		return nil, nil // Ended already, or not due.
-	}
-	released := order.releases()
-	assertReleased(s, released)
-	return []Event{OrderExpired{OrderID: order.ID, UserID: order.UserID, Released: released, CouponCode: order.CouponCode}}, nil
 }
 
 func (c PutProduct) decide(s State) ([]Event, error) {
@@ -253,11 +270,20 @@ func (c AllotStock) decide(s State) ([]Event, error) {
 	return []Event{allotted}, nil
 }
 
-// assertReleased panics if giving units back would break an account: an order can only give back what it holds.
-func assertReleased(s State, released []Release) {
-	for _, r := range released {
-		assertAccount(s.Stock(r.SKU).release(r.Units).checkLane(), r.SKU)
+func (c EraseUser) decide(s State) ([]Event, error) {
+	if !validName(c.UserID) {
+		return nil, &InvalidArgumentError{Argument: "user_id", Problem: nameProblem}
 	}
+	if c.Key == 0 {
+		return nil, &InvalidArgumentError{Argument: "key", Problem: "it is zero"}
+	}
+	if err := checkText("by", c.By, SubjectBytesMax); err != nil {
+		return nil, err
+	}
+	if s.KeyErased(c.UserID, c.Key) {
+		return nil, nil // Same command again: nothing to say.
+	}
+	return []Event{UserErased(c)}, nil
 }
 
 func assertAccount(err error, sku string) {

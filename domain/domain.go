@@ -15,8 +15,9 @@ type PlaceOrder struct {
 	UserID  string
 	// Lines as asked for, each SKU once.
 	Lines []LineRequest
-	// SealedNote is the note, sealed under the user's key; nil for none.
-	SealedNote []byte
+	// SealedPersonal is what the order knows of a person, sealed under the user's key of the id SealKey; nil for nothing.
+	SealedPersonal []byte
+	SealKey        KeyID
 	// PayBy is the log time at which the order expires unpaid.
 	PayBy time.Time
 	// CampaignID names the campaign at whose terms the order is placed; its one line is of the campaign's SKU. Empty for
@@ -32,6 +33,10 @@ type LineRequest struct {
 	Units int64
 }
 
+// KeyID names a user's key, which lives outside the log; 0 names none. A user has one at a time; an erased one is never used
+// again.
+type KeyID uint64
+
 // CancelOrder ends an order on request.
 type CancelOrder struct {
 	OrderID OrderID
@@ -41,7 +46,11 @@ type CancelOrder struct {
 }
 
 // ExpireOrder ends an order whose PayBy has passed.
-type ExpireOrder struct{ OrderID OrderID }
+type ExpireOrder struct {
+	OrderID OrderID
+	// Grace is how much longer an order has whose payment is under way.
+	Grace time.Duration
+}
 
 // PutProduct creates a product or changes it.
 type PutProduct struct {
@@ -69,6 +78,14 @@ type AllotStock struct {
 	Units       int64
 }
 
+// EraseUser ends the use of a user's key: what is sealed under it is erased.
+type EraseUser struct {
+	UserID string
+	Key    KeyID
+	// By is the subject who asked.
+	By string
+}
+
 func (PlaceOrder) isCommand()   {}
 func (CancelOrder) isCommand()  {}
 func (ExpireOrder) isCommand()  {}
@@ -77,6 +94,7 @@ func (ReceiveStock) isCommand() {}
 func (AllotStock) isCommand()   {}
 func (PutCampaign) isCommand()  {}
 func (PutCoupon) isCommand()    {}
+func (EraseUser) isCommand()    {}
 
 // An Event is a past fact. The set is closed; package stored writes events down.
 //
@@ -89,9 +107,12 @@ type OrderPlaced struct {
 	UserID  string
 	Lines   []Line
 	// Total is what is to be paid.
-	Total      Money
-	PayBy      time.Time
+	Total Money
+	PayBy time.Time
+	// SealedNote is the note alone, as orders had it before they knew of more.
 	SealedNote []byte
+	// SealedPersonal is what the order knows of a person, sealed under the user's key.
+	SealedPersonal []byte
 	// Pool is the stock key that the units were taken of, a campaign's; empty when it is each line's SKU.
 	Pool string
 	// CouponCode is the coupon that was redeemed, empty for none. CouponPool is the stock key that a unit was taken of for
@@ -112,9 +133,9 @@ type Line struct {
 	Tax Tax
 }
 
-// Release is units that an ended order gave back.
+// Release is units of one account or one SKU: what an ended order gave back, what was sold, shipped or returned.
 type Release struct {
-	// SKU is the stock key of the account that they went back to.
+	// SKU is of a line that was shipped or returns; else it is the stock key of the account that the units are in.
 	SKU   string
 	Units int64
 }
@@ -126,6 +147,8 @@ type OrderCancelled struct {
 	Reason   string
 	By       string
 	Released []Release
+	// Unsold are its units that were sold already; they went back as well.
+	Unsold []Release
 	// CouponCode is the coupon whose redemption was given back, empty for none.
 	CouponCode string
 }
@@ -137,6 +160,13 @@ type OrderExpired struct {
 	Released []Release
 	// CouponCode is the coupon whose redemption was given back, empty for none.
 	CouponCode string
+}
+
+// UserErased says that a user's key is destroyed: what was sealed under it is erased.
+type UserErased struct {
+	UserID string
+	Key    KeyID
+	By     string
 }
 
 // ProductPut says that a product was created or changed.
@@ -201,6 +231,7 @@ func (CampaignPut) isEvent()    {}
 func (PoolFilled) isEvent()     {}
 func (PoolDrained) isEvent()    {}
 func (CouponPut) isEvent()      {}
+func (UserErased) isEvent()     {}
 
 // State is what Decide may know: the lane's state, everything decided so far included.
 type State interface {
@@ -216,4 +247,6 @@ type State interface {
 	Coupon(code string) (Coupon, bool)
 	// Used returns how much of something limited a user of this lane holds.
 	Used(use Use) int64
+	// KeyErased reports whether this key of the user was erased.
+	KeyErased(userID string, key KeyID) bool
 }

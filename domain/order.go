@@ -17,6 +17,20 @@ const (
 	StatusCancelled OrderStatus = 2
 	// StatusExpired: not paid by PayBy; its units went back.
 	StatusExpired OrderStatus = 3
+	// StatusPaid: the money was captured, nothing was shipped; its units are sold.
+	StatusPaid OrderStatus = 4
+	// StatusPartiallyShipped: paid, and some units were shipped.
+	StatusPartiallyShipped OrderStatus = 5
+	// StatusShipped: paid, and all units were shipped.
+	StatusShipped OrderStatus = 6
+	// StatusDelivered: every shipment has arrived.
+	StatusDelivered OrderStatus = 7
+	// StatusReturned: all units came back.
+	StatusReturned OrderStatus = 8
+	// StatusAuthorized: the money is held, and not captured yet; its units are reserved.
+	StatusAuthorized OrderStatus = 9
+	// StatusPaymentProcessing: a payment was started, and what came of it is not known yet; its units are reserved.
+	StatusPaymentProcessing OrderStatus = 10
 )
 
 func (s OrderStatus) String() string {
@@ -27,6 +41,20 @@ func (s OrderStatus) String() string {
 		return "cancelled"
 	case StatusExpired:
 		return "expired"
+	case StatusPaid:
+		return "paid"
+	case StatusPartiallyShipped:
+		return "partially_shipped"
+	case StatusShipped:
+		return "shipped"
+	case StatusDelivered:
+		return "delivered"
+	case StatusReturned:
+		return "returned"
+	case StatusAuthorized:
+		return "authorized"
+	case StatusPaymentProcessing:
+		return "payment_processing"
 	}
 	return "none"
 }
@@ -36,6 +64,10 @@ type Order struct {
 	ID     OrderID
 	UserID string
 	Status OrderStatus
+	// What the status is derived from.
+	Ending     Ending
+	Payment    PaymentState
+	Fulfilment FulfilmentState
 	// Lines in the order of the request. Nobody changes them.
 	Lines []Line
 	// Total is what is to be paid.
@@ -44,10 +76,19 @@ type Order struct {
 	PlacedAt, PayBy, UpdatedAt time.Time
 	// CancelReason is empty unless the order is cancelled.
 	CancelReason string
-	// SealedNote is the note, sealed under the user's key; nil for none. Nobody changes it.
+	// SealedNote is the note alone, sealed under the user's key, as orders had it before they knew of more; nil for none.
+	// Nobody changes it.
 	SealedNote []byte
 	// Pool, CouponCode and CouponPool as in OrderPlaced.
 	Pool, CouponCode, CouponPool string
+	// SealedPersonal is what the order knows of a person, sealed under the user's key; nil for nothing. Nobody changes it.
+	SealedPersonal []byte
+	// Payments, refunds, shipments, returns and notes, oldest first. Nobody changes them in place.
+	Payments  []Payment
+	Refunds   []Refund
+	Shipments []Shipment
+	Returns   []Return
+	Notes     []Note
 }
 
 // CampaignID returns the campaign at whose terms the order was placed, empty for none.
@@ -61,16 +102,22 @@ func (o Order) Evolve(e Event, at time.Time) Order {
 	case OrderPlaced:
 		return Order{
 			ID: e.OrderID, UserID: e.UserID, Status: StatusPendingPayment, Lines: e.Lines, Total: e.Total,
-			PlacedAt: at, PayBy: e.PayBy, UpdatedAt: at, SealedNote: e.SealedNote,
+			PlacedAt: at, PayBy: e.PayBy, UpdatedAt: at, SealedNote: e.SealedNote, SealedPersonal: e.SealedPersonal,
 			Pool: e.Pool, CouponCode: e.CouponCode, CouponPool: e.CouponPool,
 		}
 	case OrderCancelled:
-		o.Status, o.CancelReason, o.UpdatedAt = StatusCancelled, e.Reason, at
+		o.Ending, o.CancelReason, o.UpdatedAt = EndingCancelled, e.Reason, at
 	case OrderExpired:
-		o.Status, o.UpdatedAt = StatusExpired, at
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed,
+		o.Ending, o.UpdatedAt = EndingExpired, at
+	case PaymentStarted, PaymentAuthorized, PaymentCaptureRequested, PaymentCaptured, PaymentDeclined, PaymentBecameUnknown,
+		PaymentVoidRequested, PaymentVoided, RefundStarted, PaymentRefunded, RefundFailed, StrayPaymentFound,
+		ItemsShipped, ShipmentDelivered, ReturnRequested, ReturnReceived, NoteAdded, PointsAwarded, PointsTakenBack:
+		o = o.evolveLife(e, at)
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
 		CampaignPut, PoolFilled, PoolDrained, CouponPut:
+		return o
 	}
+	o.derive()
 	return o
 }
 
@@ -80,7 +127,11 @@ func (o Order) Equal(other Order) bool {
 		o.PlacedAt.Equal(other.PlacedAt) && o.PayBy.Equal(other.PayBy) && o.UpdatedAt.Equal(other.UpdatedAt) &&
 		o.CancelReason == other.CancelReason && bytes.Equal(o.SealedNote, other.SealedNote) &&
 		o.Pool == other.Pool && o.CouponCode == other.CouponCode && o.CouponPool == other.CouponPool &&
-		slices.Equal(o.Lines, other.Lines)
+		bytes.Equal(o.SealedPersonal, other.SealedPersonal) &&
+		o.Ending == other.Ending && o.Payment == other.Payment && o.Fulfilment == other.Fulfilment &&
+		slices.Equal(o.Lines, other.Lines) && slices.Equal(o.Payments, other.Payments) && slices.Equal(o.Refunds, other.Refunds) &&
+		slices.EqualFunc(o.Shipments, other.Shipments, Shipment.Equal) && slices.EqualFunc(o.Returns, other.Returns, Return.Equal) &&
+		slices.EqualFunc(o.Notes, other.Notes, Note.Equal)
 }
 
 // releases returns what the order gives back when it ends.
@@ -118,7 +169,45 @@ func OrderOf(e Event) (OrderID, bool) {
 		return e.OrderID, true
 	case OrderExpired:
 		return e.OrderID, true
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed,
+	case PaymentStarted:
+		return e.OrderID, true
+	case PaymentAuthorized:
+		return e.OrderID, true
+	case PaymentCaptureRequested:
+		return e.OrderID, true
+	case PaymentCaptured:
+		return e.OrderID, true
+	case PaymentDeclined:
+		return e.OrderID, true
+	case PaymentBecameUnknown:
+		return e.OrderID, true
+	case PaymentVoidRequested:
+		return e.OrderID, true
+	case PaymentVoided:
+		return e.OrderID, true
+	case RefundStarted:
+		return e.OrderID, true
+	case PaymentRefunded:
+		return e.OrderID, true
+	case RefundFailed:
+		return e.OrderID, true
+	case StrayPaymentFound:
+		return e.OrderID, true
+	case ItemsShipped:
+		return e.OrderID, true
+	case ShipmentDelivered:
+		return e.OrderID, true
+	case ReturnRequested:
+		return e.OrderID, true
+	case ReturnReceived:
+		return e.OrderID, true
+	case NoteAdded:
+		return e.OrderID, true
+	case PointsAwarded:
+		return e.OrderID, true
+	case PointsTakenBack:
+		return e.OrderID, true
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
 		CampaignPut, PoolFilled, PoolDrained, CouponPut:
 	}
 	return OrderID{}, false

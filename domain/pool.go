@@ -27,6 +27,9 @@ func CampaignPool(sku, campaignID string) string { return sku + "@" + campaignID
 // CouponPool returns the stock key of a coupon's pool.
 func CouponPool(code string) string { return code + couponPoolSuffix }
 
+// IsCouponPool reports whether a stock key is a coupon's. It names the coupon's code, which is worth money to whoever reads it.
+func IsCouponPool(stockKey string) bool { return strings.HasSuffix(stockKey, couponPoolSuffix) }
+
 // CampaignOf returns the campaign whose pool has this stock key, empty when it is a product's own or a coupon's.
 func CampaignOf(stockKey string) string {
 	_, campaignID, _ := strings.Cut(stockKey, "@")

@@ -20,6 +20,9 @@ var skus = []string{"mug", "tee", "fan"}
 // drawCommand draws a command that a lane of the world may be given; stock moves are drawn by the machines.
 func drawCommand(t *rapid.T, w *world, ids []domain.OrderID) domain.Command {
 	id := rapid.SampledFrom(ids).Draw(t, "order")
+	if rapid.Bool().Draw(t, "life") {
+		return drawLife(t, w, id)
+	}
 	switch rapid.SampledFrom([]string{"place", "place", "place", "campaign order", "cancel", "expire", "put"}).Draw(t, "command") {
 	case "campaign order":
 		return domain.PlaceOrder{
@@ -45,6 +48,28 @@ func drawCommand(t *rapid.T, w *world, ids []domain.OrderID) domain.Command {
 			Tax:   domain.Tax{RateBps: rapid.SampledFrom([]int64{0, 0, 700, 1900}).Draw(t, "tax"), Included: rapid.Bool().Draw(t, "included")},
 		}
 	}
+}
+
+// drawLife draws a command to an order that was placed, of its newest payment or refund as a rule.
+func drawLife(t *rapid.T, w *world, id domain.OrderID) domain.Command {
+	var order domain.Order
+	for _, l := range w.lanes {
+		if o, placed := l.orders[id]; placed {
+			order = o
+		}
+	}
+	if order.ID.IsZero() {
+		return domain.StartPayment{OrderID: id, Number: 1, Provider: "sandbox"}
+	}
+	if payments := len(order.Payments); payments > 1 && rapid.IntRange(0, 3).Draw(t, "older") == 0 {
+		return domain.RecordPaymentResult{
+			OrderID: id, PaymentID: order.Payments[0].ID, Amount: order.Total,
+			Result: domain.PaymentResult(rapid.IntRange(1, 5).Draw(t, "result")),
+		}
+	}
+	// Those that go on come first, so that small draws come far.
+	command := lifeCommands[rapid.SampledFrom([]int{3, 6, 8, 4, 18, 19, 20, 21, 15, 16, 23, 0, 1, 2, 5, 7, 9, 10, 11, 12, 13, 14, 17, 22, 24, 25, 26}).Draw(t, "of life")]
+	return order.Next(command.make(order))
 }
 
 func orderIDs(count int) []domain.OrderID {
@@ -242,14 +267,14 @@ func drawEvent(t *rapid.T) domain.Event {
 	units := rapid.Int64().Draw(t, "units")
 	released := []domain.Release{{SKU: sku, Units: units}, {SKU: "mug", Units: units}}
 	pool := rapid.SampledFrom([]string{"", "mug", "mug@flash", "@", "mug@@coupon", "tee@mug"}).Draw(t, "pool")
-	switch rapid.IntRange(0, 12).Draw(t, "event") {
-	case 9:
+	switch rapid.IntRange(0, 17).Draw(t, "event") {
+	case 14:
 		return domain.CampaignPut{Pool: pool, Units: units}
-	case 10:
+	case 15:
 		return domain.PoolFilled{Pool: pool, Units: units}
-	case 11:
+	case 16:
 		return domain.PoolDrained{Pool: pool, Units: units}
-	case 12:
+	case 17:
 		return domain.CouponPut{Code: sku}
 	case 0:
 		return domain.OrderPlaced{
@@ -268,11 +293,44 @@ func drawEvent(t *rapid.T) domain.Event {
 		return domain.StockGranted{SKU: sku, ToLane: lane, GrantNumber: number, Units: units}
 	case 6:
 		return domain.StockAllotted{SKU: sku, HomeLane: lane, GrantNumber: number, Units: units}
+	case 8:
+		return domain.UserErased{UserID: "alice", Key: domain.KeyID(number)}
 	case 7:
 		return domain.StockReturned{SKU: sku, HomeLane: lane, ReturnNumber: number, Units: units}
-	default:
+	case 9:
 		return domain.StockReclaimed{SKU: sku, FromLane: lane, ReturnNumber: number, Units: units}
+	default:
+		return drawLifeEvent(t, units, released)
 	}
+}
+
+// drawLifeEvent draws an event of one of two payments, refunds, shipments and returns, there or not.
+func drawLifeEvent(t *rapid.T, units int64, lines []domain.Release) domain.Event {
+	id := orderIDs(1)[0]
+	part := rapid.IntRange(1, 2).Draw(t, "part")
+	payment, amount := domain.PaymentID(id, part), domain.Money{Currency: "EUR", Minor: units}
+	refund := domain.RefundID(payment, part)
+	return rapid.SampledFrom([]domain.Event{
+		domain.PaymentStarted{PaymentID: payment, Amount: amount},
+		domain.PaymentAuthorized{PaymentID: payment, Amount: amount},
+		domain.PaymentCaptureRequested{PaymentID: payment},
+		domain.PaymentCaptured{PaymentID: payment, Amount: amount, Sold: lines},
+		domain.PaymentDeclined{PaymentID: payment},
+		domain.PaymentBecameUnknown{PaymentID: payment},
+		domain.PaymentVoidRequested{PaymentID: payment},
+		domain.PaymentVoided{PaymentID: payment},
+		domain.StrayPaymentFound{PaymentID: payment, Amount: amount},
+		domain.RefundStarted{RefundID: refund, PaymentID: payment, Amount: amount},
+		domain.PaymentRefunded{RefundID: refund, Amount: amount},
+		domain.RefundFailed{RefundID: refund},
+		domain.ItemsShipped{ShipmentID: domain.ShipmentID(id, part), Lines: lines},
+		domain.ShipmentDelivered{ShipmentID: domain.ShipmentID(id, part)},
+		domain.ReturnRequested{ReturnID: domain.ReturnID(id, part), Lines: lines},
+		domain.ReturnReceived{ReturnID: domain.ReturnID(id, part), Restocked: lines},
+		domain.NoteAdded{Sealed: []byte{1}},
+		domain.PointsAwarded{PaymentID: payment, Points: units, PerMajor: units},
+		domain.PointsTakenBack{RefundID: refund, Points: units},
+	}).Draw(t, "event of life")
 }
 
 // TestEvolveTakesAnyEventAndChangesNothingInPlace: Evolve never fails, and whoever holds the state of before still has it.
@@ -295,8 +353,11 @@ func TestEvolveTakesAnyEventAndChangesNothingInPlace(t *testing.T) {
 			if touched := slices.Contains(slices.Collect(domain.SKUs(e)), "mug"); !touched && !next.Equal(account) {
 				t.Fatalf("%+v is not of mug, but made\n%+v of\n%+v", e, next, account)
 			}
+			if again := order.Evolve(e, epoch); !again.Equal(nextOrder) {
+				t.Fatalf("%+v made\n%+v, then\n%+v", e, nextOrder, again)
+			}
 			account, order, product = next, nextOrder, product.Evolve(e, epoch)
-			_ = account.Check()
+			_, _ = account.Check(), order.Check()
 			_ = order.Amounts()
 			for use, count := range domain.Uses(e) {
 				uses[use] += count
@@ -310,13 +371,15 @@ type broken struct{ account domain.Account }
 
 func (broken) Order(id domain.OrderID) (domain.Order, bool) {
 	return domain.Order{
-		ID: id, UserID: "alice", Status: domain.StatusPendingPayment, Lines: []domain.Line{{SKU: "mug", Units: 2}}, PayBy: epoch,
+		ID: id, UserID: "alice", Lines: []domain.Line{{SKU: "mug", Units: 2}}, PayBy: epoch,
 	}, id == orderIDs(1)[0]
 }
 
 func (broken) Product(sku string) (domain.Product, bool) {
 	return domain.Product{SKU: sku, Price: domain.Money{Currency: "EUR", Minor: 1}}, true
 }
+
+func (broken) KeyErased(string, domain.KeyID) bool { return false }
 
 func (b broken) Stock(string) domain.Account { return b.account }
 
@@ -328,6 +391,25 @@ func (broken) Coupon(string) (domain.Coupon, bool) { return domain.Coupon{}, fal
 
 func (broken) Used(domain.Use) int64 { return 0 }
 
+// brokenPaid is a state whose order was paid twice over, and holds units that no account knows of.
+type brokenPaid struct {
+	broken
+	payments []domain.Payment
+}
+
+func (b brokenPaid) Order(id domain.OrderID) (domain.Order, bool) {
+	order, found := b.broken.Order(id)
+	order.Total, order.Payments, order.Payment = domain.Money{Currency: "EUR", Minor: 2}, b.payments, b.payments[len(b.payments)-1].State
+	return order, found
+}
+
+func paymentOf(number int, state domain.PaymentState, taken int64) domain.Payment {
+	return domain.Payment{
+		ID: domain.PaymentID(orderIDs(1)[0], number), State: state, Taken: domain.Money{Currency: "EUR", Minor: taken},
+		Amount: domain.Money{Currency: "EUR", Minor: 2},
+	}
+}
+
 func TestDecideAssertsTheAccountsItTouches(t *testing.T) {
 	for name, planted := range map[string]struct {
 		state   domain.State
@@ -335,6 +417,30 @@ func TestDecideAssertsTheAccountsItTouches(t *testing.T) {
 	}{
 		"a cancellation releases more than is reserved": {broken{}, domain.CancelOrder{OrderID: orderIDs(1)[0]}},
 		"an expiry releases more than is reserved":      {broken{}, domain.ExpireOrder{OrderID: orderIDs(1)[0]}},
+		"a cancellation gives back more than was sold": {
+			brokenPaid{broken{}, []domain.Payment{paymentOf(1, domain.PayCaptured, 2)}},
+			domain.CancelOrder{OrderID: orderIDs(1)[0]},
+		},
+		"a capture sells more than is reserved": {
+			brokenPaid{broken{}, []domain.Payment{paymentOf(1, domain.PayPending, 0)}},
+			domain.RecordPaymentResult{
+				OrderID: orderIDs(1)[0], PaymentID: domain.PaymentID(orderIDs(1)[0], 1), Result: domain.ResultCaptured,
+				Amount: domain.Money{Currency: "EUR", Minor: 2},
+			},
+		},
+		"a second payment is captured": {
+			brokenPaid{broken{domain.Account{Reserved: 2, Taken: domain.Tally{Number: 1, Units: 2}}}, []domain.Payment{
+				paymentOf(1, domain.PayCaptured, 2), paymentOf(2, domain.PayPending, 0),
+			}},
+			domain.RecordPaymentResult{
+				OrderID: orderIDs(1)[0], PaymentID: domain.PaymentID(orderIDs(1)[0], 2), Result: domain.ResultCaptured,
+				Amount: domain.Money{Currency: "EUR", Minor: 2},
+			},
+		},
+		"an order goes on that was captured at a wrong amount": {
+			brokenPaid{broken{}, []domain.Payment{paymentOf(1, domain.PayCaptured, 3)}},
+			domain.AddNote{OrderID: orderIDs(1)[0], Number: 1, Sealed: []byte{1}},
+		},
 		"an order takes units that were never taken from a grant": {
 			broken{domain.Account{Allotted: 5}},
 			domain.PlaceOrder{OrderID: orderIDs(2)[1], UserID: "alice", Lines: []domain.LineRequest{{SKU: "mug", Units: 1}}, PayBy: epoch.Add(1)},
@@ -429,4 +535,78 @@ func allotted(number uint64, units int64) domain.Event {
 
 func reclaimed(number uint64, units int64) domain.Event {
 	return domain.StockReclaimed{SKU: "mug", FromLane: 1, ReturnNumber: number, Units: units}
+}
+
+// TestReturnsGiveBackWhatWasPaidAndNoMore returns all units of an order in any parts; with a discount and taxes, what it cost is not the
+// sum of its prices.
+func TestReturnsGiveBackWhatWasPaidAndNoMore(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWorld(1)
+		id := orderIDs(1)[0]
+		placed := domain.OrderPlaced{OrderID: id, UserID: "alice", PayBy: epoch.Add(time.Minute)}
+		var sum int64
+		for _, sku := range skus[:rapid.IntRange(1, len(skus)).Draw(t, "lines")] {
+			units := rapid.Int64Range(1, 7).Draw(t, "units")
+			line := domain.Line{SKU: sku, Units: units, PriceMinor: rapid.Int64Range(0, 999).Draw(t, "price")}
+			line.Tax = domain.Tax{RateBps: rapid.SampledFrom([]int64{0, 700, 1900}).Draw(t, "rate"), Included: rapid.Bool().Draw(t, "included")}
+			placed.Lines = append(placed.Lines, line)
+			sum += units * line.PriceMinor
+			for _, e := range []domain.Event{
+				domain.ProductPut{SKU: sku},
+				domain.StockReceived{SKU: sku, Units: 9, ReceivedTotal: 9},
+				domain.StockGranted{SKU: sku, GrantNumber: 1, Units: 9},
+				domain.StockAllotted{SKU: sku, GrantNumber: 1, Units: 9},
+			} {
+				if err := w.evolve(0, e); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var err error
+		if placed.Total, err = domain.PriceLines("EUR", placed.Lines, rapid.Int64Range(0, sum).Draw(t, "discount")); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.evolve(0, placed); err != nil {
+			t.Fatal(err)
+		}
+		do := func(c domain.Command) []domain.Event {
+			order := w.lanes[0].orders[id]
+			events, err := w.decide(0, order.Next(c))
+			if err != nil {
+				t.Fatalf("%+v: %v", c, err)
+			}
+			return events
+		}
+		do(domain.StartPayment{OrderID: id, Provider: "sandbox"})
+		do(domain.RecordPaymentResult{OrderID: id, PaymentID: domain.PaymentID(id, 1), Result: domain.ResultCaptured, Amount: placed.Total})
+		do(domain.ShipItems{OrderID: id})
+		var refunded int64
+		for number := 1; w.lanes[0].orders[id].Fulfilment != domain.FulfilmentReturned; number++ {
+			var lines []domain.LineRequest
+			for _, line := range placed.Lines {
+				left := line.Units
+				for _, r := range w.lanes[0].orders[id].Returns {
+					for _, back := range r.Lines {
+						if back.SKU == line.SKU {
+							left -= back.Units
+						}
+					}
+				}
+				if units := rapid.Int64Range(0, left).Draw(t, "back"); units > 0 {
+					lines = append(lines, domain.LineRequest{SKU: line.SKU, Units: units})
+				}
+			}
+			if len(do(domain.RequestReturn{OrderID: id, Lines: lines})) == 0 {
+				t.Fatalf("nothing comes back of %+v", lines)
+			}
+			for _, e := range do(domain.ReceiveReturn{OrderID: id, ReturnID: domain.ReturnID(id, number), Restock: lines}) {
+				if e, ok := e.(domain.RefundStarted); ok {
+					refunded += e.Amount.Minor
+				}
+			}
+		}
+		if refunded != placed.Total.Minor {
+			t.Fatalf("of %v, %d were refunded for %+v", placed.Total, refunded, placed.Lines)
+		}
+	})
 }

@@ -19,6 +19,18 @@ const (
 	ReasonAmountOverflow  Reason = "AMOUNT_OVERFLOW"
 	ReasonInvalidArgument Reason = "INVALID_ARGUMENT"
 
+	// Of an order's life.
+	ReasonOrderCancelled        Reason = "ORDER_CANCELLED"
+	ReasonOrderShipped          Reason = "ORDER_SHIPPED"
+	ReasonPaymentState          Reason = "PAYMENT_STATE"
+	ReasonFulfilmentState       Reason = "FULFILMENT_STATE"
+	ReasonOrderPartNotFound     Reason = "ORDER_PART_NOT_FOUND"
+	ReasonOrderLimit            Reason = "ORDER_LIMIT"
+	ReasonRefundExceedsCaptured Reason = "REFUND_EXCEEDS_CAPTURED"
+	ReasonUnitsExceeded         Reason = "UNITS_EXCEEDED"
+	ReasonAmountMismatch        Reason = "AMOUNT_MISMATCH"
+
+	// Of campaigns and coupons.
 	ReasonCampaignNotFound    Reason = "CAMPAIGN_NOT_FOUND"
 	ReasonCampaignNotOpen     Reason = "CAMPAIGN_NOT_OPEN"
 	ReasonCampaignClosed      Reason = "CAMPAIGN_CLOSED"
@@ -118,7 +130,7 @@ func (e *OrderNotFoundError) Facts() map[string]string {
 	return map[string]string{"order_id": e.OrderID.String()}
 }
 
-// OrderExpiredError refuses to cancel an order that has expired: it has ended already, in another way than was asked for.
+// OrderExpiredError refuses to go on with an order that has expired: it has ended already, in another way than was asked for.
 type OrderExpiredError struct{ OrderID OrderID }
 
 func (e *OrderExpiredError) Error() string {
@@ -258,6 +270,14 @@ type GrantOutOfOrderError struct {
 
 func (e *GrantOutOfOrderError) Error() string {
 	return fmt.Sprintf("grant %d of %s is out of order: grant %d comes first", e.Number, clip(e.SKU), e.Want)
+}
+
+// KeyErasedError is a conflict, not a refusal: an order or a note came sealed under a key that was erased meanwhile. Whoever sealed
+// it seals it again, under the user's new key.
+type KeyErasedError struct{ UserID string }
+
+func (e *KeyErasedError) Error() string {
+	return "what came for " + clip(e.UserID) + " was sealed under a key that is erased"
 }
 
 // quotedMax is how many bytes of a stranger's text a message repeats.

@@ -28,17 +28,29 @@ import (
 // Commands end in "@2" if lane 2 decides them, else lane 0 does:
 //
 //	put SKU "title" PRICE [tax BPS | tax-included BPS] · receive SKU UNITS · allot SKU GRANT UNITS
-//	place ORDER USER SKU×UNITS… [campaign=ID] [coupon=CODE] · cancel ORDER "reason" · expire ORDER
 //	campaign ID SKU PRICE UNITS OPENS CLOSES [user=UNITS] [order=UNITS]
 //	coupon CODE AMOUNT | coupon CODE BPS bps, and [min=MINOR] [user=USES] [all=USES] [from=TIME] [until=TIME]
+//	place ORDER USER [key:N] SKU×UNITS… [campaign=ID] [coupon=CODE] · erase USER N · cancel ORDER "reason"
+//	expire ORDER (with a grace of 15 min)
+//	pay ORDER · capture ORDER · void ORDER "reason" · refund ORDER [AMOUNT | all] "reason"
+//	result PAYMENT authorized|captured AMOUNT · result PAYMENT declined CODE · result PAYMENT unknown|voided
+//	stray PAYMENT AMOUNT "why" · refunded REFUND AMOUNT · failed REFUND CODE
+//	ship ORDER [SKU×UNITS…] · deliver SHIPMENT · return ORDER [SKU×UNITS…] · receive-return RETURN [SKU×UNITS…] · note ORDER TEXT
+//	award PAYMENT PER-MAJOR · take-back REFUND
 //
-// A TIME is counted from the start of the script, like +5m.
+// Payments, refunds, shipments and returns are named as their ids are, after their order's name: o1-p1, o1-p1-r1, o1-s1, o1-t1.
+// A command that makes a new one takes the next number, unless the word before its order says another: "#1".
+//
+// A TIME is counted from the start of the script, like 5m.
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("found %d scripts: %v", len(files), err)
 	}
 	for _, file := range files {
+		if filepath.Base(file) == "transitions.txt" {
+			continue // It is no script.
+		}
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) { runFile(t, file) })
 	}
 }
@@ -139,6 +151,9 @@ func (s *script) run(step step) error {
 		if a := o.Amounts(); a.Discount.Minor != 0 || a.Tax.Minor != 0 {
 			got += fmt.Sprintf(", subtotal %v, discount %v, tax %v", a.Subtotal, a.Discount, a.Tax)
 		}
+		if o.Payment != domain.PayNone || o.Fulfilment != domain.FulfilmentNone {
+			got += fmt.Sprintf(", payment %v, fulfilment %v", o.Payment, o.Fulfilment)
+		}
 		if o.CancelReason != "" {
 			got += fmt.Sprintf(", %q", o.CancelReason)
 		}
@@ -180,7 +195,7 @@ func (s *script) do(text string) ([]domain.Event, error) {
 		return nil, err
 	}
 	number := 0
-	if last := words[len(words)-1]; last[0] == '@' {
+	if last := words[len(words)-1]; strings.HasPrefix(last, "@") {
 		if number, err = strconv.Atoi(last[1:]); err != nil {
 			return nil, err
 		}
@@ -271,21 +286,137 @@ func (s *script) do(text string) ([]domain.Event, error) {
 				place.CouponCode = code
 				continue
 			}
+			if key, sealed := strings.CutPrefix(line, "key:"); sealed {
+				place.SealKey, place.SealedPersonal = domain.KeyID(units(key)), []byte("sealed under "+key)
+				continue
+			}
 			sku, count, _ := strings.Cut(line, "×")
 			place.Lines = append(place.Lines, domain.LineRequest{SKU: sku, Units: units(count)})
 		}
 		c = place
 	case "cancel":
 		c = domain.CancelOrder{OrderID: s.id(word(1)), Reason: word(2), By: "clerk"}
+	case "erase":
+		c = domain.EraseUser{UserID: word(1), Key: domain.KeyID(units(word(2))), By: "clerk"}
 	case "expire":
-		c = domain.ExpireOrder{OrderID: s.id(word(1))}
+		c = domain.ExpireOrder{OrderID: s.id(word(1)), Grace: 15 * time.Minute}
 	default:
-		return nil, fmt.Errorf("broken: there is no command %q", words[0])
+		if c, err = s.lifeCommand(words); err != nil {
+			return nil, err
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("broken: %w", err)
 	}
+	if id, ok := domain.CommandOrderID(c); ok {
+		if order, placed := s.lanes[number].Order(id); placed {
+			c = order.Next(c)
+		}
+	}
 	return s.decide(number, c)
+}
+
+// lifeCommand reads a command to an order that was placed.
+func (s *script) lifeCommand(words []string) (c domain.Command, err error) {
+	verb, rest := words[0], words[1:]
+	number := 0
+	if len(rest) > 0 && rest[0][0] == '#' {
+		if number, err = strconv.Atoi(rest[0][1:]); err != nil {
+			return nil, fmt.Errorf("broken: %w", err)
+		}
+		rest = rest[1:]
+	}
+	word := func(i int) string {
+		if i < len(rest) {
+			return rest[i]
+		}
+		return ""
+	}
+	name, _, _ := strings.Cut(word(0), "-")
+	id := s.id(name)
+	part := id.String() + strings.TrimPrefix(word(0), name)
+	amount := func(i int) domain.Money {
+		m, parseErr := domain.ParseMoney(word(i) + " " + word(i+1))
+		err = errors.Join(err, parseErr)
+		return m
+	}
+	lines := func(words []string) (lines []domain.LineRequest) {
+		for _, line := range words {
+			sku, count, _ := strings.Cut(line, "×")
+			units, parseErr := strconv.ParseInt(count, 10, 64)
+			err = errors.Join(err, parseErr)
+			lines = append(lines, domain.LineRequest{SKU: sku, Units: units})
+		}
+		return lines
+	}
+	switch verb {
+	case "pay":
+		c = domain.StartPayment{OrderID: id, Number: number, Provider: "sandbox", Method: "card", By: "alice"}
+	case "capture":
+		c = domain.CapturePayment{OrderID: id, By: "clerk"}
+	case "void":
+		c = domain.VoidPayment{OrderID: id, Reason: word(1), By: "clerk"}
+	case "result":
+		result := domain.RecordPaymentResult{OrderID: id, PaymentID: part}
+		switch word(1) {
+		case "authorized":
+			result.Result, result.Amount = domain.ResultAuthorized, amount(2)
+		case "captured":
+			result.Result, result.Amount = domain.ResultCaptured, amount(2)
+		case "declined":
+			result.Result, result.Code = domain.ResultDeclined, word(2)
+		case "unknown":
+			result.Result = domain.ResultUnknown
+		case "voided":
+			result.Result = domain.ResultVoided
+		}
+		c = result
+	case "stray":
+		c = domain.RecordStrayPayment{OrderID: id, PaymentID: part, Amount: amount(1), Why: word(3)}
+	case "refund":
+		refund := domain.RefundPayment{OrderID: id, Number: number, By: "clerk"}
+		if part != id.String() {
+			refund.PaymentID = part
+		}
+		if word(1) == "all" {
+			refund.Reason = word(2)
+		} else {
+			refund.Amount, refund.Reason = amount(1), word(3)
+		}
+		c = refund
+	case "refunded":
+		c = domain.RecordRefundResult{OrderID: id, RefundID: part, Succeeded: true, Amount: amount(1)}
+	case "failed":
+		c = domain.RecordRefundResult{OrderID: id, RefundID: part, Code: word(1)}
+	case "ship":
+		c = domain.ShipItems{OrderID: id, Number: number, Lines: lines(rest[1:]), Carrier: "DHL", Tracking: "T1", By: "clerk"}
+	case "deliver":
+		c = domain.ConfirmDelivery{OrderID: id, ShipmentID: part, By: "clerk"}
+	case "return":
+		c = domain.RequestReturn{OrderID: id, Number: number, Lines: lines(rest[1:]), Reason: "too small", By: "alice"}
+	case "receive-return":
+		c = domain.ReceiveReturn{OrderID: id, ReturnID: part, Restock: lines(rest[1:]), By: "clerk"}
+	case "note":
+		note := domain.AddNote{OrderID: id, Number: number, By: "clerk", Sealed: []byte(word(1))}
+		if key, sealed := strings.CutPrefix(word(1), "key:"); sealed {
+			keyNumber, parseErr := strconv.ParseUint(key, 10, 64)
+			err = errors.Join(err, parseErr)
+			note.SealKey = domain.KeyID(keyNumber)
+		}
+		c = note
+	case "award":
+		perMajor, parseErr := strconv.ParseInt(word(1), 10, 64)
+		err = errors.Join(err, parseErr)
+		c = domain.AwardPoints{OrderID: id, PaymentID: part, PerMajor: perMajor}
+	case "take-back":
+		c = domain.TakeBackPoints{OrderID: id, RefundID: part}
+	default:
+		return nil, fmt.Errorf("broken: there is no command %q", verb)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("broken: %w", err)
+	}
+	return c, nil
 }
 
 // split cuts a text into words; a word in quotes is a Go string.
@@ -337,6 +468,7 @@ func (s *script) since(at time.Time) string { return "+" + at.Sub(epoch).String(
 func (s *script) describe(events []domain.Event, err error) []string {
 	var refusal domain.Refusal
 	var conflict *domain.GrantOutOfOrderError
+	var erased *domain.KeyErasedError
 	message := fmt.Sprint(err)
 	for name, id := range s.ids {
 		message = strings.ReplaceAll(message, id.String(), name)
@@ -344,7 +476,7 @@ func (s *script) describe(events []domain.Event, err error) []string {
 	switch {
 	case errors.As(err, &refusal):
 		return []string{fmt.Sprintf("refused %s, %s", refusal.Reason(), message)}
-	case errors.As(err, &conflict):
+	case errors.As(err, &conflict), errors.As(err, &erased):
 		return []string{"conflict, " + message}
 	case err != nil:
 		return []string{message}
@@ -363,9 +495,11 @@ func (s *script) event(e domain.Event) string {
 	case domain.OrderPlaced:
 		return fmt.Sprintf("OrderPlaced %s of %s, %s, total %v%s, pay by %s", s.name(e.OrderID), e.UserID, s.lines(e.Lines), e.Total, terms(e.Pool, e.CouponCode, e.CouponPool), s.since(e.PayBy))
 	case domain.OrderCancelled:
-		return fmt.Sprintf("OrderCancelled %s of %s, %q by %s, released %s%s", s.name(e.OrderID), e.UserID, e.Reason, e.By, released(e.Released), terms("", e.CouponCode, ""))
+		return fmt.Sprintf("OrderCancelled %s of %s, %q by %s, %s%s", s.name(e.OrderID), e.UserID, e.Reason, e.By, gaveBack(e), terms("", e.CouponCode, ""))
 	case domain.OrderExpired:
 		return fmt.Sprintf("OrderExpired %s of %s, released %s%s", s.name(e.OrderID), e.UserID, released(e.Released), terms("", e.CouponCode, ""))
+	case domain.UserErased:
+		return fmt.Sprintf("UserErased %s, key %d, by %s", e.UserID, e.Key, e.By)
 	case domain.ProductPut:
 		return fmt.Sprintf("ProductPut %s %q %v%s", e.SKU, e.Title, e.Price, tax(e.Tax))
 	case domain.CampaignPut:
@@ -386,8 +520,62 @@ func (s *script) event(e domain.Event) string {
 		return fmt.Sprintf("StockReturned %s %d to lane %d, return %d", e.SKU, e.Units, e.HomeLane, e.ReturnNumber)
 	case domain.StockReclaimed:
 		return fmt.Sprintf("StockReclaimed %s %d from lane %d, return %d", e.SKU, e.Units, e.FromLane, e.ReturnNumber)
+	case domain.PaymentStarted:
+		return s.named("PaymentStarted %s of %v through %s by %s", e.PaymentID, e.Amount, e.Provider, e.By)
+	case domain.PaymentAuthorized:
+		return s.named("PaymentAuthorized %s of %v", e.PaymentID, e.Amount)
+	case domain.PaymentCaptureRequested:
+		return s.named("PaymentCaptureRequested %s of %v by %s", e.PaymentID, e.Amount, e.By)
+	case domain.PaymentCaptured:
+		return s.named("PaymentCaptured %s of %v, sold %s", e.PaymentID, e.Amount, released(e.Sold))
+	case domain.PaymentDeclined:
+		return s.named("PaymentDeclined %s, %s", e.PaymentID, e.Code)
+	case domain.PaymentBecameUnknown:
+		return s.named("PaymentBecameUnknown %s", e.PaymentID)
+	case domain.PaymentVoidRequested:
+		return s.named("PaymentVoidRequested %s, %q by %q", e.PaymentID, e.Why, e.By)
+	case domain.PaymentVoided:
+		return s.named("PaymentVoided %s", e.PaymentID)
+	case domain.RefundStarted:
+		return strings.TrimSuffix(s.named("RefundStarted %s of %v, %q by %q for %s", e.RefundID, e.Amount, e.Reason, e.By, e.ReturnID), " for ")
+	case domain.PaymentRefunded:
+		return s.named("PaymentRefunded %s of %v", e.RefundID, e.Amount)
+	case domain.RefundFailed:
+		return s.named("RefundFailed %s, %s", e.RefundID, e.Code)
+	case domain.StrayPaymentFound:
+		return s.named("StrayPaymentFound %s of %v, %q", e.PaymentID, e.Amount, e.Why)
+	case domain.ItemsShipped:
+		return s.named("ItemsShipped %s, %s by %s", e.ShipmentID, released(e.Lines), e.By)
+	case domain.ShipmentDelivered:
+		return s.named("ShipmentDelivered %s by %s", e.ShipmentID, e.By)
+	case domain.ReturnRequested:
+		return s.named("ReturnRequested %s, %s, %q by %s", e.ReturnID, released(e.Lines), e.Reason, e.By)
+	case domain.ReturnReceived:
+		return s.named("ReturnReceived %s, restocked %s by %s", e.ReturnID, released(e.Restocked), e.By)
+	case domain.NoteAdded:
+		return s.named("NoteAdded to %s by %s, %d bytes", e.OrderID.String(), e.By, len(e.Sealed))
+	case domain.PointsAwarded:
+		return s.named("PointsAwarded for %s to %s, %d", e.PaymentID, e.UserID, e.Points)
+	case domain.PointsTakenBack:
+		return s.named("PointsTakenBack for %s from %s, %d", e.RefundID, e.UserID, e.Points)
 	}
 	return fmt.Sprintf("broken: unknown event %T", e)
+}
+
+// named formats a text and calls the orders in it by their names.
+func (s *script) named(format string, args ...any) string {
+	text := fmt.Sprintf(format, args...)
+	for name, id := range s.ids {
+		text = strings.ReplaceAll(text, id.String(), name)
+	}
+	return text
+}
+
+func gaveBack(e domain.OrderCancelled) string {
+	if len(e.Unsold) > 0 {
+		return "unsold " + released(e.Unsold)
+	}
+	return "released " + released(e.Released)
 }
 
 func (s *script) lines(lines []domain.Line) string {

@@ -26,6 +26,7 @@ type lane struct {
 	orders   map[domain.OrderID]domain.Order
 	accounts map[string]domain.Account
 	uses     map[domain.Use]int64
+	erased   map[domain.UserErased]bool // With nobody's name.
 }
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -38,7 +39,7 @@ func newWorld(lanes int) *world {
 		w.lanes = append(w.lanes, &lane{
 			world: w, number: uint32(number),
 			orders: map[domain.OrderID]domain.Order{}, accounts: map[string]domain.Account{},
-			uses: map[domain.Use]int64{},
+			uses: map[domain.Use]int64{}, erased: map[domain.UserErased]bool{},
 		})
 	}
 	return w
@@ -67,6 +68,10 @@ func (l *lane) Coupon(code string) (domain.Coupon, bool) {
 }
 
 func (l *lane) Used(use domain.Use) int64 { return l.uses[use] }
+
+func (l *lane) KeyErased(userID string, key domain.KeyID) bool {
+	return l.erased[domain.UserErased{UserID: userID, Key: key}]
+}
 
 // decide lets a lane decide a command and evolves its events. The error is Decide's, or a broken invariant.
 func (w *world) decide(lane int, c domain.Command) ([]domain.Event, error) {
@@ -99,6 +104,9 @@ func (w *world) evolve(lane int, e domain.Event) error {
 	for use, units := range domain.Uses(e) {
 		l.uses[use] += units
 	}
+	if erased, ok := e.(domain.UserErased); ok {
+		l.erased[domain.UserErased{UserID: erased.UserID, Key: erased.Key}] = true
+	}
 	for sku := range domain.SKUs(e) {
 		l.accounts[sku] = l.accounts[sku].Evolve(e, sku)
 	}
@@ -121,13 +129,19 @@ func (w *world) accounts(sku string) map[uint32]domain.Account {
 	return accounts
 }
 
-// check returns an error unless I3 holds for every account, what is reserved is what open orders hold, and so is what users
-// hold of campaigns and coupons.
+// check returns an error unless I3 holds for every account, what is reserved is what open orders hold, what is sold is what
+// paid orders hold, and what users are counted to hold of campaigns and coupons is what their orders do; and I4 for every
+// order.
 func (w *world) check() error {
 	keys := map[string]bool{}
 	for _, l := range w.lanes {
 		for key := range l.accounts {
 			keys[key] = true
+		}
+		for _, o := range l.orders {
+			if err := o.Check(); err != nil {
+				return fmt.Errorf("order %v: %w", o.ID, err)
+			}
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
@@ -136,35 +150,52 @@ func (w *world) check() error {
 		}
 	}
 	for _, l := range w.lanes {
-		held, uses := map[string]int64{}, map[domain.Use]int64{}
-		for _, o := range l.orders {
-			if o.Status != domain.StatusPendingPayment {
-				continue
+		if err := l.check(keys); err != nil {
+			return fmt.Errorf("lane %d, %w", l.number, err)
+		}
+	}
+	return nil
+}
+
+// check holds the lane's accounts and counts to its orders.
+func (l *lane) check(keys map[string]bool) error {
+	held, sold, uses := map[string]int64{}, map[string]int64{}, map[domain.Use]int64{}
+	for _, o := range l.orders {
+		if o.Ending != domain.EndingNone {
+			continue
+		}
+		in := held
+		if o.Payment == domain.PayCaptured || o.Payment == domain.PayPartiallyRefunded || o.Payment == domain.PayRefunded {
+			in = sold
+		}
+		for _, line := range o.Lines {
+			key := line.SKU
+			if o.Pool != "" {
+				key = o.Pool
+				uses[domain.Use{Of: o.Pool, UserID: o.UserID}] += line.Units
 			}
-			for _, line := range o.Lines {
-				if o.Pool == "" {
-					held[line.SKU] += line.Units
-				} else {
-					held[o.Pool] += line.Units
-					uses[domain.Use{Of: o.Pool, UserID: o.UserID}] += line.Units
-				}
-			}
-			if o.CouponPool != "" {
-				held[o.CouponPool]++
-			}
-			if o.CouponCode != "" {
-				uses[domain.Use{Of: o.CouponCode, UserID: o.UserID}]++
+			in[key] += line.Units
+		}
+		if o.CouponPool != "" {
+			in[o.CouponPool]++
+		}
+		if o.CouponCode != "" {
+			uses[domain.Use{Of: o.CouponCode, UserID: o.UserID}]++
+		}
+		for _, r := range o.Returns {
+			for _, restocked := range r.Restocked {
+				sold[restocked.SKU] -= restocked.Units
 			}
 		}
-		for _, key := range slices.Sorted(maps.Keys(keys)) {
-			if reserved := l.accounts[key].Reserved; reserved != held[key] {
-				return fmt.Errorf("lane %d, %s: reserved = %d units, but open orders hold %d", l.number, key, reserved, held[key])
-			}
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		if got := l.accounts[key]; got.Reserved != held[key] || got.Sold != sold[key] {
+			return fmt.Errorf("%s: reserved = %d and sold = %d units, but open orders hold %d and paid ones %d", key, got.Reserved, got.Sold, held[key], sold[key])
 		}
-		for use, count := range l.uses {
-			if count != uses[use] {
-				return fmt.Errorf("lane %d, %+v: counted %d, but open orders hold %d", l.number, use, count, uses[use])
-			}
+	}
+	for use, count := range l.uses {
+		if count != uses[use] {
+			return fmt.Errorf("%+v: counted %d, but orders hold %d", use, count, uses[use])
 		}
 	}
 	return nil

@@ -92,6 +92,17 @@ func (p Position) Check(c *Commit, lane uint32) error {
 	return nil
 }
 
+// CheckAt is Check, and that the commit is the one that at speaks of.
+func (p Position) CheckAt(c *Commit, at Position, lane uint32) error {
+	if err := p.Check(c, lane); err != nil {
+		return err
+	}
+	if at.Number != c.Number {
+		return &ChainError{Lane: lane, Number: at.Number, Reason: fmt.Sprintf("the commit says number %d", c.Number)}
+	}
+	return nil
+}
+
 // A ChainError says that a lane's log has a gap or does not match itself (I2). It is never a passing fault.
 type ChainError struct {
 	Lane   uint32

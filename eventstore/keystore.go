@@ -1,6 +1,7 @@
 package eventstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,11 @@ import (
 // UserKeys keeps one small secret value per user in a bucket beside the log: wrapped data keys. The log never holds them, so
 // what was sealed under one can be made unreadable for ever by deleting it. Its methods may be called by any number of
 // goroutines.
-type UserKeys struct{ bucket jetstream.KeyValue }
+type UserKeys struct {
+	js     jetstream.JetStream
+	bucket jetstream.KeyValue
+	stream jetstream.Stream
+}
 
 const (
 	userKeysBucket = "WEIR-USER-KEYS"
@@ -61,11 +66,8 @@ func OpenUserKeys(ctx context.Context, nc *nats.Conn, options UserKeysOptions) (
 				return nil, &MissingKeysError{Lane: lane}
 			}
 		}
-		_, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: userKeysBucket, Description: "Weir: wrapped data keys of users" + beingCreated,
-			Storage: jetstream.FileStorage, History: 1, MaxValueSize: userKeyBytesMax, Replicas: max(1, options.Replicas),
-		})
-		if errors.Is(err, jetstream.ErrBucketExists) {
+		_, err = js.CreateStream(ctx, userKeysConfig(max(1, options.Replicas)))
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			err = nil // Another node was quicker.
 		}
 	}
@@ -79,8 +81,25 @@ func OpenUserKeys(ctx context.Context, nc *nats.Conn, options UserKeysOptions) (
 	if err != nil {
 		return fail(err)
 	}
-	return &UserKeys{bucket}, nil
+	stream, err := js.Stream(ctx, userKeysStream)
+	if err != nil {
+		return fail(err)
+	}
+	return &UserKeys{js: js, bucket: bucket, stream: stream}, nil
 }
+
+// userKeysConfig is what the client makes of a bucket with a history of 1, save that single messages may be deleted: only
+// so does the server overwrite a value on its disk.
+func userKeysConfig(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name: userKeysStream, Description: "Weir: wrapped data keys of users" + beingCreated,
+		Subjects: []string{userKeySubject(">")}, Storage: jetstream.FileStorage, Replicas: replicas,
+		MaxMsgsPerSubject: 1, MaxMsgSize: userKeyBytesMax, MaxMsgs: -1, MaxBytes: -1, MaxConsumers: -1,
+		Discard: jetstream.DiscardNew, AllowRollup: true, Duplicates: 2 * time.Minute,
+	}
+}
+
+func userKeySubject(userID string) string { return "$KV." + userKeysBucket + "." + userID }
 
 // sealUserKeys has the server write the new bucket's settings down once more (see provision.seal), and has it answer
 // reads from the leader alone: a replica that is behind would say that a user has no key.
@@ -141,4 +160,78 @@ func (k *UserKeys) Create(ctx context.Context, userID string, value []byte) (sto
 		}
 	}
 	return nil, fmt.Errorf("create user key: other callers were quicker, and nothing is stored after %d attempts", userKeyAttempts)
+}
+
+// Erase destroys the user's value if it is still this one, and tells those who watch. The server overwrites it on its disk
+// before it answers. It may be stopped at any point and called again. Users as with Get.
+//
+// Two copies are out of its reach: the server of a replicated bucket keeps what was written in its Raft log until it compacts
+// that, and a bucket that an older program made does not allow to overwrite, so the bytes stay until their block is
+// compacted. Both hold a key that only the master key unwraps.
+func (k *UserKeys) Erase(ctx context.Context, userID string, value []byte) error {
+	entry, err := k.bucket.Get(ctx, userID)
+	switch {
+	case errors.Is(err, jetstream.ErrKeyDeleted):
+		return nil
+	case errors.Is(err, jetstream.ErrKeyNotFound): // Stopped before the mark was made, or never there.
+		return k.markErased(ctx, userID)
+	case err != nil:
+		return fmt.Errorf("erase user key: %w", err)
+	case !bytes.Equal(entry.Value(), value):
+		return nil
+	}
+	if k.stream.CachedInfo().Config.DenyDelete {
+		err = k.bucket.Purge(ctx, userID, jetstream.LastRevision(entry.Revision()))
+		if err != nil && !isWrongLast(err) { // Another caller was quicker.
+			return fmt.Errorf("erase user key: %w", err)
+		}
+		return nil
+	}
+	// By its number, which is no other value's.
+	if err := k.stream.SecureDeleteMsg(ctx, entry.Revision()); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+		if _, found, getErr := k.Get(ctx, userID); getErr != nil || found { // Another caller may have been quicker.
+			return fmt.Errorf("erase user key: %w", err)
+		}
+	}
+	return k.markErased(ctx, userID)
+}
+
+// markErased leaves the mark of an erased value where there is no value.
+func (k *UserKeys) markErased(ctx context.Context, userID string) error {
+	mark := nats.NewMsg(userKeySubject(userID))
+	mark.Header.Set("KV-Operation", "PURGE")
+	mark.Header.Set("Nats-Rollup", "sub")
+	_, err := k.js.PublishMsg(ctx, mark, jetstream.WithExpectLastSequencePerSubject(0))
+	if err != nil && !isWrongLast(err) { // There is a mark, or a new value.
+		return fmt.Errorf("mark a user key as erased: %w", err)
+	}
+	return nil
+}
+
+// Watch calls changed for every value that is made or erased from now on, with nil for an erased one, until ctx ends. It is
+// called from one goroutine and does not block.
+func (k *UserKeys) Watch(ctx context.Context, changed func(userID string, value []byte)) error {
+	watcher, err := k.bucket.WatchAll(ctx, jetstream.UpdatesOnly())
+	if err != nil {
+		return fmt.Errorf("watch the user keys: %w", err)
+	}
+	defer func() { _ = watcher.Stop() }() // The subscription ends with the connection at the latest.
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case entry, open := <-watcher.Updates():
+			switch {
+			case !open && ctx.Err() != nil:
+				return nil
+			case !open:
+				return errors.New("watch the user keys: the subscription ended")
+			case entry == nil: // The end of what was there before.
+			case entry.Operation() == jetstream.KeyValuePut:
+				changed(entry.Key(), entry.Value())
+			default:
+				changed(entry.Key(), nil)
+			}
+		}
+	}
 }

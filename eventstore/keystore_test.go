@@ -2,8 +2,13 @@ package eventstore
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -64,7 +69,7 @@ func TestUserKeysAreCreatedOnceAndSurviveARestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if config := stream.CachedInfo().Config; config.AllowDirect || config.Storage != jetstream.FileStorage || config.Description != "Weir: wrapped data keys of users" {
+	if config := stream.CachedInfo().Config; config.AllowDirect || config.DenyDelete || config.MaxMsgsPerSubject != 1 || config.Storage != jetstream.FileStorage || config.Description != "Weir: wrapped data keys of users" {
 		t.Errorf("the bucket's settings are %+v", config)
 	}
 	bucket, err := js.KeyValue(t.Context(), userKeysBucket)
@@ -101,6 +106,163 @@ func TestBucketOfUserKeysIsUsedFromItsFirstKeyOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("after it was erased", true)
+}
+
+func TestAnErasedKeyIsNotOnTheDiskAnyMore(t *testing.T) {
+	for _, where := range []string{"TheNewestOfItsBlock", "AmongOthers", "InABucketOfAnOlderProgram"} {
+		t.Run(where, func(t *testing.T) {
+			dir := t.TempDir()
+			server := startServer(t, embedded.Options{Dir: dir})
+			nc := connectTo(t, server)
+			topology := provisioned(t, nc, 1)
+			old := where == "InABucketOfAnOlderProgram"
+			if old {
+				js, err := jetstream.New(nc)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: userKeysBucket, History: 1, Description: "Weir: wrapped data keys of users" + beingCreated}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			keys := openKeys(t, nc, topology, 1)
+			secret := []byte("the wrapped key of ada")
+			create := func(user string, value []byte) {
+				t.Helper()
+				if stored, err := keys.Create(t.Context(), user, value); err != nil || !bytes.Equal(stored, value) {
+					t.Fatalf("create: got %q, %v", stored, err)
+				}
+			}
+			create("ada", secret)
+			if where != "TheNewestOfItsBlock" {
+				for i := range 20 {
+					create(fmt.Sprintf("user-%d", i), []byte("another"))
+				}
+			}
+			if filesWith(t, dir, secret) == 0 {
+				t.Fatal("the key is not on the disk at all: the test looks in the wrong place")
+			}
+			if err := keys.Erase(t.Context(), "ada", []byte("another value")); err != nil {
+				t.Fatal(err)
+			}
+			if _, found, err := keys.Get(t.Context(), "ada"); err != nil || !found {
+				t.Fatalf("a value that is not there was to be erased, and now: %t, %v", found, err)
+			}
+			for range 2 { // Again changes nothing.
+				if err := keys.Erase(t.Context(), "ada", secret); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if value, found, err := keys.Get(t.Context(), "ada"); err != nil || found {
+				t.Fatalf("after it was erased: got %q, %t, %v", value, found, err)
+			}
+			if count := filesWith(t, dir, secret); count > 0 && !old {
+				t.Fatalf("%d files hold the erased key", count)
+			}
+			create("ada", []byte("a new key"))
+			if err := keys.Erase(t.Context(), "ada", secret); err != nil { // A call that comes late.
+				t.Fatal(err)
+			}
+			if err := server.Restart(); err != nil {
+				t.Fatal(err)
+			}
+			keys = openKeys(t, connectTo(t, server), topology, 1)
+			if value, found, err := keys.Get(t.Context(), "ada"); err != nil || string(value) != "a new key" {
+				t.Fatalf("the new key after a restart: got %q, %t, %v", value, found, err)
+			}
+			if count := filesWith(t, dir, secret); count > 0 && !old {
+				t.Fatalf("after a restart %d files hold the erased key", count)
+			}
+		})
+	}
+}
+
+// filesWith counts the files below dir that hold the bytes.
+func filesWith(t *testing.T, dir string, secret []byte) (count int) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if bytes.Contains(data, secret) {
+			count++
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return count
+}
+
+func TestAnEraseThatWasStoppedHalfwayIsFinished(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	keys := openKeys(t, nc, provisioned(t, nc, 1), 1)
+	if _, err := keys.Create(t.Context(), "ada", []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	entry, err := keys.bucket.Get(t.Context(), "ada")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := keys.stream.SecureDeleteMsg(t.Context(), entry.Revision()); err != nil { // And no mark.
+		t.Fatal(err)
+	}
+	if err := keys.Erase(t.Context(), "ada", nil); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := keys.Used(t.Context()); err != nil || !used {
+		t.Fatalf("there is no mark: %t, %v", used, err)
+	}
+}
+
+func TestWatchersHearOfEveryKeyThatIsMadeOrErased(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	keys := openKeys(t, nc, provisioned(t, nc, 1), 1)
+	create := func(user, value string) {
+		t.Helper()
+		if _, err := keys.Create(t.Context(), user, []byte(value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	create("before", "x")
+	ctx, cancel := context.WithCancel(t.Context())
+	heard := make(chan string, 100)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- keys.Watch(ctx, func(userID string, value []byte) { heard <- fmt.Sprintf("%s=%s", userID, value) })
+	}()
+	for round := 0; ; round++ { // Until the watch has begun.
+		create(fmt.Sprintf("begin-%d", round), "x")
+		select {
+		case <-heard:
+		case <-time.After(10 * time.Millisecond):
+			continue
+		}
+		break
+	}
+	create("ada", "first")
+	if err := keys.Erase(t.Context(), "ada", []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	create("ada", "second")
+	for _, want := range []string{"ada=first", "ada=", "ada=second"} {
+		for got := ""; got != want; {
+			select {
+			case got = <-heard:
+				if strings.HasPrefix(got, "ada=") && got != want {
+					t.Fatalf("heard %s, want %s", got, want)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("did not hear %s", want)
+			}
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestCallersThatCreateAUserKeyAtOnceGetTheSame(t *testing.T) {

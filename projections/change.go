@@ -12,7 +12,7 @@ import (
 // kind is what an event is about. Projections switch on it.
 type kind uint8
 
-// The kinds of events, one for each type.
+// The kinds of events: one for each type, save those that no view tells apart.
 const (
 	kindLaneOpened kind = iota // A fence of the log's own: no view cares.
 	kindOrderPlaced
@@ -28,6 +28,10 @@ const (
 	kindPoolFilled
 	kindPoolDrained
 	kindCouponPut
+	kindPaymentCaptured // Of an order's life, these two move units.
+	kindReturnReceived
+	kindOrderChanged // Any other event of an order's life.
+	kindUserErased   // No view holds what is erased in the clear, so none has to forget it.
 )
 
 // payloadVersion is the newest version of any event's payload that the views read.
@@ -75,6 +79,18 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 		c.kind = kindPoolDrained
 	case stored.TypeCouponPut:
 		c.kind = kindCouponPut
+	case stored.TypePaymentCaptured:
+		c.kind = kindPaymentCaptured
+	case stored.TypeReturnReceived:
+		c.kind = kindReturnReceived
+	case stored.TypePaymentStarted, stored.TypePaymentAuthorized, stored.TypePaymentCaptureRequested,
+		stored.TypePaymentDeclined, stored.TypePaymentBecameUnknown, stored.TypePaymentVoidRequested,
+		stored.TypePaymentVoided, stored.TypeRefundStarted, stored.TypePaymentRefunded, stored.TypeRefundFailed,
+		stored.TypeStrayPaymentFound, stored.TypeItemsShipped, stored.TypeShipmentDelivered, stored.TypeReturnRequested,
+		stored.TypeNoteAdded, stored.TypePointsAwarded, stored.TypePointsTakenBack:
+		c.kind = kindOrderChanged
+	case stored.TypeUserErased:
+		c.kind = kindUserErased
 	case eventstore.TypeLaneOpened:
 		return c, nil
 	default:
@@ -97,5 +113,10 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 }
 
 func (k kind) isOrder() bool {
-	return k == kindOrderPlaced || k == kindOrderCancelled || k == kindOrderExpired
+	switch k {
+	case kindOrderPlaced, kindOrderCancelled, kindOrderExpired, kindPaymentCaptured, kindReturnReceived, kindOrderChanged:
+		return true
+	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed, kindUserErased:
+	}
+	return false
 }

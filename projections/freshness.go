@@ -63,10 +63,11 @@ var (
 func (r *Runner) freshness() Freshness {
 	applied := r.applied.Load()
 	f := Freshness{State: StateFresh, Lane: r.lane, Commit: applied.Number, AsOf: applied.at}
-	if head := r.head.Load(); head > applied.Number {
+	head, known := r.follower.Head()
+	if head > applied.Number {
 		f.LagCommits = head - applied.Number
 	}
-	if f.LagCommits > 0 || !r.headKnown.Load() {
+	if f.LagCommits > 0 || !known {
 		f.State = StateCatchingUp
 	}
 	return f

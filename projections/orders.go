@@ -13,9 +13,10 @@ import (
 // Two views hold orders.
 //
 //	orders          order id, 16 bytes → the order's record
-//	orders-by-user  length of the user id, the user id, the order id's complement → status, 1 byte
+//	orders-by-user  length of the user id, the user id, the order id's complement → how it ended, 1 byte
 //
-// The complement makes the newest order the first of its user's.
+// The complement makes the newest order the first of its user's. How it ended is the status of a cancelled or expired order, which
+// stays; that of any other order changes with its payment and shipments, and follows from its record alone.
 
 // userIDBytesMax is the longest user id that the index takes; the API lets in 64.
 const userIDBytesMax = 255
@@ -45,17 +46,21 @@ func putOrderKey(key []byte, p prefix, id domain.OrderID) {
 	copy(key[prefixBytes:], id[:])
 }
 
-// applyOrdersByUser notes the order's status under its user.
+// statusOpen is what the index says of an order that has not ended.
+const statusOpen = domain.StatusPendingPayment
+
+// applyOrdersByUser notes the order, and later how it ended, under its user.
 func applyOrdersByUser(v *view, c *change) error {
 	var status domain.OrderStatus
 	switch c.kind {
 	case kindOrderPlaced:
-		status = domain.StatusPendingPayment
+		status = statusOpen
 	case kindOrderCancelled:
 		status = domain.StatusCancelled
 	case kindOrderExpired:
 		status = domain.StatusExpired
 	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed,
+		kindPaymentCaptured, kindReturnReceived, kindOrderChanged, kindUserErased,
 		kindCampaignPut, kindPoolFilled, kindPoolDrained, kindCouponPut:
 		return nil
 	}
@@ -83,6 +88,18 @@ func appendComplement(key []byte, id domain.OrderID) []byte {
 
 // errIndexDamaged says that a key or value of the index is not what applyOrdersByUser wrote.
 var errIndexDamaged = errors.New("the index of orders by user is damaged")
+
+// mayHaveStatus reports whether an order of which the index says this may be of a status; 0 is any.
+func mayHaveStatus(indexed, want domain.OrderStatus) bool {
+	switch want {
+	case 0:
+		return true
+	case domain.StatusCancelled, domain.StatusExpired:
+		return indexed == want
+	default:
+		return indexed == statusOpen
+	}
+}
 
 // readIndexEntry reads what the index says of one order.
 func readIndexEntry(key, value []byte) (domain.OrderID, domain.OrderStatus, error) {

@@ -44,7 +44,15 @@ type Entry struct {
 }
 
 // entryTypes are the types that are written as one byte. Its order is for ever: append only.
-var entryTypes = [...]string{stored.TypeOrderPlaced, stored.TypeOrderCancelled, stored.TypeOrderExpired, stored.TypeProductPut}
+var entryTypes = [...]string{
+	stored.TypeOrderPlaced, stored.TypeOrderCancelled, stored.TypeOrderExpired, stored.TypeProductPut,
+	stored.TypePaymentStarted, stored.TypePaymentAuthorized, stored.TypePaymentCaptureRequested,
+	stored.TypePaymentCaptured, stored.TypePaymentDeclined, stored.TypePaymentBecameUnknown,
+	stored.TypePaymentVoidRequested, stored.TypePaymentVoided, stored.TypeRefundStarted, stored.TypePaymentRefunded,
+	stored.TypeRefundFailed, stored.TypeStrayPaymentFound, stored.TypeItemsShipped, stored.TypeShipmentDelivered,
+	stored.TypeReturnRequested, stored.TypeReturnReceived, stored.TypeNoteAdded, stored.TypePointsAwarded,
+	stored.TypePointsTakenBack,
+}
 
 // entryTypeOther comes before a type that is spelled out.
 const entryTypeOther = 0xff
@@ -156,6 +164,9 @@ type orderFold struct {
 	order    domain.Order
 	revision uint64
 	entries  int
+	// kept are the entries, if keep asks for them.
+	keep bool
+	kept []Entry
 }
 
 func newOrderFold(id domain.OrderID) *orderFold { return &orderFold{id: id, text: id.String()} }
@@ -171,6 +182,9 @@ func (f *orderFold) take(entry Entry) error {
 	f.order = f.order.Evolve(event, entry.At)
 	f.revision = entry.Number
 	f.entries++
+	if f.keep {
+		f.kept = append(f.kept, entry)
+	}
 	return nil
 }
 

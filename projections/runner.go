@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -23,13 +22,6 @@ const (
 	// not put into one: Pebble sorts it once and flushes it as it is, which takes a third of the CPU (DB.Apply,
 	// newFlushableBatch).
 	bulkCommitsMax = 1 << 16
-	// tailIdleMax is how long a runner waits for the lane's writer to offer a commit before it follows the log instead:
-	// the lane may have moved to another node.
-	tailIdleMax = time.Second
-	// retryDelayMin and retryDelayMax bound the pause before a log that could not be read is read again. The pause
-	// doubles with each failure in a row.
-	retryDelayMin = 50 * time.Millisecond
-	retryDelayMax = 5 * time.Second
 )
 
 // RunnerOptions configure a Runner.
@@ -51,7 +43,7 @@ type Runner struct {
 	topology eventstore.Topology
 	log      eventstore.Log
 	db       *pebble.DB
-	logger   *slog.Logger
+	follower *eventstore.Follower
 
 	// Owned by Run.
 	views    []*view
@@ -61,21 +53,14 @@ type Runner struct {
 	torn     bool     // the batch holds a part of a commit
 	changes  []change // events of the commit that is being taken in
 	changed  []domain.OrderID
-	offers   []offer
 
-	tail     tail
-	tailIdle time.Duration // tailIdleMax, except in tests
+	hot      *hotOrders
 	arrivals arrivals
 	watchers watchers
 	started  atomic.Bool
 	stopped  chan struct{} // closed when Run returns
 
 	applied atomic.Pointer[progress]
-	// head is the newest commit known to exist. It means nothing until headKnown.
-	head      atomic.Uint64
-	headKnown atomic.Bool
-	// target is the head when Run began: before it is reached, that a key is missing says nothing.
-	target atomic.Uint64
 }
 
 // NewRunner opens a lane's views, and drops those that another version of this program wrote. Until Run runs they are
@@ -88,17 +73,14 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	if options.Lane >= options.Lanes {
 		return nil, fmt.Errorf("there is no lane %d of %d", options.Lane, options.Lanes)
 	}
-	if options.Logger == nil {
-		options.Logger = slog.Default()
-	}
 	r := &Runner{
-		lane: options.Lane, topology: topology, log: options.Log, db: options.Store.db, logger: options.Logger,
-		tailIdle: tailIdleMax, stopped: make(chan struct{}),
+		lane: options.Lane, topology: topology, log: options.Log, db: options.Store.db,
+		hot: newHotOrders(options.Lanes), stopped: make(chan struct{}),
+		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: options.Lane, Log: options.Log, Logger: options.Logger}),
 	}
 	if err := r.open(); err != nil {
 		return nil, fmt.Errorf("open the views of lane %d: %w", r.lane, err)
 	}
-	r.tail.init()
 	r.arrivals.init(r.position.Number)
 	r.watchers.init()
 	return r, nil
@@ -132,8 +114,7 @@ func (r *Runner) Position() eventstore.Position { return r.applied.Load().Positi
 // writer's Observer: it does not block, and the runner reads what it missed from the log.
 // REQUIRES: nobody changes the commit any more.
 func (r *Runner) Offer(commit *eventstore.Commit, at eventstore.Position) {
-	r.raiseHead(at.Number)
-	r.tail.offer(commit, at)
+	r.follower.Offer(commit, at)
 }
 
 // Run feeds the views until ctx ends, which is no error, or until the log or the store cannot be trusted: a gap or a
@@ -145,179 +126,41 @@ func (r *Runner) Run(ctx context.Context) error {
 	}
 	defer close(r.stopped)
 	defer r.batch.Close()
-	err := r.run(ctx)
+	err := r.follower.Run(ctx, r.position.Position, intake{r})
 	if !r.torn {
 		err = errors.Join(err, r.flush())
 	}
-	var passing *logFault
-	if ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.As(err, &passing)) {
-		return nil
-	}
 	if err != nil {
-		return fmt.Errorf("views of lane %d stop at commit %d: %w", r.lane, r.applied.Load().Number, err)
+		return fmt.Errorf("views of lane %d stop at commit %d: %w", r.lane, r.applied.Load().Number, readableError(err))
 	}
 	return nil
 }
 
-func (r *Runner) run(ctx context.Context) error {
-	delay := retryDelayMin
-	resumed := false
-	for {
-		before := r.position.Number
-		err := func() error {
-			if !resumed {
-				if err := r.resume(ctx); err != nil {
-					return err
-				}
-				resumed = true
-			}
-			if err := r.followLog(ctx); err != nil {
-				return err
-			}
-			return r.followTail(ctx)
-		}()
-		var passing *logFault
-		switch {
-		case err == nil:
-			continue
-		case !errors.As(err, &passing) || ctx.Err() != nil:
-			return err
-		}
-		if r.position.Number > before {
-			delay = retryDelayMin
-		}
-		r.logger.Warn("the log cannot be read, trying again", "lane", r.lane, "after", delay, "error", passing.cause)
-		if err := pause(ctx, delay); err != nil {
-			return err
-		}
-		delay = min(2*delay, retryDelayMax)
+// readableError turns the follower's word for a commit that cannot be decoded into the views' own.
+func readableError(err error) error {
+	var unreadable *eventstore.UnreadableCommitError
+	if errors.As(err, &unreadable) {
+		return &UnreadableError{Lane: unreadable.Lane, Number: unreadable.Number, Cause: unreadable.Cause}
 	}
+	return err
 }
 
-func pause(ctx context.Context, delay time.Duration) error {
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// intake is the Runner as its follower knows it.
+type intake struct{ r *Runner }
+
+func (i intake) Take(_ context.Context, commit *eventstore.Commit, at eventstore.Position) error {
+	return i.r.take(commit, at)
 }
 
-// logFault is a failure to reach the log. It says nothing about what is in it.
-type logFault struct{ cause error }
-
-func (f *logFault) Error() string { return f.cause.Error() }
-func (f *logFault) Unwrap() error { return f.cause }
-
-// readFault tells apart a log that is damaged or gone from one that cannot be reached.
-func readFault(err error) error {
-	var chain *eventstore.ChainError
-	var missing *eventstore.MissingLogError
-	if errors.As(err, &chain) || errors.As(err, &missing) {
-		return err
+// Full takes larger batches off the log than off the live tail.
+func (i intake) Full(bulk bool) bool {
+	if bulk {
+		return i.r.pending >= bulkCommitsMax || i.r.batch.Len() >= BulkBytes
 	}
-	return &logFault{cause: err}
+	return i.r.pending >= batchCommitsMax || i.r.batch.Len() >= batchBytesMax
 }
 
-// resume learns the log's head, and checks that the log still holds what the views were made of (I1).
-func (r *Runner) resume(ctx context.Context) error {
-	head, err := r.log.Head(ctx)
-	if err != nil {
-		return readFault(err)
-	}
-	if number := r.position.Number; number > 0 {
-		record, err := r.log.Read(ctx, number)
-		switch {
-		case errors.Is(err, eventstore.ErrNoCommit):
-			return &eventstore.ChainError{Lane: r.lane, Number: number, Reason: "the views hold this commit and the log does not"}
-		case err != nil:
-			return readFault(err)
-		case record.Hash != r.position.Hash:
-			return &eventstore.ChainError{
-				Lane: r.lane, Number: number,
-				Reason: fmt.Sprintf("the views were made of %.12s…, the log has %.12s…", r.position.Hash, record.Hash),
-			}
-		}
-	}
-	r.target.Store(head)
-	r.raiseHead(head)
-	r.headKnown.Store(true)
-	return nil
-}
-
-// followLog reads the log from the runner's position on. It returns nil when the live tail goes on from there.
-func (r *Runner) followLog(ctx context.Context) error {
-	cursor, err := r.log.Follow(ctx, r.position.Number+1)
-	if err != nil {
-		return readFault(err)
-	}
-	defer cursor.Close()
-	for {
-		record, err := cursor.Next(ctx)
-		for err == nil {
-			if err := r.takeRecord(record); err != nil {
-				return err
-			}
-			buffered := cursor.Buffered()
-			r.raiseHead(record.Number + uint64(buffered))
-			// What is known to be there is waited for: few large batches cost less than many small ones.
-			if r.pending >= bulkCommitsMax || r.batch.Len() >= BulkBytes || record.Number >= r.head.Load() {
-				break
-			}
-			record, err = cursor.Next(ctx)
-		}
-		if flushErr := r.flush(); flushErr != nil {
-			return flushErr
-		}
-		if err != nil {
-			return readFault(err)
-		}
-		if r.position.Number >= r.target.Load() && r.tail.continues(r.position.Number) {
-			return nil
-		}
-	}
-}
-
-// followTail takes what the lane's writer offers. It returns nil when the log has to be read again: the runner missed a
-// commit, or none was offered for a while.
-func (r *Runner) followTail(ctx context.Context) error {
-	idle := time.NewTimer(r.tailIdle)
-	defer idle.Stop()
-	for {
-		offers, missed := r.tail.take(r.offers[:0], r.position.Number+1)
-		r.offers = offers
-		for _, offered := range offers {
-			if err := r.take(offered.commit, offered.at); err != nil {
-				return err
-			}
-			if r.pending >= batchCommitsMax || r.batch.Len() >= batchBytesMax {
-				if err := r.flush(); err != nil {
-					return err
-				}
-			}
-		}
-		clear(r.offers)
-		if err := r.flush(); err != nil {
-			return err
-		}
-		switch {
-		case missed:
-			return nil
-		case len(offers) > 0:
-			idle.Reset(r.tailIdle)
-			continue
-		}
-		select {
-		case <-r.tail.ready:
-		case <-idle.C:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
+func (i intake) Flush(context.Context) error { return i.r.flush() }
 
 // takeRecord reads a commit and takes it into the batch.
 func (r *Runner) takeRecord(record eventstore.Record) error {
@@ -330,11 +173,8 @@ func (r *Runner) takeRecord(record eventstore.Record) error {
 
 // take checks that the commit is the next one and takes it into the batch.
 func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
-	if err := r.position.Check(commit, r.lane); err != nil {
+	if err := r.position.CheckAt(commit, at, r.lane); err != nil {
 		return err
-	}
-	if at.Number != commit.Number {
-		return &eventstore.ChainError{Lane: r.lane, Number: at.Number, Reason: fmt.Sprintf("the commit says number %d", commit.Number)}
 	}
 	// Nothing is written before the whole commit has been looked at.
 	r.changes = r.changes[:0]
@@ -399,24 +239,15 @@ func (r *Runner) flush() error {
 	}
 	r.batch.Reset()
 	r.pending = 0
+	r.hot.drop(r.changed)
 
 	// Readers look at the position before they read, so what they read is at least as new.
 	applied := r.position
 	r.applied.Store(&applied)
-	r.raiseHead(applied.Number)
 	r.arrivals.reached(applied.Number)
 	r.watchers.wake(r.changed)
 	r.changed = r.changed[:0]
 	return nil
-}
-
-func (r *Runner) raiseHead(number uint64) {
-	for {
-		head := r.head.Load()
-		if number <= head || r.head.CompareAndSwap(head, number) {
-			return
-		}
-	}
 }
 
 // An UnreadableError says that a commit, or an event of it, cannot be taken into a view: it is damaged, or a newer program

@@ -374,9 +374,9 @@ func TestARunnerThatMissedOffersReadsThemFromTheLog(t *testing.T) {
 	n := openNode(t, vfs.NewMem(), s.log)
 	r := n.runners[0]
 	// More than the tail holds, and with a hole, before the runner runs at all.
-	for i := range 2*tailCommitsMax + 10 {
+	for i := range 2*eventstore.TailCommitsMax + 10 {
 		commit, at := s.step()
-		if i != tailCommitsMax+100 {
+		if i != eventstore.TailCommitsMax+100 {
 			r.Offer(commit, at)
 		}
 	}
@@ -422,7 +422,7 @@ func TestARunnerWhoseTailOverflowsReadsTheLogAndComesBack(t *testing.T) {
 	log := &countingLog{Log: s.log}
 	n := openNode(t, vfs.NewMem(), log)
 	r := n.runners[0]
-	r.tailIdle = patience
+	r.follower.TailIdle = patience
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -436,7 +436,7 @@ func TestARunnerWhoseTailOverflowsReadsTheLogAndComesBack(t *testing.T) {
 			n.reach(s)
 		}
 		_, release := hold(t, r, domain.OrderID{})
-		for range 2 * tailCommitsMax {
+		for range 2 * eventstore.TailCommitsMax {
 			r.Offer(s.step())
 		}
 		release()
@@ -448,7 +448,7 @@ func TestARunnerWhoseTailOverflowsReadsTheLogAndComesBack(t *testing.T) {
 	if err != nil || report.DifferencesTotal > 0 || report.Position != s.last {
 		t.Fatalf("seed %d: got %+v, %v, want no difference at commit %d", seed, report, err, s.last.Number)
 	}
-	if log.reads < 3*tailCommitsMax/2 {
+	if log.reads < 3*eventstore.TailCommitsMax/2 {
 		t.Fatalf("seed %d: %d commits were read from the log; the tail did not overflow", seed, log.reads)
 	}
 	if err := n.store.Close(); err != nil {
@@ -497,7 +497,7 @@ func TestARunnerDoesNotReadWhatItWasOffered(t *testing.T) {
 	s := newShop(t, seed, 0, 1)
 	log := &countingLog{Log: s.log}
 	n := openNode(t, vfs.NewMem(), log)
-	n.runners[0].tailIdle = patience
+	n.runners[0].follower.TailIdle = patience
 	for range 100 {
 		n.runners[0].Offer(s.step())
 	}
@@ -528,7 +528,7 @@ func TestARunnerThatIsOfferedNothingReadsTheLog(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
 	n := openNode(t, vfs.NewMem(), s.log)
-	n.runners[0].tailIdle = time.Millisecond
+	n.runners[0].follower.TailIdle = time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {

@@ -33,6 +33,7 @@ type shop struct {
 	orders   map[domain.OrderID][]OrderView // an order after each of its changes
 	byUser   map[string][]domain.OrderID    // oldest first
 	open     []domain.OrderID
+	next     []domain.Event // what one decision led to and is still to be committed
 	products map[string]ProductView
 	accounts map[string]domain.Account
 	// By pool and by code.
@@ -157,6 +158,17 @@ func (s *shop) step() (*eventstore.Commit, eventstore.Position) {
 				domain.StockAllotted{SKU: sku, HomeLane: s.lane, GrantNumber: 1, Units: 900_000_000},
 			)
 		}
+		for _, sku := range s.skus[:2] {
+			pool, coupon := domain.CampaignPool(sku, "flash"), domain.CouponPool(sku)
+			events = append(events,
+				domain.PoolFilled{Pool: pool, Units: 10_000_000},
+				domain.StockGranted{SKU: pool, ToLane: s.lane, GrantNumber: 1, Units: 9_000_000},
+				domain.StockAllotted{SKU: pool, HomeLane: s.lane, GrantNumber: 1, Units: 9_000_000},
+				domain.StockReceived{SKU: coupon, Units: 1_000_000, ReceivedTotal: 1_000_000},
+				domain.StockGranted{SKU: coupon, ToLane: s.lane, GrantNumber: 1, Units: 1_000_000},
+				domain.StockAllotted{SKU: coupon, HomeLane: s.lane, GrantNumber: 1, Units: 1_000_000},
+			)
+		}
 		return s.commit(events...)
 	}
 	return s.commitEach(1+s.random.IntN(4), s.event)
@@ -164,11 +176,23 @@ func (s *shop) step() (*eventstore.Commit, eventstore.Position) {
 
 // event returns what may happen next. Ids of one millisecond are told apart by their entropy.
 func (s *shop) event() domain.Event {
+	if len(s.next) == 0 && s.random.IntN(3) == 0 && len(s.orders) > 0 {
+		s.next = s.live()
+	}
+	if len(s.next) > 0 {
+		event := s.next[0]
+		s.next = s.next[1:]
+		return event
+	}
 	if len(s.open) > 0 && s.random.IntN(3) == 0 {
 		at := s.random.IntN(len(s.open))
 		id := s.open[at]
 		s.open = append(s.open[:at], s.open[at+1:]...)
-		order := s.orders[id][0].Order
+		history := s.orders[id]
+		order := history[len(history)-1].Order
+		if order.Status != domain.StatusPendingPayment {
+			return s.place(order.UserID, 0)
+		}
 		var released []domain.Release
 		for _, line := range order.Lines {
 			key := line.SKU
@@ -212,6 +236,99 @@ func (s *shop) event() domain.Event {
 	s.open = append(s.open, placed.OrderID)
 	return placed
 }
+
+// livesMax is how many orders of a user live on; the others stay as they were placed, or end.
+const livesMax = 8
+
+// live takes an order a step further in its life, and returns what came of it.
+func (s *shop) live() []domain.Event {
+	ids := s.byUser[s.users[s.random.IntN(len(s.users))]]
+	if len(ids) == 0 {
+		return nil
+	}
+	id := ids[s.random.IntN(min(len(ids), livesMax))]
+	order, _ := s.Order(id)
+	payment, refund := "", ""
+	if count := len(order.Payments); count > 0 {
+		payment = order.Payments[count-1].ID
+	}
+	if count := len(order.Refunds); count > 0 {
+		refund = order.Refunds[count-1].ID
+	}
+	result := func(result domain.PaymentResult) domain.Command {
+		return domain.RecordPaymentResult{OrderID: id, PaymentID: payment, Result: result, Amount: order.Total}
+	}
+	var refunded domain.Money
+	if count := len(order.Refunds); count > 0 {
+		refunded = order.Refunds[count-1].Amount
+	}
+	commands := []domain.Command{
+		domain.StartPayment{OrderID: id, Provider: "sandbox", By: order.UserID},
+		result(domain.ResultAuthorized),
+		domain.CapturePayment{OrderID: id},
+		result(domain.ResultCaptured), result(domain.ResultDeclined), result(domain.ResultUnknown),
+		domain.VoidPayment{OrderID: id},
+		result(domain.ResultVoided),
+		domain.CancelOrder{OrderID: id},
+		domain.RefundPayment{OrderID: id, Amount: domain.Money{Currency: "EUR", Minor: 100}},
+		domain.RecordRefundResult{OrderID: id, RefundID: refund, Succeeded: true, Amount: refunded},
+		domain.RecordRefundResult{OrderID: id, RefundID: refund, Code: "closed"},
+		domain.ShipItems{OrderID: id, Lines: []domain.LineRequest{{SKU: order.Lines[0].SKU, Units: 1}}},
+		domain.ShipItems{OrderID: id},
+		domain.ConfirmDelivery{OrderID: id, ShipmentID: domain.ShipmentID(id, len(order.Shipments))},
+		domain.RequestReturn{OrderID: id},
+		domain.ReceiveReturn{OrderID: id, ReturnID: domain.ReturnID(id, len(order.Returns)), Restock: []domain.LineRequest{{SKU: order.Lines[0].SKU, Units: 1}}},
+		domain.AddNote{OrderID: id, By: "clerk", Sealed: []byte{1}},
+		domain.AwardPoints{OrderID: id, PaymentID: payment, PerMajor: 1},
+		domain.TakeBackPoints{OrderID: id, RefundID: refund},
+	}
+	if s.random.IntN(2) == 0 { // Straight on, or no order comes far.
+		commands = []domain.Command{commands[0], commands[1], commands[2], commands[3], commands[12], commands[14], commands[15], commands[16]}
+	}
+	for range commands {
+		events, err := domain.Decide(s, order.Next(commands[s.random.IntN(len(commands))]), s.now)
+		if err == nil && len(events) > 0 {
+			return events
+		}
+	}
+	return nil
+}
+
+// Order implements domain.State.
+func (s *shop) Order(id domain.OrderID) (domain.Order, bool) {
+	history := s.orders[id]
+	if len(history) == 0 {
+		return domain.Order{}, false
+	}
+	return history[len(history)-1].Order, true
+}
+
+// Product implements domain.State.
+func (s *shop) Product(sku string) (domain.Product, bool) {
+	view, found := s.products[sku]
+	return view.Product, found
+}
+
+// Stock implements domain.State.
+func (s *shop) Stock(sku string) domain.Account { return s.accounts[sku] }
+
+// Campaign implements domain.State.
+func (s *shop) Campaign(pool string) (domain.Campaign, bool) {
+	view, found := s.campaigns[pool]
+	return view.Campaign, found
+}
+
+// Coupon implements domain.State.
+func (s *shop) Coupon(code string) (domain.Coupon, bool) {
+	view, found := s.coupons[code]
+	return view.Coupon, found
+}
+
+// Used implements domain.State. The shop's campaigns and coupons have no limit per user.
+func (s *shop) Used(domain.Use) int64 { return 0 }
+
+// KeyErased implements domain.State.
+func (s *shop) KeyErased(string, domain.KeyID) bool { return false }
 
 func (s *shop) place(user string, skus ...int) domain.OrderPlaced {
 	var entropy [10]byte
@@ -331,7 +448,10 @@ func (n *node) check(s *shop) {
 		}
 	}
 	for _, user := range s.users {
-		for _, status := range []domain.OrderStatus{0, domain.StatusPendingPayment, domain.StatusCancelled, domain.StatusExpired} {
+		for _, status := range []domain.OrderStatus{
+			0, domain.StatusPendingPayment, domain.StatusCancelled, domain.StatusExpired, domain.StatusPaid, domain.StatusPartiallyShipped,
+			domain.StatusShipped, domain.StatusDelivered, domain.StatusReturned, domain.StatusAuthorized, domain.StatusPaymentProcessing,
+		} {
 			got := n.list(user, status, 7)
 			var want []domain.OrderID
 			for _, id := range newestFirst(s.byUser[user]) {

@@ -64,9 +64,10 @@ type cachedAccount struct {
 	dirty bool
 }
 
-// move is a number of units of one SKU that an event moves.
+// move is a number of units of one SKU that an event moves, as events of the kind do.
 type move struct {
 	account *cachedAccount
+	kind    kind
 	units   int64
 }
 
@@ -79,29 +80,36 @@ func applyStock(v *view, c *change) error {
 	moves := v.stock.moves[:0]
 	var err error
 	switch c.kind {
-	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased:
 		return nil
 	case kindOrderPlaced:
 		moves, err = v.readPlaced(moves, c.event.Payload)
-	case kindPoolFilled:
-		moves, err = v.readPoolMove(moves, c.event.AggregateID, c.event.Payload, 1)
-	case kindPoolDrained:
-		moves, err = v.readPoolMove(moves, c.event.AggregateID, c.event.Payload, -1)
-	case kindOrderCancelled:
-		moves, err = v.readLines(moves, c.event.Payload, 3)
 	case kindOrderExpired:
-		moves, err = v.readLines(moves, c.event.Payload, 1)
+		moves, err = v.readLines(moves, c.kind, c.event.Payload, 1)
+	case kindPoolFilled:
+		moves, err = v.readPoolMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 1)
+	case kindPoolDrained:
+		moves, err = v.readPoolMove(moves, c.kind, c.event.AggregateID, c.event.Payload, -1)
+	case kindOrderCancelled:
+		moves, err = v.readLines(moves, c.kind, c.event.Payload, 3)
+		if err == nil { // Units that were sold go back as those of a return do.
+			moves, err = v.readLines(moves, kindReturnReceived, c.event.Payload, 4)
+		}
+	case kindPaymentCaptured:
+		moves, err = v.readLines(moves, c.kind, c.event.Payload, 4)
+	case kindReturnReceived:
+		moves, err = v.readLines(moves, c.kind, c.event.Payload, 2)
 	case kindStockReceived:
-		moves, err = v.readMove(moves, c.event.AggregateID, c.event.Payload, 1)
+		moves, err = v.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 1)
 	case kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
-		moves, err = v.readMove(moves, c.event.AggregateID, c.event.Payload, 3)
+		moves, err = v.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 3)
 	}
 	v.stock.moves = moves
 	if err != nil {
 		return err
 	}
 	for _, m := range moves {
-		m.account.apply(c.kind, m.units)
+		m.account.apply(m.kind, m.units)
 		if !m.account.dirty {
 			m.account.dirty = true
 			v.stock.dirty = append(v.stock.dirty, m.account)
@@ -113,10 +121,16 @@ func applyStock(v *view, c *change) error {
 // apply moves units as domain.Account.Evolve does.
 func (a *account) apply(k kind, units int64) {
 	switch k {
-	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased:
 	case kindPoolFilled, kindPoolDrained:
 		a.received += units
 		a.central += units
+	case kindPaymentCaptured:
+		a.reserved -= units
+		a.sold += units
+	case kindReturnReceived:
+		a.sold -= units
+		a.allotted += units
 	case kindOrderPlaced:
 		a.allotted -= units
 		a.reserved += units
@@ -144,7 +158,7 @@ func (a *account) apply(k kind, units int64) {
 // readPlaced reads what an order took: its lines' units, of the pool in field 10 if there is one, and a unit of the coupon's
 // pool in field 12.
 func (v *view) readPlaced(moves []move, payload []byte) ([]move, error) {
-	moves, err := v.readLines(moves, payload, 1)
+	moves, err := v.readLines(moves, kindOrderPlaced, payload, 1)
 	if err != nil {
 		return moves, err
 	}
@@ -158,7 +172,7 @@ func (v *view) readPlaced(moves []move, payload []byte) ([]move, error) {
 				return moves, err
 			}
 			if number == 12 {
-				moves = append(moves, move{account: account, units: 1})
+				moves = append(moves, move{kind: kindOrderPlaced, account: account, units: 1})
 			} else {
 				for i := range moves {
 					moves[i].account = account
@@ -171,8 +185,8 @@ func (v *view) readPlaced(moves []move, payload []byte) ([]move, error) {
 }
 
 // readPoolMove reads units that move from a SKU's centre to its pool's, or back when sign is -1.
-func (v *view) readPoolMove(moves []move, pool string, payload []byte, sign int64) ([]move, error) {
-	moves, err := v.readMove(moves, pool, payload, 1)
+func (v *view) readPoolMove(moves []move, as kind, pool string, payload []byte, sign int64) ([]move, error) {
+	moves, err := v.readMove(moves, as, pool, payload, 1)
 	if err != nil {
 		return moves, err
 	}
@@ -182,11 +196,11 @@ func (v *view) readPoolMove(moves []move, pool string, payload []byte, sign int6
 	}
 	units := sign * moves[0].units
 	moves[0].units = units
-	return append(moves, move{account: sku, units: -units}), nil
+	return append(moves, move{kind: as, account: sku, units: -units}), nil
 }
 
 // readLines reads the lines of a payload: messages in the given field, whose field 1 is a SKU and field 2 units.
-func (v *view) readLines(moves []move, payload []byte, field protowire.Number) ([]move, error) {
+func (v *view) readLines(moves []move, as kind, payload []byte, field protowire.Number) ([]move, error) {
 	for len(payload) > 0 {
 		number, wireType, tagBytes := protowire.ConsumeTag(payload)
 		if tagBytes < 0 {
@@ -214,7 +228,7 @@ func (v *view) readLines(moves []move, payload []byte, field protowire.Number) (
 		if err != nil {
 			return moves, err
 		}
-		moves = append(moves, move{account: account, units: units})
+		moves = append(moves, move{account: account, kind: as, units: units})
 	}
 	return moves, nil
 }
@@ -245,7 +259,7 @@ func readLine(line []byte) (sku []byte, units int64, err error) {
 }
 
 // readMove reads the units of an event about one SKU off a field of its payload.
-func (v *view) readMove(moves []move, sku string, payload []byte, field protowire.Number) ([]move, error) {
+func (v *view) readMove(moves []move, as kind, sku string, payload []byte, field protowire.Number) ([]move, error) {
 	var units int64
 	for len(payload) > 0 {
 		number, wireType, bytes := protowire.ConsumeTag(payload)
@@ -269,7 +283,7 @@ func (v *view) readMove(moves []move, sku string, payload []byte, field protowir
 	if err != nil {
 		return moves, err
 	}
-	return append(moves, move{account: account, units: units}), nil
+	return append(moves, move{account: account, kind: as, units: units}), nil
 }
 
 // account returns the account of a SKU, zero when nothing is known of it.

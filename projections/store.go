@@ -22,6 +22,8 @@ const (
 	KeySpaceState byte = 0x01
 	// KeySpaceViews holds the views; this package owns it.
 	KeySpaceViews byte = 0x02
+	// KeySpaceReactors holds how far the reactors are; package api/reactors owns it.
+	KeySpaceReactors byte = 0x03
 )
 
 // Limits of a Store.

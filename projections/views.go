@@ -76,6 +76,8 @@ func NewViews(options ViewsOptions) (*Views, error) {
 type OrderView struct {
 	Order    domain.Order
 	Revision Revision
+	// Events of the order, oldest first; only where they were asked for.
+	Events []Entry
 }
 
 // A ProductView is a product and the position of its newest change.
@@ -100,9 +102,30 @@ func (v *Views) Order(ctx context.Context, id domain.OrderID, min Min) (OrderVie
 // means any user.
 func (v *Views) OrderOf(ctx context.Context, id domain.OrderID, userID string, min Min) (OrderView, Freshness, error) {
 	r := v.runners[v.topology.LaneOf(id.Partition())]
+	var view OrderView
+	fresh, err := v.readKey(ctx, r, min, func() (err error) {
+		view, err = v.loadOrder(r, id, userID)
+		return err
+	})
+	return view, fresh, err
+}
+
+// loadOrder returns an order of a user, any user when userID is empty, off the hot orders or off the view.
+func (v *Views) loadOrder(r *Runner, id domain.OrderID, userID string) (OrderView, error) {
+	if view, ok := r.hot.get(id); ok {
+		if userID != "" && view.Order.UserID != userID {
+			return OrderView{}, ErrNotFound
+		}
+		return view, nil
+	}
+	generation := r.hot.generation.Load()
 	fold := newOrderFold(id)
-	fresh, err := v.readKey(ctx, r, min, func() error { return v.readOrder(r, fold, userID, nil) })
-	return OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}, fresh, err
+	if err := v.readOrder(r, fold, userID, nil); err != nil {
+		return OrderView{}, err
+	}
+	view := OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}
+	r.hot.put(id, view, generation)
+	return view, nil
 }
 
 // readOrder folds those entries of an order's record that the fold has not seen, and calls each, if it is not nil,
@@ -157,9 +180,9 @@ func (v *Views) readKey(ctx context.Context, r *Runner, min Min, readOnce func()
 	fresh := r.freshness()
 	err = readOnce()
 	if errors.Is(err, ErrNotFound) {
-		if !r.headKnown.Load() {
+		if _, known := r.follower.Head(); !known {
 			err = ErrBehind
-		} else if target := r.target.Load(); fresh.Commit < target {
+		} else if target := r.follower.Target(); fresh.Commit < target {
 			caughtUp, waitErr := r.await(ctx, target, min.Wait)
 			if waitErr != nil {
 				return Freshness{}, waitErr
@@ -236,6 +259,8 @@ type OrdersQuery struct {
 	UserID string
 	// Status to keep; 0 keeps all.
 	Status domain.OrderStatus
+	// Events asks for the orders' events too.
+	Events bool
 	// PageSize is at most OrdersPageMax; 0 means OrdersPageDefault.
 	PageSize int
 	// PageToken is the Next of the page before, empty for the first.
@@ -312,14 +337,20 @@ func (v *Views) readOrdersPage(
 			return OrdersPage{}, err
 		}
 		newest = id
-		if query.Status != 0 && status != query.Status {
+		if !mayHaveStatus(status, query.Status) {
 			continue
 		}
 		fold := newOrderFold(id)
+		fold.keep = query.Events
 		if err := foldStored(snapshot, r.lane, fold, query.UserID, nil); err != nil {
 			return OrdersPage{}, fmt.Errorf("order %s of the index: %w", id, err)
 		}
-		page.Orders = append(page.Orders, OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}})
+		if query.Status != 0 && fold.order.Status != query.Status {
+			continue
+		}
+		page.Orders = append(page.Orders, OrderView{
+			Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}, Events: fold.kept,
+		})
 	}
 	return page, entries.Error()
 }

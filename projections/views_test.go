@@ -99,16 +99,15 @@ func TestAMissingKeyIsNotSaidToBeMissingBeforeTheViewHasCaughtUp(t *testing.T) {
 	placed := s.place(s.users[0], 0)
 	s.commit(placed)
 	ctx := t.Context()
-	n := openNode(t, vfs.NewMem(), s.log)
+	reading, mayRead := make(chan struct{}), make(chan struct{})
+	once := sync.OnceFunc(func() { close(reading) })
+	n := openNode(t, vfs.NewMem(), &brokenLog{Log: s.log, next: func(cursor eventstore.Cursor, ctx context.Context) (eventstore.Record, error) {
+		once()
+		<-mayRead
+		return cursor.Next(ctx)
+	}})
 	if _, fresh, err := n.views.Order(ctx, placed.OrderID, Min{}); !errors.Is(err, ErrBehind) || fresh.State != StateCatchingUp {
 		t.Fatalf("before Run: got %v, %v, want ErrBehind", fresh, err)
-	}
-	// The runner knows the head and has read nothing yet.
-	if err := n.runners[0].resume(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if _, fresh, err := n.views.Order(ctx, placed.OrderID, Min{}); !errors.Is(err, ErrBehind) || fresh.LagCommits != s.last.Number {
-		t.Fatalf("before the first batch: got %v, %v, want ErrBehind, %d behind", fresh, err, s.last.Number)
 	}
 	running, cancel := context.WithCancel(ctx)
 	var runs sync.WaitGroup
@@ -117,6 +116,11 @@ func TestAMissingKeyIsNotSaidToBeMissingBeforeTheViewHasCaughtUp(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	<-reading // The runner knows the head and has read nothing yet.
+	if _, fresh, err := n.views.Order(ctx, placed.OrderID, Min{}); !errors.Is(err, ErrBehind) || fresh.LagCommits != s.last.Number {
+		t.Errorf("before the first batch: got %v, %v, want ErrBehind, %d behind", fresh, err, s.last.Number)
+	}
+	close(mayRead)
 	if _, _, err := n.views.Order(ctx, placed.OrderID, Min{Wait: patience}); err != nil {
 		t.Fatalf("with a wait: got %v, want the order", err)
 	}
@@ -352,7 +356,9 @@ func TestAWatcherSeesEachChangeOnce(t *testing.T) {
 			random := rand.New(rand.NewPCG(seed, uint64(i*watchersEach+w)))
 			watching.Go(func() {
 				// Begin at once, or once a few more commits are there.
-				from := Min{Commit: first + uint64(i) + random.Uint64N(uint64(w+1)), Wait: patience}
+				// From the fourth order on, each is placed after one that is cancelled.
+				placedAt := first + uint64(i) + uint64(max(0, i-3))
+				from := Min{Commit: placedAt + random.Uint64N(uint64(w+1)), Wait: patience}
 				result := seen{watched: i}
 				err := n.views.Watch(t.Context(), placed[i].OrderID, from, func(view OrderView, fresh Freshness) error {
 					result.statuses = append(result.statuses, fmt.Sprintf("%s@%d", view.Order.Status, view.Revision.Commit))

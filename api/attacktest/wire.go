@@ -21,7 +21,18 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
+
+// revisionIn reads the revision of a PlaceOrderResponse in JSON or binary.
+func revisionIn(t *testing.T, got reply) *typev1.Revision {
+	t.Helper()
+	var response orderv1.PlaceOrderResponse
+	if err := unmarshalAny(got, &response); err != nil {
+		t.Fatalf("%s: %v", got, err)
+	}
+	return response.Revision
+}
 
 // sendLarge sends a body that the server does not want to read. It may answer, or cut the connection before the client has
 // sent it all: cut is true then.

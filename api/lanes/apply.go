@@ -16,7 +16,7 @@ import (
 // Apply implements eventstore.Machine. A commit that this machine decided is taken off the speculation; one read from the
 // log is decoded.
 func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) error {
-	var placed deadlines
+	var due deadlines
 	known := commit.Number <= m.reached.Number // All but the accounts hold it already.
 	for i := range commit.Events {
 		envelope := &commit.Events[i]
@@ -31,22 +31,18 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 			if err := m.write(commit, envelope, event); err != nil {
 				return fmt.Errorf("event %d: %w", i, err)
 			}
-			if order, ok := event.(domain.OrderPlaced); ok {
-				placed.add(order.PayBy, order.OrderID)
-			}
+			addDeadline(&due, event, commit.Time)
 		}
 		for sku := range domain.SKUs(event) {
 			m.applied[sku] = m.applied[sku].Evolve(event, sku)
 			m.changed[sku] = struct{}{}
 		}
 	}
-	for _, due := range placed {
-		if err := m.batch.Set(m.keys.deadline(due.payBy, commit.Number), due.orders, nil); err != nil {
+	for _, d := range due {
+		if err := m.batch.Set(m.keys.deadline(d.at, commit.Number), d.orders, nil); err != nil {
 			return err
 		}
-		if due.payBy.Before(m.nextDue) {
-			m.nextDue = due.payBy
-		}
+		m.dueBy(d.at)
 	}
 	if len(m.pending) == 0 {
 		m.pending = nil // Its array would grow for ever otherwise.
@@ -148,6 +144,9 @@ func (m *Machine) settle(envelope *eventstore.Event, event domain.Event) {
 		m.expiring--
 	}
 	m.settleCampaigns(event)
+	if erased, ok := event.(domain.UserErased); ok {
+		delete(m.erasing, erasedKey{erased.UserID, erased.Key})
+	}
 }
 
 // write puts what one event changes into the batch, save accounts and deadlines, which many share.
@@ -178,6 +177,10 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 	if err := m.writeCampaigns(commit, envelope, event); err != nil {
 		return err
 	}
+	if erased, ok := event.(domain.UserErased); ok {
+		m.erasures = true
+		return m.batch.Set(m.keys.erased(erased.UserID, erased.Key), encodeErasure(commit.Number, commit.Time), nil)
+	}
 	if grant, ok := event.(domain.StockGranted); ok && grant.ToLane != m.options.Lane {
 		m.granted = true
 		return m.batch.Set(m.keys.grant(grant), binary.AppendVarint(nil, grant.Units), nil)
@@ -204,27 +207,59 @@ func (m *Machine) writeAccount(sku string) error {
 	return m.batch.Set(m.keys.account(sku), encodeAccount(account), nil)
 }
 
-// deadlines are the orders that one commit placed, by their pay_by: one, unless events of several settings meet.
+// addDeadline lists when the order of an event is to be looked at: at its deadline when it was placed, and at once when a payment
+// is over without its money, since the index may have dropped the order while that was held.
+func addDeadline(due *deadlines, event domain.Event, at time.Time) {
+	if placed, ok := event.(domain.OrderPlaced); ok {
+		due.add(placed.PayBy, placed.OrderID)
+		return
+	}
+	if id, over := paymentOver(event); over {
+		due.add(at, id)
+	}
+}
+
+// paymentOver returns the order whose payment an event ends, or leaves in doubt.
+func paymentOver(event domain.Event) (domain.OrderID, bool) {
+	if declined, ok := event.(domain.PaymentDeclined); ok {
+		return declined.OrderID, true
+	}
+	if unknown, ok := event.(domain.PaymentBecameUnknown); ok {
+		return unknown.OrderID, true
+	}
+	if voided, ok := event.(domain.PaymentVoided); ok {
+		return voided.OrderID, true
+	}
+	if stray, ok := event.(domain.StrayPaymentFound); ok {
+		return stray.OrderID, true
+	}
+	return domain.OrderID{}, false
+}
+
+// deadlines are orders of one commit by when they are to be looked at.
 type deadlines []struct {
-	payBy  time.Time
+	at     time.Time
 	orders []byte
 }
 
-func (d *deadlines) add(payBy time.Time, id domain.OrderID) {
+func (d *deadlines) add(at time.Time, id domain.OrderID) {
 	for i := range *d {
-		if (*d)[i].payBy.Equal(payBy) {
+		if (*d)[i].at.Equal(at) {
 			(*d)[i].orders = append((*d)[i].orders, id[:]...)
 			return
 		}
 	}
 	*d = append(*d, struct {
-		payBy  time.Time
+		at     time.Time
 		orders []byte
-	}{payBy, append(make([]byte, 0, 64*len(id)), id[:]...)})
+	}{at, append(make([]byte, 0, 64*len(id)), id[:]...)})
 }
 
-// Due implements eventstore.Machine: it expires orders whose pay_by log time has passed. Between two looks at the index, what
-// the first one found must have become durable; an index entry goes when all its orders have ended for good.
+// dueOrdersMax bounds the orders that one look at the index folds; the last entry is finished.
+const dueOrdersMax = 4096
+
+// Due implements eventstore.Machine: it expires orders whose deadline log time has passed. Between two looks at the index, what
+// the first one found must have become durable; an order leaves the index when it can expire no more, and moves when it can later.
 func (m *Machine) Due(at time.Time, limit int) []eventstore.Event {
 	if m.expiring > 0 || at.Before(m.nextDue) {
 		return nil
@@ -234,59 +269,95 @@ func (m *Machine) Due(at time.Time, limit int) []eventstore.Event {
 	return events
 }
 
-func (m *Machine) expire(at time.Time, limit int) ([]eventstore.Event, error) {
+func (m *Machine) expire(at time.Time, limit int) (_ []eventstore.Event, err error) {
 	table := m.keys.table(tableDeadlines)
 	iter, err := m.db.NewIter(&pebble.IterOptions{LowerBound: table, UpperBound: after(table)})
 	if err != nil {
 		return nil, err
 	}
+	defer func() { err = errors.Join(err, iter.Close()) }()
+	// What the index drops or moves follows from what is durable: a replay decides the same without it.
+	index := m.db.NewBatch()
+	defer func() { err = errors.Join(err, index.Close()) }()
 	var events []eventstore.Event
-	var ended [][]byte
+	var later deadlines
+	looked := 0
 	m.nextDue = at.Add(m.options.PayWithin) // Nothing placed from now on is due before, and Apply lowers it otherwise.
 	for valid := iter.First(); valid; valid = iter.Next() {
-		payBy := time.Unix(0, int64(binary.BigEndian.Uint64(iter.Key()[len(table):])))
-		if payBy.After(at) || len(events) >= limit {
-			m.nextDue = payBy
+		due := time.Unix(0, int64(binary.BigEndian.Uint64(iter.Key()[len(table):])))
+		if due.After(at) || len(events) >= limit || looked >= dueOrdersMax {
+			m.dueBy(due)
 			break
 		}
-		found, open, err := m.expireOrders(iter.Value(), at)
+		looked += len(iter.Value()) / len(domain.OrderID{})
+		found, open, err := m.expireOrders(iter.Value(), at, &later)
 		if err != nil {
-			return nil, errors.Join(err, iter.Close())
-		}
-		events = append(events, found...)
-		if open {
-			m.nextDue = time.Time{}
-		} else {
-			ended = append(ended, append([]byte(nil), iter.Key()...))
-		}
-	}
-	if err := iter.Close(); err != nil {
-		return nil, err
-	}
-	// Dropping an index entry all of whose orders have durably ended changes nothing that a replay would decide.
-	for _, key := range ended {
-		if err := m.db.Delete(key, pebble.NoSync); err != nil {
 			return nil, err
 		}
+		events = append(events, found...)
+		switch {
+		case len(open) == 0:
+			err = index.Delete(iter.Key(), nil)
+		case len(open) < len(iter.Value()):
+			err = index.Set(iter.Key(), open, nil)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(open) > 0 {
+			m.dueBy(time.Time{})
+		}
 	}
-	return events, nil
+	for _, moved := range later {
+		if err := m.move(index, moved.at, moved.orders); err != nil {
+			return nil, err
+		}
+		m.dueBy(moved.at)
+	}
+	if index.Empty() {
+		return events, nil
+	}
+	return events, index.Commit(pebble.NoSync)
 }
 
-// expireOrders decides the orders of one index entry; open says that one of them had not ended durably.
-func (m *Machine) expireOrders(ids []byte, at time.Time) (events []eventstore.Event, open bool, err error) {
+// dueBy says that something is to be looked at by then.
+func (m *Machine) dueBy(at time.Time) {
+	if at.Before(m.nextDue) {
+		m.nextDue = at
+	}
+}
+
+// move lists orders under a later deadline. Their entry is that of no commit, and takes in those that moved there before.
+func (m *Machine) move(index *pebble.Batch, to time.Time, ids []byte) error {
+	key := m.keys.deadline(to, 0)
+	before, err := m.get(key)
+	if err != nil {
+		return err
+	}
+	return index.Set(key, append(before, ids...), nil)
+}
+
+// expireOrders decides the orders of one index entry. open are those that are to be looked at again as soon as what was decided is
+// durable; those that may expire later are added to later; the others cannot expire as they are.
+func (m *Machine) expireOrders(ids []byte, at time.Time, later *deadlines) (events []eventstore.Event, open []byte, err error) {
 	for ; len(ids) >= len(domain.OrderID{}); ids = ids[len(domain.OrderID{}):] {
 		id := domain.OrderID(ids[:len(domain.OrderID{})])
 		order, _, err := m.durableOrder(id, 0)
 		if err != nil {
-			return nil, false, err
+			return nil, nil, err
 		}
-		if order.Status != domain.StatusPendingPayment {
+		expiresAt := order.ExpiresAt(m.options.PaymentGrace)
+		if expiresAt.IsZero() {
 			continue
 		}
-		open = true
-		decided, err := domain.Decide(m, domain.ExpireOrder{OrderID: id}, at)
+		if expiresAt.After(at) {
+			later.add(expiresAt, id)
+			continue
+		}
+		open = append(open, id[:]...)
+		decided, err := domain.Decide(m, domain.ExpireOrder{OrderID: id, Grace: m.options.PaymentGrace}, at)
 		if err != nil {
-			return nil, false, err
+			return nil, nil, err
 		}
 		for _, event := range decided {
 			envelope := m.envelope(event, id.Partition(), order.UserID)

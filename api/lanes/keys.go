@@ -15,9 +15,10 @@ import (
 //	reckoned                                 the position of the accounts, and its log time
 //	order     order id (16 bytes)            the order's record, see projections.Entry
 //	request   user 0x00 request              the ledger's entry
-//	deadline  pay_by (8 bytes), commit       the ids of the orders that the commit placed with that pay_by
+//	deadline  log time (8 bytes), commit     the ids of the orders that the commit lists to be looked at then; commit 0: moved
 //	account   stock key                      this lane's account
 //	product   SKU                            the product, in its home lane
+//	erased    user 0x00 key id (8 bytes)     commit and log time of the erasure of that key
 //	grant     lane, number, SKU              units granted to another lane and not known to be taken
 //	campaign  stock key of its pool          the campaign, in its SKU's home lane
 //	coupon    code                           the coupon, in its home lane
@@ -31,8 +32,9 @@ const (
 	tableAccounts  byte = 'a'
 	tableProducts  byte = 's'
 	tableGrants    byte = 'g'
+	tableErased    byte = 'k'
 	tableCampaigns byte = 'c'
-	tableCoupons   byte = 'k'
+	tableCoupons   byte = 'v'
 	tableUses      byte = 'u'
 )
 
@@ -73,6 +75,12 @@ func (k *keys) request(key requestKey) []byte {
 func (k *keys) deadline(payBy time.Time, commit uint64) []byte {
 	b := binary.BigEndian.AppendUint64(k.start(tableDeadlines), uint64(payBy.UnixNano()))
 	return k.keep(binary.BigEndian.AppendUint64(b, commit))
+}
+
+// erased returns the key of an erased key; that of key 0 comes before all others of the user.
+func (k *keys) erased(userID string, key domain.KeyID) []byte {
+	b := append(append(k.start(tableErased), userID...), 0)
+	return k.keep(binary.BigEndian.AppendUint64(b, uint64(key)))
 }
 
 func (k *keys) account(sku string) []byte { return k.keep(append(k.start(tableAccounts), sku...)) }

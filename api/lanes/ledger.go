@@ -134,6 +134,21 @@ func decodeProduct(sku string, data []byte) (CatalogEntry, error) {
 	return e, nil
 }
 
+// encodeErasure writes down where a key was erased: commit and time.
+func encodeErasure(commit uint64, at time.Time) []byte {
+	return binary.BigEndian.AppendUint64(binary.AppendUvarint(nil, commit), uint64(at.UnixNano()))
+}
+
+func decodeErasure(data []byte) (commit uint64, at time.Time, err error) {
+	r := reader{rest: data}
+	commit = r.uvarint()
+	at = time.Unix(0, int64(r.uint64())).UTC()
+	if r.failed {
+		return 0, time.Time{}, fmt.Errorf("an erasure of %d bytes is cut off", len(data))
+	}
+	return commit, at, nil
+}
+
 // encodeAccount writes an account down, as a row of varints.
 func encodeAccount(a domain.Account) []byte {
 	b := make([]byte, 0, 64)

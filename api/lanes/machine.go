@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -44,6 +45,10 @@ type Machine struct {
 	coupons   overlay[string, domain.Coupon]
 	uses      overlay[domain.Use, int64]
 
+	// erasing are the keys whose erasure is in flight. erasures says that one was ever erased: until then nobody need look.
+	erasing  map[erasedKey]struct{}
+	erasures bool
+
 	// known is what the ledger holds, about; used is what users hold something of, about.
 	known requestFilter
 	used  requestFilter
@@ -68,7 +73,7 @@ type Machine struct {
 	entropy [10]byte
 }
 
-// MachineOptions configure a Machine. All but PayWithin are required.
+// MachineOptions configure a Machine. All are required but those that have a default.
 type MachineOptions struct {
 	Lane     uint32
 	Topology eventstore.Topology
@@ -77,6 +82,8 @@ type MachineOptions struct {
 	Catalog *Catalog
 	// PayWithin is how long an unpaid order keeps its units; 0 means 15 min.
 	PayWithin time.Duration
+	// PaymentGrace is how much longer an order has whose payment is under way; 0 means 15 min.
+	PaymentGrace time.Duration
 	// Entropy is where order ids take their randomness from. A simulation passes a seeded one.
 	Entropy io.Reader
 	// ReckonEvery is how many commits may be applied before the accounts are written again; 0 means 64. That many more
@@ -86,8 +93,11 @@ type MachineOptions struct {
 	Granted func()
 }
 
-// PayWithinDefault is how long an unpaid order keeps its units by default.
-const PayWithinDefault = 15 * time.Minute
+// Defaults of MachineOptions.
+const (
+	PayWithinDefault    = 15 * time.Minute
+	PaymentGraceDefault = 15 * time.Minute
+)
 
 // Outcome is a lane's answer: a reply or a refusal.
 type Outcome struct {
@@ -107,12 +117,23 @@ type specProduct struct {
 
 type requestKey struct{ userID, requestID string }
 
-type requestInFlight struct{ fingerprint Fingerprint }
+type requestInFlight struct {
+	fingerprint Fingerprint
+	commit      uint64 // math.MaxUint64 while it is in flight
+}
+
+type erasedKey struct {
+	userID string
+	key    domain.KeyID
+}
 
 // OpenMachine loads the lane's state.
 func OpenMachine(options MachineOptions) (*Machine, error) {
 	if options.PayWithin == 0 {
 		options.PayWithin = PayWithinDefault
+	}
+	if options.PaymentGrace == 0 {
+		options.PaymentGrace = PaymentGraceDefault
 	}
 	if options.ReckonEvery == 0 {
 		options.ReckonEvery = 64
@@ -130,6 +151,7 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		orders:   map[domain.OrderID]specOrder{},
 		products: map[string]specProduct{},
 		requests: map[requestKey]requestInFlight{},
+		erasing:  map[erasedKey]struct{}{},
 
 		campaigns: overlay[string, domain.Campaign]{},
 		coupons:   overlay[string, domain.Coupon]{},
@@ -164,6 +186,12 @@ func (m *Machine) load() error {
 	}); err != nil {
 		return err
 	}
+	if err := m.scan(m.keys.table(tableErased), func([]byte, []byte) error {
+		m.erasures = true
+		return errEnough
+	}); err != nil && !errors.Is(err, errEnough) {
+		return err
+	}
 	if err := m.scan(m.keys.table(tableProducts), func(sku, value []byte) error {
 		entry, err := decodeProduct(string(sku), value)
 		entry.Lane = m.options.Lane
@@ -174,6 +202,9 @@ func (m *Machine) load() error {
 	}
 	return m.loadCampaigns()
 }
+
+// errEnough ends a scan early.
+var errEnough = errors.New("enough")
 
 // readPosition reads a position and its log time, genesis when there is none.
 func (m *Machine) readPosition(key []byte) (eventstore.Position, time.Time, error) {
@@ -232,6 +263,39 @@ func (m *Machine) Product(sku string) (domain.Product, bool) {
 // Stock implements domain.State.
 func (m *Machine) Stock(sku string) domain.Account { return m.decided[sku] }
 
+// KeyErased implements domain.State.
+func (m *Machine) KeyErased(userID string, key domain.KeyID) bool {
+	if _, inFlight := m.erasing[erasedKey{userID, key}]; inFlight {
+		return true
+	}
+	if !m.erasures {
+		return false
+	}
+	value, err := m.get(m.keys.erased(userID, key))
+	must(err)
+	return value != nil
+}
+
+// erasedSince reports whether a key of the user was erased after a commit.
+func (m *Machine) erasedSince(userID string, commit uint64) bool {
+	for key := range m.erasing {
+		if key.userID == userID {
+			return true
+		}
+	}
+	if !m.erasures {
+		return false
+	}
+	since := false
+	prefix := append(append(m.keys.table(tableErased), userID...), 0)
+	must(m.scan(prefix, func(_, value []byte) error {
+		number, _, err := decodeErasure(value)
+		since = since || number > commit
+		return err
+	}))
+	return since
+}
+
 var errNoOrder = errors.New("no such order")
 
 // durableOrder folds an order's record up to a commit, 0 for all of it.
@@ -289,7 +353,7 @@ func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outc
 		return refuse(refusal)
 	}
 	if request.RequestID != "" {
-		decision, known := m.repeated(requestKey{userID, request.RequestID}, request.Fingerprint)
+		decision, known := m.repeated(requestKey{userID, request.RequestID}, &request)
 		if known {
 			return decision
 		}
@@ -308,7 +372,7 @@ func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outc
 			envelopes[i].RequestID = request.RequestID
 			if request.RequestID != "" {
 				envelopes[i].Fingerprint = request.Fingerprint[:]
-				m.requests[requestKey{userID, request.RequestID}] = requestInFlight{fingerprint: request.Fingerprint}
+				m.requests[requestKey{userID, request.RequestID}] = requestInFlight{fingerprint: request.Fingerprint, commit: math.MaxUint64}
 			}
 		} else {
 			envelopes[i].CausationID = request.RequestID
@@ -327,12 +391,15 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 		command.OrderID = m.mint(at, request.Partition)
 		command.PayBy = at.Add(m.options.PayWithin)
 		return command, request.UserID, nil
-	case domain.CancelOrder:
-		order, ok := m.Order(command.OrderID)
+	case domain.CancelOrder, domain.StartPayment, domain.CapturePayment, domain.VoidPayment, domain.RecordPaymentResult,
+		domain.RecordStrayPayment, domain.RefundPayment, domain.RecordRefundResult, domain.ShipItems, domain.ConfirmDelivery,
+		domain.RequestReturn, domain.ReceiveReturn, domain.AddNote, domain.AwardPoints, domain.TakeBackPoints:
+		id, _ := domain.CommandOrderID(command)
+		order, ok := m.Order(id)
 		if !ok || (request.Owner != "" && order.UserID != request.Owner) {
-			return nil, "", &domain.OrderNotFoundError{OrderID: command.OrderID}
+			return nil, "", &domain.OrderNotFoundError{OrderID: id}
 		}
-		return command, order.UserID, nil
+		return order.Next(command), order.UserID, nil
 	case domain.ReceiveStock:
 		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
 		return command, request.UserID, nil
@@ -342,7 +409,7 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 	case domain.PutCoupon:
 		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
 		return command, request.UserID, nil
-	case domain.ExpireOrder, domain.PutProduct, domain.AllotStock:
+	case domain.ExpireOrder, domain.PutProduct, domain.AllotStock, domain.EraseUser:
 		return command, request.UserID, nil
 	default:
 		panic(fmt.Sprintf("bug: unknown command %T", command))
@@ -350,7 +417,7 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 }
 
 // repeated answers a request that was decided before, and refuses a reused id (I4).
-func (m *Machine) repeated(key requestKey, fingerprint Fingerprint) (eventstore.Decision[Outcome], bool) {
+func (m *Machine) repeated(key requestKey, request *Request) (eventstore.Decision[Outcome], bool) {
 	before, inFlight := m.requests[key]
 	if !inFlight {
 		if !m.known.mayHold(key) {
@@ -361,9 +428,9 @@ func (m *Machine) repeated(key requestKey, fingerprint Fingerprint) (eventstore.
 		if entry == nil {
 			return eventstore.Decision[Outcome]{}, false
 		}
-		before.fingerprint = entry.fingerprint
+		before = requestInFlight{fingerprint: entry.fingerprint, commit: entry.commit}
 	}
-	if before.fingerprint != fingerprint {
+	if !m.same(before, key.userID, request) {
 		return refuse(&KeyReusedError{UserID: key.userID, RequestID: key.requestID}), true
 	}
 	// By the time this answers, the commit that it repeats is applied and so is its ledger entry.
@@ -374,6 +441,15 @@ func (m *Machine) repeated(key requestKey, fingerprint Fingerprint) (eventstore.
 		must(err)
 		return Outcome{Reply: reply}
 	}}, true
+}
+
+// same reports whether a request is the one that was decided before, as far as anybody can still tell: the fingerprint of
+// what is erased is erased with it.
+func (m *Machine) same(before requestInFlight, userID string, request *Request) bool {
+	const half = len(Fingerprint{}) / 2
+	return before.fingerprint == request.Fingerprint ||
+		(request.Former != Fingerprint{} && before.fingerprint == request.Former) ||
+		(request.Keyed && [half]byte(before.fingerprint[:half]) == [half]byte(request.Fingerprint[:half]) && m.erasedSince(userID, before.commit))
 }
 
 // refuse answers with a refusal.
@@ -400,25 +476,23 @@ func (m *Machine) answer(first domain.Event, command domain.Command) func(uint64
 // replyTo makes the reply to the command whose first event this was, from durable state.
 func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Reply, error) {
 	reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
-	switch event := first.(type) {
-	case domain.OrderPlaced:
-		return reply, m.fillOrder(&reply, event.OrderID, commit)
-	case domain.OrderCancelled:
-		return reply, m.fillOrder(&reply, event.OrderID, commit)
-	case domain.OrderExpired:
-		return reply, m.fillOrder(&reply, event.OrderID, commit)
-	case domain.ProductPut:
-		reply.Product = domain.Product{}.Evolve(event, at)
-	case domain.StockReceived:
-		reply.Received = event
-	case domain.CampaignPut:
-		reply.Campaign = domain.Campaign{}.Evolve(event, at)
-	case domain.CouponPut:
-		reply.Coupon = domain.Coupon{}.Evolve(event, at)
-	case domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed,
-		domain.PoolFilled, domain.PoolDrained:
-	default:
-		panic(fmt.Sprintf("bug: unknown event %T", event))
+	if id, ok := domain.OrderOf(first); ok {
+		return reply, m.fillOrder(&reply, id, commit)
+	}
+	if put, ok := first.(domain.ProductPut); ok {
+		reply.Product = domain.Product{}.Evolve(put, at)
+	}
+	if received, ok := first.(domain.StockReceived); ok {
+		reply.Received = received
+	}
+	if erased, ok := first.(domain.UserErased); ok {
+		reply.Erased = erased
+	}
+	if put, ok := first.(domain.CampaignPut); ok {
+		reply.Campaign = domain.Campaign{}.Evolve(put, at)
+	}
+	if put, ok := first.(domain.CouponPut); ok {
+		reply.Coupon = domain.Coupon{}.Evolve(put, at)
 	}
 	return reply, nil
 }
@@ -434,8 +508,13 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 	return func(commit uint64, at time.Time) Outcome {
 		reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
 		switch command := command.(type) {
-		case domain.CancelOrder:
-			must(m.fillOrder(&reply, command.OrderID, 0))
+		case domain.CancelOrder, domain.StartPayment, domain.CapturePayment, domain.VoidPayment, domain.RecordPaymentResult,
+			domain.RecordStrayPayment, domain.RefundPayment, domain.RecordRefundResult, domain.ShipItems, domain.ConfirmDelivery,
+			domain.RequestReturn, domain.ReceiveReturn, domain.AddNote, domain.AwardPoints, domain.TakeBackPoints:
+			id, _ := domain.CommandOrderID(command)
+			upTo, err := m.doneAt(id, command)
+			must(err)
+			must(m.fillOrder(&reply, id, upTo))
 			reply.Commit, reply.At = reply.OrderCommit, reply.Order.UpdatedAt
 		case domain.PutProduct:
 			entry, _ := m.options.Catalog.Product(command.SKU)
@@ -446,10 +525,39 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 		case domain.PutCoupon:
 			entry, _ := m.options.Catalog.Coupon(command.Code)
 			reply.Commit, reply.At, reply.Coupon = entry.Commit, entry.Coupon.UpdatedAt, entry.Coupon
+		case domain.EraseUser:
+			value, err := m.get(m.keys.erased(command.UserID, command.Key))
+			must(err)
+			reply.Commit, reply.At, err = decodeErasure(value)
+			must(err)
+			reply.Erased = domain.UserErased(command)
 		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.AllotStock:
 		}
 		return Outcome{Reply: reply}
 	}
+}
+
+// doneAt returns the commit at which an order's command was done for good, if it is one that is: a repetition is answered as of then,
+// however the order goes on. 0 means as it is now.
+func (m *Machine) doneAt(id domain.OrderID, command domain.Command) (uint64, error) {
+	record, err := m.get(m.keys.order(id))
+	if err != nil {
+		return 0, err
+	}
+	text := id.String()
+	for entry, err := range projections.ReadEntries(record) {
+		if err != nil {
+			return 0, err
+		}
+		event, err := stored.Decode(entry.Type, entry.Version, text, "", entry.Payload)
+		if err != nil {
+			return 0, err
+		}
+		if domain.DoneBy(command, event) {
+			return entry.Number, nil
+		}
+	}
+	return 0, nil
 }
 
 // envelope wraps an event. Its user is the order's, whoever asked.
@@ -478,6 +586,9 @@ func (m *Machine) speculate(event domain.Event, at time.Time) {
 	if _, ok := event.(domain.OrderExpired); ok {
 		m.expiring++
 	}
+	if erased, ok := event.(domain.UserErased); ok {
+		m.erasing[erasedKey{erased.UserID, erased.Key}] = struct{}{}
+	}
 	m.speculateCampaigns(event, at)
 }
 
@@ -494,6 +605,7 @@ func (m *Machine) Rollback() {
 	clear(m.orders)
 	clear(m.products)
 	clear(m.requests)
+	clear(m.erasing)
 	clear(m.campaigns)
 	clear(m.coupons)
 	clear(m.uses)

@@ -19,6 +19,11 @@ type Request struct {
 	RequestID string
 	// Fingerprint identifies the request's body.
 	Fingerprint Fingerprint
+	// Keyed says that the second half of Fingerprint is made under the user's key, and the first one of all that is not
+	// personal. Once the key is erased, the first half alone has to match.
+	Keyed bool
+	// Former is the fingerprint that an older program gave the same request; zero for none.
+	Former Fingerprint
 	// Partition of the key that the command is about.
 	Partition uint32
 	// Owner, when set, makes every order that is not this user's a missing one (I7).
@@ -48,11 +53,13 @@ type Reply struct {
 	Coupon domain.Coupon
 	// Received by ReceiveStock.
 	Received domain.StockReceived
+	// Erased by EraseUser.
+	Erased domain.UserErased
 }
 
 // Commands takes requests. Set implements it.
 type Commands interface {
-	// Submit decides a request and returns once its effect is durable. Errors: a domain.Refusal, *KeyReusedError,
+	// Submit decides a request and returns once its effect is durable. Errors: a domain.Refusal, *domain.KeyErasedError, *KeyReusedError,
 	// *eventstore.QueueFullError, *eventstore.UnavailableError, eventstore.ErrLogFull, or ctx's.
 	Submit(ctx context.Context, request Request) (Reply, error)
 }

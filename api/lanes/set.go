@@ -1,12 +1,16 @@
 package lanes
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -126,6 +130,36 @@ func (s *Set) Serving() bool {
 // Submit implements Commands.
 func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 	return s.submitTo(ctx, s.options.Topology.LaneOf(request.Partition), request)
+}
+
+// EachErased calls f with every key that the lanes know to be erased, until it fails. It may be called while the lanes run, and
+// sees what they had applied when it began.
+func (s *Set) EachErased(f func(userID string, key domain.KeyID) error) (err error) {
+	for lane := range s.options.Topology.Lanes {
+		keys := newKeys(lane)
+		if err := eachErased(s.options.Store.DB(), keys.table(tableErased), f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func eachErased(db *pebble.DB, table []byte, f func(userID string, key domain.KeyID) error) (err error) {
+	iter, err := db.NewIter(&pebble.IterOptions{LowerBound: table, UpperBound: after(table)})
+	if err != nil {
+		return fmt.Errorf("read what was erased: %w", err)
+	}
+	defer func() { err = errors.Join(err, iter.Close()) }()
+	for valid := iter.First(); valid; valid = iter.Next() {
+		userID, id, found := bytes.Cut(iter.Key()[len(table):], []byte{0})
+		if !found || len(id) != 8 {
+			return fmt.Errorf("read what was erased: the key %x is damaged", iter.Key())
+		}
+		if err := f(string(userID), domain.KeyID(binary.BigEndian.Uint64(id))); err != nil {
+			return err
+		}
+	}
+	return iter.Error()
 }
 
 func (s *Set) submitTo(ctx context.Context, lane uint32, request Request) (Reply, error) {

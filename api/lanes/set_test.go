@@ -3,9 +3,11 @@ package lanes
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -122,6 +124,31 @@ func place(userID, requestID, sku string, units int64) Request {
 	}
 }
 
+// placeSealed is place with something personal, sealed under a key.
+func placeSealed(userID, requestID, sku string, key domain.KeyID) Request {
+	request := place(userID, requestID, sku, 1)
+	command := request.Command.(domain.PlaceOrder)
+	command.SealKey, command.SealedPersonal = key, binary.BigEndian.AppendUint64(nil, uint64(key))
+	request.Command = command
+	return request
+}
+
+// sealedUnder returns the key that placeSealed sealed under, 0 if it did not.
+func sealedUnder(sealed []byte) domain.KeyID {
+	if len(sealed) != 8 {
+		return 0
+	}
+	return domain.KeyID(binary.BigEndian.Uint64(sealed))
+}
+
+func eraseUser(userID, requestID string, key domain.KeyID) Request {
+	command := domain.EraseUser{UserID: userID, Key: key, By: "operator"}
+	return Request{
+		UserID: userID, RequestID: requestID, Fingerprint: fingerprint(domain.EraseUser{UserID: userID}),
+		Partition: eventstore.PartitionOf(userID), Command: command,
+	}
+}
+
 func cancelOrder(order domain.Order, requestID string) Request {
 	command := domain.CancelOrder{OrderID: order.ID, Reason: "changed my mind", By: order.UserID}
 	return Request{
@@ -180,6 +207,106 @@ func TestARequestIsAnsweredTheSameForEver(t *testing.T) {
 			t.Errorf("%s: another user's r1: %v, want out of stock", step.name, err)
 		}
 	}
+}
+
+func TestAKeyIsErasedOnceAndNothingIsPlacedUnderItAnyMore(t *testing.T) {
+	for _, count := range []uint32{1, 4} {
+		t.Run(fmt.Sprintf("%dLanes", count), func(t *testing.T) {
+			n := startNode(t, count)
+			n.stock(t, "tea", 100)
+			for _, userID := range []string{"ann", "bob"} {
+				eventually(t, "units reach the lane of "+userID, func() bool {
+					_, err := n.Submit(t.Context(), place(userID, "r0", "tea", 1))
+					return err == nil
+				})
+			}
+			first := n.must(t, placeSealed("ann", "r1", "tea", 7))
+			erased := n.must(t, eraseUser("ann", "e1", 7))
+			if want := (domain.UserErased{UserID: "ann", Key: 7, By: "operator"}); erased.Erased != want || erased.Commit <= first.Commit {
+				t.Fatalf("got %+v, want %+v after commit %d", erased, want, first.Commit)
+			}
+			for _, step := range []struct {
+				name string
+				do   func()
+			}{
+				{"at once", func() {}},
+				{"after a restart", func() { n.restart(t) }},
+				{"after the state was lost", func() { n.fs = vfs.NewMem(); n.restart(t) }},
+			} {
+				step.do()
+				var conflict *domain.KeyErasedError
+				if _, err := n.Submit(t.Context(), placeSealed("ann", "new", "tea", 7)); !errors.As(err, &conflict) {
+					t.Errorf("%s: an order under the erased key: %v, want a KeyErasedError", step.name, err)
+				}
+				// The key that whoever asks again found by then does not matter.
+				if again := n.must(t, eraseUser("ann", "e1", 9)); !reflect.DeepEqual(again, erased) {
+					t.Errorf("%s: erasing again answers\n%+v, first\n%+v", step.name, again, erased)
+				}
+				if again := n.must(t, eraseUser("ann", "e2", 7)); again.Commit != erased.Commit || !again.At.Equal(erased.At) || again.Erased.Key != 7 {
+					t.Errorf("%s: erasing it under another id answers\n%+v, first\n%+v", step.name, again, erased)
+				}
+				if again := n.must(t, placeSealed("ann", "r1", "tea", 7)); !reflect.DeepEqual(again, first) {
+					t.Errorf("%s: placing again answers\n%+v, first\n%+v", step.name, again, first)
+				}
+				n.must(t, placeSealed("ann", "u8-"+step.name, "tea", 8))
+				n.must(t, placeSealed("bob", "u7-"+step.name, "tea", 7))
+				var found []string
+				if err := n.EachErased(func(userID string, key domain.KeyID) error {
+					found = append(found, fmt.Sprint(userID, key))
+					return nil
+				}); err != nil || !slices.Equal(found, []string{"ann7"}) {
+					t.Errorf("%s: erased are %q, %v", step.name, found, err)
+				}
+			}
+		})
+	}
+}
+
+func TestWhatIsErasedNoLongerCountsInAFingerprint(t *testing.T) {
+	n := startNode(t, 1)
+	n.stock(t, "tea", 100)
+	// Two halves: what is not personal, and what is, under the user's key.
+	request := func(requestID string, open, personal byte) Request {
+		r := placeSealed("ann", requestID, "tea", 7)
+		r.Keyed = true
+		r.Fingerprint = Fingerprint{0: open, 8: personal}
+		return r
+	}
+	expect := func(when string, r Request, same bool) {
+		t.Helper()
+		_, err := n.Submit(t.Context(), r)
+		var reused *KeyReusedError
+		if (err == nil) != same || (err != nil && !errors.As(err, &reused)) {
+			t.Fatalf("%s: got %v, want the same reply: %t", when, err, same)
+		}
+	}
+	first := n.must(t, request("r1", 1, 1))
+	expect("the same", request("r1", 1, 1), true)
+	expect("another address", request("r1", 1, 2), false)
+	n.must(t, eraseUser("bob", "e1", 7))
+	expect("another address, another user erased", request("r1", 1, 2), false)
+	n.must(t, eraseUser("ann", "e1", 7))
+	for _, step := range []func(){func() {}, func() { n.restart(t) }} {
+		step()
+		expect("under a new key", request("r1", 1, 2), true)
+		expect("other goods", request("r1", 2, 1), false)
+		plain := request("r1", 1, 2)
+		plain.Keyed = false
+		expect("a request with nothing personal in it", plain, false)
+	}
+	if again := n.must(t, request("r1", 1, 2)); !reflect.DeepEqual(again, first) {
+		t.Errorf("it answers\n%+v, first\n%+v", again, first)
+	}
+	later := request("r2", 1, 1)
+	later.Command = placeSealed("ann", "r2", "tea", 8).Command
+	n.must(t, later)
+	expect("an order after the erasure, another address", request("r2", 1, 2), false)
+
+	former := request("r1", 1, 1)
+	former.Fingerprint, former.Former, former.Keyed = Fingerprint{0: 9}, Fingerprint{0: 1, 8: 1}, true
+	expect("as an older program made it", former, true)
+	former.Former = Fingerprint{}
+	expect("nothing like it", former, false)
 }
 
 func TestAHundredConcurrentRepetitionsPlaceOneOrder(t *testing.T) {

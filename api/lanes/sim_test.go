@@ -7,7 +7,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,7 +31,7 @@ import (
 //	I1  what was acknowledged is in the log, at its position
 //	I2  numbers are contiguous and the chain holds
 //	I3  every SKU's units are conserved, none negative
-//	I4  one effect a request, one reply a request
+//	I4  one effect a request, one reply a request; a payment takes money once and gives back no more
 type simulation struct {
 	seed   uint64
 	chance *rand.Rand
@@ -46,9 +48,14 @@ type simulation struct {
 	accounts map[string]domain.Account
 	uses     map[domain.Use]int64
 	effects  map[requestKey]uint64 // commit in which a request took effect
+	orders   map[domain.OrderID]domain.Order
+	placed   []domain.OrderID
+	taken    map[string]int64 // minor units that a payment took, and that were given back of it
+	refunded map[string]int64
 	logTime  time.Time
 	expired  int
-	limited  int // changes of what users hold of campaigns and coupons
+	erased   map[erasedKey]uint64 // commit of the erasure
+	limited  int                  // changes of what users hold of campaigns and coupons
 }
 
 // A plant is a bug put in on purpose: the simulation must find it.
@@ -69,16 +76,23 @@ type simNode struct {
 	waiting []eventstore.Ask[Request, Outcome]
 }
 
-const simPayWithin = 40 * time.Second
+const (
+	simPayWithin    = 40 * time.Second
+	simPaymentGrace = 20 * time.Second
+)
 
 func newSimulation(seed uint64, plant plant) *simulation {
 	s := &simulation{
 		seed: seed, chance: rand.New(rand.NewPCG(seed, 0x5ea)), plant: plant,
 		log:     eventstore.OpenMemoryLog(0, 1),
-		replies: map[requestKey]Reply{}, accounts: map[string]domain.Account{}, uses: map[domain.Use]int64{}, effects: map[requestKey]uint64{},
+		replies: map[requestKey]Reply{}, accounts: map[string]domain.Account{}, effects: map[requestKey]uint64{}, erased: map[erasedKey]uint64{},
+		orders: map[domain.OrderID]domain.Order{}, taken: map[string]int64{}, refunded: map[string]int64{}, uses: map[domain.Use]int64{},
 		checked: eventstore.Genesis(0, 1),
 	}
 	harsh := s.chance.Float64() // From hardly a fault to hardly anything else.
+	if s.calm() {
+		harsh /= 10
+	}
 	rate := func(most float64) float64 { return s.chance.Float64() * harsh * most }
 	replicated := s.chance.IntN(2) == 0
 	for i := range 2 {
@@ -108,7 +122,7 @@ func (s *simulation) run(steps int) (err error) {
 		}
 	}()
 	for s.step = range steps {
-		if err := s.act(s.nodes[s.chance.IntN(len(s.nodes))]); err != nil {
+		if err := s.act(s.node()); err != nil {
 			return err
 		}
 		if err := s.check(); err != nil {
@@ -116,6 +130,18 @@ func (s *simulation) run(steps int) (err error) {
 		}
 	}
 	return s.finish()
+}
+
+// calm says that this world is one of the four in which the second node mostly sleeps and little fails, so that orders come
+// far in their lives.
+func (s *simulation) calm() bool { return s.seed%4 == 0 }
+
+// node picks who takes the next step.
+func (s *simulation) node() *simNode {
+	if s.calm() && s.chance.IntN(40) > 0 {
+		return s.nodes[0]
+	}
+	return s.nodes[s.chance.IntN(len(s.nodes))]
 }
 
 // act takes one step at one node.
@@ -187,7 +213,7 @@ func (s *simulation) start(n *simNode) error {
 func (s *simulation) machine(store *projections.Store) (eventstore.Machine[Request, Outcome], error) {
 	machine, err := OpenMachine(MachineOptions{
 		Lane: 0, Topology: eventstore.Topology{Lanes: 1}, Store: store, Catalog: NewCatalog(),
-		PayWithin: simPayWithin, ReckonEvery: 1 + s.seed%5, Entropy: rand.NewChaCha8([32]byte{byte(s.seed), byte(s.step), byte(s.chance.Uint32())}),
+		PayWithin: simPayWithin, PaymentGrace: simPaymentGrace, ReckonEvery: 1 + s.seed%5, Entropy: rand.NewChaCha8([32]byte{byte(s.seed), byte(s.step), byte(s.chance.Uint32())}),
 	})
 	if err != nil || s.plant.machine == nil {
 		return machine, err
@@ -226,6 +252,9 @@ func (s *simulation) ask(n *simNode) eventstore.Ask[Request, Outcome] {
 		s.requests = append(s.requests, s.request())
 	}
 	request := s.requests[s.chance.IntN(len(s.requests))]
+	if s.calm() && s.chance.IntN(4) > 0 {
+		request = s.requests[len(s.requests)-1]
+	}
 	return eventstore.Ask[Request, Outcome]{Question: request, Reply: func(outcome Outcome, err error) {
 		if err == nil && outcome.Refusal == nil {
 			s.acknowledged(n, request, outcome.Reply)
@@ -236,17 +265,24 @@ func (s *simulation) ask(n *simNode) eventstore.Ask[Request, Outcome] {
 func (s *simulation) request() Request {
 	id := fmt.Sprintf("r%d", len(s.requests))
 	sku := fmt.Sprintf("sku-%d", s.chance.IntN(2))
-	switch s.chance.IntN(13) {
-	case 8: // Like a product's title, price and rate are of this request alone: a put that changes nothing is not remembered.
+	userID := fmt.Sprintf("user-%d", s.chance.IntN(3))
+	// The user's key as of some time or other: whoever seals may have an old one in memory.
+	key := domain.KeyID(len(s.erased)/3 + s.chance.IntN(3) + 1)
+	switch s.chance.IntN(20) {
+	case 8:
+		return eraseUser(userID, id, key)
+	case 9:
+		return placeSealed(userID, id, sku, key)
+	case 15: // Like a product's title, price and rate are of this request alone: a put that changes nothing is not remembered.
 		return catalogRequest(sku, id, domain.PutCampaign{
 			CampaignID: "flash", SKU: sku, Price: domain.Money{Currency: "EUR", Minor: int64(len(s.requests))}, OpensAt: start, ClosesAt: start.Add(time.Hour),
 			Units: s.chance.Int64N(3), UserUnitsMax: s.chance.Int64N(4),
 		})
-	case 9:
+	case 16:
 		return couponRequest("TEN", id, domain.CouponTerms{
 			Kind: domain.CouponPercentage, RateBps: int64(1 + len(s.requests)), UserUsesMax: s.chance.Int64N(3), UsesMax: s.chance.Int64N(5),
 		})
-	case 10, 11, 12:
+	case 17, 18, 19:
 		request := place(fmt.Sprintf("user-%d", s.chance.IntN(3)), id, sku, 1)
 		command := request.Command.(domain.PlaceOrder)
 		command.CampaignID = []string{"", "flash", "flash"}[s.chance.IntN(3)]
@@ -262,8 +298,58 @@ func (s *simulation) request() Request {
 			return cancelOrder(order, id)
 		}
 		fallthrough
+	case 3, 4, 5, 6, 7:
+		if len(s.placed) > 0 {
+			return s.ofLife(s.orders[s.placed[max(0, len(s.placed)-1-s.chance.IntN(3))]], id)
+		}
+		fallthrough
 	default:
-		return place(fmt.Sprintf("user-%d", s.chance.IntN(3)), id, sku, s.chance.Int64N(3)+1)
+		return place(userID, id, sku, s.chance.Int64N(3)+1)
+	}
+}
+
+// ofLife makes a request that takes an order further: a user's, an operator's or a reactor's.
+func (s *simulation) ofLife(order domain.Order, id string) Request {
+	payment := max(len(order.Payments)-s.chance.IntN(2), 1)
+	units := []domain.LineRequest{{SKU: order.Lines[0].SKU, Units: 1}}
+	step := s.chance.IntN(12)
+	if s.chance.IntN(2) == 0 { // Straight on, or no order comes far.
+		switch order.Payment {
+		case domain.PayNone, domain.PayVoided:
+			step = 0
+		case domain.PayPending, domain.PayAuthorized, domain.PayUnknown:
+			step = 1
+		case domain.PayCaptured, domain.PayPartiallyRefunded, domain.PayRefunded:
+			step = 8 + s.chance.IntN(4)
+		}
+	}
+	switch step {
+	case 0:
+		return pay(order, id)
+	case 1, 2, 3, 4:
+		return result(order, payment, domain.ResultCaptured)
+	case 5, 6:
+		return result(order, payment, domain.PaymentResult(s.chance.IntN(5)+1))
+	case 7:
+		return ofOrder(order, "", domain.CapturePayment{OrderID: order.ID, By: "clerk"})
+	case 8:
+		amount := domain.Money{Currency: "EUR", Minor: order.Total.Minor/2 + s.chance.Int64N(2)}
+		return ofOrder(order, id, domain.RefundPayment{OrderID: order.ID, Amount: amount})
+	case 9:
+		if count := len(order.Refunds); count > 0 {
+			refund := order.Refunds[s.chance.IntN(count)]
+			return ofOrder(order, "", domain.RecordRefundResult{
+				OrderID: order.ID, RefundID: refund.ID, Succeeded: s.chance.IntN(3) > 0, Amount: refund.Amount,
+			})
+		}
+		return ofOrder(order, "", domain.VoidPayment{OrderID: order.ID, By: "clerk"})
+	case 10:
+		return ofOrder(order, id, domain.ShipItems{OrderID: order.ID, Lines: units})
+	default:
+		if count := len(order.Returns); count > 0 {
+			return ofOrder(order, id, domain.ReceiveReturn{OrderID: order.ID, ReturnID: order.Returns[count-1].ID, Restock: units})
+		}
+		return ofOrder(order, id, domain.RequestReturn{OrderID: order.ID, Lines: units})
 	}
 }
 
@@ -285,6 +371,9 @@ func (s *simulation) anyOrder() (domain.Order, bool) {
 // acknowledged takes a reply as a client does, and holds it to I1 and I4 at that very moment.
 func (s *simulation) acknowledged(n *simNode, request Request, reply Reply) {
 	key := requestKey{request.UserID, request.RequestID}
+	if request.RequestID == "" {
+		return // A reactor is told how things are, which changes.
+	}
 	if before, ok := s.replies[key]; ok && !reflect.DeepEqual(before, reply) {
 		panic(fmt.Sprintf("%s answers request %v with\n%+v\nbefore it was\n%+v (I4)", n.name, key, reply, before))
 	}
@@ -325,7 +414,7 @@ func (s *simulation) check() error {
 			return s.failf("request %v was acknowledged at commit %d and took effect at %d (I1)", key, reply.Commit, took)
 		}
 		// Every reply but one to a repeated cancellation or put names an effect of its own.
-		if placed := reply.Order.Status == domain.StatusPendingPayment || reply.Received.Units > 0; placed && !ok {
+		if placed := reply.Order.Status == domain.StatusPendingPayment && len(reply.Order.Payments) == 0 || reply.Received.Units > 0; placed && !ok {
 			return s.failf("request %v was acknowledged at commit %d and is not in the log (I1)", key, reply.Commit)
 		}
 	}
@@ -356,6 +445,24 @@ func (s *simulation) fold(commit *eventstore.Commit, envelope eventstore.Event) 
 			return s.failf("after commit %d, %s holds %d of %s", commit.Number, use.UserID, s.uses[use], use.Of)
 		}
 	}
+	switch event := event.(type) {
+	case domain.UserErased:
+		if before, ok := s.erased[erasedKey{event.UserID, event.Key}]; ok {
+			return s.failf("key %d of %s is erased at commits %d and %d", event.Key, event.UserID, before, commit.Number)
+		}
+		s.erased[erasedKey{event.UserID, event.Key}] = commit.Number
+	case domain.OrderPlaced:
+		if key := sealedUnder(event.SealedPersonal); s.erased[erasedKey{event.UserID, key}] > 0 {
+			return s.failf("commit %d places an order of %s under key %d, which is erased", commit.Number, event.UserID, key)
+		}
+		s.placed = append(s.placed, event.OrderID)
+	}
+	if id, ok := domain.OrderOf(event); ok {
+		s.orders[id] = s.orders[id].Evolve(event, commit.Time)
+		if err := s.foldMoney(event); err != nil {
+			return s.failf("after commit %d, order %v: %v", commit.Number, id, err)
+		}
+	}
 	for sku := range domain.SKUs(event) {
 		account := s.accounts[sku].Evolve(event, sku)
 		s.accounts[sku] = account
@@ -365,6 +472,31 @@ func (s *simulation) fold(commit *eventstore.Commit, envelope eventstore.Event) 
 		if err := domain.Conserved(map[uint32]domain.Account{0: account}); err != nil {
 			return s.failf("after commit %d, SKU %s: %v", commit.Number, sku, err)
 		}
+	}
+	return nil
+}
+
+// foldMoney adds up what payments took and gave back, apart from what the order says of itself.
+func (s *simulation) foldMoney(event domain.Event) error {
+	take := func(paymentID string, amount domain.Money) error {
+		if before, twice := s.taken[paymentID]; twice {
+			return fmt.Errorf("payment %s took %d and then %v (I4)", paymentID, before, amount)
+		}
+		s.taken[paymentID] = amount.Minor
+		return nil
+	}
+	switch e := event.(type) {
+	case domain.PaymentCaptured:
+		return take(e.PaymentID, e.Amount)
+	case domain.StrayPaymentFound:
+		return take(e.PaymentID, e.Amount)
+	case domain.PaymentRefunded:
+		paymentID := e.RefundID[:strings.LastIndex(e.RefundID, "-r")]
+		s.refunded[paymentID] += e.Amount.Minor
+		if s.refunded[paymentID] > s.taken[paymentID] {
+			return fmt.Errorf("payment %s took %d and gave back %d (I4)", paymentID, s.taken[paymentID], s.refunded[paymentID])
+		}
+	default:
 	}
 	return nil
 }
@@ -453,7 +585,7 @@ func TestSimulation(t *testing.T) {
 	first, seeds := simSeeds(t, simSeedsDefault)
 	t.Logf("seeds %d to %d", first, first+seeds-1)
 	began := time.Now()
-	var commits, replies, expired, limited uint64
+	var commits, replies, expired, paid, refunds, limited uint64
 	for seed := first; seed < first+seeds; seed++ {
 		s := newSimulation(seed, plant{})
 		if err := s.run(simSteps); err != nil {
@@ -462,11 +594,14 @@ func TestSimulation(t *testing.T) {
 		commits += s.checked.Number
 		replies += uint64(len(s.replies))
 		expired += uint64(s.expired)
+		paid += uint64(len(s.taken))
+		refunds += uint64(len(s.refunded))
 		limited += uint64(s.limited)
 	}
-	t.Logf("%d seeds in %s: %d commits, %d acknowledged requests, %d expired orders, %d changes of limited uses", seeds, time.Since(began).Round(time.Millisecond), commits, replies, expired, limited)
-	if seeds > 50 && (replies == 0 || expired == 0 || limited == 0) {
-		t.Errorf("the simulation does nothing: %d replies, %d expired orders, %d changes of limited uses", replies, expired, limited)
+	t.Logf("%d seeds in %s: %d commits, %d acknowledged requests, %d expired orders, %d payments that took money, %d that gave some back, %d changes of limited uses",
+		seeds, time.Since(began).Round(time.Millisecond), commits, replies, expired, paid, refunds, limited)
+	if seeds > 50 && (replies == 0 || expired == 0 || paid == 0 || limited == 0) || seeds >= 1000 && refunds == 0 {
+		t.Errorf("the simulation does nothing: %d replies, %d expired orders, %d payments, %d refunds, %d changes of limited uses", replies, expired, paid, refunds, limited)
 	}
 }
 
@@ -515,6 +650,15 @@ func TestTheSimulationFindsPlantedBugs(t *testing.T) {
 			for use, change := range m.uses {
 				if change.changes == 1 {
 					must(m.db.Merge(m.keys.use(use), []byte{2}, pebble.NoSync))
+				}
+			}
+		}},
+		"forget what a payment took": {machine: func(m *Machine) {
+			for id, spec := range m.orders {
+				if spec.order.Payment == domain.PayCaptured {
+					spec.order.Payments, spec.order.Payment = slices.Clone(spec.order.Payments), domain.PayPending
+					spec.order.Payments[len(spec.order.Payments)-1].State = domain.PayPending
+					m.orders[id] = spec
 				}
 			}
 		}},

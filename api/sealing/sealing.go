@@ -11,14 +11,20 @@
 //
 // A wrapped data key, version 1, has the same shape: the key id is the first 8 bytes of the SHA-256 of the master key,
 // the text is the 8-byte id and the 32-byte key, and the additional data ends with "weir user key " and the user id.
+//
+// What is known of a person may be guessed: a telephone number has ten digits. A hash of it in the log would let whoever
+// reads the log try them all, so such a hash is a MAC, under a key that goes with the user's data key.
 package sealing
 
 import (
+	"bytes"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -43,8 +49,8 @@ const (
 const (
 	// cachedKeysMax bounds the memory: about 1 KiB a key.
 	cachedKeysMax = 16 * 1024
-	// cachedKeyTTL is how long a node may go on reading with a key that was destroyed elsewhere.
-	cachedKeyTTL = 5 * time.Minute
+	// cachedKeyTTL is how long a node may go on reading with a key that was destroyed elsewhere, if nobody tells it.
+	cachedKeyTTL = time.Minute
 )
 
 // ErrErased says that the key of a sealed text was destroyed: there is nothing to show any more.
@@ -60,6 +66,9 @@ type KeyStore interface {
 	// Create stores the wrapped key if the user has none, and returns the one that is stored: of several callers
 	// at once, all get the same.
 	Create(ctx context.Context, userID string, wrapped []byte) (stored []byte, err error)
+	// Erase destroys the user's wrapped key, if it is still this one. It may be stopped at any point and called again, with nil if
+	// the key is gone already.
+	Erase(ctx context.Context, userID string, wrapped []byte) error
 }
 
 // A Sealer seals and opens texts. It may be called by any number of goroutines.
@@ -82,7 +91,16 @@ type cachedKey struct {
 type dataKey struct {
 	id   [keyIDSize]byte
 	aead cipher.AEAD
+	// mac is the key of the user's MACs.
+	mac [sha256.Size]byte
+	// wrapped is the key as it is stored.
+	wrapped []byte
 }
+
+// A KeyID names a data key; 0 names none.
+type KeyID = uint64
+
+func (k *dataKey) keyID() KeyID { return binary.BigEndian.Uint64(k.id[:]) }
 
 // Options make a Sealer.
 type Options struct {
@@ -163,8 +181,70 @@ func (s *Sealer) Open(ctx context.Context, userID string, sealed []byte) ([]byte
 	return text, nil
 }
 
-// Forget drops the user's key from this process's memory. Whoever erases a user calls it on every node; a node that
-// is not reached forgets by itself within minutes.
+// KeyOf returns the id of the key that a text is sealed under, 0 if it is no sealed text.
+func KeyOf(sealed []byte) KeyID {
+	if len(sealed) < Overhead || sealed[0] != version {
+		return 0
+	}
+	return binary.BigEndian.Uint64(sealed[1:headerSize])
+}
+
+// MAC returns a MAC of what is known of a user, under a key that is destroyed with the user's data key; it makes the key if there
+// is none. Nobody without the key learns of what it was taken, nor can they try what it may have been.
+func (s *Sealer) MAC(ctx context.Context, userID string, text []byte) ([sha256.Size]byte, error) {
+	key, err := s.key(ctx, userID, true)
+	if err != nil {
+		return [sha256.Size]byte{}, fmt.Errorf("make a MAC for user %s: %w", userID, err)
+	}
+	return macOf(key.mac[:], text), nil
+}
+
+func macOf(key, text []byte) [sha256.Size]byte {
+	mac := hmac.New(sha256.New, key)
+	mac.Write(text)
+	return [sha256.Size]byte(mac.Sum(nil))
+}
+
+// Key returns the id of the key that the user has now, as the store says, and makes the key if there is none.
+func (s *Sealer) Key(ctx context.Context, userID string) (KeyID, error) {
+	s.Forget(userID)
+	key, err := s.key(ctx, userID, true)
+	if err != nil {
+		return 0, fmt.Errorf("look up the key of user %s: %w", userID, err)
+	}
+	return key.keyID(), nil
+}
+
+// Destroy destroys a key of the user for ever: what is sealed under it opens to ErrErased. It changes nothing when the
+// user has no key, or another one. The other nodes hear of it from the store.
+func (s *Sealer) Destroy(ctx context.Context, userID string, id KeyID) error {
+	s.Forget(userID)
+	key, err := s.key(ctx, userID, false)
+	switch {
+	case errors.Is(err, ErrErased):
+		err = s.store.Erase(ctx, userID, nil) // It may have been stopped before it had told everybody.
+	case err == nil && key.keyID() != id:
+		return nil
+	case err == nil:
+		err = s.store.Erase(ctx, userID, key.wrapped)
+	}
+	s.Forget(userID)
+	if err != nil {
+		return fmt.Errorf("destroy the key of user %s: %w", userID, err)
+	}
+	return nil
+}
+
+// Changed tells the sealer what the store holds for a user now, nil for nothing: another key in memory is forgotten.
+func (s *Sealer) Changed(userID string, wrapped []byte) {
+	s.mu.Lock()
+	if cached, known := s.cache[userID]; known && !bytes.Equal(cached.wrapped, wrapped) {
+		delete(s.cache, userID)
+	}
+	s.mu.Unlock()
+}
+
+// Forget drops the user's key from this process's memory.
 func (s *Sealer) Forget(userID string) {
 	s.mu.Lock()
 	delete(s.cache, userID)
@@ -206,6 +286,7 @@ func (s *Sealer) create(ctx context.Context, userID string) ([]byte, error) {
 	if _, err := rand.Read(secret[:]); err != nil {
 		return nil, err
 	}
+	secret[0] |= 1 // Its id is not 0.
 	wrapped, err := seal(s.master, s.masterID, wrapName(userID), secret[:])
 	if err != nil {
 		return nil, err
@@ -228,8 +309,13 @@ func (s *Sealer) unwrap(userID string, wrapped []byte) (*dataKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &dataKey{id: [keyIDSize]byte(secret), aead: aead}, nil
+	return &dataKey{
+		id: [keyIDSize]byte(secret), aead: aead, mac: macOf(secret[keyIDSize:], []byte(macPurpose)), wrapped: bytes.Clone(wrapped),
+	}, nil
 }
+
+// macPurpose makes the key of a user's MACs another one than the key of the texts.
+const macPurpose = "weir user MAC v1"
 
 // wrapName separates wrapped keys from sealed texts. A user id has no space, so neither is ever taken for the other.
 func wrapName(userID string) string { return "weir user key " + userID }
@@ -310,9 +396,12 @@ func (m *MemoryKeyStore) Create(_ context.Context, userID string, wrapped []byte
 	return wrapped, nil
 }
 
-// Erase destroys the user's key.
-func (m *MemoryKeyStore) Erase(userID string) {
+// Erase implements KeyStore.
+func (m *MemoryKeyStore) Erase(_ context.Context, userID string, wrapped []byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.keys, userID)
+	if bytes.Equal(m.keys[userID], wrapped) {
+		delete(m.keys, userID)
+	}
+	return nil
 }

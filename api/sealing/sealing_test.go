@@ -28,6 +28,15 @@ func newSealer(t testing.TB, store sealing.KeyStore, master byte, now func() tim
 	return s
 }
 
+// erase destroys a user's key behind the sealers' backs.
+func erase(t testing.TB, store *sealing.MemoryKeyStore, userID string) {
+	t.Helper()
+	wrapped, _, _ := store.Get(t.Context(), userID)
+	if err := store.Erase(t.Context(), userID, wrapped); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func mustSeal(t testing.TB, s *sealing.Sealer, userID, text string) []byte {
 	t.Helper()
 	sealed, err := s.Seal(t.Context(), userID, []byte(text))
@@ -100,7 +109,7 @@ func TestErasedKeyOpensToNothing(t *testing.T) {
 	now := time.Now()
 	s := newSealer(t, store, 1, func() time.Time { return now })
 	sealed := mustSeal(t, s, "ada", "hello")
-	store.Erase("ada")
+	erase(t, store, "ada")
 	if _, err := newSealer(t, store, 1, nil).Open(t.Context(), "ada", sealed); !errors.Is(err, sealing.ErrErased) {
 		t.Fatalf("another node: got %v, want ErrErased", err)
 	}
@@ -121,7 +130,7 @@ func TestForgottenKeyIsReadAgain(t *testing.T) {
 	store := &sealing.MemoryKeyStore{}
 	s := newSealer(t, store, 1, nil)
 	sealed := mustSeal(t, s, "ada", "hello")
-	store.Erase("ada")
+	erase(t, store, "ada")
 	s.Forget("ada")
 	if _, err := s.Open(t.Context(), "ada", sealed); !errors.Is(err, sealing.ErrErased) {
 		t.Fatalf("got %v, want ErrErased", err)
@@ -132,7 +141,7 @@ func TestNodeWithAnOlderKeyInMemoryOpensTextOfTheNewerOne(t *testing.T) {
 	store := &sealing.MemoryKeyStore{}
 	old := newSealer(t, store, 1, nil)
 	mustSeal(t, old, "ada", "hello")
-	store.Erase("ada")
+	erase(t, store, "ada")
 	newer := mustSeal(t, newSealer(t, store, 1, nil), "ada", "back again")
 	if text, err := old.Open(t.Context(), "ada", newer); err != nil || string(text) != "back again" {
 		t.Fatalf("got %q, %v", text, err)
@@ -165,6 +174,89 @@ func TestNodesThatSealForANewUserAtOnceShareOneKey(t *testing.T) {
 	}
 }
 
+func TestKeyIsDestroyedByItsIdAndNoOther(t *testing.T) {
+	store := &sealing.MemoryKeyStore{}
+	s := newSealer(t, store, 1, nil)
+	sealed := mustSeal(t, s, "ada", "hello")
+	id, err := s.Key(t.Context(), "ada")
+	if err != nil || id == 0 || id != sealing.KeyOf(sealed) {
+		t.Fatalf("the key is %x, %v; the text says %x", id, err, sealing.KeyOf(sealed))
+	}
+	destroy := func(id sealing.KeyID) {
+		t.Helper()
+		if err := s.Destroy(t.Context(), "ada", id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	destroy(id + 1)
+	if text, err := s.Open(t.Context(), "ada", sealed); err != nil || string(text) != "hello" {
+		t.Fatalf("after another key was destroyed: got %q, %v", text, err)
+	}
+	destroy(id)
+	destroy(id)
+	if _, err := s.Open(t.Context(), "ada", sealed); !errors.Is(err, sealing.ErrErased) {
+		t.Fatalf("got %v, want ErrErased", err)
+	}
+	newer := mustSeal(t, s, "ada", "back again")
+	if sealing.KeyOf(newer) == id {
+		t.Fatal("an erased key came back")
+	}
+	destroy(id) // A call that comes late leaves the newer key alone.
+	if text, err := s.Open(t.Context(), "ada", newer); err != nil || string(text) != "back again" {
+		t.Fatalf("got %q, %v", text, err)
+	}
+	if id, err := s.Key(t.Context(), "bob"); err != nil || id == 0 {
+		t.Fatalf("a user without a key: got %x, %v", id, err)
+	}
+	for size := range sealing.Overhead {
+		if id := sealing.KeyOf(sealed[:size]); id != 0 {
+			t.Fatalf("%d bytes have the key %x", size, id)
+		}
+	}
+}
+
+func TestMACIsTheSameOnEveryNodeAndGoesWithTheKey(t *testing.T) {
+	store := &sealing.MemoryKeyStore{}
+	one, two := newSealer(t, store, 1, nil), newSealer(t, store, 1, nil)
+	mac := func(s *sealing.Sealer, userID, text string) [32]byte {
+		t.Helper()
+		sum, err := s.MAC(t.Context(), userID, []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sum
+	}
+	first := mac(one, "ada", "+49 30 901820")
+	if mac(two, "ada", "+49 30 901820") != first {
+		t.Error("two nodes disagree")
+	}
+	if mac(one, "bob", "+49 30 901820") == first || mac(one, "ada", "+49 30 901821") == first {
+		t.Error("another user or another text has the same MAC")
+	}
+	erase(t, store, "ada")
+	one.Changed("ada", nil)
+	if mac(one, "ada", "+49 30 901820") == first {
+		t.Error("the MAC outlives the key")
+	}
+}
+
+func TestSealerThatIsToldOfAChangeForgetsAtOnce(t *testing.T) {
+	store := &sealing.MemoryKeyStore{}
+	s := newSealer(t, store, 1, nil)
+	sealed := mustSeal(t, s, "ada", "hello")
+	wrapped, _, _ := store.Get(t.Context(), "ada")
+	s.Changed("ada", wrapped) // Its own write: it knows.
+	if sealing.CachedKeys(s) != 1 {
+		t.Error("the key that is stored was forgotten")
+	}
+	s.Changed("bob", nil)
+	erase(t, store, "ada")
+	s.Changed("ada", nil)
+	if _, err := s.Open(t.Context(), "ada", sealed); !errors.Is(err, sealing.ErrErased) {
+		t.Fatalf("got %v, want ErrErased", err)
+	}
+}
+
 func TestCacheOfKeysIsBounded(t *testing.T) {
 	store := &sealing.MemoryKeyStore{}
 	s := newSealer(t, store, 1, nil)
@@ -184,6 +276,7 @@ func TestCacheOfKeysIsBounded(t *testing.T) {
 type brokenStore struct{ error }
 
 func (b brokenStore) Get(context.Context, string) ([]byte, bool, error)      { return nil, false, b.error }
+func (b brokenStore) Erase(context.Context, string, []byte) error            { return b.error }
 func (b brokenStore) Create(context.Context, string, []byte) ([]byte, error) { return nil, b.error }
 
 func TestFaultOfTheStoreIsNeitherErasureNorDamage(t *testing.T) {
@@ -195,6 +288,12 @@ func TestFaultOfTheStoreIsNeitherErasureNorDamage(t *testing.T) {
 	}
 	if _, err := s.Open(t.Context(), "ada", sealed); !errors.Is(err, fault) || errors.Is(err, sealing.ErrErased) {
 		t.Errorf("Open: got %v, want %v", err, fault)
+	}
+	if _, err := s.MAC(t.Context(), "ada", nil); !errors.Is(err, fault) {
+		t.Errorf("MAC: got %v, want %v", err, fault)
+	}
+	if err := s.Destroy(t.Context(), "ada", sealing.KeyOf(sealed)); !errors.Is(err, fault) {
+		t.Errorf("Destroy: got %v, want %v: nothing is known to be destroyed", err, fault)
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 )
 
 const (
@@ -92,6 +93,14 @@ func (c *client) coupons() (campaignv1connect.CouponServiceClient, error) {
 		return nil, err
 	}
 	return campaignv1connect.NewCouponServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) users() (userv1connect.UserServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return userv1connect.NewUserServiceClient(c.http(), base, c.options()...), nil
 }
 
 func (c *client) options() []connect.ClientOption {

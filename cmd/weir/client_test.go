@@ -17,6 +17,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
@@ -26,6 +27,8 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
+	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 )
 
 // A shop answers as a node would, from fixed answers, and remembers what it was asked.
@@ -52,6 +55,7 @@ func newShop(t *testing.T) *shop {
 	mux.Handle(catalogv1connect.NewCatalogServiceHandler(catalogShop{s}))
 	mux.Handle(campaignv1connect.NewCampaignServiceHandler(campaignShop{s}))
 	mux.Handle(campaignv1connect.NewCouponServiceHandler(couponShop{s}))
+	mux.Handle(userv1connect.NewUserServiceHandler(userShop{s}))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)
 		s.token.Store(r.Header.Get("Authorization"))
@@ -78,6 +82,10 @@ func (s *shop) order(status orderv1.OrderStatus) *orderv1.Order {
 		Total:    &typev1.Money{CurrencyCode: "EUR", Units: 2598},
 		PlacedAt: timestamppb.New(testTime), PayBy: timestamppb.New(testTime.Add(15 * time.Minute)), UpdateTime: timestamppb.New(testTime),
 		Revision: &typev1.Revision{Commit: 42}, Note: "ring twice",
+		ShippingAddress: &orderv1.ShippingAddress{
+			Recipient: "Ada Lovelace", Lines: []string{"12 St James's Square"}, PostalCode: "SW1Y 4JH", City: "London", CountryCode: "GB",
+		},
+		Contact: &orderv1.Contact{Email: "ada@example.org"},
 	}
 }
 
@@ -194,6 +202,28 @@ func (s catalogShop) GetStock(_ context.Context, q *catalogv1.GetStockRequest) (
 	return &catalogv1.GetStockResponse{Stock: &catalogv1.Stock{Sku: q.GetSku(), Received: 1100, Available: 1098, Reserved: 2}, Freshness: testFresh}, s.ask(q)
 }
 
+type userShop struct{ *shop }
+
+// ExportUser has two pages.
+func (s userShop) ExportUser(_ context.Context, q *userv1.ExportUserRequest) (*userv1.ExportUserResponse, error) {
+	details, err := structpb.NewStruct(map[string]any{"totalMinor": "2598"})
+	if err != nil {
+		return nil, err
+	}
+	page := &userv1.ExportUserResponse{UserId: "alice", Freshness: testFresh, Orders: []*userv1.ExportedOrder{{
+		Order:  s.order(orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT),
+		Events: []*userv1.ExportedEvent{{Type: "OrderPlaced", Time: timestamppb.New(testTime), Revision: &typev1.Revision{Commit: 42}, Details: details}},
+	}}}
+	if q.GetPageToken() == "" {
+		page.NextPageToken = "next"
+	}
+	return page, s.ask(q)
+}
+
+func (s userShop) EraseUser(_ context.Context, q *userv1.EraseUserRequest) (*userv1.EraseUserResponse, error) {
+	return &userv1.EraseUserResponse{UserId: q.GetUserId(), ErasedAt: timestamppb.New(testTime), Revision: &typev1.Revision{Commit: 44}}, s.ask(q)
+}
+
 // refusal makes an error as a node sends it.
 func refusal(code connect.Code, message, reason string, facts map[string]string, retry time.Duration) error {
 	err := connect.NewError(code, errors.New(message))
@@ -236,6 +266,8 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"coupon_put", "coupon put WELCOME --amount 12.99_EUR --request-id r6"},
 		{"coupon_get", "coupon get WELCOME"},
 		{"coupon_list", "coupon list"},
+		{"user_export", "user export --user alice"},
+		{"user_erase", "user erase --user alice --yes --request-id r5"},
 	} {
 		for _, format := range []string{"table", "json"} {
 			t.Run(c.name+" "+format, func(t *testing.T) {
@@ -274,6 +306,25 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 				{Sku: "pot", Quantity: 3},
 				{Sku: "jar", Quantity: 4},
 			}},
+		},
+		{
+			[]string{
+				"order", "place", "tea", "--request-id", "r", "--recipient", "Ada", "--line", "1 Street", "--line", "2nd floor",
+				"--postal-code", "X1", "--city", "C", "--region", "R", "--country", "GB", "--email", "a@b", "--phone", "+1 2",
+			},
+			&orderv1.PlaceOrderRequest{
+				RequestId: "r", Items: []*orderv1.ItemRequest{{Sku: "tea", Quantity: 1}},
+				ShippingAddress: &orderv1.ShippingAddress{Recipient: "Ada", Lines: []string{"1 Street", "2nd floor"}, PostalCode: "X1", City: "C", Region: "R", CountryCode: "GB"},
+				Contact:         &orderv1.Contact{Email: "a@b", Phone: "+1 2"},
+			},
+		},
+		{
+			[]string{"user", "erase", "--user", "bob", "--yes", "--request-id", "r"},
+			&userv1.EraseUserRequest{RequestId: "r", UserId: "bob", ConfirmUserId: "bob"},
+		},
+		{
+			[]string{"user", "export", "--user", "bob", "--min-revision", "1:42"},
+			&userv1.ExportUserRequest{UserId: "bob", PageSize: 100, PageToken: "next", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
 		},
 		{
 			[]string{"order", "get", testOrderID, "--min-revision", "1:42", "--wait", "2s"},

@@ -47,12 +47,13 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.options.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
 	flags.Uint32Var(&f.lanes, "lanes", 0, "`NUMBER` of lanes of a new log, a power of two (0: 1 for dev, 8 for serve); a log keeps the number that it was made with")
 	flags.DurationVar(&f.options.payWithin, "pay-within", lanes.PayWithinDefault, "how long an order that is not paid keeps its units")
+	flags.BoolVar(&f.options.publishEvents, "publish-events", false, "publish every public event on the NATS stream WEIR-EVENTS, for services")
 	flags.StringVar(&f.options.debug, "debug-addr", "", "loopback `HOST:PORT` to serve Go profiles on (/debug/pprof/)")
 	flags.IntVar(&f.options.gcPercent, "gc-percent", defaultGCPercent, "`PERCENT` that the Go heap may grow before it is collected; GOGC overrules it")
 	flags.StringArrayVar(&f.options.log.acceptLoss, "accept-loss", nil, "give up what a lane's log has lost: `lane=3@40` keeps lane 3 up to commit 40; repeat it for more")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "listen", "lanes", "pay-within", "debug-addr", "gc-percent", "log-level", "log-format")
+	setting(flags, "listen", "lanes", "pay-within", "publish-events", "debug-addr", "gc-percent", "log-level", "log-format")
 }
 
 // finish checks the flags and returns the options.

@@ -24,12 +24,14 @@ import (
 //	GET /log/head?lane=L                       number of the newest commit
 //	GET /log?lane=L&from=N                     commits as frames, see writeFrame, until the reader leaves
 //	GET /projections                           how far every view is
+//	GET /reactors                              how far every reactor is
 //	GET /verify                                compare every view with the fold of the log: progress, then differences
 const (
 	inspectNode        = "/node"
 	inspectHead        = "/log/head"
 	inspectLog         = "/log"
 	inspectProjections = "/projections"
+	inspectReactors    = "/reactors"
 	inspectVerify      = "/verify"
 )
 
@@ -113,6 +115,7 @@ type inspector struct {
 	topology eventstore.Topology
 	log      func(lane uint32) laneReader
 	views    viewSource
+	reactors reactorSource
 }
 
 // handler returns the endpoint. Every request needs the token.
@@ -122,6 +125,7 @@ func (i *inspector) handler() http.Handler {
 	mux.HandleFunc("GET "+inspectHead, i.serveHead)
 	mux.HandleFunc("GET "+inspectLog, i.serveLog)
 	mux.HandleFunc("GET "+inspectProjections, i.serveProjections)
+	mux.HandleFunc("GET "+inspectReactors, i.serveReactors)
 	mux.HandleFunc("GET "+inspectVerify, i.serveVerify)
 	want := []byte("Bearer " + i.token)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

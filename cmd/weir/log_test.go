@@ -28,6 +28,7 @@ type testNode struct {
 	tamper  func(record eventstore.Record) eventstore.Record
 	differ  []difference
 	status  []viewLane
+	react   []reactorLane
 	failing error
 }
 
@@ -40,7 +41,7 @@ func newTestNode(t *testing.T, lanes uint32) *testNode {
 		n.epoch = append(n.epoch, 0)
 	}
 	i := &inspector{
-		token: "inspect-token", topology: eventstore.Topology{Lanes: lanes}, views: n,
+		token: "inspect-token", topology: eventstore.Topology{Lanes: lanes}, views: n, reactors: n,
 		log: func(lane uint32) laneReader { return tamperedLane{n.logs[lane], n} },
 	}
 	server := httptest.NewServer(i.handler())
@@ -51,6 +52,9 @@ func newTestNode(t *testing.T, lanes uint32) *testNode {
 	}
 	return n
 }
+
+// Reactors makes the node its own reactorSource.
+func (n *testNode) Reactors(context.Context) ([]reactorLane, error) { return n.react, n.failing }
 
 // Status and Verify make the node its own viewSource.
 func (n *testNode) Status(context.Context) ([]viewLane, error) { return n.status, n.failing }
@@ -354,6 +358,20 @@ func TestProjectionsStatusPrintsLagAndState(t *testing.T) {
 	golden(t, "output/projections_status.json", weir(t, nil, "projections", "status", "--data", n.dir, "-o", "json").want(t, exitOK).stdout)
 }
 
+func TestReactorsStatusPrintsLagAndTheLastError(t *testing.T) {
+	n := filled(t)
+	at := testTime
+	n.react = []reactorLane{
+		{Reactor: "event-feed", Lane: 0, State: "fresh", Position: 3, Head: 3, AsOf: &at},
+		{
+			Reactor: "event-feed", Lane: 1, State: "failing", Position: 1, Head: 1235, Lag: 1234, AsOf: &at,
+			Failing: 1, Since: &at, Error: "the stream is full", Event: "1-2-0", Failures: 7,
+		},
+	}
+	golden(t, "output/reactors_status.table", weir(t, nil, "reactors", "status", "--data", n.dir).want(t, exitOK).stdout)
+	golden(t, "output/reactors_status.json", weir(t, nil, "reactors", "status", "--data", n.dir, "-o", "json").want(t, exitOK).stdout)
+}
+
 func TestTheInspectionEndpointNeedsItsToken(t *testing.T) {
 	n := filled(t)
 	record, err := readNodeRecord(dataDir(n.dir))
@@ -397,7 +415,7 @@ func TestAFrameCarriesACommitOrAnError(t *testing.T) {
 }
 
 func TestADirectoryWithoutANodeIsSaidSo(t *testing.T) {
-	for _, args := range [][]string{{"log", "cat"}, {"log", "verify"}, {"log", "stats"}, {"projections", "status"}} {
+	for _, args := range [][]string{{"log", "cat"}, {"log", "verify"}, {"log", "stats"}, {"projections", "status"}, {"reactors", "status"}} {
 		r := weir(t, nil, append(args, "--data", t.TempDir())...).want(t, exitUsage)
 		wantText(t, r.stderr, "there is no node's data in", "--data or WEIR_DATA")
 	}

@@ -305,5 +305,6 @@ func (p *process) openStopped(ctx context.Context, dir dataDir, address string) 
 		views.runners = append(views.runners, runner)
 	}
 	s.views = views
+	s.reactors = &localReactors{store: store, log: l.streams.Log}
 	return s, nil
 }

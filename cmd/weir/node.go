@@ -23,6 +23,7 @@ import (
 	"github.com/weirhq/weir/api"
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/reactors"
 	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -40,6 +41,8 @@ const (
 	settleViewsMax = 2 * time.Second
 	// witnessEvery is how often the witness is made durable.
 	witnessEvery = time.Second
+	// keysPause is the pause before the users' keys are followed, or erased, again after a fault.
+	keysPause = 5 * time.Second
 )
 
 // nodeOptions say what a node is. Every field has a flag, but limits and owner.
@@ -52,6 +55,8 @@ type nodeOptions struct {
 	log      logOptions
 	// payWithin is how long an unpaid order keeps its units.
 	payWithin time.Duration
+	// publishEvents publishes public events on a stream of their own.
+	publishEvents bool
 	// debug is a loopback address for profiles; empty means none.
 	debug string
 	// gcPercent is Go's GOGC; it only counts where the environment does not set GOGC.
@@ -83,6 +88,8 @@ type node struct {
 	store    *projections.Store
 	runners  []*projections.Runner
 	lanes    *lanes.Set
+	sealer   *sealing.Sealer
+	reactors *reactors.Runner
 	server   *http.Server
 	record   nodeRecord
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
@@ -100,7 +107,7 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openAPI, n.openInspector} {
+	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openReactors, n.openAPI, n.openInspector} {
 		if err := open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
@@ -216,6 +223,7 @@ func (n *node) openState(context.Context) (err error) {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
 				n.log.witness.Note(lane, at)
 				n.runners[lane].Offer(commit, at)
+				n.reactors.Offer(lane, commit, at)
 			}
 		},
 		// One commit under way at a time: while it is fsynced the next one grows.
@@ -229,8 +237,7 @@ func (n *node) openAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sealer, err := sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master})
-	if err != nil {
+	if n.sealer, err = sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master}); err != nil {
 		return err
 	}
 	views, err := projections.NewViews(projections.ViewsOptions{
@@ -244,7 +251,7 @@ func (n *node) openAPI(ctx context.Context) error {
 		return err
 	}
 	handler := api.NewHandler(api.Options{
-		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: sealer, Topology: n.log.topology,
+		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology,
 		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger,
 	})
 	n.server = api.NewServer(handler)
@@ -311,8 +318,8 @@ func baseURL(addr net.Addr) string {
 // run serves until ctx ends or something fails that going on cannot mend. ready is called once orders are taken. When it
 // returns, nothing that it started runs any more.
 //
-// It stops with the flow: no new connections, the requests that were taken are finished and watches end, the lanes drain, the
-// views follow to where they are, and close then flushes the store, makes the witness durable and stops the server.
+// It stops with the flow: no new connections, the requests that were taken are finished and watches end, the reactors end, the
+// lanes drain, the views follow to where they are, and close then flushes the store, makes the witness durable and stops the server.
 func (n *node) run(ctx context.Context, ready func(context.Context) error) error {
 	n.tune()
 	ctx, fail := context.WithCancelCause(ctx)
@@ -323,28 +330,36 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	// Each stage ends when its context does, and is waited for before the next one ends.
 	background := context.WithoutCancel(ctx)
 	serving := newStage(background, fail)
+	reacting := newStage(background, fail)
 	deciding := newStage(background, fail)
 	viewing := newStage(background, fail)
 
 	viewing.run(n.log.run)
+	viewing.run(n.followKeys)
 	for _, runner := range n.runners {
 		viewing.run(runner.Run)
 	}
 	deciding.run(n.lanes.Run)
+	reacting.run(n.reactors.Run)
 	serving.run(func(context.Context) error { return ignoreClosed(n.server.Serve(n.listener)) })
 	serving.run(func(context.Context) error { return ignoreClosed(inspect.Serve(n.inspect)) })
 	if n.debug != nil {
 		serving.run(func(context.Context) error { return ignoreClosed(profiles.Serve(n.debug)) })
 	}
 	starting := newStage(ctx, fail)
-	starting.run(func(ctx context.Context) error { return n.announce(ctx, ready) })
+	starting.run(func(ctx context.Context) error {
+		if err := n.announce(ctx, ready); err != nil {
+			return err
+		}
+		return n.finishErasures(ctx)
+	})
 
 	<-ctx.Done()
 	n.logger.Info("stopping", "cause", context.Cause(ctx))
 	errs := []error{starting.wait()}
 	errs = append(errs, n.record.remove(n.options.data))
 	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
-	errs = append(errs, deciding.end())
+	errs = append(errs, reacting.end(), deciding.end())
 	n.settleViews(background)
 	errs = append(errs, viewing.end())
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errInterrupted) {
@@ -433,6 +448,49 @@ func (n *node) announce(ctx context.Context, ready func(context.Context) error) 
 	return nil
 }
 
+// followKeys has the sealer forget the keys that are erased, on whichever node that is. While it cannot, the sealer
+// forgets by itself within a minute.
+func (n *node) followKeys(ctx context.Context) error {
+	for {
+		if err := n.log.keys.Watch(ctx, n.sealer.Changed); err != nil {
+			n.logger.Warn("the users' keys are not followed: a key that is erased on another node is used for up to a minute more", "error", err, "again_in", keysPause)
+		}
+		if !pause(ctx, keysPause) {
+			return nil
+		}
+	}
+}
+
+// finishErasures destroys the keys that the log says are erased and that are there all the same, once after each start. It goes
+// on until it could.
+func (n *node) finishErasures(ctx context.Context) error {
+	for {
+		err := api.FinishErasures(ctx, n.sealer, n.lanes.EachErased)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil: // The next start goes on.
+			return nil //nolint:nilerr // Stopping is no fault.
+		}
+		n.logger.Error("a key that the log says is erased may still be there", "error", err, "again_in", keysPause)
+		if !pause(ctx, keysPause) {
+			return nil
+		}
+	}
+}
+
+// pause waits, and reports whether ctx is still good.
+func pause(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
 // tune sets the garbage collector. Most of a node's memory is Pebble's, which Go does not count: with Go's default it would
 // collect its small heap all the time.
 func (n *node) tune() {
@@ -472,7 +530,8 @@ func profileMux() http.Handler {
 func (n *node) inspector() *inspector {
 	return &inspector{
 		token: n.record.Token, topology: n.log.topology,
-		log:   func(lane uint32) laneReader { return n.log.streams.Log(lane) },
-		views: &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
+		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
+		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
+		reactors: &localReactors{runner: n.reactors},
 	}
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/eventstore/embedded"
 )
 
@@ -668,5 +669,73 @@ func TestASecondSignalForces(t *testing.T) {
 	signals <- syscall.SIGTERM
 	if code := <-forced; code != int(exitForced) {
 		t.Fatalf("forced with %d, want %d", code, exitForced)
+	}
+}
+
+func TestPublishedEventsAreOnTheirStreamOnceAndSoAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		n := startDev(t, dir, "--demo", "--lanes", "2", "--publish-events")
+		place(t, n.customer(), "tea-sencha=2")
+		awaitReactors(t, dir, n.customer())
+		n.stop().want(t, exitOK)
+	}
+	wantText(t, live(t, nil, "reactors", "status", "--data", dir).want(t, exitOK).stdout, "event-feed", "stopped")
+	all := decode[map[string][]reactorLane](t, live(t, nil, "reactors", "status", "--data", dir, "-o", "json").want(t, exitOK).stdout)["reactors"]
+	if len(all) != 2 || all[0].Lag != 0 || all[0].Position == 0 {
+		t.Errorf("of the stopped node: got %+v", all)
+	}
+
+	server, err := embedded.Start(embedded.Options{Dir: dataDir(dir).log()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Shutdown()
+	nc, err := server.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(t.Context(), eventstore.FeedStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	types, seen := map[string]int{}, map[string]bool{}
+	for sequence := range stream.CachedInfo().State.LastSeq {
+		message, err := stream.GetMsg(t.Context(), sequence+1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		event := decode[struct{ ID, Type, OrderID string }](t, string(message.Data))
+		if seen[event.ID] {
+			t.Errorf("event %s was published twice", event.ID)
+		}
+		seen[event.ID] = true
+		types[event.Type]++
+	}
+	if types["OrderPlaced"] != 2 || types["ProductPut"] == 0 || types["ProductPut"] != types["StockReceived"] {
+		t.Errorf("published %v, want two orders, and the catalogue once", types)
+	}
+}
+
+// awaitReactors waits until every reactor of a running node has reacted to everything.
+func awaitReactors(t *testing.T, dir string, env []string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		text := live(t, env, "reactors", "status", "--data", dir, "-o", "json").want(t, exitOK).stdout
+		all, fresh := decode[map[string][]reactorLane](t, text)["reactors"], true
+		for _, l := range all {
+			fresh = fresh && l.State == "fresh"
+		}
+		if fresh && len(all) > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the reactors did not get there: %s", text)
+		}
 	}
 }

@@ -43,6 +43,7 @@ func (c *client) orderPlace() *cobra.Command {
 		note     string
 		campaign string
 		coupon   string
+		person   personFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "place [SKU[=QTY]...]",
@@ -58,8 +59,9 @@ Every order carries a request id. When you give none, one is made up and printed
 same --request-id: it answers with the order that was placed, or places it now, never both.`,
 		Example: `  weir order place tea=2 cup
   weir order place --sku tea --quantity 2 --note "ring twice"
-  weir order place --item tea=2 --user alice --request-id checkout-7f3a -o json
-  weir order place tea --campaign flash --coupon WELCOME`,
+  weir order place tea --campaign flash --coupon WELCOME
+  weir order place tea --recipient "Ada Lovelace" --line "12 St James's Square" --city London --postal-code "SW1Y 4JH" --country GB
+  weir order place --item tea=2 --user alice --request-id checkout-7f3a -o json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			wanted, err := parseItems(append(slices.Clone(args), items...), sku, quantity, cmd.Flags().Changed("quantity"))
 			if err != nil {
@@ -74,6 +76,7 @@ same --request-id: it answers with the order that was placed, or places it now, 
 			}
 			answer, err := call(cmd.Context(), c, "place order", orders.PlaceOrder, &orderv1.PlaceOrderRequest{
 				RequestId: request.value, UserId: user, Items: wanted, Note: note, CampaignId: campaign, CouponCode: coupon,
+				ShippingAddress: person.shippingAddress(), Contact: person.contact(),
 			})
 			if err != nil {
 				return request.remind(err)
@@ -89,7 +92,43 @@ same --request-id: it answers with the order that was placed, or places it now, 
 	cmd.Flags().StringVar(&note, "note", "", "free `TEXT` for the merchant, at most 1000 bytes")
 	cmd.Flags().StringVar(&campaign, "campaign", "", "`CAMPAIGN` to order at")
 	cmd.Flags().StringVar(&coupon, "coupon", "", "`CODE` of a coupon to redeem")
+	person.add(cmd)
 	return cmd
+}
+
+// personFlags say where an order goes and how to reach whoever orders.
+type personFlags struct {
+	address orderv1.ShippingAddress
+	reach   orderv1.Contact
+}
+
+func (f *personFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.address.Recipient, "recipient", "", "`NAME` on the parcel")
+	flags.StringArrayVar(&f.address.Lines, "line", nil, "`LINE` of the address, street and house; repeat it for more")
+	flags.StringVar(&f.address.PostalCode, "postal-code", "", "postal `CODE` of the address")
+	flags.StringVar(&f.address.City, "city", "", "`TOWN` of the address")
+	flags.StringVar(&f.address.Region, "region", "", "`STATE` or province of the address")
+	flags.StringVar(&f.address.CountryCode, "country", "", "`CODE` of the address's country, ISO 3166-1 alpha-2: GB")
+	flags.StringVar(&f.reach.Email, "email", "", "e-mail `ADDRESS` to reach whoever orders")
+	flags.StringVar(&f.reach.Phone, "phone", "", "telephone `NUMBER` to reach whoever orders")
+}
+
+// shippingAddress is nil when no flag says anything of it.
+func (f *personFlags) shippingAddress() *orderv1.ShippingAddress {
+	a := &f.address
+	if a.Recipient == "" && len(a.Lines) == 0 && a.PostalCode == "" && a.City == "" && a.Region == "" && a.CountryCode == "" {
+		return nil
+	}
+	return a
+}
+
+// contact is nil when no flag says anything of it.
+func (f *personFlags) contact() *orderv1.Contact {
+	if f.reach.Email == "" && f.reach.Phone == "" {
+		return nil
+	}
+	return &f.reach
 }
 
 // parseItems reads what to order. Whether the units and SKUs are allowed is the server's to say.
@@ -338,6 +377,13 @@ var orderStatuses = []struct {
 	{"pending-payment", orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT},
 	{"cancelled", orderv1.OrderStatus_ORDER_STATUS_CANCELLED},
 	{"expired", orderv1.OrderStatus_ORDER_STATUS_EXPIRED},
+	{"paid", orderv1.OrderStatus_ORDER_STATUS_PAID},
+	{"partially-shipped", orderv1.OrderStatus_ORDER_STATUS_PARTIALLY_SHIPPED},
+	{"shipped", orderv1.OrderStatus_ORDER_STATUS_SHIPPED},
+	{"delivered", orderv1.OrderStatus_ORDER_STATUS_DELIVERED},
+	{"returned", orderv1.OrderStatus_ORDER_STATUS_RETURNED},
+	{"authorized", orderv1.OrderStatus_ORDER_STATUS_AUTHORIZED},
+	{"payment-processing", orderv1.OrderStatus_ORDER_STATUS_PAYMENT_PROCESSING},
 }
 
 func statusNames() []string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -32,6 +33,10 @@ func (p *process) printOrder(order *orderv1.Order, extra ...string) error {
 		"changed", timeText(order.GetUpdateTime()),
 		"reason", order.GetCancelReason(),
 		"note", order.GetNote(),
+		"ship to", addressText(order.GetShippingAddress()),
+		"email", order.GetContact().GetEmail(),
+		"phone", order.GetContact().GetPhone(),
+		"personal", erasedText(order),
 		"campaign", order.GetCampaignId(),
 		"coupon", order.GetCouponCode(),
 		"subtotal", moneyText(order.GetSubtotal()),
@@ -49,6 +54,21 @@ func (p *process) printOrder(order *orderv1.Order, extra ...string) error {
 		lines.row(item.GetSku(), strconv.FormatInt(item.GetQuantity(), 10), moneyText(item.GetUnitPrice()), moneyText(item.GetAmount()), item.GetTitle())
 	}
 	return lines.print(p.stdout, paint)
+}
+
+// addressText writes an address on one line.
+func addressText(a *orderv1.ShippingAddress) string {
+	parts := []string{a.GetRecipient()}
+	parts = append(parts, a.GetLines()...)
+	parts = append(parts, strings.TrimSpace(a.GetPostalCode()+" "+a.GetCity()), a.GetRegion(), a.GetCountryCode())
+	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), ", ")
+}
+
+func erasedText(order *orderv1.Order) string {
+	if order.GetPersonalDataErased() {
+		return "erased"
+	}
+	return ""
 }
 
 // printOrders prints one page of orders.

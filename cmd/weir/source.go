@@ -18,6 +18,8 @@ type source struct {
 	witness func(ctx context.Context, lane uint32) error
 	// views of the node; nil when the log is read from a NATS server.
 	views viewSource
+	// reactors of the node; nil when the log is read from a NATS server.
+	reactors reactorSource
 	// running says that a node runs on the directory.
 	running bool
 	close   func() error
@@ -79,7 +81,7 @@ func (p *process) openSource(ctx context.Context, f *sourceFlags) (*source, erro
 		}
 		if node, topology := dialNode(ctx, record); node != nil {
 			return &source{
-				topology: topology, running: true, views: node,
+				topology: topology, running: true, views: node, reactors: node,
 				lane:  func(lane uint32) laneReader { return remoteLane{node, lane} },
 				close: func() error { node.client.CloseIdleConnections(); return nil },
 			}, nil

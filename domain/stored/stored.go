@@ -12,9 +12,14 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/weirhq/weir/domain"
+	eventv1 "github.com/weirhq/weir/proto/stored/weir/event/v1"
 )
 
 // The names of the event types, for envelopes.
@@ -22,6 +27,7 @@ const (
 	TypeOrderPlaced    = "OrderPlaced"
 	TypeOrderCancelled = "OrderCancelled"
 	TypeOrderExpired   = "OrderExpired"
+	TypeUserErased     = "UserErased"
 	TypeProductPut     = "ProductPut"
 	TypeStockReceived  = "StockReceived"
 	TypeStockGranted   = "StockGranted"
@@ -69,6 +75,46 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 		return TypeOrderCancelled, e.OrderID.String()
 	case domain.OrderExpired:
 		return TypeOrderExpired, e.OrderID.String()
+	case domain.PaymentStarted:
+		return TypePaymentStarted, e.OrderID.String()
+	case domain.PaymentAuthorized:
+		return TypePaymentAuthorized, e.OrderID.String()
+	case domain.PaymentCaptureRequested:
+		return TypePaymentCaptureRequested, e.OrderID.String()
+	case domain.PaymentCaptured:
+		return TypePaymentCaptured, e.OrderID.String()
+	case domain.PaymentDeclined:
+		return TypePaymentDeclined, e.OrderID.String()
+	case domain.PaymentBecameUnknown:
+		return TypePaymentBecameUnknown, e.OrderID.String()
+	case domain.PaymentVoidRequested:
+		return TypePaymentVoidRequested, e.OrderID.String()
+	case domain.PaymentVoided:
+		return TypePaymentVoided, e.OrderID.String()
+	case domain.RefundStarted:
+		return TypeRefundStarted, e.OrderID.String()
+	case domain.PaymentRefunded:
+		return TypePaymentRefunded, e.OrderID.String()
+	case domain.RefundFailed:
+		return TypeRefundFailed, e.OrderID.String()
+	case domain.StrayPaymentFound:
+		return TypeStrayPaymentFound, e.OrderID.String()
+	case domain.ItemsShipped:
+		return TypeItemsShipped, e.OrderID.String()
+	case domain.ShipmentDelivered:
+		return TypeShipmentDelivered, e.OrderID.String()
+	case domain.ReturnRequested:
+		return TypeReturnRequested, e.OrderID.String()
+	case domain.ReturnReceived:
+		return TypeReturnReceived, e.OrderID.String()
+	case domain.NoteAdded:
+		return TypeNoteAdded, e.OrderID.String()
+	case domain.PointsAwarded:
+		return TypePointsAwarded, e.OrderID.String()
+	case domain.PointsTakenBack:
+		return TypePointsTakenBack, e.OrderID.String()
+	case domain.UserErased:
+		return TypeUserErased, e.UserID
 	case domain.ProductPut:
 		return TypeProductPut, e.SKU
 	case domain.StockReceived:
@@ -97,16 +143,56 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 func sizeOf(e domain.Event) int {
 	switch e := e.(type) {
 	case domain.OrderPlaced:
-		size := sizeText(e.Total.Currency) + sizeVarint(uint64(e.Total.Minor)) + sizeVarint(nanos(e.PayBy)) + sizeText(e.SealedNote) +
-			sizeText(e.Pool) + sizeText(e.CouponCode) + sizeText(e.CouponPool)
+		size := sizeText(e.Total.Currency) + sizeVarint(uint64(e.Total.Minor)) + sizeVarint(nanos(e.PayBy)) +
+			sizeText(e.SealedNote) + sizeText(e.Pool) + sizeText(e.CouponCode) + sizeText(e.CouponPool) + sizeFarText(e.SealedPersonal)
 		for i := range e.Lines {
 			size += sizeInner(sizeLine(&e.Lines[i]))
 		}
 		return size
 	case domain.OrderCancelled:
-		return sizeText(e.Reason) + sizeText(e.By) + sizeReleased(e.Released) + sizeText(e.CouponCode)
+		return sizeText(e.Reason) + sizeText(e.By) + sizeReleased(e.Released) + sizeReleased(e.Unsold) + sizeText(e.CouponCode)
 	case domain.OrderExpired:
 		return sizeReleased(e.Released) + sizeText(e.CouponCode)
+	case domain.PaymentStarted:
+		return sizeBy(e, walkPaymentStarted)
+	case domain.PaymentAuthorized:
+		return sizeBy(e, walkPaymentAuthorized)
+	case domain.PaymentCaptureRequested:
+		return sizeBy(e, walkPaymentCaptureRequested)
+	case domain.PaymentCaptured:
+		return sizeBy(e, walkPaymentCaptured)
+	case domain.PaymentDeclined:
+		return sizeBy(e, walkPaymentDeclined)
+	case domain.PaymentBecameUnknown:
+		return sizeBy(e, walkPaymentBecameUnknown)
+	case domain.PaymentVoidRequested:
+		return sizeBy(e, walkPaymentVoidRequested)
+	case domain.PaymentVoided:
+		return sizeBy(e, walkPaymentVoided)
+	case domain.RefundStarted:
+		return sizeBy(e, walkRefundStarted)
+	case domain.PaymentRefunded:
+		return sizeBy(e, walkPaymentRefunded)
+	case domain.RefundFailed:
+		return sizeBy(e, walkRefundFailed)
+	case domain.StrayPaymentFound:
+		return sizeBy(e, walkStrayPaymentFound)
+	case domain.ItemsShipped:
+		return sizeBy(e, walkItemsShipped)
+	case domain.ShipmentDelivered:
+		return sizeBy(e, walkShipmentDelivered)
+	case domain.ReturnRequested:
+		return sizeBy(e, walkReturnRequested)
+	case domain.ReturnReceived:
+		return sizeBy(e, walkReturnReceived)
+	case domain.NoteAdded:
+		return sizeBy(e, walkNoteAdded)
+	case domain.PointsAwarded:
+		return sizeBy(e, walkPointsAwarded)
+	case domain.PointsTakenBack:
+		return sizeBy(e, walkPointsTakenBack)
+	case domain.UserErased:
+		return sizeVarint(uint64(e.Key)) + sizeText(e.By)
 	case domain.ProductPut:
 		return sizeText(e.Title) + sizeText(e.Price.Currency) + sizeVarint(uint64(e.Price.Minor)) + sizeTax(e.Tax)
 	case domain.StockReceived:
@@ -148,15 +234,58 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 		dst = appendText(dst, 5, e.SealedNote)
 		dst = appendText(dst, 10, e.Pool)
 		dst = appendText(dst, 11, e.CouponCode)
-		return appendText(dst, 12, e.CouponPool)
+		dst = appendText(dst, 12, e.CouponPool)
+		return appendFarText(dst, 20, e.SealedPersonal)
 	case domain.OrderCancelled:
 		dst = appendText(dst, 1, e.Reason)
 		dst = appendText(dst, 2, e.By)
 		dst = appendReleased(dst, 3, e.Released)
+		dst = appendReleased(dst, 4, e.Unsold)
 		return appendText(dst, 10, e.CouponCode)
 	case domain.OrderExpired:
 		dst = appendReleased(dst, 1, e.Released)
 		return appendText(dst, 10, e.CouponCode)
+	case domain.PaymentStarted:
+		return appendBy(dst, e, walkPaymentStarted)
+	case domain.PaymentAuthorized:
+		return appendBy(dst, e, walkPaymentAuthorized)
+	case domain.PaymentCaptureRequested:
+		return appendBy(dst, e, walkPaymentCaptureRequested)
+	case domain.PaymentCaptured:
+		return appendBy(dst, e, walkPaymentCaptured)
+	case domain.PaymentDeclined:
+		return appendBy(dst, e, walkPaymentDeclined)
+	case domain.PaymentBecameUnknown:
+		return appendBy(dst, e, walkPaymentBecameUnknown)
+	case domain.PaymentVoidRequested:
+		return appendBy(dst, e, walkPaymentVoidRequested)
+	case domain.PaymentVoided:
+		return appendBy(dst, e, walkPaymentVoided)
+	case domain.RefundStarted:
+		return appendBy(dst, e, walkRefundStarted)
+	case domain.PaymentRefunded:
+		return appendBy(dst, e, walkPaymentRefunded)
+	case domain.RefundFailed:
+		return appendBy(dst, e, walkRefundFailed)
+	case domain.StrayPaymentFound:
+		return appendBy(dst, e, walkStrayPaymentFound)
+	case domain.ItemsShipped:
+		return appendBy(dst, e, walkItemsShipped)
+	case domain.ShipmentDelivered:
+		return appendBy(dst, e, walkShipmentDelivered)
+	case domain.ReturnRequested:
+		return appendBy(dst, e, walkReturnRequested)
+	case domain.ReturnReceived:
+		return appendBy(dst, e, walkReturnReceived)
+	case domain.NoteAdded:
+		return appendBy(dst, e, walkNoteAdded)
+	case domain.PointsAwarded:
+		return appendBy(dst, e, walkPointsAwarded)
+	case domain.PointsTakenBack:
+		return appendBy(dst, e, walkPointsTakenBack)
+	case domain.UserErased:
+		dst = appendVarint(dst, 1, uint64(e.Key))
+		return appendText(dst, 2, e.By)
 	case domain.ProductPut:
 		dst = appendText(dst, 1, e.Title)
 		dst = appendText(dst, 2, e.Price.Currency)
@@ -198,6 +327,21 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 		return appendVarint(dst, 9, uint64(t.UsesMax))
 	}
 	panic(fmt.Sprintf("stored: bug: unknown event %T", e))
+}
+
+// JSON returns a payload as JSON, by the names of its fields; what is sealed stays so. It returns an *UnknownEventError if a
+// newer program wrote the event.
+func JSON(typeName string, typeVersion uint32, payload []byte) ([]byte, error) {
+	name := eventv1.File_weir_event_v1_event_proto.Package().Append(protoreflect.Name(typeName))
+	kind, err := protoregistry.GlobalTypes.FindMessageByName(name)
+	if err != nil {
+		return nil, &UnknownEventError{Type: typeName, Version: typeVersion}
+	}
+	message := kind.New().Interface()
+	if err := proto.Unmarshal(payload, message); err != nil {
+		return nil, fmt.Errorf("decode %s: %w", typeName, err)
+	}
+	return protojson.Marshal(message)
 }
 
 // nanos is the stored form of a log time; the zero time is 0.
@@ -268,7 +412,7 @@ func appendTransfer(dst []byte, lane uint32, number uint64, units int64) []byte 
 	return appendVarint(dst, 3, uint64(units))
 }
 
-// Every field number is below 16, so a tag is one byte: the number and the wire type.
+// Field numbers are below 16, so a tag is one byte: the number and the wire type. The tag of a far field, 16 to 2047, has two.
 const (
 	kindVarint = uint64(protowire.VarintType)
 	kindBytes  = uint64(protowire.BytesType)
@@ -288,6 +432,13 @@ func sizeText[T string | []byte](text T) int {
 	return 1 + protowire.SizeBytes(len(text))
 }
 
+func sizeFarText(text []byte) int {
+	if len(text) == 0 {
+		return 0
+	}
+	return 2 + protowire.SizeBytes(len(text))
+}
+
 // sizeInner is the size of a message field; unlike the others it is written even if it is empty.
 func sizeInner(size int) int { return 1 + protowire.SizeBytes(size) }
 
@@ -303,6 +454,13 @@ func appendText[T string | []byte](dst []byte, field uint64, text T) []byte {
 		return dst
 	}
 	return append(appendInner(dst, field, len(text)), text...)
+}
+
+func appendFarText(dst []byte, field uint64, text []byte) []byte {
+	if len(text) == 0 {
+		return dst
+	}
+	return protowire.AppendBytes(protowire.AppendVarint(dst, field<<3|kindBytes), text)
 }
 
 func appendInner(dst []byte, field uint64, size int) []byte {
@@ -335,6 +493,7 @@ var readers = map[string]reader{
 	TypeOrderPlaced:    readOrderPlaced,
 	TypeOrderCancelled: readOrderCancelled,
 	TypeOrderExpired:   readOrderExpired,
+	TypeUserErased:     readUserErased,
 	TypeProductPut:     readProductPut,
 	TypeStockReceived:  readStockReceived,
 	TypeCampaignPut:    readCampaignPut,
@@ -388,13 +547,15 @@ func readOrderPlaced(aggregateID, userID string, payload []byte) (domain.Event, 
 		case 4<<3 | kindVarint:
 			e.PayBy = timeOf(f.v)
 		case 5<<3 | kindBytes:
-			e.SealedNote = append([]byte(nil), f.data[f.from:f.at]...)
+			e.SealedNote = f.bytes()
 		case 10<<3 | kindBytes:
 			e.Pool = f.text()
 		case 11<<3 | kindBytes:
 			e.CouponCode = f.text()
 		case 12<<3 | kindBytes:
 			e.CouponPool = f.text()
+		case 20<<3 | kindBytes:
+			e.SealedPersonal = f.bytes()
 		}
 	}
 	return e, f.err
@@ -447,6 +608,9 @@ func readOrderCancelled(aggregateID, userID string, payload []byte) (domain.Even
 		case 3<<3 | kindBytes:
 			e.Released = append(e.Released, domain.Release{})
 			f.err = readRelease(&e.Released[len(e.Released)-1], f.sub())
+		case 4<<3 | kindBytes:
+			e.Unsold = append(e.Unsold, domain.Release{})
+			f.err = readRelease(&e.Unsold[len(e.Unsold)-1], f.sub())
 		case 10<<3 | kindBytes:
 			e.CouponCode = f.text()
 		}
@@ -483,6 +647,20 @@ func readRelease(r *domain.Release, f fields) error {
 		}
 	}
 	return f.err
+}
+
+func readUserErased(userID, _ string, payload []byte) (domain.Event, error) {
+	e := domain.UserErased{UserID: userID}
+	f := fieldsOf(payload)
+	for f.next() {
+		switch f.tag {
+		case 1<<3 | kindVarint:
+			e.Key = domain.KeyID(f.v)
+		case 2<<3 | kindBytes:
+			e.By = f.text()
+		}
+	}
+	return e, f.err
 }
 
 func readProductPut(sku, _ string, payload []byte) (domain.Event, error) {
@@ -650,6 +828,9 @@ func (f *fields) next() bool {
 }
 
 var errNotUTF8 = errors.New("a text is not UTF-8")
+
+// bytes is a copy of the content of this field, nil when it is empty.
+func (f *fields) bytes() []byte { return append([]byte(nil), f.data[f.from:f.at]...) }
 
 // text is the content of this field as text.
 func (f *fields) text() string {

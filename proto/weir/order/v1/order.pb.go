@@ -39,21 +39,49 @@ const (
 	OrderStatus_ORDER_STATUS_CANCELLED OrderStatus = 2
 	// Not paid by pay_by; its units went back to the stock.
 	OrderStatus_ORDER_STATUS_EXPIRED OrderStatus = 3
+	// Paid: the money was captured; nothing was shipped yet.
+	OrderStatus_ORDER_STATUS_PAID OrderStatus = 4
+	// Some of its units were shipped.
+	OrderStatus_ORDER_STATUS_PARTIALLY_SHIPPED OrderStatus = 5
+	// All of its units were shipped.
+	OrderStatus_ORDER_STATUS_SHIPPED OrderStatus = 6
+	// Every shipment has arrived.
+	OrderStatus_ORDER_STATUS_DELIVERED OrderStatus = 7
+	// All of its units came back.
+	OrderStatus_ORDER_STATUS_RETURNED OrderStatus = 8
+	// The money is held and not captured yet; its units are reserved.
+	OrderStatus_ORDER_STATUS_AUTHORIZED OrderStatus = 9
+	// A payment was started, and what came of it is not known yet; its units are reserved.
+	OrderStatus_ORDER_STATUS_PAYMENT_PROCESSING OrderStatus = 10
 )
 
 // Enum value maps for OrderStatus.
 var (
 	OrderStatus_name = map[int32]string{
-		0: "ORDER_STATUS_UNSPECIFIED",
-		1: "ORDER_STATUS_PENDING_PAYMENT",
-		2: "ORDER_STATUS_CANCELLED",
-		3: "ORDER_STATUS_EXPIRED",
+		0:  "ORDER_STATUS_UNSPECIFIED",
+		1:  "ORDER_STATUS_PENDING_PAYMENT",
+		2:  "ORDER_STATUS_CANCELLED",
+		3:  "ORDER_STATUS_EXPIRED",
+		4:  "ORDER_STATUS_PAID",
+		5:  "ORDER_STATUS_PARTIALLY_SHIPPED",
+		6:  "ORDER_STATUS_SHIPPED",
+		7:  "ORDER_STATUS_DELIVERED",
+		8:  "ORDER_STATUS_RETURNED",
+		9:  "ORDER_STATUS_AUTHORIZED",
+		10: "ORDER_STATUS_PAYMENT_PROCESSING",
 	}
 	OrderStatus_value = map[string]int32{
-		"ORDER_STATUS_UNSPECIFIED":     0,
-		"ORDER_STATUS_PENDING_PAYMENT": 1,
-		"ORDER_STATUS_CANCELLED":       2,
-		"ORDER_STATUS_EXPIRED":         3,
+		"ORDER_STATUS_UNSPECIFIED":        0,
+		"ORDER_STATUS_PENDING_PAYMENT":    1,
+		"ORDER_STATUS_CANCELLED":          2,
+		"ORDER_STATUS_EXPIRED":            3,
+		"ORDER_STATUS_PAID":               4,
+		"ORDER_STATUS_PARTIALLY_SHIPPED":  5,
+		"ORDER_STATUS_SHIPPED":            6,
+		"ORDER_STATUS_DELIVERED":          7,
+		"ORDER_STATUS_RETURNED":           8,
+		"ORDER_STATUS_AUTHORIZED":         9,
+		"ORDER_STATUS_PAYMENT_PROCESSING": 10,
 	}
 )
 
@@ -139,6 +167,152 @@ func (x *ItemRequest) GetQuantity() int64 {
 	return 0
 }
 
+// ShippingAddress is where an order goes. It is personal data: kept sealed under its user's key.
+type ShippingAddress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name on the parcel, 1 to 200 bytes.
+	Recipient string `protobuf:"bytes,1,opt,name=recipient,proto3" json:"recipient,omitempty"`
+	// Street, house and the like, 1 to 5 lines of 1 to 200 bytes.
+	Lines []string `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	// Postal code, at most 32 bytes; empty where there are none.
+	PostalCode string `protobuf:"bytes,3,opt,name=postal_code,json=postalCode,proto3" json:"postal_code,omitempty"`
+	// Town, at most 100 bytes.
+	City string `protobuf:"bytes,4,opt,name=city,proto3" json:"city,omitempty"`
+	// State, province or the like, at most 100 bytes.
+	Region string `protobuf:"bytes,5,opt,name=region,proto3" json:"region,omitempty"`
+	// ISO 3166-1 alpha-2 code of the country, for example "DE".
+	CountryCode   string `protobuf:"bytes,6,opt,name=country_code,json=countryCode,proto3" json:"country_code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShippingAddress) Reset() {
+	*x = ShippingAddress{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShippingAddress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShippingAddress) ProtoMessage() {}
+
+func (x *ShippingAddress) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShippingAddress.ProtoReflect.Descriptor instead.
+func (*ShippingAddress) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ShippingAddress) GetRecipient() string {
+	if x != nil {
+		return x.Recipient
+	}
+	return ""
+}
+
+func (x *ShippingAddress) GetLines() []string {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *ShippingAddress) GetPostalCode() string {
+	if x != nil {
+		return x.PostalCode
+	}
+	return ""
+}
+
+func (x *ShippingAddress) GetCity() string {
+	if x != nil {
+		return x.City
+	}
+	return ""
+}
+
+func (x *ShippingAddress) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *ShippingAddress) GetCountryCode() string {
+	if x != nil {
+		return x.CountryCode
+	}
+	return ""
+}
+
+// Contact is how to reach whoever ordered. It is personal data: kept sealed under its user's key.
+type Contact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// E-mail address, at most 254 bytes; empty for none.
+	Email string `protobuf:"bytes,1,opt,name=email,proto3" json:"email,omitempty"`
+	// Telephone number, at most 32 characters of 0-9 + - . ( ) / and space; empty for none.
+	Phone         string `protobuf:"bytes,2,opt,name=phone,proto3" json:"phone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Contact) Reset() {
+	*x = Contact{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Contact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Contact) ProtoMessage() {}
+
+func (x *Contact) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Contact.ProtoReflect.Descriptor instead.
+func (*Contact) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Contact) GetEmail() string {
+	if x != nil {
+		return x.Email
+	}
+	return ""
+}
+
+func (x *Contact) GetPhone() string {
+	if x != nil {
+		return x.Phone
+	}
+	return ""
+}
+
 // OrderItem is one line of an order, at the price that held when it was placed.
 type OrderItem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -166,7 +340,7 @@ type OrderItem struct {
 
 func (x *OrderItem) Reset() {
 	*x = OrderItem{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[1]
+	mi := &file_weir_order_v1_order_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -178,7 +352,7 @@ func (x *OrderItem) String() string {
 func (*OrderItem) ProtoMessage() {}
 
 func (x *OrderItem) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[1]
+	mi := &file_weir_order_v1_order_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -191,7 +365,7 @@ func (x *OrderItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OrderItem.ProtoReflect.Descriptor instead.
 func (*OrderItem) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{1}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *OrderItem) GetSku() string {
@@ -291,14 +465,20 @@ type Order struct {
 	// Sum of the lines' discounts. Not set when there is none.
 	Discount *v1.Money `protobuf:"bytes,15,opt,name=discount,proto3" json:"discount,omitempty"`
 	// Sum of the lines' taxes, whether included or not. Not set when there is none.
-	Tax           *v1.Money `protobuf:"bytes,16,opt,name=tax,proto3" json:"tax,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Tax *v1.Money `protobuf:"bytes,16,opt,name=tax,proto3" json:"tax,omitempty"`
+	// Where it goes; only its owner and operators are shown it. Not set when none was given, or when it was erased.
+	ShippingAddress *ShippingAddress `protobuf:"bytes,40,opt,name=shipping_address,json=shippingAddress,proto3" json:"shipping_address,omitempty"`
+	// How to reach whoever ordered. As shipping_address.
+	Contact *Contact `protobuf:"bytes,41,opt,name=contact,proto3" json:"contact,omitempty"`
+	// Personal data was given with the order and has been erased since: note, shipping_address and contact are gone.
+	PersonalDataErased bool `protobuf:"varint,42,opt,name=personal_data_erased,json=personalDataErased,proto3" json:"personal_data_erased,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[2]
+	mi := &file_weir_order_v1_order_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +490,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[2]
+	mi := &file_weir_order_v1_order_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +503,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{2}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Order) GetOrderId() string {
@@ -438,6 +618,27 @@ func (x *Order) GetTax() *v1.Money {
 	return nil
 }
 
+func (x *Order) GetShippingAddress() *ShippingAddress {
+	if x != nil {
+		return x.ShippingAddress
+	}
+	return nil
+}
+
+func (x *Order) GetContact() *Contact {
+	if x != nil {
+		return x.Contact
+	}
+	return nil
+}
+
+func (x *Order) GetPersonalDataErased() bool {
+	if x != nil {
+		return x.PersonalDataErased
+	}
+	return false
+}
+
 // PlaceOrderRequest orders items for a user.
 type PlaceOrderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -452,14 +653,18 @@ type PlaceOrderRequest struct {
 	// Campaign whose terms the order is placed at: its price, its stock, its limits. Items is then one line, of its SKU.
 	CampaignId string `protobuf:"bytes,6,opt,name=campaign_id,json=campaignId,proto3" json:"campaign_id,omitempty"`
 	// Coupon to redeem.
-	CouponCode    string `protobuf:"bytes,7,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
+	CouponCode string `protobuf:"bytes,7,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
+	// Where the order goes.
+	ShippingAddress *ShippingAddress `protobuf:"bytes,10,opt,name=shipping_address,json=shippingAddress,proto3" json:"shipping_address,omitempty"`
+	// How to reach whoever orders.
+	Contact       *Contact `protobuf:"bytes,11,opt,name=contact,proto3" json:"contact,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PlaceOrderRequest) Reset() {
 	*x = PlaceOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[3]
+	mi := &file_weir_order_v1_order_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +676,7 @@ func (x *PlaceOrderRequest) String() string {
 func (*PlaceOrderRequest) ProtoMessage() {}
 
 func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[3]
+	mi := &file_weir_order_v1_order_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +689,7 @@ func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderRequest.ProtoReflect.Descriptor instead.
 func (*PlaceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{3}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PlaceOrderRequest) GetRequestId() string {
@@ -529,6 +734,20 @@ func (x *PlaceOrderRequest) GetCouponCode() string {
 	return ""
 }
 
+func (x *PlaceOrderRequest) GetShippingAddress() *ShippingAddress {
+	if x != nil {
+		return x.ShippingAddress
+	}
+	return nil
+}
+
+func (x *PlaceOrderRequest) GetContact() *Contact {
+	if x != nil {
+		return x.Contact
+	}
+	return nil
+}
+
 // PlaceOrderResponse is the order as it was placed.
 type PlaceOrderResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -542,7 +761,7 @@ type PlaceOrderResponse struct {
 
 func (x *PlaceOrderResponse) Reset() {
 	*x = PlaceOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[4]
+	mi := &file_weir_order_v1_order_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +773,7 @@ func (x *PlaceOrderResponse) String() string {
 func (*PlaceOrderResponse) ProtoMessage() {}
 
 func (x *PlaceOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[4]
+	mi := &file_weir_order_v1_order_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +786,7 @@ func (x *PlaceOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderResponse.ProtoReflect.Descriptor instead.
 func (*PlaceOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{4}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PlaceOrderResponse) GetOrder() *Order {
@@ -599,7 +818,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[5]
+	mi := &file_weir_order_v1_order_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +830,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[5]
+	mi := &file_weir_order_v1_order_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +843,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{5}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetOrderRequest) GetOrderId() string {
@@ -661,7 +880,7 @@ type GetOrderResponse struct {
 
 func (x *GetOrderResponse) Reset() {
 	*x = GetOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[6]
+	mi := &file_weir_order_v1_order_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -673,7 +892,7 @@ func (x *GetOrderResponse) String() string {
 func (*GetOrderResponse) ProtoMessage() {}
 
 func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[6]
+	mi := &file_weir_order_v1_order_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -686,7 +905,7 @@ func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderResponse.ProtoReflect.Descriptor instead.
 func (*GetOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{6}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetOrderResponse) GetOrder() *Order {
@@ -724,7 +943,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[7]
+	mi := &file_weir_order_v1_order_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +955,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[7]
+	mi := &file_weir_order_v1_order_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +968,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{7}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListOrdersRequest) GetUserId() string {
@@ -809,7 +1028,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[8]
+	mi := &file_weir_order_v1_order_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +1040,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[8]
+	mi := &file_weir_order_v1_order_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +1053,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{8}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -873,7 +1092,7 @@ type CancelOrderRequest struct {
 
 func (x *CancelOrderRequest) Reset() {
 	*x = CancelOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[9]
+	mi := &file_weir_order_v1_order_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +1104,7 @@ func (x *CancelOrderRequest) String() string {
 func (*CancelOrderRequest) ProtoMessage() {}
 
 func (x *CancelOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[9]
+	mi := &file_weir_order_v1_order_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1117,7 @@ func (x *CancelOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrderRequest.ProtoReflect.Descriptor instead.
 func (*CancelOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{9}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CancelOrderRequest) GetRequestId() string {
@@ -935,7 +1154,7 @@ type CancelOrderResponse struct {
 
 func (x *CancelOrderResponse) Reset() {
 	*x = CancelOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[10]
+	mi := &file_weir_order_v1_order_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1166,7 @@ func (x *CancelOrderResponse) String() string {
 func (*CancelOrderResponse) ProtoMessage() {}
 
 func (x *CancelOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[10]
+	mi := &file_weir_order_v1_order_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1179,7 @@ func (x *CancelOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrderResponse.ProtoReflect.Descriptor instead.
 func (*CancelOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{10}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CancelOrderResponse) GetOrder() *Order {
@@ -992,7 +1211,7 @@ type WatchOrderRequest struct {
 
 func (x *WatchOrderRequest) Reset() {
 	*x = WatchOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[11]
+	mi := &file_weir_order_v1_order_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1223,7 @@ func (x *WatchOrderRequest) String() string {
 func (*WatchOrderRequest) ProtoMessage() {}
 
 func (x *WatchOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[11]
+	mi := &file_weir_order_v1_order_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1236,7 @@ func (x *WatchOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrderRequest.ProtoReflect.Descriptor instead.
 func (*WatchOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{11}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchOrderRequest) GetOrderId() string {
@@ -1054,7 +1273,7 @@ type WatchOrderResponse struct {
 
 func (x *WatchOrderResponse) Reset() {
 	*x = WatchOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[12]
+	mi := &file_weir_order_v1_order_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1285,7 @@ func (x *WatchOrderResponse) String() string {
 func (*WatchOrderResponse) ProtoMessage() {}
 
 func (x *WatchOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[12]
+	mi := &file_weir_order_v1_order_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1298,7 @@ func (x *WatchOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrderResponse.ProtoReflect.Descriptor instead.
 func (*WatchOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{12}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchOrderResponse) GetOrder() *Order {
@@ -1103,7 +1322,20 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\x19weir/order/v1/order.proto\x12\rweir.order.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17weir/type/v1/type.proto\"f\n" +
 	"\vItemRequest\x12.\n" +
 	"\x03sku\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\x03sku\x12'\n" +
-	"\bquantity\x18\x02 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x01R\bquantity\"\xcd\x02\n" +
+	"\bquantity\x18\x02 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x01R\bquantity\"\x84\x02\n" +
+	"\x0fShippingAddress\x12(\n" +
+	"\trecipient\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\xc8\x01R\trecipient\x12)\n" +
+	"\x05lines\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\x05\"\ar\x05 \x01(\xc8\x01R\x05lines\x12(\n" +
+	"\vpostal_code\x18\x03 \x01(\tB\a\xbaH\x04r\x02( R\n" +
+	"postalCode\x12\x1b\n" +
+	"\x04city\x18\x04 \x01(\tB\a\xbaH\x04r\x02(dR\x04city\x12\x1f\n" +
+	"\x06region\x18\x05 \x01(\tB\a\xbaH\x04r\x02(dR\x06region\x124\n" +
+	"\fcountry_code\x18\x06 \x01(\tB\x11\xbaH\x0er\f2\n" +
+	"^[A-Z]{2}$R\vcountryCode\"\x80\x01\n" +
+	"\aContact\x12B\n" +
+	"\x05email\x18\x01 \x01(\tB,\xbaH)r'(\xfe\x012\"^([^@\\x00-\\x20]+@[^@\\x00-\\x20]+)?$R\x05email\x121\n" +
+	"\x05phone\x18\x02 \x01(\tB\x1b\xbaH\x18r\x162\x14^[0-9+. ()/-]{0,32}$R\x05phone\"\xcd\x02\n" +
 	"\tOrderItem\x12\x10\n" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x1a\n" +
 	"\bquantity\x18\x02 \x01(\x03R\bquantity\x12\x14\n" +
@@ -1115,7 +1347,7 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\x03tax\x18\a \x01(\v2\x13.weir.type.v1.MoneyR\x03tax\x12 \n" +
 	"\ftax_rate_bps\x18\b \x01(\x05R\n" +
 	"taxRateBps\x12!\n" +
-	"\ftax_included\x18\t \x01(\bR\vtaxIncluded\"\xab\x05\n" +
+	"\ftax_included\x18\t \x01(\bR\vtaxIncluded\"\xda\x06\n" +
 	"\x05Order\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x122\n" +
@@ -1136,7 +1368,10 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"couponCode\x12/\n" +
 	"\bsubtotal\x18\x0e \x01(\v2\x13.weir.type.v1.MoneyR\bsubtotal\x12/\n" +
 	"\bdiscount\x18\x0f \x01(\v2\x13.weir.type.v1.MoneyR\bdiscount\x12%\n" +
-	"\x03tax\x18\x10 \x01(\v2\x13.weir.type.v1.MoneyR\x03tax\"\xea\x02\n" +
+	"\x03tax\x18\x10 \x01(\v2\x13.weir.type.v1.MoneyR\x03tax\x12I\n" +
+	"\x10shipping_address\x18( \x01(\v2\x1e.weir.order.v1.ShippingAddressR\x0fshippingAddress\x120\n" +
+	"\acontact\x18) \x01(\v2\x16.weir.order.v1.ContactR\acontact\x120\n" +
+	"\x14personal_data_erased\x18* \x01(\bR\x12personalDataErased\"\xe7\x03\n" +
 	"\x11PlaceOrderRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x128\n" +
@@ -1147,7 +1382,10 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\vcampaign_id\x18\x06 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\n" +
 	"campaignId\x12@\n" +
 	"\vcoupon_code\x18\a \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\n" +
-	"couponCode\"t\n" +
+	"couponCode\x12I\n" +
+	"\x10shipping_address\x18\n" +
+	" \x01(\v2\x1e.weir.order.v1.ShippingAddressR\x0fshippingAddress\x120\n" +
+	"\acontact\x18\v \x01(\v2\x16.weir.order.v1.ContactR\acontact\"t\n" +
 	"\x12PlaceOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
 	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xbb\x01\n" +
@@ -1190,12 +1428,20 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"waitBudget\"w\n" +
 	"\x12WatchOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x125\n" +
-	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness*\x83\x01\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness*\xd1\x02\n" +
 	"\vOrderStatus\x12\x1c\n" +
 	"\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cORDER_STATUS_PENDING_PAYMENT\x10\x01\x12\x1a\n" +
 	"\x16ORDER_STATUS_CANCELLED\x10\x02\x12\x18\n" +
-	"\x14ORDER_STATUS_EXPIRED\x10\x032\xbb\x03\n" +
+	"\x14ORDER_STATUS_EXPIRED\x10\x03\x12\x15\n" +
+	"\x11ORDER_STATUS_PAID\x10\x04\x12\"\n" +
+	"\x1eORDER_STATUS_PARTIALLY_SHIPPED\x10\x05\x12\x18\n" +
+	"\x14ORDER_STATUS_SHIPPED\x10\x06\x12\x1a\n" +
+	"\x16ORDER_STATUS_DELIVERED\x10\a\x12\x19\n" +
+	"\x15ORDER_STATUS_RETURNED\x10\b\x12\x1b\n" +
+	"\x17ORDER_STATUS_AUTHORIZED\x10\t\x12#\n" +
+	"\x1fORDER_STATUS_PAYMENT_PROCESSING\x10\n" +
+	"2\xbb\x03\n" +
 	"\fOrderService\x12Q\n" +
 	"\n" +
 	"PlaceOrder\x12 .weir.order.v1.PlaceOrderRequest\x1a!.weir.order.v1.PlaceOrderResponse\x12P\n" +
@@ -1219,76 +1465,82 @@ func file_weir_order_v1_order_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_order_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_order_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_weir_order_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_weir_order_v1_order_proto_goTypes = []any{
 	(OrderStatus)(0),              // 0: weir.order.v1.OrderStatus
 	(*ItemRequest)(nil),           // 1: weir.order.v1.ItemRequest
-	(*OrderItem)(nil),             // 2: weir.order.v1.OrderItem
-	(*Order)(nil),                 // 3: weir.order.v1.Order
-	(*PlaceOrderRequest)(nil),     // 4: weir.order.v1.PlaceOrderRequest
-	(*PlaceOrderResponse)(nil),    // 5: weir.order.v1.PlaceOrderResponse
-	(*GetOrderRequest)(nil),       // 6: weir.order.v1.GetOrderRequest
-	(*GetOrderResponse)(nil),      // 7: weir.order.v1.GetOrderResponse
-	(*ListOrdersRequest)(nil),     // 8: weir.order.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),    // 9: weir.order.v1.ListOrdersResponse
-	(*CancelOrderRequest)(nil),    // 10: weir.order.v1.CancelOrderRequest
-	(*CancelOrderResponse)(nil),   // 11: weir.order.v1.CancelOrderResponse
-	(*WatchOrderRequest)(nil),     // 12: weir.order.v1.WatchOrderRequest
-	(*WatchOrderResponse)(nil),    // 13: weir.order.v1.WatchOrderResponse
-	(*v1.Money)(nil),              // 14: weir.type.v1.Money
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*v1.Revision)(nil),           // 16: weir.type.v1.Revision
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*v1.Freshness)(nil),          // 18: weir.type.v1.Freshness
+	(*ShippingAddress)(nil),       // 2: weir.order.v1.ShippingAddress
+	(*Contact)(nil),               // 3: weir.order.v1.Contact
+	(*OrderItem)(nil),             // 4: weir.order.v1.OrderItem
+	(*Order)(nil),                 // 5: weir.order.v1.Order
+	(*PlaceOrderRequest)(nil),     // 6: weir.order.v1.PlaceOrderRequest
+	(*PlaceOrderResponse)(nil),    // 7: weir.order.v1.PlaceOrderResponse
+	(*GetOrderRequest)(nil),       // 8: weir.order.v1.GetOrderRequest
+	(*GetOrderResponse)(nil),      // 9: weir.order.v1.GetOrderResponse
+	(*ListOrdersRequest)(nil),     // 10: weir.order.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),    // 11: weir.order.v1.ListOrdersResponse
+	(*CancelOrderRequest)(nil),    // 12: weir.order.v1.CancelOrderRequest
+	(*CancelOrderResponse)(nil),   // 13: weir.order.v1.CancelOrderResponse
+	(*WatchOrderRequest)(nil),     // 14: weir.order.v1.WatchOrderRequest
+	(*WatchOrderResponse)(nil),    // 15: weir.order.v1.WatchOrderResponse
+	(*v1.Money)(nil),              // 16: weir.type.v1.Money
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*v1.Revision)(nil),           // 18: weir.type.v1.Revision
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*v1.Freshness)(nil),          // 20: weir.type.v1.Freshness
 }
 var file_weir_order_v1_order_proto_depIdxs = []int32{
-	14, // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
-	14, // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
-	14, // 2: weir.order.v1.OrderItem.discount:type_name -> weir.type.v1.Money
-	14, // 3: weir.order.v1.OrderItem.tax:type_name -> weir.type.v1.Money
+	16, // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
+	16, // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
+	16, // 2: weir.order.v1.OrderItem.discount:type_name -> weir.type.v1.Money
+	16, // 3: weir.order.v1.OrderItem.tax:type_name -> weir.type.v1.Money
 	0,  // 4: weir.order.v1.Order.status:type_name -> weir.order.v1.OrderStatus
-	2,  // 5: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
-	14, // 6: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
-	15, // 7: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
-	15, // 8: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
-	15, // 9: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
-	16, // 10: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
-	14, // 11: weir.order.v1.Order.subtotal:type_name -> weir.type.v1.Money
-	14, // 12: weir.order.v1.Order.discount:type_name -> weir.type.v1.Money
-	14, // 13: weir.order.v1.Order.tax:type_name -> weir.type.v1.Money
-	1,  // 14: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
-	3,  // 15: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
-	16, // 16: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
-	16, // 17: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 18: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	3,  // 19: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
-	18, // 20: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	0,  // 21: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
-	16, // 22: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 23: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
-	3,  // 24: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
-	18, // 25: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
-	3,  // 26: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
-	16, // 27: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
-	16, // 28: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 29: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	3,  // 30: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
-	18, // 31: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	4,  // 32: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
-	6,  // 33: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
-	8,  // 34: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
-	10, // 35: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
-	12, // 36: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
-	5,  // 37: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
-	7,  // 38: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
-	9,  // 39: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
-	11, // 40: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
-	13, // 41: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
-	37, // [37:42] is the sub-list for method output_type
-	32, // [32:37] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	4,  // 5: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
+	16, // 6: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
+	17, // 7: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
+	17, // 8: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
+	17, // 9: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
+	18, // 10: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
+	16, // 11: weir.order.v1.Order.subtotal:type_name -> weir.type.v1.Money
+	16, // 12: weir.order.v1.Order.discount:type_name -> weir.type.v1.Money
+	16, // 13: weir.order.v1.Order.tax:type_name -> weir.type.v1.Money
+	2,  // 14: weir.order.v1.Order.shipping_address:type_name -> weir.order.v1.ShippingAddress
+	3,  // 15: weir.order.v1.Order.contact:type_name -> weir.order.v1.Contact
+	1,  // 16: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
+	2,  // 17: weir.order.v1.PlaceOrderRequest.shipping_address:type_name -> weir.order.v1.ShippingAddress
+	3,  // 18: weir.order.v1.PlaceOrderRequest.contact:type_name -> weir.order.v1.Contact
+	5,  // 19: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
+	18, // 20: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
+	18, // 21: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	19, // 22: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	5,  // 23: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
+	20, // 24: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	0,  // 25: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
+	18, // 26: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
+	19, // 27: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
+	5,  // 28: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
+	20, // 29: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
+	5,  // 30: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
+	18, // 31: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
+	18, // 32: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	19, // 33: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	5,  // 34: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
+	20, // 35: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	6,  // 36: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
+	8,  // 37: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
+	10, // 38: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
+	12, // 39: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
+	14, // 40: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
+	7,  // 41: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
+	9,  // 42: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
+	11, // 43: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
+	13, // 44: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
+	15, // 45: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
+	41, // [41:46] is the sub-list for method output_type
+	36, // [36:41] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_weir_order_v1_order_proto_init() }
@@ -1302,7 +1554,7 @@ func file_weir_order_v1_order_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_order_v1_order_proto_rawDesc), len(file_weir_order_v1_order_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -144,16 +144,18 @@ type OrderPlaced struct {
 	TotalMinor int64 `protobuf:"varint,3,opt,name=total_minor,json=totalMinor,proto3" json:"total_minor,omitempty"`
 	// Log time at which it expires unpaid, nanoseconds since the Unix epoch.
 	PayByUnixNano int64 `protobuf:"varint,4,opt,name=pay_by_unix_nano,json=payByUnixNano,proto3" json:"pay_by_unix_nano,omitempty"`
-	// Note, sealed under the user's key. Empty when there is none.
+	// Note, sealed under the user's key. Orders of today have it in sealed_personal.
 	SealedNote []byte `protobuf:"bytes,5,opt,name=sealed_note,json=sealedNote,proto3" json:"sealed_note,omitempty"`
 	// Stock key that the units were taken of when the order is a campaign's: SKU@CAMPAIGN. Empty means each line's SKU.
 	Pool string `protobuf:"bytes,10,opt,name=pool,proto3" json:"pool,omitempty"`
 	// Coupon that was redeemed; empty for none.
 	CouponCode string `protobuf:"bytes,11,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
 	// Stock key that one unit was taken of for the coupon. Empty when its redemptions are not limited in all.
-	CouponPool    string `protobuf:"bytes,12,opt,name=coupon_pool,json=couponPool,proto3" json:"coupon_pool,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CouponPool string `protobuf:"bytes,12,opt,name=coupon_pool,json=couponPool,proto3" json:"coupon_pool,omitempty"`
+	// A weir.personal.v1.Personal, sealed under the user's key. Empty when nothing personal was given.
+	SealedPersonal []byte `protobuf:"bytes,20,opt,name=sealed_personal,json=sealedPersonal,proto3" json:"sealed_personal,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *OrderPlaced) Reset() {
@@ -242,10 +244,17 @@ func (x *OrderPlaced) GetCouponPool() string {
 	return ""
 }
 
-// UnitsReleased are units that an ended order gave back.
+func (x *OrderPlaced) GetSealedPersonal() []byte {
+	if x != nil {
+		return x.SealedPersonal
+	}
+	return nil
+}
+
+// UnitsReleased are units of one account or SKU: what an ended order gave back, what was sold, shipped or returned.
 type UnitsReleased struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Stock key of the account that they went back to: a SKU, SKU@CAMPAIGN, or a coupon's.
+	// SKU of a line that was shipped or returns; else the stock key of the account: a SKU, SKU@CAMPAIGN, or a coupon's.
 	Sku string `protobuf:"bytes,1,opt,name=sku,proto3" json:"sku,omitempty"`
 	// Units, at least 1.
 	Units         int64 `protobuf:"varint,2,opt,name=units,proto3" json:"units,omitempty"`
@@ -306,6 +315,8 @@ type OrderCancelled struct {
 	By string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
 	// Units given back.
 	Released []*UnitsReleased `protobuf:"bytes,3,rep,name=released,proto3" json:"released,omitempty"`
+	// Units given back that were sold already.
+	Unsold []*UnitsReleased `protobuf:"bytes,4,rep,name=unsold,proto3" json:"unsold,omitempty"`
 	// Coupon whose redemption was given back; empty for none.
 	CouponCode    string `protobuf:"bytes,10,opt,name=coupon_code,json=couponCode,proto3" json:"coupon_code,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -359,6 +370,13 @@ func (x *OrderCancelled) GetBy() string {
 func (x *OrderCancelled) GetReleased() []*UnitsReleased {
 	if x != nil {
 		return x.Released
+	}
+	return nil
+}
+
+func (x *OrderCancelled) GetUnsold() []*UnitsReleased {
+	if x != nil {
+		return x.Unsold
 	}
 	return nil
 }
@@ -425,6 +443,62 @@ func (x *OrderExpired) GetCouponCode() string {
 	return ""
 }
 
+// UserErased: a user's key is destroyed from here on, and with it the personal data of every order before. Whatever the
+// lane places after this is sealed under another key. The aggregate is the user.
+type UserErased struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the key.
+	KeyId uint64 `protobuf:"varint,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Subject of the token that asked for it.
+	By            string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UserErased) Reset() {
+	*x = UserErased{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UserErased) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UserErased) ProtoMessage() {}
+
+func (x *UserErased) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UserErased.ProtoReflect.Descriptor instead.
+func (*UserErased) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *UserErased) GetKeyId() uint64 {
+	if x != nil {
+		return x.KeyId
+	}
+	return 0
+}
+
+func (x *UserErased) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
 // ProductPut: a product was created or changed. The aggregate is the SKU.
 type ProductPut struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -444,7 +518,7 @@ type ProductPut struct {
 
 func (x *ProductPut) Reset() {
 	*x = ProductPut{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[5]
+	mi := &file_weir_event_v1_event_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +530,7 @@ func (x *ProductPut) String() string {
 func (*ProductPut) ProtoMessage() {}
 
 func (x *ProductPut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[5]
+	mi := &file_weir_event_v1_event_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +543,7 @@ func (x *ProductPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProductPut.ProtoReflect.Descriptor instead.
 func (*ProductPut) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{5}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProductPut) GetTitle() string {
@@ -520,7 +594,7 @@ type StockReceived struct {
 
 func (x *StockReceived) Reset() {
 	*x = StockReceived{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[6]
+	mi := &file_weir_event_v1_event_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -532,7 +606,7 @@ func (x *StockReceived) String() string {
 func (*StockReceived) ProtoMessage() {}
 
 func (x *StockReceived) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[6]
+	mi := &file_weir_event_v1_event_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -545,7 +619,7 @@ func (x *StockReceived) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReceived.ProtoReflect.Descriptor instead.
 func (*StockReceived) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{6}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StockReceived) GetUnits() int64 {
@@ -577,7 +651,7 @@ type StockGranted struct {
 
 func (x *StockGranted) Reset() {
 	*x = StockGranted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[7]
+	mi := &file_weir_event_v1_event_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +663,7 @@ func (x *StockGranted) String() string {
 func (*StockGranted) ProtoMessage() {}
 
 func (x *StockGranted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[7]
+	mi := &file_weir_event_v1_event_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +676,7 @@ func (x *StockGranted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockGranted.ProtoReflect.Descriptor instead.
 func (*StockGranted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{7}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StockGranted) GetToLane() uint32 {
@@ -641,7 +715,7 @@ type StockAllotted struct {
 
 func (x *StockAllotted) Reset() {
 	*x = StockAllotted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[8]
+	mi := &file_weir_event_v1_event_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -653,7 +727,7 @@ func (x *StockAllotted) String() string {
 func (*StockAllotted) ProtoMessage() {}
 
 func (x *StockAllotted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[8]
+	mi := &file_weir_event_v1_event_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -666,7 +740,7 @@ func (x *StockAllotted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockAllotted.ProtoReflect.Descriptor instead.
 func (*StockAllotted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{8}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StockAllotted) GetHomeLane() uint32 {
@@ -705,7 +779,7 @@ type StockReturned struct {
 
 func (x *StockReturned) Reset() {
 	*x = StockReturned{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[9]
+	mi := &file_weir_event_v1_event_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +791,7 @@ func (x *StockReturned) String() string {
 func (*StockReturned) ProtoMessage() {}
 
 func (x *StockReturned) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[9]
+	mi := &file_weir_event_v1_event_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +804,7 @@ func (x *StockReturned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReturned.ProtoReflect.Descriptor instead.
 func (*StockReturned) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{9}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StockReturned) GetHomeLane() uint32 {
@@ -769,7 +843,7 @@ type StockReclaimed struct {
 
 func (x *StockReclaimed) Reset() {
 	*x = StockReclaimed{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[10]
+	mi := &file_weir_event_v1_event_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +855,7 @@ func (x *StockReclaimed) String() string {
 func (*StockReclaimed) ProtoMessage() {}
 
 func (x *StockReclaimed) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[10]
+	mi := &file_weir_event_v1_event_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +868,7 @@ func (x *StockReclaimed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReclaimed.ProtoReflect.Descriptor instead.
 func (*StockReclaimed) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{10}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StockReclaimed) GetFromLane() uint32 {
@@ -841,7 +915,7 @@ type CampaignPut struct {
 
 func (x *CampaignPut) Reset() {
 	*x = CampaignPut{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[11]
+	mi := &file_weir_event_v1_event_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +927,7 @@ func (x *CampaignPut) String() string {
 func (*CampaignPut) ProtoMessage() {}
 
 func (x *CampaignPut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[11]
+	mi := &file_weir_event_v1_event_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +940,7 @@ func (x *CampaignPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignPut.ProtoReflect.Descriptor instead.
 func (*CampaignPut) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{11}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CampaignPut) GetCurrencyCode() string {
@@ -929,7 +1003,7 @@ type PoolFilled struct {
 
 func (x *PoolFilled) Reset() {
 	*x = PoolFilled{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[12]
+	mi := &file_weir_event_v1_event_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1015,7 @@ func (x *PoolFilled) String() string {
 func (*PoolFilled) ProtoMessage() {}
 
 func (x *PoolFilled) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[12]
+	mi := &file_weir_event_v1_event_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1028,7 @@ func (x *PoolFilled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolFilled.ProtoReflect.Descriptor instead.
 func (*PoolFilled) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{12}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PoolFilled) GetUnits() int64 {
@@ -975,7 +1049,7 @@ type PoolDrained struct {
 
 func (x *PoolDrained) Reset() {
 	*x = PoolDrained{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[13]
+	mi := &file_weir_event_v1_event_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1061,7 @@ func (x *PoolDrained) String() string {
 func (*PoolDrained) ProtoMessage() {}
 
 func (x *PoolDrained) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[13]
+	mi := &file_weir_event_v1_event_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1074,7 @@ func (x *PoolDrained) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolDrained.ProtoReflect.Descriptor instead.
 func (*PoolDrained) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{13}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PoolDrained) GetUnits() int64 {
@@ -1037,7 +1111,7 @@ type CouponPut struct {
 
 func (x *CouponPut) Reset() {
 	*x = CouponPut{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[14]
+	mi := &file_weir_event_v1_event_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1123,7 @@ func (x *CouponPut) String() string {
 func (*CouponPut) ProtoMessage() {}
 
 func (x *CouponPut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[14]
+	mi := &file_weir_event_v1_event_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1136,7 @@ func (x *CouponPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CouponPut.ProtoReflect.Descriptor instead.
 func (*CouponPut) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{14}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CouponPut) GetKind() uint32 {
@@ -1128,6 +1202,1304 @@ func (x *CouponPut) GetUsesMax() int64 {
 	return 0
 }
 
+// PaymentStarted: an order is to be paid: the half message. The provider is asked to authorize it under the payment's id. The aggregate
+// is the order, as of all events that follow.
+type PaymentStarted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment: "<order id>-p<number>".
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// Name of the provider.
+	Provider string `protobuf:"bytes,2,opt,name=provider,proto3" json:"provider,omitempty"`
+	// Way to pay, as the provider names it.
+	Method string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	// ISO 4217 code of the amount.
+	CurrencyCode string `protobuf:"bytes,4,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Amount to be paid, in minor units.
+	AmountMinor int64 `protobuf:"varint,5,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// Subject of the token that asked for it.
+	By            string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentStarted) Reset() {
+	*x = PaymentStarted{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentStarted) ProtoMessage() {}
+
+func (x *PaymentStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentStarted.ProtoReflect.Descriptor instead.
+func (*PaymentStarted) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *PaymentStarted) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *PaymentStarted) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *PaymentStarted) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *PaymentStarted) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *PaymentStarted) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *PaymentStarted) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// PaymentAuthorized: the money is held.
+type PaymentAuthorized struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// ISO 4217 code of the amount.
+	CurrencyCode string `protobuf:"bytes,2,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Amount that is held, in minor units.
+	AmountMinor   int64 `protobuf:"varint,3,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentAuthorized) Reset() {
+	*x = PaymentAuthorized{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentAuthorized) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentAuthorized) ProtoMessage() {}
+
+func (x *PaymentAuthorized) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentAuthorized.ProtoReflect.Descriptor instead.
+func (*PaymentAuthorized) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PaymentAuthorized) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *PaymentAuthorized) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *PaymentAuthorized) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+// PaymentCaptureRequested: the provider is to be asked for the money that is held.
+type PaymentCaptureRequested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// Name of the provider.
+	Provider string `protobuf:"bytes,2,opt,name=provider,proto3" json:"provider,omitempty"`
+	// ISO 4217 code of the amount.
+	CurrencyCode string `protobuf:"bytes,3,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Amount to be captured, in minor units.
+	AmountMinor int64 `protobuf:"varint,4,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// Subject of the token that asked for it; empty for the system.
+	By            string `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentCaptureRequested) Reset() {
+	*x = PaymentCaptureRequested{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentCaptureRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentCaptureRequested) ProtoMessage() {}
+
+func (x *PaymentCaptureRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentCaptureRequested.ProtoReflect.Descriptor instead.
+func (*PaymentCaptureRequested) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PaymentCaptureRequested) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *PaymentCaptureRequested) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *PaymentCaptureRequested) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *PaymentCaptureRequested) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *PaymentCaptureRequested) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// PaymentCaptured: the order is paid; its reserved units are sold.
+type PaymentCaptured struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// ISO 4217 code of the amount.
+	CurrencyCode string `protobuf:"bytes,2,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Amount that was taken, in minor units.
+	AmountMinor int64 `protobuf:"varint,3,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// Units that are sold.
+	Sold          []*UnitsReleased `protobuf:"bytes,4,rep,name=sold,proto3" json:"sold,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentCaptured) Reset() {
+	*x = PaymentCaptured{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentCaptured) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentCaptured) ProtoMessage() {}
+
+func (x *PaymentCaptured) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentCaptured.ProtoReflect.Descriptor instead.
+func (*PaymentCaptured) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PaymentCaptured) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *PaymentCaptured) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *PaymentCaptured) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *PaymentCaptured) GetSold() []*UnitsReleased {
+	if x != nil {
+		return x.Sold
+	}
+	return nil
+}
+
+// PaymentDeclined: there will be no money from this payment.
+type PaymentDeclined struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// The provider's code.
+	Code string `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	// The provider's message.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentDeclined) Reset() {
+	*x = PaymentDeclined{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentDeclined) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentDeclined) ProtoMessage() {}
+
+func (x *PaymentDeclined) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentDeclined.ProtoReflect.Descriptor instead.
+func (*PaymentDeclined) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PaymentDeclined) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *PaymentDeclined) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *PaymentDeclined) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// PaymentBecameUnknown: the provider was asked and its answer was lost; it is asked again until it is known.
+type PaymentBecameUnknown struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId     string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentBecameUnknown) Reset() {
+	*x = PaymentBecameUnknown{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentBecameUnknown) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentBecameUnknown) ProtoMessage() {}
+
+func (x *PaymentBecameUnknown) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentBecameUnknown.ProtoReflect.Descriptor instead.
+func (*PaymentBecameUnknown) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PaymentBecameUnknown) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+// PaymentVoidRequested: the provider is to be asked to let the money go.
+type PaymentVoidRequested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// Name of the provider.
+	Provider string `protobuf:"bytes,2,opt,name=provider,proto3" json:"provider,omitempty"`
+	// Why, for people to read.
+	Why string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	// Subject of the token that asked for it; empty for the system.
+	By            string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentVoidRequested) Reset() {
+	*x = PaymentVoidRequested{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentVoidRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentVoidRequested) ProtoMessage() {}
+
+func (x *PaymentVoidRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentVoidRequested.ProtoReflect.Descriptor instead.
+func (*PaymentVoidRequested) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PaymentVoidRequested) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *PaymentVoidRequested) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *PaymentVoidRequested) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *PaymentVoidRequested) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// PaymentVoided: the money was let go.
+type PaymentVoided struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId     string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentVoided) Reset() {
+	*x = PaymentVoided{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentVoided) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentVoided) ProtoMessage() {}
+
+func (x *PaymentVoided) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentVoided.ProtoReflect.Descriptor instead.
+func (*PaymentVoided) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PaymentVoided) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+// RefundStarted: the provider is to be asked to give money back, under the refund's id.
+type RefundStarted struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Refund: "<payment id>-r<number>".
+	RefundId string `protobuf:"bytes,1,opt,name=refund_id,json=refundId,proto3" json:"refund_id,omitempty"`
+	// Payment whose money it is.
+	PaymentId string `protobuf:"bytes,2,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// Name of the provider.
+	Provider string `protobuf:"bytes,3,opt,name=provider,proto3" json:"provider,omitempty"`
+	// ISO 4217 code of the amount.
+	CurrencyCode string `protobuf:"bytes,4,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Amount to give back, in minor units.
+	AmountMinor int64 `protobuf:"varint,5,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// Why, for people to read.
+	Reason string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Return that it is for; empty for none.
+	ReturnId string `protobuf:"bytes,7,opt,name=return_id,json=returnId,proto3" json:"return_id,omitempty"`
+	// Subject of the token that asked for it; empty for the system.
+	By            string `protobuf:"bytes,8,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefundStarted) Reset() {
+	*x = RefundStarted{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefundStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefundStarted) ProtoMessage() {}
+
+func (x *RefundStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefundStarted.ProtoReflect.Descriptor instead.
+func (*RefundStarted) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RefundStarted) GetRefundId() string {
+	if x != nil {
+		return x.RefundId
+	}
+	return ""
+}
+
+func (x *RefundStarted) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *RefundStarted) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *RefundStarted) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *RefundStarted) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *RefundStarted) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RefundStarted) GetReturnId() string {
+	if x != nil {
+		return x.ReturnId
+	}
+	return ""
+}
+
+func (x *RefundStarted) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// PaymentRefunded: money went back.
+type PaymentRefunded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Refund.
+	RefundId string `protobuf:"bytes,1,opt,name=refund_id,json=refundId,proto3" json:"refund_id,omitempty"`
+	// ISO 4217 code of the amount.
+	CurrencyCode string `protobuf:"bytes,2,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Amount that went back, in minor units.
+	AmountMinor   int64 `protobuf:"varint,3,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PaymentRefunded) Reset() {
+	*x = PaymentRefunded{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PaymentRefunded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PaymentRefunded) ProtoMessage() {}
+
+func (x *PaymentRefunded) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PaymentRefunded.ProtoReflect.Descriptor instead.
+func (*PaymentRefunded) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PaymentRefunded) GetRefundId() string {
+	if x != nil {
+		return x.RefundId
+	}
+	return ""
+}
+
+func (x *PaymentRefunded) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *PaymentRefunded) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+// RefundFailed: money did not go back.
+type RefundFailed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Refund.
+	RefundId string `protobuf:"bytes,1,opt,name=refund_id,json=refundId,proto3" json:"refund_id,omitempty"`
+	// The provider's code.
+	Code          string `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefundFailed) Reset() {
+	*x = RefundFailed{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefundFailed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefundFailed) ProtoMessage() {}
+
+func (x *RefundFailed) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefundFailed.ProtoReflect.Descriptor instead.
+func (*RefundFailed) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RefundFailed) GetRefundId() string {
+	if x != nil {
+		return x.RefundId
+	}
+	return ""
+}
+
+func (x *RefundFailed) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+// StrayPaymentFound: money was taken without an order that waits for it, or of the wrong amount. A RefundStarted follows.
+type StrayPaymentFound struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// Name of the provider.
+	Provider string `protobuf:"bytes,2,opt,name=provider,proto3" json:"provider,omitempty"`
+	// ISO 4217 code of the amount.
+	CurrencyCode string `protobuf:"bytes,3,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
+	// Amount that was taken, in minor units.
+	AmountMinor int64 `protobuf:"varint,4,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
+	// Why it is stray, for people to read.
+	Why           string `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StrayPaymentFound) Reset() {
+	*x = StrayPaymentFound{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StrayPaymentFound) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StrayPaymentFound) ProtoMessage() {}
+
+func (x *StrayPaymentFound) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StrayPaymentFound.ProtoReflect.Descriptor instead.
+func (*StrayPaymentFound) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *StrayPaymentFound) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *StrayPaymentFound) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *StrayPaymentFound) GetCurrencyCode() string {
+	if x != nil {
+		return x.CurrencyCode
+	}
+	return ""
+}
+
+func (x *StrayPaymentFound) GetAmountMinor() int64 {
+	if x != nil {
+		return x.AmountMinor
+	}
+	return 0
+}
+
+func (x *StrayPaymentFound) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+// ItemsShipped: units of an order left.
+type ItemsShipped struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shipment: "<order id>-s<number>".
+	ShipmentId string `protobuf:"bytes,1,opt,name=shipment_id,json=shipmentId,proto3" json:"shipment_id,omitempty"`
+	// Units that left, by SKU of the order's lines.
+	Lines []*UnitsReleased `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	// Carrier.
+	Carrier string `protobuf:"bytes,3,opt,name=carrier,proto3" json:"carrier,omitempty"`
+	// Number to track it by.
+	Tracking string `protobuf:"bytes,4,opt,name=tracking,proto3" json:"tracking,omitempty"`
+	// Subject of the token that said so.
+	By            string `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ItemsShipped) Reset() {
+	*x = ItemsShipped{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ItemsShipped) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ItemsShipped) ProtoMessage() {}
+
+func (x *ItemsShipped) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ItemsShipped.ProtoReflect.Descriptor instead.
+func (*ItemsShipped) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ItemsShipped) GetShipmentId() string {
+	if x != nil {
+		return x.ShipmentId
+	}
+	return ""
+}
+
+func (x *ItemsShipped) GetLines() []*UnitsReleased {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *ItemsShipped) GetCarrier() string {
+	if x != nil {
+		return x.Carrier
+	}
+	return ""
+}
+
+func (x *ItemsShipped) GetTracking() string {
+	if x != nil {
+		return x.Tracking
+	}
+	return ""
+}
+
+func (x *ItemsShipped) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// ShipmentDelivered: a shipment arrived.
+type ShipmentDelivered struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Shipment.
+	ShipmentId string `protobuf:"bytes,1,opt,name=shipment_id,json=shipmentId,proto3" json:"shipment_id,omitempty"`
+	// Subject of the token that said so.
+	By            string `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShipmentDelivered) Reset() {
+	*x = ShipmentDelivered{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShipmentDelivered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShipmentDelivered) ProtoMessage() {}
+
+func (x *ShipmentDelivered) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShipmentDelivered.ProtoReflect.Descriptor instead.
+func (*ShipmentDelivered) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ShipmentDelivered) GetShipmentId() string {
+	if x != nil {
+		return x.ShipmentId
+	}
+	return ""
+}
+
+func (x *ShipmentDelivered) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// ReturnRequested: units of an order come back.
+type ReturnRequested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Return: "<order id>-t<number>".
+	ReturnId string `protobuf:"bytes,1,opt,name=return_id,json=returnId,proto3" json:"return_id,omitempty"`
+	// Units that come back, by SKU of the order's lines.
+	Lines []*UnitsReleased `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	// Why, for people to read.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Subject of the token that asked for it.
+	By            string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnRequested) Reset() {
+	*x = ReturnRequested{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnRequested) ProtoMessage() {}
+
+func (x *ReturnRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnRequested.ProtoReflect.Descriptor instead.
+func (*ReturnRequested) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReturnRequested) GetReturnId() string {
+	if x != nil {
+		return x.ReturnId
+	}
+	return ""
+}
+
+func (x *ReturnRequested) GetLines() []*UnitsReleased {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *ReturnRequested) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReturnRequested) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// ReturnReceived: a return came in; its restocked units went back to the lane's allotments.
+type ReturnReceived struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Return.
+	ReturnId string `protobuf:"bytes,1,opt,name=return_id,json=returnId,proto3" json:"return_id,omitempty"`
+	// Units that can be sold again, by the key of their account.
+	Restocked []*UnitsReleased `protobuf:"bytes,2,rep,name=restocked,proto3" json:"restocked,omitempty"`
+	// Subject of the token that said so.
+	By            string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReturnReceived) Reset() {
+	*x = ReturnReceived{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReturnReceived) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReturnReceived) ProtoMessage() {}
+
+func (x *ReturnReceived) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReturnReceived.ProtoReflect.Descriptor instead.
+func (*ReturnReceived) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ReturnReceived) GetReturnId() string {
+	if x != nil {
+		return x.ReturnId
+	}
+	return ""
+}
+
+func (x *ReturnReceived) GetRestocked() []*UnitsReleased {
+	if x != nil {
+		return x.Restocked
+	}
+	return nil
+}
+
+func (x *ReturnReceived) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// NoteAdded: something was noted about an order.
+type NoteAdded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Subject of the token that wrote it.
+	By string `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	// Text, sealed under the user's key.
+	Sealed        []byte `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NoteAdded) Reset() {
+	*x = NoteAdded{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NoteAdded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NoteAdded) ProtoMessage() {}
+
+func (x *NoteAdded) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NoteAdded.ProtoReflect.Descriptor instead.
+func (*NoteAdded) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *NoteAdded) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *NoteAdded) GetSealed() []byte {
+	if x != nil {
+		return x.Sealed
+	}
+	return nil
+}
+
+// PointsAwarded: the user was given points for a payment.
+type PointsAwarded struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Payment.
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// Points given.
+	Points int64 `protobuf:"varint,2,opt,name=points,proto3" json:"points,omitempty"`
+	// How many points a whole major unit was worth.
+	PerMajor      int64 `protobuf:"varint,3,opt,name=per_major,json=perMajor,proto3" json:"per_major,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PointsAwarded) Reset() {
+	*x = PointsAwarded{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PointsAwarded) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PointsAwarded) ProtoMessage() {}
+
+func (x *PointsAwarded) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PointsAwarded.ProtoReflect.Descriptor instead.
+func (*PointsAwarded) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PointsAwarded) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *PointsAwarded) GetPoints() int64 {
+	if x != nil {
+		return x.Points
+	}
+	return 0
+}
+
+func (x *PointsAwarded) GetPerMajor() int64 {
+	if x != nil {
+		return x.PerMajor
+	}
+	return 0
+}
+
+// PointsTakenBack: points were taken back for a refund.
+type PointsTakenBack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Refund.
+	RefundId string `protobuf:"bytes,1,opt,name=refund_id,json=refundId,proto3" json:"refund_id,omitempty"`
+	// Points taken back.
+	Points        int64 `protobuf:"varint,2,opt,name=points,proto3" json:"points,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PointsTakenBack) Reset() {
+	*x = PointsTakenBack{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PointsTakenBack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PointsTakenBack) ProtoMessage() {}
+
+func (x *PointsTakenBack) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PointsTakenBack.ProtoReflect.Descriptor instead.
+func (*PointsTakenBack) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *PointsTakenBack) GetRefundId() string {
+	if x != nil {
+		return x.RefundId
+	}
+	return ""
+}
+
+func (x *PointsTakenBack) GetPoints() int64 {
+	if x != nil {
+		return x.Points
+	}
+	return 0
+}
+
 var File_weir_event_v1_event_proto protoreflect.FileDescriptor
 
 const file_weir_event_v1_event_proto_rawDesc = "" +
@@ -1143,7 +2515,7 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\ttax_minor\x18\x06 \x01(\x03R\btaxMinor\x12 \n" +
 	"\ftax_rate_bps\x18\a \x01(\x03R\n" +
 	"taxRateBps\x12!\n" +
-	"\ftax_included\x18\b \x01(\bR\vtaxIncluded\"\xa3\x02\n" +
+	"\ftax_included\x18\b \x01(\bR\vtaxIncluded\"\xcc\x02\n" +
 	"\vOrderPlaced\x12.\n" +
 	"\x05lines\x18\x01 \x03(\v2\x18.weir.event.v1.OrderLineR\x05lines\x12#\n" +
 	"\rcurrency_code\x18\x02 \x01(\tR\fcurrencyCode\x12\x1f\n" +
@@ -1157,14 +2529,16 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\vcoupon_code\x18\v \x01(\tR\n" +
 	"couponCode\x12\x1f\n" +
 	"\vcoupon_pool\x18\f \x01(\tR\n" +
-	"couponPool\"7\n" +
+	"couponPool\x12'\n" +
+	"\x0fsealed_personal\x18\x14 \x01(\fR\x0esealedPersonal\"7\n" +
 	"\rUnitsReleased\x12\x10\n" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x14\n" +
-	"\x05units\x18\x02 \x01(\x03R\x05units\"\x93\x01\n" +
+	"\x05units\x18\x02 \x01(\x03R\x05units\"\xc9\x01\n" +
 	"\x0eOrderCancelled\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x0e\n" +
 	"\x02by\x18\x02 \x01(\tR\x02by\x128\n" +
-	"\breleased\x18\x03 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\x12\x1f\n" +
+	"\breleased\x18\x03 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\x124\n" +
+	"\x06unsold\x18\x04 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\x06unsold\x12\x1f\n" +
 	"\vcoupon_code\x18\n" +
 	" \x01(\tR\n" +
 	"couponCode\"i\n" +
@@ -1172,7 +2546,11 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\breleased\x18\x01 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\breleased\x12\x1f\n" +
 	"\vcoupon_code\x18\n" +
 	" \x01(\tR\n" +
-	"couponCode\"\xad\x01\n" +
+	"couponCode\"3\n" +
+	"\n" +
+	"UserErased\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\x04R\x05keyId\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"\xad\x01\n" +
 	"\n" +
 	"ProductPut\x12\x14\n" +
 	"\x05title\x18\x01 \x01(\tR\x05title\x12#\n" +
@@ -1224,7 +2602,105 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\x14valid_from_unix_nano\x18\x06 \x01(\x03R\x11validFromUnixNano\x121\n" +
 	"\x15valid_until_unix_nano\x18\a \x01(\x03R\x12validUntilUnixNano\x12\"\n" +
 	"\ruser_uses_max\x18\b \x01(\x03R\vuserUsesMax\x12\x19\n" +
-	"\buses_max\x18\t \x01(\x03R\ausesMaxB;Z9github.com/weirhq/weir/proto/stored/weir/event/v1;eventv1b\x06proto3"
+	"\buses_max\x18\t \x01(\x03R\ausesMax\"\xbb\x01\n" +
+	"\x0ePaymentStarted\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x1a\n" +
+	"\bprovider\x18\x02 \x01(\tR\bprovider\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12#\n" +
+	"\rcurrency_code\x18\x04 \x01(\tR\fcurrencyCode\x12!\n" +
+	"\famount_minor\x18\x05 \x01(\x03R\vamountMinor\x12\x0e\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\"z\n" +
+	"\x11PaymentAuthorized\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12#\n" +
+	"\rcurrency_code\x18\x02 \x01(\tR\fcurrencyCode\x12!\n" +
+	"\famount_minor\x18\x03 \x01(\x03R\vamountMinor\"\xac\x01\n" +
+	"\x17PaymentCaptureRequested\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x1a\n" +
+	"\bprovider\x18\x02 \x01(\tR\bprovider\x12#\n" +
+	"\rcurrency_code\x18\x03 \x01(\tR\fcurrencyCode\x12!\n" +
+	"\famount_minor\x18\x04 \x01(\x03R\vamountMinor\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"\xaa\x01\n" +
+	"\x0fPaymentCaptured\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12#\n" +
+	"\rcurrency_code\x18\x02 \x01(\tR\fcurrencyCode\x12!\n" +
+	"\famount_minor\x18\x03 \x01(\x03R\vamountMinor\x120\n" +
+	"\x04sold\x18\x04 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\x04sold\"^\n" +
+	"\x0fPaymentDeclined\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"5\n" +
+	"\x14PaymentBecameUnknown\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\"s\n" +
+	"\x14PaymentVoidRequested\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x1a\n" +
+	"\bprovider\x18\x02 \x01(\tR\bprovider\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\".\n" +
+	"\rPaymentVoided\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\"\xf4\x01\n" +
+	"\rRefundStarted\x12\x1b\n" +
+	"\trefund_id\x18\x01 \x01(\tR\brefundId\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x02 \x01(\tR\tpaymentId\x12\x1a\n" +
+	"\bprovider\x18\x03 \x01(\tR\bprovider\x12#\n" +
+	"\rcurrency_code\x18\x04 \x01(\tR\fcurrencyCode\x12!\n" +
+	"\famount_minor\x18\x05 \x01(\x03R\vamountMinor\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1b\n" +
+	"\treturn_id\x18\a \x01(\tR\breturnId\x12\x0e\n" +
+	"\x02by\x18\b \x01(\tR\x02by\"v\n" +
+	"\x0fPaymentRefunded\x12\x1b\n" +
+	"\trefund_id\x18\x01 \x01(\tR\brefundId\x12#\n" +
+	"\rcurrency_code\x18\x02 \x01(\tR\fcurrencyCode\x12!\n" +
+	"\famount_minor\x18\x03 \x01(\x03R\vamountMinor\"?\n" +
+	"\fRefundFailed\x12\x1b\n" +
+	"\trefund_id\x18\x01 \x01(\tR\brefundId\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\"\xa8\x01\n" +
+	"\x11StrayPaymentFound\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x1a\n" +
+	"\bprovider\x18\x02 \x01(\tR\bprovider\x12#\n" +
+	"\rcurrency_code\x18\x03 \x01(\tR\fcurrencyCode\x12!\n" +
+	"\famount_minor\x18\x04 \x01(\x03R\vamountMinor\x12\x10\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\"\xa9\x01\n" +
+	"\fItemsShipped\x12\x1f\n" +
+	"\vshipment_id\x18\x01 \x01(\tR\n" +
+	"shipmentId\x122\n" +
+	"\x05lines\x18\x02 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\x05lines\x12\x18\n" +
+	"\acarrier\x18\x03 \x01(\tR\acarrier\x12\x1a\n" +
+	"\btracking\x18\x04 \x01(\tR\btracking\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\"D\n" +
+	"\x11ShipmentDelivered\x12\x1f\n" +
+	"\vshipment_id\x18\x01 \x01(\tR\n" +
+	"shipmentId\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"\x8a\x01\n" +
+	"\x0fReturnRequested\x12\x1b\n" +
+	"\treturn_id\x18\x01 \x01(\tR\breturnId\x122\n" +
+	"\x05lines\x18\x02 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\x05lines\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\"y\n" +
+	"\x0eReturnReceived\x12\x1b\n" +
+	"\treturn_id\x18\x01 \x01(\tR\breturnId\x12:\n" +
+	"\trestocked\x18\x02 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\trestocked\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"3\n" +
+	"\tNoteAdded\x12\x0e\n" +
+	"\x02by\x18\x01 \x01(\tR\x02by\x12\x16\n" +
+	"\x06sealed\x18\x02 \x01(\fR\x06sealed\"c\n" +
+	"\rPointsAwarded\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x16\n" +
+	"\x06points\x18\x02 \x01(\x03R\x06points\x12\x1b\n" +
+	"\tper_major\x18\x03 \x01(\x03R\bperMajor\"F\n" +
+	"\x0fPointsTakenBack\x12\x1b\n" +
+	"\trefund_id\x18\x01 \x01(\tR\brefundId\x12\x16\n" +
+	"\x06points\x18\x02 \x01(\x03R\x06pointsB;Z9github.com/weirhq/weir/proto/stored/weir/event/v1;eventv1b\x06proto3"
 
 var (
 	file_weir_event_v1_event_proto_rawDescOnce sync.Once
@@ -1238,33 +2714,58 @@ func file_weir_event_v1_event_proto_rawDescGZIP() []byte {
 	return file_weir_event_v1_event_proto_rawDescData
 }
 
-var file_weir_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_weir_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_weir_event_v1_event_proto_goTypes = []any{
-	(*OrderLine)(nil),      // 0: weir.event.v1.OrderLine
-	(*OrderPlaced)(nil),    // 1: weir.event.v1.OrderPlaced
-	(*UnitsReleased)(nil),  // 2: weir.event.v1.UnitsReleased
-	(*OrderCancelled)(nil), // 3: weir.event.v1.OrderCancelled
-	(*OrderExpired)(nil),   // 4: weir.event.v1.OrderExpired
-	(*ProductPut)(nil),     // 5: weir.event.v1.ProductPut
-	(*StockReceived)(nil),  // 6: weir.event.v1.StockReceived
-	(*StockGranted)(nil),   // 7: weir.event.v1.StockGranted
-	(*StockAllotted)(nil),  // 8: weir.event.v1.StockAllotted
-	(*StockReturned)(nil),  // 9: weir.event.v1.StockReturned
-	(*StockReclaimed)(nil), // 10: weir.event.v1.StockReclaimed
-	(*CampaignPut)(nil),    // 11: weir.event.v1.CampaignPut
-	(*PoolFilled)(nil),     // 12: weir.event.v1.PoolFilled
-	(*PoolDrained)(nil),    // 13: weir.event.v1.PoolDrained
-	(*CouponPut)(nil),      // 14: weir.event.v1.CouponPut
+	(*OrderLine)(nil),               // 0: weir.event.v1.OrderLine
+	(*OrderPlaced)(nil),             // 1: weir.event.v1.OrderPlaced
+	(*UnitsReleased)(nil),           // 2: weir.event.v1.UnitsReleased
+	(*OrderCancelled)(nil),          // 3: weir.event.v1.OrderCancelled
+	(*OrderExpired)(nil),            // 4: weir.event.v1.OrderExpired
+	(*UserErased)(nil),              // 5: weir.event.v1.UserErased
+	(*ProductPut)(nil),              // 6: weir.event.v1.ProductPut
+	(*StockReceived)(nil),           // 7: weir.event.v1.StockReceived
+	(*StockGranted)(nil),            // 8: weir.event.v1.StockGranted
+	(*StockAllotted)(nil),           // 9: weir.event.v1.StockAllotted
+	(*StockReturned)(nil),           // 10: weir.event.v1.StockReturned
+	(*StockReclaimed)(nil),          // 11: weir.event.v1.StockReclaimed
+	(*CampaignPut)(nil),             // 12: weir.event.v1.CampaignPut
+	(*PoolFilled)(nil),              // 13: weir.event.v1.PoolFilled
+	(*PoolDrained)(nil),             // 14: weir.event.v1.PoolDrained
+	(*CouponPut)(nil),               // 15: weir.event.v1.CouponPut
+	(*PaymentStarted)(nil),          // 16: weir.event.v1.PaymentStarted
+	(*PaymentAuthorized)(nil),       // 17: weir.event.v1.PaymentAuthorized
+	(*PaymentCaptureRequested)(nil), // 18: weir.event.v1.PaymentCaptureRequested
+	(*PaymentCaptured)(nil),         // 19: weir.event.v1.PaymentCaptured
+	(*PaymentDeclined)(nil),         // 20: weir.event.v1.PaymentDeclined
+	(*PaymentBecameUnknown)(nil),    // 21: weir.event.v1.PaymentBecameUnknown
+	(*PaymentVoidRequested)(nil),    // 22: weir.event.v1.PaymentVoidRequested
+	(*PaymentVoided)(nil),           // 23: weir.event.v1.PaymentVoided
+	(*RefundStarted)(nil),           // 24: weir.event.v1.RefundStarted
+	(*PaymentRefunded)(nil),         // 25: weir.event.v1.PaymentRefunded
+	(*RefundFailed)(nil),            // 26: weir.event.v1.RefundFailed
+	(*StrayPaymentFound)(nil),       // 27: weir.event.v1.StrayPaymentFound
+	(*ItemsShipped)(nil),            // 28: weir.event.v1.ItemsShipped
+	(*ShipmentDelivered)(nil),       // 29: weir.event.v1.ShipmentDelivered
+	(*ReturnRequested)(nil),         // 30: weir.event.v1.ReturnRequested
+	(*ReturnReceived)(nil),          // 31: weir.event.v1.ReturnReceived
+	(*NoteAdded)(nil),               // 32: weir.event.v1.NoteAdded
+	(*PointsAwarded)(nil),           // 33: weir.event.v1.PointsAwarded
+	(*PointsTakenBack)(nil),         // 34: weir.event.v1.PointsTakenBack
 }
 var file_weir_event_v1_event_proto_depIdxs = []int32{
 	0, // 0: weir.event.v1.OrderPlaced.lines:type_name -> weir.event.v1.OrderLine
 	2, // 1: weir.event.v1.OrderCancelled.released:type_name -> weir.event.v1.UnitsReleased
-	2, // 2: weir.event.v1.OrderExpired.released:type_name -> weir.event.v1.UnitsReleased
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	2, // 2: weir.event.v1.OrderCancelled.unsold:type_name -> weir.event.v1.UnitsReleased
+	2, // 3: weir.event.v1.OrderExpired.released:type_name -> weir.event.v1.UnitsReleased
+	2, // 4: weir.event.v1.PaymentCaptured.sold:type_name -> weir.event.v1.UnitsReleased
+	2, // 5: weir.event.v1.ItemsShipped.lines:type_name -> weir.event.v1.UnitsReleased
+	2, // 6: weir.event.v1.ReturnRequested.lines:type_name -> weir.event.v1.UnitsReleased
+	2, // 7: weir.event.v1.ReturnReceived.restocked:type_name -> weir.event.v1.UnitsReleased
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_weir_event_v1_event_proto_init() }
@@ -1278,7 +2779,7 @@ func file_weir_event_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_event_v1_event_proto_rawDesc), len(file_weir_event_v1_event_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,14 +1,11 @@
-package projections
+package eventstore
 
-import (
-	"sync"
+import "sync"
 
-	"github.com/weirhq/weir/eventstore"
-)
-
-// Limits of the live tail: what a runner may be behind its lane's writer before it reads from the log instead.
+// Limits of the live tail: what a follower may be behind its lane's writer before it reads from the log instead.
 const (
-	tailCommitsMax = 1024
+	// TailCommitsMax bounds the commits, tailEventsMax the events in them.
+	TailCommitsMax = 1024
 	tailEventsMax  = 1 << 16
 )
 
@@ -16,7 +13,7 @@ const (
 // room for the newest.
 type tail struct {
 	mu     sync.Mutex
-	ring   [tailCommitsMax]offer
+	ring   [TailCommitsMax]offer
 	oldest int    // index in ring
 	count  int    // offers in ring
 	events int    // events in them
@@ -26,21 +23,21 @@ type tail struct {
 }
 
 type offer struct {
-	commit *eventstore.Commit
-	at     eventstore.Position
+	commit *Commit
+	at     Position
 }
 
 func (t *tail) init() { t.ready = make(chan struct{}, 1) }
 
-func (t *tail) offer(commit *eventstore.Commit, at eventstore.Position) {
+func (t *tail) offer(commit *Commit, at Position) {
 	t.mu.Lock()
 	if at.Number != t.newest+1 {
 		t.drop(t.count) // The writer was opened anew further on.
 	}
-	for t.count > 0 && (t.count == tailCommitsMax || t.events+len(commit.Events) > tailEventsMax) {
+	for t.count > 0 && (t.count == TailCommitsMax || t.events+len(commit.Events) > tailEventsMax) {
 		t.drop(1)
 	}
-	t.ring[(t.oldest+t.count)%tailCommitsMax] = offer{commit, at}
+	t.ring[(t.oldest+t.count)%TailCommitsMax] = offer{commit, at}
 	t.count++
 	t.events += len(commit.Events)
 	t.newest = at.Number
@@ -56,7 +53,7 @@ func (t *tail) drop(offers int) {
 	for range offers {
 		t.events -= len(t.ring[t.oldest].commit.Events)
 		t.ring[t.oldest] = offer{}
-		t.oldest = (t.oldest + 1) % tailCommitsMax
+		t.oldest = (t.oldest + 1) % TailCommitsMax
 		t.count--
 	}
 }
@@ -75,7 +72,7 @@ func (t *tail) take(dst []offer, next uint64) (taken []offer, missed bool) {
 	}
 	t.drop(int(next - t.oldestNumber()))
 	for i := range t.count {
-		dst = append(dst, t.ring[(t.oldest+i)%tailCommitsMax])
+		dst = append(dst, t.ring[(t.oldest+i)%TailCommitsMax])
 	}
 	t.drop(t.count)
 	return dst, false

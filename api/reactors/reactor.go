@@ -1,0 +1,151 @@
+// Package reactors acts on what was decided: it follows the log and has effects elsewhere. A Reactor is the effect, a Runner
+// feeds it every lane in order and remembers how far each one is.
+//
+// What holds, always:
+//
+//	R1  A position never passes an event whose effect has not succeeded: nothing is skipped, whatever fails or crashes.
+//	R2  Events of one key are reacted to one after the other, in the order of the log.
+//	R3  A reactor that fails on one lane holds up neither another reactor nor another lane.
+//
+// Positions are not fsynced. After a crash a reactor goes back to one that it had before and repeats what came after, so an
+// effect is idempotent: by Event.ID, or by an id of what it acts on.
+package reactors
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
+	"github.com/weirhq/weir/eventstore"
+)
+
+// An Event is one event of the log as a reactor sees it.
+type Event struct {
+	// ID is "<lane>-<commit>-<index>". It names the event for ever: effects are idempotent by it.
+	ID string
+	// Lane, Commit and Index say where the event stands. Index counts from 0 in the commit.
+	Lane   uint32
+	Commit uint64
+	Index  int
+	// At is the log time of the commit.
+	At time.Time
+	// Partition of the key, UserID of the user whose aggregate it is or of the caller, AggregateID of what changed.
+	Partition   uint32
+	UserID      string
+	AggregateID string
+	// Type is the name of the stored type.
+	Type string
+	// Fact is what happened.
+	Fact domain.Event
+}
+
+// A Reactor has an effect on what lies outside of the log, or submits commands.
+type Reactor interface {
+	// Name names it for people and in the store. It never changes: a reactor of another name begins anew.
+	// 1 to 64 characters of a-z 0-9 - / .
+	Name() string
+	// React has the event's effect. It may have had it before. On an error it is called again with the same event, after a
+	// pause that grows; it returns when ctx ends. It may be called by as many goroutines as Registration.InFlightMax and
+	// lanes allow.
+	React(ctx context.Context, e Event) error
+}
+
+// A BatchReactor has the effects of several events of one lane in one step.
+type BatchReactor interface {
+	Reactor
+	// ReactAll has the effects of the events, in order: at most BatchEventsMax of one lane, without a gap between two calls
+	// but for events that the reactor does not want. On an error it is called again with the same events, some of which may
+	// have had their effects.
+	ReactAll(ctx context.Context, events []Event) error
+}
+
+// A Registration is a reactor and how it is run.
+type Registration struct {
+	Reactor Reactor
+	// Start says where it begins on a lane on which it has no position. Required.
+	Start Start
+	// InFlightMax is how many events of one lane may be under way at a time. 0 and 1 mean one after the other, in the
+	// order of the log; with more, only events of one key keep their order (R2).
+	InFlightMax int
+	// Key names what has to stay in order; nil means Event.AggregateID.
+	Key func(e Event) string
+	// Wants tells the events that it reacts to; nil means every event.
+	Wants func(fact domain.Event) bool
+	// RetryMin is the pause after a first failure, RetryMax the longest; it doubles with each failure in a row, and is
+	// jittered. 0 means RetryMinDefault and RetryMaxDefault.
+	RetryMin, RetryMax time.Duration
+}
+
+// A Start returns the number of the commit after which a reactor begins, once per lane: it is remembered with the positions.
+type Start func(ctx context.Context, lane uint32, log eventstore.Log) (after uint64, err error)
+
+// FromBeginning reacts to everything that the log holds.
+func FromBeginning(context.Context, uint32, eventstore.Log) (uint64, error) { return 0, nil }
+
+// FromHead reacts to what is decided from now on. Whoever loses the node's state directory loses where that was, and
+// begins at the head of that day: it is for effects that may be missed.
+func FromHead(ctx context.Context, _ uint32, log eventstore.Log) (uint64, error) {
+	return log.Head(ctx)
+}
+
+// Since reacts to what was committed at that log time or later. It does not depend on what this node remembers.
+func Since(at time.Time) Start {
+	return func(ctx context.Context, lane uint32, log eventstore.Log) (uint64, error) {
+		head, err := log.Head(ctx)
+		if err != nil {
+			return 0, err
+		}
+		// Log time never goes back, so the first commit that counts is found by halving: at most 64 reads.
+		before, from := uint64(0), head+1 // Commit before is too old, commit from is not.
+		for before+1 < from {
+			middle := before + (from-before)/2
+			record, err := log.Read(ctx, middle)
+			if err != nil {
+				return 0, err
+			}
+			commit, err := eventstore.DecodeCommit(record.Data)
+			if err != nil {
+				return 0, &eventstore.UnreadableCommitError{Lane: lane, Number: middle, Cause: err}
+			}
+			if commit.Time.Before(at) {
+				before = middle
+			} else {
+				from = middle
+			}
+		}
+		return before, nil
+	}
+}
+
+// eventsOf decodes the events of a commit that a reactor wants.
+func eventsOf(commit *eventstore.Commit, wants func(domain.Event) bool) ([]Event, error) {
+	var events []Event
+	for i := range commit.Events {
+		envelope := &commit.Events[i]
+		if envelope.Type == eventstore.TypeLaneOpened {
+			continue
+		}
+		fact, err := stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
+		if err != nil {
+			return nil, &eventstore.UnreadableCommitError{
+				Lane: commit.Lane, Number: commit.Number, Cause: fmt.Errorf("event %d: %w", i, err),
+			}
+		}
+		if wants != nil && !wants(fact) {
+			continue
+		}
+		events = append(events, Event{
+			ID: EventID(commit.Lane, commit.Number, i), Lane: commit.Lane, Commit: commit.Number, Index: i, At: commit.Time,
+			Partition: envelope.Partition, UserID: envelope.UserID, AggregateID: envelope.AggregateID,
+			Type: envelope.Type, Fact: fact,
+		})
+	}
+	return events, nil
+}
+
+// EventID returns the id of the event at an index, counted from 0, of a commit.
+func EventID(lane uint32, commit uint64, index int) string {
+	return fmt.Sprintf("%d-%d-%d", lane, commit, index)
+}

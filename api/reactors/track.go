@@ -1,0 +1,291 @@
+package reactors
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
+)
+
+// A track is one reactor on one lane.
+type track struct {
+	name         string
+	lane         uint32
+	registration Registration
+	runner       *Runner
+	follower     *eventstore.Follower
+	ended        chan struct{} // closed when the reactor was removed
+	end          func()
+	started      bool          // set before the runner lets go of its mutex
+	stopped      chan struct{} // closed when run has returned
+
+	mu   sync.Mutex
+	done progress // the newest commit whose events, and all before, have had their effects
+	open bool     // done is known
+	// failing counts the events that failed and are tried again; the rest is about the newest failure.
+	failing  int
+	since    time.Time // of the first failure since nothing failed
+	attempts int
+	event    string
+	cause    error
+	wake     chan struct{} // closed and replaced to end the pauses
+}
+
+// progress is how far a track is.
+type progress struct {
+	eventstore.Position
+	// at is the log time of the commit.
+	at time.Time
+}
+
+func newTrack(r *Runner, name string, lane uint32, registration Registration) *track {
+	t := &track{
+		name: name, lane: lane, registration: registration, runner: r,
+		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: lane, Log: r.options.Log(lane), Logger: r.options.Logger}),
+		ended:    make(chan struct{}), stopped: make(chan struct{}), wake: make(chan struct{}),
+	}
+	t.end = sync.OnceFunc(func() { close(t.ended) })
+	return t
+}
+
+// run feeds the reactor until ctx ends or the reactor was removed.
+func (t *track) run(ctx context.Context) error {
+	defer close(t.stopped)
+	ctx, cancel := context.WithCancel(ctx)
+	var ending sync.WaitGroup
+	ending.Go(func() {
+		select {
+		case <-t.ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	defer ending.Wait()
+	defer cancel()
+	err := t.resume(ctx)
+	if err == nil {
+		err = t.feed(ctx)
+	}
+	if err == nil || (ctx.Err() != nil && errors.Is(err, ctx.Err())) {
+		return nil
+	}
+	return &stoppedError{reactor: t.name, lane: t.lane, number: t.position().Number, cause: err}
+}
+
+func (t *track) feed(ctx context.Context) error {
+	at := t.position().Position
+	if _, batches := t.registration.Reactor.(BatchReactor); batches || t.registration.InFlightMax <= 1 {
+		return t.follower.Run(ctx, at, &inOrder{track: t})
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	consumer := newByKey(t, cancel)
+	err := t.follower.Run(ctx, at, consumer)
+	cancel()
+	return errors.Join(err, consumer.wait())
+}
+
+// resume finds out where the reactor goes on. A reactor that is new on the lane is given its start, which is made durable
+// at once: the head of tomorrow is another one.
+func (t *track) resume(ctx context.Context) error {
+	db := t.runner.options.Store.DB()
+	value, closer, err := db.Get(t.positionKey())
+	if err == nil {
+		done, err := decodeProgress(value)
+		if err := errors.Join(err, closer.Close()); err != nil {
+			return err
+		}
+		t.set(done)
+		return nil
+	}
+	if !errors.Is(err, pebble.ErrNotFound) {
+		return fmt.Errorf("read its position: %w", err)
+	}
+	var done progress
+	for attempt := 1; ; attempt++ {
+		if done, err = t.begin(ctx); err == nil {
+			break
+		}
+		var chain *eventstore.ChainError
+		var missing *eventstore.MissingLogError
+		var unreadable *eventstore.UnreadableCommitError
+		if errors.As(err, &chain) || errors.As(err, &missing) || errors.As(err, &unreadable) || ctx.Err() != nil {
+			return err
+		}
+		if err := t.retryLater(ctx, attempt, "start", err); err != nil {
+			return err
+		}
+	}
+	if err := t.advance(done); err != nil {
+		return err
+	}
+	return t.runner.options.Store.Flush()
+}
+
+// begin asks the registration for the start.
+func (t *track) begin(ctx context.Context) (progress, error) {
+	log := t.runner.options.Log(t.lane)
+	after, err := t.registration.Start(ctx, t.lane, log)
+	if err != nil {
+		return progress{}, err
+	}
+	if after == 0 {
+		return progress{Position: eventstore.Genesis(t.lane, t.runner.options.Topology.Lanes)}, nil
+	}
+	record, err := log.Read(ctx, after)
+	if err != nil {
+		return progress{}, fmt.Errorf("read commit %d, after which it starts: %w", after, err)
+	}
+	commit, err := eventstore.DecodeCommit(record.Data)
+	if err != nil {
+		return progress{}, &eventstore.UnreadableCommitError{Lane: t.lane, Number: after, Cause: err}
+	}
+	return progress{Position: eventstore.Position{Number: after, Hash: record.Hash}, at: commit.Time}, nil
+}
+
+// react has the effects of the events, and tries until they succeeded or ctx ends (R1). slots bounds the attempts that are
+// under way; nil means that there is one anyway.
+func (t *track) react(ctx context.Context, slots chan struct{}, attempt func() error, event string) error {
+	for failures := 0; ; {
+		if slots != nil {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		err := attempt()
+		if slots != nil {
+			<-slots
+		}
+		if err == nil {
+			t.recovered(failures)
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		failures++
+		if err := t.retryLater(ctx, failures, event, err); err != nil {
+			return err
+		}
+	}
+}
+
+// retryLater notes a failure and waits. It returns ctx's error when that ended.
+func (t *track) retryLater(ctx context.Context, failures int, event string, cause error) error {
+	delay := t.registration.RetryMin
+	for doubled := 1; doubled < failures && delay < t.registration.RetryMax; doubled++ {
+		delay *= 2
+	}
+	delay = min(delay, t.registration.RetryMax)
+	delay = delay/2 + rand.N(delay/2+1)
+	t.mu.Lock()
+	if failures == 1 {
+		t.failing++
+		if t.failing == 1 {
+			t.since = t.runner.options.Clock()
+		}
+	}
+	t.attempts, t.event, t.cause = failures, event, cause
+	wake := t.wake
+	t.mu.Unlock()
+	if bits.OnesCount(uint(failures)) == 1 { // The 1st, 2nd, 4th, 8th, … in a row.
+		t.runner.options.Logger.Warn("a reactor failed, trying again",
+			"reactor", t.name, "lane", t.lane, "event", event, "failures", failures, "after", delay, "error", cause)
+	}
+	return t.runner.options.Pause(ctx, delay, wake)
+}
+
+// recovered notes that what had failed so often succeeded.
+func (t *track) recovered(failures int) {
+	if failures == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failing--; t.failing == 0 {
+		t.since, t.attempts, t.event, t.cause = time.Time{}, 0, "", nil
+	}
+}
+
+func (t *track) wakeAll() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.wake)
+	t.wake = make(chan struct{})
+}
+
+func (t *track) position() progress {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.done
+}
+
+func (t *track) set(done progress) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.done, t.open = done, true
+	if t.failing > 0 && t.event == "start" {
+		t.failing, t.since, t.attempts, t.event, t.cause = 0, time.Time{}, 0, "", nil
+	}
+}
+
+// advance writes a new position down. It is not fsynced: see the package.
+func (t *track) advance(done progress) error {
+	value := binary.BigEndian.AppendUint64(make([]byte, 0, progressBytes), done.Number)
+	value = append(value, done.Hash[:]...)
+	value = binary.BigEndian.AppendUint64(value, uint64(nanos(done.at)))
+	if err := t.runner.options.Store.DB().Set(t.positionKey(), value, pebble.NoSync); err != nil {
+		return fmt.Errorf("write its position: %w", err)
+	}
+	t.set(done)
+	return nil
+}
+
+// forget drops the position of a reactor that was removed.
+func (t *track) forget() error {
+	return t.runner.options.Store.DB().Delete(t.positionKey(), pebble.NoSync)
+}
+
+// Keys of this package are projections.KeySpaceReactors, a table, and then
+//
+//	position   name 0x00 lane (2 bytes)    number, hash and log time of the position
+const tablePositions byte = 'p'
+
+func (t *track) positionKey() []byte {
+	key := append([]byte{projections.KeySpaceReactors, tablePositions}, t.name...)
+	return binary.BigEndian.AppendUint16(append(key, 0), uint16(t.lane))
+}
+
+// progressBytes is number, hash and log time.
+const progressBytes = 8 + len(eventstore.Hash{}) + 8
+
+func decodeProgress(value []byte) (progress, error) {
+	if len(value) != progressBytes {
+		return progress{}, fmt.Errorf("its position has %d bytes, want %d", len(value), progressBytes)
+	}
+	var p progress
+	p.Number = binary.BigEndian.Uint64(value)
+	copy(p.Hash[:], value[8:])
+	if at := int64(binary.BigEndian.Uint64(value[8+len(p.Hash):])); at != 0 {
+		p.at = time.Unix(0, at).UTC()
+	}
+	return p, nil
+}
+
+func nanos(at time.Time) int64 {
+	if at.IsZero() {
+		return 0
+	}
+	return at.UnixNano()
+}
