@@ -58,7 +58,7 @@ It prints where it listens, a customer's and an operator's token, and a ready co
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, p.devCommand(), p.serveCommand(), p.tokenCommand())
+	add(groupRun, p.devCommand(), p.serveCommand(), p.sandboxPayCommand(), p.tokenCommand())
 	add(groupShop, p.orderCommand(), p.productCommand(), p.stockCommand(), p.userCommand())
 	add(groupLook, p.logCommand(), p.projectionsCommand(), p.reactorsCommand(), p.benchCommand())
 	root.AddCommand(p.versionCommand())
