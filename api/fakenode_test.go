@@ -74,6 +74,9 @@ func (n *fakeNode) Stock(sku string) domain.Account { return n.accounts[sku] }
 
 func (n *fakeNode) KeyErased(string, domain.KeyID) bool { return false }
 
+// Supply says that the node's lane is the only one.
+func (n *fakeNode) Supply(string) domain.Supply { return domain.Supply{Lanes: 1} }
+
 func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

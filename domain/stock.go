@@ -19,9 +19,11 @@ func HomeKey(stockKey string) string {
 type Supply struct {
 	// Lane is the lane itself, Home the SKU's home lane, of so many Lanes.
 	Lane, Home, Lanes uint32
-	// SoldOut says that no more than Free units can come to this lane, not until more are received or given back.
-	SoldOut bool
-	Free    int64
+	// SoldOut says that no more than Free units can come to this lane, not until more are received or given back. What the
+	// lane itself returned after return Reclaimed is not counted.
+	SoldOut   bool
+	Free      int64
+	Reclaimed uint64
 }
 
 // ReceiveStock adds units of a product to its central account. They stay there until a lane needs them.
@@ -93,10 +95,10 @@ func cover(s State, sku string, want int64, account Account) ([]Event, error) {
 			return nil, &OutOfStockError{SKU: sku, Want: want, Free: account.Allotted + account.Central}
 		}
 	}
-	if supply.SoldOut && short > supply.Free {
+	if supply.SoldOut && short > supply.Free && account.Returned.Number <= supply.Reclaimed {
 		return nil, &OutOfStockError{SKU: sku, Want: want, Free: account.Allotted + supply.Free}
 	}
-	return nil, &StockMovingError{SKU: sku, Want: want, Short: short, Taken: account.Taken.Number}
+	return nil, &StockMovingError{SKU: sku, Want: want, Short: short, Taken: account.Taken.Number, Returned: account.Returned.Number}
 }
 
 // Inflow counts the units that ever came into the centre, received or reclaimed: it grows whenever more can be had.
@@ -286,9 +288,9 @@ func validStockKey(key string) bool {
 type StockMovingError struct {
 	SKU  string
 	Want int64
-	// Short is how many of them the lane lacks, Taken the newest grant that it has taken.
-	Short int64
-	Taken uint64
+	// Short is how many of them the lane lacks, Taken the newest grant that it has taken, Returned its newest return.
+	Short           int64
+	Taken, Returned uint64
 }
 
 func (e *StockMovingError) Error() string {

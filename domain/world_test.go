@@ -61,7 +61,7 @@ func (l *lane) KeyErased(userID string, key domain.KeyID) bool {
 
 func (l *lane) Supply(sku string) domain.Supply {
 	free, soldOut := l.verdicts[sku]
-	return domain.Supply{Lane: l.number, Home: l.world.home(sku), Lanes: uint32(len(l.world.lanes)), SoldOut: soldOut, Free: free}
+	return domain.Supply{Lane: l.number, Home: l.world.home(sku), Lanes: uint32(len(l.world.lanes)), SoldOut: soldOut, Free: free, Reclaimed: l.world.lanes[l.world.home(sku)].accounts[sku].ReclaimedFrom(l.number).Number}
 }
 
 // home is the home lane of a SKU: lane 0, unless the world says otherwise.

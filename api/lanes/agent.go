@@ -44,7 +44,7 @@ const (
 )
 
 func newAgent(options agentOptions) *agent {
-	return &agent{options: options, board: newBoard(), arrived: make(chan struct{}, 1)}
+	return &agent{options: options, board: newBoard(time.Now), arrived: make(chan struct{}, 1)}
 }
 
 // run runs the escrow until ctx ends. An error is a fault of the disk.

@@ -5,11 +5,14 @@ import (
 	"time"
 
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
 )
 
 // A board is what a lane's machine and its escrow tell each other: the escrow posts verdicts that Decide reads, the machine
 // notes what the escrow must hear of. Nothing on it is durable; what is lost is asked for again.
 type board struct {
+	clock eventstore.Clock
+
 	mu sync.RWMutex
 	// verdicts by SKU, and the newest inflow of the centre that the lane has heard of.
 	verdicts map[string]verdict
@@ -28,29 +31,34 @@ type board struct {
 // A verdict says that no more than free units of a SKU can come to the lane, as of an inflow of the centre. It counts until
 // more flowed in, or until its time is over. Without soldOut it only remembers the inflow, so that an older one is known.
 type verdict struct {
-	soldOut bool
-	free    int64
-	inflow  int64
-	until   time.Time
+	soldOut   bool
+	free      int64
+	reclaimed uint64 // newest return of this lane that the centre has
+	inflow    int64
+	until     time.Time
 }
 
 // skusMax bounds the SKUs that a board or an escrow keeps something about. More of them are scarce at once only when a
 // whole catalogue is; verdicts are then not kept, and orders are told to come again.
 const skusMax = 1 << 16
 
-func newBoard() *board {
+func newBoard(clock eventstore.Clock) *board {
 	return &board{
-		verdicts: map[string]verdict{}, watched: map[string]time.Time{}, notes: map[string]domain.Account{},
+		clock: clock, verdicts: map[string]verdict{}, watched: map[string]time.Time{}, notes: map[string]domain.Account{},
 		resubmitting: map[string]int{}, poke: make(chan struct{}, 1),
 	}
 }
 
-// soldOut returns the verdict on a SKU.
-func (b *board) soldOut(sku string) (free int64, soldOut bool) {
+// verdict returns the verdict on a SKU while it counts. It is no fact: a replay never asks for it, since a refusal leaves nothing
+// in the log.
+func (b *board) verdict(sku string) verdict {
 	b.mu.RLock()
-	defer b.mu.RUnlock()
-	v := b.verdicts[sku]
-	return v.free, v.soldOut
+	v, found := b.verdicts[sku]
+	b.mu.RUnlock()
+	if !found || !b.clock().Before(v.until) {
+		return verdict{}
+	}
+	return v
 }
 
 // post takes a verdict, or with soldOut false what lifts one. An older one changes nothing.

@@ -64,10 +64,11 @@ const (
 
 // A demand is orders of this lane that wait for units of one SKU.
 type demand struct {
-	waiters []*waiter
-	taken   uint64 // newest grant that any of them has seen, or that was taken since
-	askedAt time.Time
-	skips   int // recalls that were let pass
+	waiters  []*waiter
+	taken    uint64 // newest grant that any of them has seen, or that was taken since
+	returned uint64 // newest return that any of them has seen
+	askedAt  time.Time
+	skips    int // recalls that were let pass
 }
 
 // A waiter is one order that waits. wake reports whether it still did.
@@ -80,12 +81,10 @@ type waiter struct {
 // A centre is one SKU of this home lane while lanes ask for it, and for a while after a verdict.
 type centre struct {
 	asks []*ask
-	// busy says that a grant is being decided for the ask that it names.
-	busy *ask
-	// answers of lanes to their newest recalls, and when those were sent.
-	answers  map[uint32]answer
-	recalled map[uint32]time.Time
-	// inflow as of the newest verdict or lift. Until then the lanes are told when it grows.
+	// recalls are the newest ones, by lane, with what the lane answered.
+	recalls map[uint32]*recall
+	// told are the lanes that a verdict was given to. Until then they are told when the inflow grows beyond this one.
+	told   map[uint32]struct{}
 	inflow int64
 	until  time.Time
 }
@@ -95,13 +94,16 @@ type ask struct {
 	Message
 	at    time.Time
 	tried bool // since anything changed
+	busy  bool // a grant is being decided
 }
 
-// An answer is what a lane said of its units of a SKU.
-type answer struct {
+// A recall is what a lane was asked and what it said of its units of a SKU since.
+type recall struct {
+	asked, sentAt time.Time
+
+	answered        bool
 	returned, taken uint64
 	idle            int64
-	at              time.Time
 }
 
 func newEscrow(lane uint32, homeOf func(string) uint32, options escrowOptions, board *board, outbox *outbox, send func(Message), submit func(task)) *escrow {
@@ -144,7 +146,7 @@ func (e *escrow) await(now time.Time, moving *domain.StockMovingError, w *waiter
 	if len(d.waiters) >= waitersMax {
 		return false
 	}
-	d.taken = moving.Taken
+	d.taken, d.returned = moving.Taken, max(d.returned, moving.Returned)
 	d.waiters = append(d.waiters, w)
 	if now.Sub(d.askedAt) >= e.options.Again {
 		e.ask(now, moving.SKU, d)
@@ -164,7 +166,9 @@ func (e *escrow) ask(now time.Time, sku string, d *demand) {
 		least, want = min(least, w.short), want+w.short
 	}
 	d.askedAt = now
-	e.post(now, Message{Kind: MessageAsk, SKU: sku, To: e.homeOf(sku), Number: d.taken, Units: least, Want: want, Round: now.UnixNano()})
+	e.post(now, Message{
+		Kind: MessageAsk, SKU: sku, To: e.homeOf(sku), Number: d.returned, Taken: d.taken, Units: least, Want: want, Round: now.UnixNano(),
+	})
 }
 
 // wake lets every order that waits for a SKU be decided again.
@@ -205,7 +209,7 @@ func (e *escrow) receive(now time.Time, m Message) {
 		// It counts from when it was asked for, however long it was on its way.
 		if until := time.Unix(0, m.Round).Add(e.options.VerdictFor); now.Before(until) {
 			e.board.watch(m.SKU, now.Add(watchFor*e.options.VerdictFor))
-			e.board.post(m.SKU, verdict{soldOut: true, free: m.Units, inflow: m.Inflow, until: until})
+			e.board.post(m.SKU, verdict{soldOut: true, free: m.Units, reclaimed: m.Number, inflow: m.Inflow, until: until})
 			e.wake(m.SKU)
 		}
 	case MessageLift:
@@ -222,7 +226,7 @@ func (e *escrow) asked(now time.Time, m Message) {
 		if len(e.centres) >= skusMax {
 			return
 		}
-		c = &centre{answers: map[uint32]answer{}, recalled: map[uint32]time.Time{}}
+		c = &centre{recalls: map[uint32]*recall{}, told: map[uint32]struct{}{}}
 		e.centres[m.SKU] = c
 	}
 	for _, a := range c.asks {
@@ -230,7 +234,7 @@ func (e *escrow) asked(now time.Time, m Message) {
 			if m.Round < a.Round {
 				return
 			}
-			if m.Number != a.Number || m.Units != a.Units {
+			if m.Taken != a.Taken || m.Units != a.Units {
 				a.tried = false
 			}
 			a.Message, a.at = m, now
@@ -242,17 +246,13 @@ func (e *escrow) asked(now time.Time, m Message) {
 	e.grant(now, m.SKU, c)
 }
 
-// grant tries the next ask that was not tried since anything changed.
+// grant tries every ask that was not tried since anything changed, in the order in which they came.
 func (e *escrow) grant(now time.Time, sku string, c *centre) {
-	c.asks = slices.DeleteFunc(c.asks, func(a *ask) bool { return now.Sub(a.at) > askLife*e.options.Again && a != c.busy })
-	if c.busy != nil {
-		return
-	}
+	c.asks = slices.DeleteFunc(c.asks, func(a *ask) bool { return now.Sub(a.at) > askLife*e.options.Again && !a.busy })
 	for _, a := range c.asks {
-		if !a.tried {
-			a.tried, c.busy = true, a
-			e.submit(task{command: domain.GrantStock{SKU: sku, ToLane: a.From, After: a.Number, Least: a.Units, Want: a.Want}})
-			return
+		if !a.tried && !a.busy {
+			a.tried, a.busy = true, true
+			e.submit(task{command: domain.GrantStock{SKU: sku, ToLane: a.From, After: a.Taken, Least: a.Units, Want: a.Want}})
 		}
 	}
 }
@@ -261,12 +261,16 @@ func (e *escrow) grant(now time.Time, sku string, c *centre) {
 // elsewhere are called back, and when there are none the verdict is given.
 func (e *escrow) granted(now time.Time, command domain.GrantStock, account domain.Account, err error) {
 	c := e.centres[command.SKU]
-	if c == nil || c.busy == nil {
+	if c == nil {
 		return
 	}
-	a := c.busy
-	c.busy = nil
-	asked := domain.GrantStock{SKU: a.SKU, ToLane: a.From, After: a.Number, Least: a.Units, Want: a.Want}
+	i := slices.IndexFunc(c.asks, func(a *ask) bool { return a.From == command.ToLane })
+	if i < 0 || !c.asks[i].busy {
+		return
+	}
+	a := c.asks[i]
+	a.busy = false
+	asked := domain.GrantStock{SKU: a.SKU, ToLane: a.From, After: a.Taken, Least: a.Units, Want: a.Want}
 	var refusal domain.Refusal
 	switch newest := account.GrantedTo(command.ToLane).Number; {
 	case errors.As(err, &refusal):
@@ -279,15 +283,16 @@ func (e *escrow) granted(now time.Time, command domain.GrantStock, account domai
 			c.drop(a)
 		}
 	case asked.After == command.After && asked.Least >= command.Least: // Else the lane asks for something else by now, which is tried next.
-		if missing := e.missing(now, c, a, account); len(missing) > 0 {
+		if missing := e.missing(now, c, a, account); len(missing) > 0 || a.Number > account.ReclaimedFrom(a.From).Number {
 			for _, lane := range missing {
 				e.recall(now, c, a, lane, account.ReclaimedFrom(lane).Number)
 			}
 		} else {
 			c.drop(a)
 			c.inflow, c.until = account.Inflow(), now.Add(watchFor*e.options.VerdictFor)
+			c.told[a.From] = struct{}{}
 			e.board.watch(a.SKU, c.until)
-			e.post(now, Message{Kind: MessageVerdict, SKU: a.SKU, To: a.From, Units: account.Central, Inflow: c.inflow, Round: a.Round})
+			e.post(now, Message{Kind: MessageVerdict, SKU: a.SKU, To: a.From, Number: account.ReclaimedFrom(a.From).Number, Units: account.Central, Inflow: c.inflow, Round: a.Round})
 		}
 	}
 	e.grant(now, command.SKU, c)
@@ -317,22 +322,26 @@ func (e *escrow) missing(now time.Time, c *centre, a *ask, account domain.Accoun
 		if lane == a.From || granted.Units == reclaimed.Units {
 			continue
 		}
-		said, ok := c.answers[lane]
-		if !ok || now.Sub(said.at) > e.options.VerdictFor/2 || said.idle > 0 || said.taken != granted.Number || said.returned > reclaimed.Number {
+		r := c.recalls[lane]
+		if r == nil || !r.answered || now.Sub(r.asked) > e.options.VerdictFor/2 || r.idle > 0 || r.taken != granted.Number || r.returned > reclaimed.Number {
 			lanes = append(lanes, lane)
 		}
 	}
 	return lanes
 }
 
-// recall calls a lane's idle units back.
+// recall calls a lane's idle units back. What was not answered is sent again as it was: any answer to it counts.
 func (e *escrow) recall(now time.Time, c *centre, a *ask, lane uint32, after uint64) {
-	if now.Sub(c.recalled[lane]) < e.options.Again {
+	r := c.recalls[lane]
+	if r != nil && now.Sub(r.sentAt) < e.options.Again {
 		return
 	}
-	c.recalled[lane] = now
-	delete(c.answers, lane)
-	e.post(now, Message{Kind: MessageRecall, SKU: a.SKU, To: lane, Number: after, Units: a.Units, Round: now.UnixNano()})
+	if r == nil || r.answered || now.Sub(r.asked) > e.options.VerdictFor/2 {
+		r = &recall{asked: now}
+		c.recalls[lane] = r
+	}
+	r.sentAt = now
+	e.post(now, Message{Kind: MessageRecall, SKU: a.SKU, To: lane, Number: after, Units: a.Units, Round: r.asked.UnixNano()})
 }
 
 // recalled gives idle units back. From now on, units of the SKU that come free go home.
@@ -350,12 +359,16 @@ func (e *escrow) recalled(now time.Time, m Message) {
 // answered notes what a lane said. Once all have, the asks are tried again.
 func (e *escrow) answered(now time.Time, m Message) {
 	c := e.centres[m.SKU]
-	if c == nil || c.recalled[m.From].UnixNano() != m.Round {
+	if c == nil {
 		return
 	}
-	c.answers[m.From] = answer{returned: m.Number, taken: m.Taken, idle: m.Units, at: c.recalled[m.From]}
-	for lane := range c.recalled {
-		if _, said := c.answers[lane]; !said {
+	r := c.recalls[m.From]
+	if r == nil || r.asked.UnixNano() != m.Round {
+		return
+	}
+	r.answered, r.returned, r.taken, r.idle = true, m.Number, m.Taken, m.Units
+	for _, other := range c.recalls {
+		if !other.answered && now.Sub(other.asked) <= e.options.VerdictFor/2 {
 			return
 		}
 	}
@@ -438,11 +451,10 @@ func (e *escrow) freed(now time.Time, sku string, account domain.Account) {
 	}
 	if inflow > c.inflow {
 		c.inflow = inflow
-		for _, granted := range account.Granted {
-			if granted.Lane != e.lane {
-				e.post(now, Message{Kind: MessageLift, SKU: sku, To: granted.Lane, Inflow: inflow})
-			}
+		for _, lane := range slices.Sorted(maps.Keys(c.told)) {
+			e.post(now, Message{Kind: MessageLift, SKU: sku, To: lane, Inflow: inflow})
 		}
+		clear(c.told)
 	}
 	e.retry(now, sku, c)
 }
@@ -471,13 +483,8 @@ func (e *escrow) tick(now time.Time) (more bool) {
 	}
 	for _, sku := range slices.Sorted(maps.Keys(e.centres)) {
 		c := e.centres[sku]
-		for lane, at := range c.recalled {
-			if _, said := c.answers[lane]; !said && now.Sub(at) >= askLife*e.options.Again {
-				delete(c.recalled, lane)
-			}
-		}
 		e.retry(now, sku, c)
-		if len(c.asks) == 0 && c.busy == nil && !now.Before(c.until) {
+		if len(c.asks) == 0 && !now.Before(c.until) {
 			delete(e.centres, sku)
 		}
 	}

@@ -291,7 +291,8 @@ func (m *Machine) erasedSince(userID string, commit uint64) bool {
 func (m *Machine) Supply(sku string) domain.Supply {
 	supply := domain.Supply{Lane: m.options.Lane, Home: homeLane(m.options.Topology, sku), Lanes: m.options.Topology.Lanes}
 	if m.options.board != nil {
-		supply.Free, supply.SoldOut = m.options.board.soldOut(sku)
+		v := m.options.board.verdict(sku)
+		supply.SoldOut, supply.Free, supply.Reclaimed = v.soldOut, v.free, v.reclaimed
 	}
 	return supply
 }

@@ -5,16 +5,15 @@ type Message struct {
 	Kind     MessageKind
 	SKU      string
 	From, To uint32
-	// Number counts grants or returns of the SKU to or from the lane that is not the home: the one that the message
-	// is about, or for Ask the newest grant taken, for Recall the newest return reclaimed, for Answer the newest
-	// return made.
+	// Number of the grant or return that the message is about; for Ask and Answer that of the lane's newest return, for Recall
+	// and Verdict that of the newest one that the home lane has reclaimed from it.
 	Number uint64
 	// Units that move; for Ask and Recall the fewest that help, for Answer those that are idle, for Verdict how many more
 	// the lane can have at most.
 	Units int64
 	// Want is how many units the lane would use. Ask only.
 	Want int64
-	// Taken is the newest grant that the lane has taken. Answer only.
+	// Taken is the number of the newest grant that the lane has taken. Ask and Answer only.
 	Taken uint64
 	// Inflow counts the units that ever came into the centre: a Verdict as of an older inflow does not count. Verdict and
 	// Lift only.
