@@ -103,6 +103,14 @@ func fingerprintReceiveStock(request *catalogv1.ReceiveStockRequest) lanes.Finge
 	return fingerprint(form)
 }
 
+func fingerprintPreheatStock(request *catalogv1.PreheatStockRequest) lanes.Fingerprint {
+	var buffer [canonicalBytes]byte
+	form := appendText(buffer[:0], "weir.catalog.v1.PreheatStock")
+	form = appendText(form, request.Sku)
+	form = binary.AppendVarint(form, request.UnitsPerLane)
+	return fingerprint(form)
+}
+
 func appendText(form []byte, text string) []byte {
 	return append(binary.AppendUvarint(form, uint64(len(text))), text...)
 }

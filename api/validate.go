@@ -25,7 +25,7 @@ func newValidator() *validator {
 		&orderv1.PlaceOrderRequest{}, &orderv1.GetOrderRequest{}, &orderv1.ListOrdersRequest{},
 		&orderv1.CancelOrderRequest{}, &orderv1.WatchOrderRequest{},
 		&catalogv1.PutProductRequest{}, &catalogv1.GetProductRequest{}, &catalogv1.ListProductsRequest{},
-		&catalogv1.ReceiveStockRequest{}, &catalogv1.GetStockRequest{},
+		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{},
 		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},
 	), protovalidate.WithDisableLazy())
 	if err != nil {

@@ -16,9 +16,9 @@ type hot struct {
 func (*hot) Order(domain.OrderID) (domain.Order, bool) { return domain.Order{}, false }
 func (h *hot) Product(string) (domain.Product, bool)   { return h.product, true }
 func (*hot) KeyErased(string, domain.KeyID) bool       { return false }
-
-func (h *hot) Stock(string) domain.Account { return h.account }
-func hotState() (*hot, domain.PlaceOrder)  { return hotWith(1) }
+func (h *hot) Stock(string) domain.Account             { return h.account }
+func (*hot) Supply(string) domain.Supply               { return domain.Supply{Lanes: 1} }
+func hotState() (*hot, domain.PlaceOrder)              { return hotWith(1) }
 func hotWith(lines int) (*hot, domain.PlaceOrder) {
 	h := &hot{
 		product: domain.Product{SKU: "mug", Title: "Enamel mug", Price: domain.Money{Currency: "EUR", Minor: 1299}},

@@ -1,8 +1,8 @@
 package domain
 
 import (
+	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -34,8 +34,8 @@ const (
 )
 
 // Decide turns a command into events, given the lane's state and log time. No events and no error means that there is
-// nothing left to do: the same command was decided before. The error is a Refusal, a *GrantOutOfOrderError or a
-// *KeyErasedError.
+// nothing left to do: the same command was decided before. The error is a Refusal, a *GrantOutOfOrderError, a
+// *ReturnOutOfOrderError or a *KeyErasedError.
 //
 // Every event that Decide returns keeps every account of the lane within I3 and every order within I4; Decide panics
 // rather than break them.
@@ -47,7 +47,15 @@ func Decide(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case ReceiveStock:
 		return c.decide(s)
+	case PreheatStock:
+		return c.decide(s)
+	case GrantStock:
+		return c.decide(s)
 	case AllotStock:
+		return c.decide(s)
+	case ReturnStock:
+		return c.decide(s)
+	case ReclaimStock:
 		return c.decide(s)
 	case CancelOrder, ExpireOrder, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult, RecordStrayPayment, RefundPayment,
 		RecordRefundResult, ShipItems, ConfirmDelivery, RequestReturn, ReceiveReturn, AddNote, AwardPoints, TakeBackPoints:
@@ -95,7 +103,7 @@ func decideLife(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case TakeBackPoints:
 		return c.decide(s)
-	case PlaceOrder, PutProduct, ReceiveStock, AllotStock, EraseUser:
+	case PlaceOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser:
 	}
 	panic(fmt.Sprintf("domain: bug: %T is not of an order that was placed", c))
 }
@@ -112,6 +120,8 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 	}
 	lines := make([]Line, len(c.Lines))
 	var total Money
+	var events []Event // Grants of the home lane to itself come before the order that needs them.
+	var moving error
 	for i := range c.Lines {
 		want := &c.Lines[i]
 		product, known := s.Product(want.SKU)
@@ -129,15 +139,29 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 		}
 		account := s.Stock(want.SKU)
 		if want.Units > account.Allotted {
-			return nil, &OutOfStockError{SKU: want.SKU, Want: want.Units, Free: account.Allotted}
+			covering, err := cover(s, want.SKU, want.Units, account)
+			if errors.Is(err, ErrStockMoving) {
+				moving = err // Unless another line is sold out.
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range covering {
+				account = account.Evolve(e, want.SKU)
+			}
+			events = append(events, covering...)
 		}
 		// Each SKU is in one line only, so this is all that the order does to the account.
 		assertAccount(account.reserve(want.Units).checkLane(), want.SKU)
 		lines[i] = Line{SKU: want.SKU, Units: want.Units, Title: product.Title, PriceMinor: product.Price.Minor}
 	}
-	return []Event{OrderPlaced{
+	if moving != nil {
+		return nil, moving
+	}
+	return append(events, OrderPlaced{
 		OrderID: c.OrderID, UserID: c.UserID, Lines: lines, Total: total, PayBy: c.PayBy, SealedPersonal: c.SealedPersonal,
-	}}, nil
+	}), nil
 }
 
 // check refuses what no state could make valid.
@@ -189,66 +213,6 @@ func (c PutProduct) decide(s State) ([]Event, error) {
 		return nil, nil // Same command again: nothing to say.
 	}
 	return []Event{ProductPut(c)}, nil
-}
-
-// decide takes the units into the centre and grants them to the lanes at once, home lane included, in lane order. The
-// home lane takes its own grant in the same commit. Receiving again receives more: only its request makes it the same.
-func (c ReceiveStock) decide(s State) ([]Event, error) {
-	assert(c.Home < c.Lanes, "receive %s: home lane %d of %d lanes", c.SKU, c.Home, c.Lanes)
-	if c.Units < 1 || c.Units > ReceiveUnitsMax {
-		return nil, &InvalidArgumentError{Argument: "units", Problem: fmt.Sprintf("it is %d, want 1 to %d", c.Units, ReceiveUnitsMax)}
-	}
-	if _, known := s.Product(c.SKU); !known {
-		return nil, &UnknownProductError{SKU: c.SKU}
-	}
-	account := s.Stock(c.SKU)
-	if account.Received > math.MaxInt64-c.Units {
-		return nil, &AmountOverflowError{What: fmt.Sprintf("%d units of %s beside %d", c.Units, c.SKU, account.Received)}
-	}
-	events := []Event{StockReceived{SKU: c.SKU, Units: c.Units, ReceivedTotal: account.Received + c.Units}}
-	share := c.Units / int64(c.Lanes)
-	for lane := range c.Lanes {
-		units := share
-		if lane == c.Home {
-			units += c.Units % int64(c.Lanes)
-		}
-		if units == 0 {
-			continue
-		}
-		number := account.GrantedTo(lane).Number + 1
-		events = append(events, StockGranted{SKU: c.SKU, ToLane: lane, GrantNumber: number, Units: units})
-		if lane == c.Home {
-			assert(account.Taken.Number+1 == number, "receive %s: grant %d to the home lane, which took %d", c.SKU, number, account.Taken.Number)
-			events = append(events, StockAllotted{SKU: c.SKU, HomeLane: c.Home, GrantNumber: number, Units: units})
-		}
-	}
-	for _, e := range events {
-		account = account.Evolve(e, c.SKU)
-	}
-	assertAccount(account.Check(), c.SKU)
-	return events, nil
-}
-
-func (c AllotStock) decide(s State) ([]Event, error) {
-	account := s.Stock(c.SKU)
-	if c.GrantNumber <= account.Taken.Number {
-		return nil, nil // Same command again: nothing to say.
-	}
-	if want := account.Taken.Number + 1; c.GrantNumber != want {
-		return nil, &GrantOutOfOrderError{SKU: c.SKU, Number: c.GrantNumber, Want: want}
-	}
-	if !validName(c.SKU) {
-		return nil, &InvalidArgumentError{Argument: "sku", Problem: nameProblem}
-	}
-	if c.Units < 1 {
-		return nil, &InvalidArgumentError{Argument: "units", Problem: fmt.Sprintf("it is %d, want at least 1", c.Units)}
-	}
-	if account.Taken.Units > math.MaxInt64-c.Units {
-		return nil, &AmountOverflowError{What: fmt.Sprintf("%d units of %s beside %d", c.Units, c.SKU, account.Taken.Units)}
-	}
-	allotted := StockAllotted(c)
-	assertAccount(account.Evolve(allotted, c.SKU).Check(), c.SKU)
-	return []Event{allotted}, nil
 }
 
 func (c EraseUser) decide(s State) ([]Event, error) {

@@ -264,6 +264,9 @@ func (s *shop) Product(sku string) (domain.Product, bool) {
 // Stock implements domain.State.
 func (s *shop) Stock(sku string) domain.Account { return s.accounts[sku] }
 
+// Supply implements domain.State.
+func (s *shop) Supply(string) domain.Supply { return domain.Supply{Home: s.lane, Lanes: s.lanes} }
+
 // KeyErased implements domain.State.
 func (s *shop) KeyErased(string, domain.KeyID) bool { return false }
 

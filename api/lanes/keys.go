@@ -20,6 +20,7 @@ import (
 //	product   SKU                            the product, in its home lane
 //	erased    user 0x00 key id (8 bytes)     commit and log time of the erasure of that key
 //	grant     lane, number, SKU              units granted to another lane and not known to be taken
+//	return    number, SKU                    units returned to the home lane and not known to be reclaimed
 const (
 	tablePosition  byte = 'p'
 	tableReckoned  byte = 'q'
@@ -30,6 +31,7 @@ const (
 	tableProducts  byte = 's'
 	tableGrants    byte = 'g'
 	tableErased    byte = 'k'
+	tableReturns   byte = 'b'
 )
 
 // positionBytes is number, hash and log time.
