@@ -321,6 +321,14 @@ func TestCatalogueIsKeptAndRead(t *testing.T) {
 				t.Errorf("%s: received %v", name, received)
 			}
 		}
+		for range 2 {
+			preheated := must(operator.PreheatStock(t.Context(), &catalogv1.PreheatStockRequest{RequestId: "p-" + sku, Sku: sku, UnitsPerLane: 1}))(t)
+			if preheated.Sku != sku || preheated.UnitsPerLane != 1 || preheated.Granted < 1 || preheated.Revision.Commit == 0 {
+				t.Errorf("%s: preheated %v", name, preheated)
+			}
+		}
+		_, err := operator.PreheatStock(t.Context(), &catalogv1.PreheatStockRequest{RequestId: "q-" + sku, Sku: sku, UnitsPerLane: 100})
+		wantError(t, name, err, connect.CodeFailedPrecondition, api.ReasonOutOfStock)
 		got := must(operator.GetProduct(t.Context(), &catalogv1.GetProductRequest{Sku: sku, MinRevision: put.Revision}))(t)
 		if !proto.Equal(got.Product, put.Product) {
 			t.Errorf("%s: got %v, want %v", name, got.Product, put.Product)
@@ -341,7 +349,7 @@ func TestCatalogueIsKeptAndRead(t *testing.T) {
 		} {
 			wantError(t, name+" "+what, call(), connect.CodeNotFound, api.ReasonProductNotFound)
 		}
-		_, err := operator.ReceiveStock(t.Context(), &catalogv1.ReceiveStockRequest{RequestId: "r", Sku: "none", Quantity: 1})
+		_, err = operator.ReceiveStock(t.Context(), &catalogv1.ReceiveStockRequest{RequestId: "r", Sku: "none", Quantity: 1})
 		wantError(t, name, err, connect.CodeFailedPrecondition, api.ReasonUnknownProduct)
 	}
 }

@@ -58,6 +58,25 @@ func (s catalogService) ReceiveStock(ctx context.Context, request *catalogv1.Rec
 	}, nil
 }
 
+// PreheatStock implements catalogv1connect.CatalogServiceHandler.
+func (s catalogService) PreheatStock(ctx context.Context, request *catalogv1.PreheatStockRequest) (*catalogv1.PreheatStockResponse, error) {
+	fail := func(err error) (*catalogv1.PreheatStockResponse, error) {
+		return nil, s.fail(ctx, catalogv1connect.CatalogServicePreheatStockProcedure, err)
+	}
+	if err := s.validator.check(request); err != nil {
+		return fail(err)
+	}
+	reply, err := s.submit(ctx, domain.HomeKey(request.Sku), request.RequestId, fingerprintPreheatStock(request),
+		domain.PreheatStock{SKU: request.Sku, UnitsPerLane: request.UnitsPerLane})
+	if err != nil {
+		return fail(err)
+	}
+	return &catalogv1.PreheatStockResponse{
+		Sku: reply.Granted.SKU, UnitsPerLane: reply.Granted.Units, Granted: reply.Granted.Units * int64(s.topology.Lanes),
+		Revision: &typev1.Revision{Lane: reply.Lane, Commit: reply.Commit},
+	}, nil
+}
+
 // submit sends a command to the home lane of a SKU or a coupon's code, in the name of the operator who called.
 func (h *Handler) submit(ctx context.Context, homeKey, requestID string, fingerprint lanes.Fingerprint, command domain.Command) (lanes.Reply, error) {
 	return h.commands.Submit(ctx, lanes.Request{

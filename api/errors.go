@@ -32,6 +32,7 @@ type Reason string
 // The reasons.
 const (
 	ReasonOutOfStock            = Reason(domain.ReasonOutOfStock)
+	ReasonStockMoving           = Reason(domain.ReasonStockMoving)
 	ReasonUnknownProduct        = Reason(domain.ReasonUnknownProduct)
 	ReasonProductNotFound       = Reason("PRODUCT_NOT_FOUND")
 	ReasonOrderNotFound         = Reason(domain.ReasonOrderNotFound)
@@ -82,6 +83,7 @@ var reasons = map[Reason]struct {
 	facts []string
 }{
 	ReasonOutOfStock:            {connect.CodeFailedPrecondition, false, []string{"sku", "want", "free"}},
+	ReasonStockMoving:           {connect.CodeAborted, true, []string{"sku", "want"}},
 	ReasonUnknownProduct:        {connect.CodeFailedPrecondition, false, []string{"sku"}},
 	ReasonProductNotFound:       {connect.CodeNotFound, false, []string{"sku"}},
 	ReasonOrderNotFound:         {connect.CodeNotFound, false, []string{"order_id"}},
@@ -142,6 +144,7 @@ func (f *fault) Error() string { return f.message }
 func faultOf(err error) (f *fault, unexpected bool) {
 	var (
 		refusal     domain.Refusal
+		moving      *domain.StockMovingError
 		reused      *lanes.KeyReusedError
 		queueFull   *eventstore.QueueFullError
 		unavailable *eventstore.UnavailableError
@@ -156,6 +159,8 @@ func faultOf(err error) (f *fault, unexpected bool) {
 			reason: ReasonCampaignNotOpen, message: notOpen.Error(), facts: notOpen.Facts(),
 			retryAfter: notOpen.OpensIn, farOff: notOpen.OpensIn > retryAfterMax,
 		}, false
+	case errors.As(err, &moving):
+		return &fault{reason: ReasonStockMoving, message: moving.Error(), facts: moving.Facts(), retryAfter: retryAfterMoving}, false
 	case errors.As(err, &refusal):
 		return &fault{reason: Reason(refusal.Reason()), message: refusal.Error(), facts: refusal.Facts()}, false
 	case errors.As(err, &reused):

@@ -135,6 +135,7 @@ func TestEveryErrorOfALaneOrAViewHasItsCodeAndReason(t *testing.T) {
 		logged bool
 	}{
 		{&domain.OutOfStockError{SKU: "a", Want: 2, Free: 1}, ReasonOutOfStock, 0, false},
+		{&domain.StockMovingError{SKU: "a", Want: 2, Short: 1}, ReasonStockMoving, 100 * time.Millisecond, false},
 		{&domain.UnknownProductError{SKU: "a"}, ReasonUnknownProduct, 0, false},
 		{&domain.OrderNotFoundError{OrderID: id}, ReasonOrderNotFound, 0, false},
 		{&domain.OrderExpiredError{OrderID: id}, ReasonOrderExpired, 0, false},

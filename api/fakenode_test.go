@@ -92,6 +92,9 @@ func (n *fakeNode) Used(use domain.Use) int64 { return n.uses[use] }
 
 func (n *fakeNode) KeyErased(string, domain.KeyID) bool { return false }
 
+// Supply says that the node's lane is the only one.
+func (n *fakeNode) Supply(string) domain.Supply { return domain.Supply{Lanes: 1} }
+
 func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -115,16 +118,8 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		}
 		c.OrderID, c.PayBy = domain.NewOrderID(n.now, request.Partition, entropy), n.now.Add(15*time.Minute)
 		command = c
-	case domain.ReceiveStock:
-		c.Lanes = 1
-		command = c
-	case domain.PutCampaign:
-		c.Lanes = 1
-		command = c
-	case domain.PutCoupon:
-		c.Lanes = 1
-		command = c
-	case domain.PutProduct, domain.ExpireOrder, domain.AllotStock, domain.EraseUser:
+	case domain.PutProduct, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock, domain.GrantStock, domain.AllotStock,
+		domain.ReturnStock, domain.ReclaimStock, domain.EraseUser, domain.PutCampaign, domain.PutCoupon:
 	default: // The others are to an order that was placed.
 		id, _ := domain.CommandOrderID(command)
 		order, ok := n.Order(id)
@@ -174,6 +169,8 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 			}
 		case domain.StockReceived:
 			reply.Received = event
+		case domain.StockGranted:
+			reply.Granted = event
 		case domain.UserErased:
 			reply.Erased = event
 		default:
@@ -190,7 +187,8 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		reply.Campaign, reply.Commit = view.Campaign, view.Revision.Commit
 	case domain.PutCoupon:
 		reply.Coupon, reply.Commit = n.coupons[c.Code].Coupon, n.coupons[c.Code].Revision.Commit
-	case domain.ReceiveStock, domain.ExpireOrder, domain.AllotStock, domain.EraseUser:
+	case domain.ReceiveStock, domain.PreheatStock, domain.ExpireOrder, domain.GrantStock, domain.AllotStock, domain.ReturnStock,
+		domain.ReclaimStock, domain.EraseUser:
 	default:
 		id, _ := domain.CommandOrderID(command)
 		versions := n.orders[id]

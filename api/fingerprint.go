@@ -142,6 +142,14 @@ func fingerprintReceiveStock(request *catalogv1.ReceiveStockRequest) lanes.Finge
 	return fingerprint(form)
 }
 
+func fingerprintPreheatStock(request *catalogv1.PreheatStockRequest) lanes.Fingerprint {
+	var buffer [canonicalBytes]byte
+	form := appendText(buffer[:0], "weir.catalog.v1.PreheatStock")
+	form = appendText(form, request.Sku)
+	form = binary.AppendVarint(form, request.UnitsPerLane)
+	return fingerprint(form)
+}
+
 // appendSet appends a field that came later, with its name before it, when it is set.
 func appendSet(form []byte, name, text string) []byte {
 	if text == "" {

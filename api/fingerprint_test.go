@@ -56,6 +56,7 @@ func TestFingerprintsNeverChange(t *testing.T) {
 		"EraseUser":    {fingerprintEraseUser("ada"), "c2a9511a9869322fcb4e6e8e4bef908d"},
 		"CancelOrder":  {fingerprintCancelOrder(domain.OrderID{1, 2, 3}, "too late"), "651277703337a5f7bb1a8a1185f2eeef"},
 		"PutProduct":   {fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "A", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}}), "f2a8e7ac2430b55b45f95ef21c5c5495"},
+		"PreheatStock": {fingerprintPreheatStock(&catalogv1.PreheatStockRequest{Sku: "a", UnitsPerLane: 7}), "177745c9bf951c1e6725a5f8e4869d32"},
 		"ReceiveStock": {fingerprintReceiveStock(&catalogv1.ReceiveStockRequest{Sku: "a", Quantity: 7}), "e9848f2d071c66da6feb585197ad5261"},
 	} {
 		if got := hex.EncodeToString(test.got[:]); got != test.want {
@@ -143,6 +144,7 @@ func TestFingerprintsOfRequestsThatMeanSomethingElseDiffer(t *testing.T) {
 	coupon("coupon, a user", func(m *campaignv1.PutCouponRequest) { m.UserUsesMax = 1 })
 	coupon("coupon, in all", func(m *campaignv1.PutCouponRequest) { m.UsesMax = 1 })
 	add("put, names run together", fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "ab", Price: put.Price}))
+	add("preheat", fingerprintPreheatStock(&catalogv1.PreheatStockRequest{Sku: "a", UnitsPerLane: 1}))
 	add("receive", fingerprintReceiveStock(&catalogv1.ReceiveStockRequest{Sku: "a", Quantity: 1}))
 }
 

@@ -42,6 +42,8 @@ const (
 	waitBudgetDefault = time.Second
 	// retryAfterBehind is when to ask again for a revision that the view has not reached.
 	retryAfterBehind = 100 * time.Millisecond
+	// retryAfterMoving is when units that are on their way between lanes may have arrived.
+	retryAfterMoving = 100 * time.Millisecond
 	// retryAfterFull is when to try again what found no room.
 	retryAfterFull = 5 * time.Second
 	// retryAfterStopped is when the views of a lane may be read again that nothing feeds any more.

@@ -26,7 +26,7 @@ func newValidator() *validator {
 		&orderv1.PlaceOrderRequest{}, &orderv1.GetOrderRequest{}, &orderv1.ListOrdersRequest{},
 		&orderv1.CancelOrderRequest{}, &orderv1.WatchOrderRequest{},
 		&catalogv1.PutProductRequest{}, &catalogv1.GetProductRequest{}, &catalogv1.ListProductsRequest{},
-		&catalogv1.ReceiveStockRequest{}, &catalogv1.GetStockRequest{},
+		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{},
 		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
 		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
 		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},

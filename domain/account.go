@@ -7,14 +7,15 @@ import (
 	"slices"
 )
 
-// An Account is what one lane knows of the units of one stock key: a SKU, or a pool; see HomeKey. The home lane's account also holds the centre. Over the accounts
-// of all lanes, received = central + in transit + Σ allotted + Σ reserved + Σ sold, and no term is negative (I3).
+// An Account is what one lane knows of the units of one stock key: a SKU, or a pool; see HomeKey. The home lane's account
+// also holds the centre. Over the accounts of all lanes, received = central + in transit + Σ allotted + Σ reserved + Σ sold, and no term is negative (I3).
 //
 // Units move between lanes by numbered transfers only, so what is in transit shows as the difference between what one
 // lane has sent and the other has taken; Sum and Conserved compute it.
 type Account struct {
-	// Received counts units ever received and not moved to a pool, or into this one; Central counts those of them that are not granted to a lane. Home lane only.
-	Received, Central int64
+	// Received counts units ever received, less those that were moved to another account, a pool's or a SKU's; Central those
+	// of them that are not granted to a lane; MovedOut those that were moved to another account, ever. Home lane only.
+	Received, Central, MovedOut int64
 	// Granted is what the home lane has granted, Reclaimed what it has taken back, by lane, lanes ascending, only those
 	// that there is something to say about. Nobody changes them in place. Home lane only.
 	Granted, Reclaimed []LaneTally
@@ -107,12 +108,14 @@ func (a Account) Evolve(e Event, sku string) Account {
 func (a Account) movePool(pool string, units int64, stockKey string) Account {
 	switch stockKey {
 	case pool:
-		a.Received += units
-		a.Central += units
 	case HomeKey(pool):
-		a.Received -= units
-		a.Central -= units
+		units = -units
+	default:
+		return a
 	}
+	a.Received += units
+	a.Central += units
+	a.MovedOut += max(-units, 0)
 	return a
 }
 
@@ -160,7 +163,7 @@ func (a Account) IsZero() bool { return a.Equal(Account{}) }
 
 // Equal reports whether two accounts are the same in every field.
 func (a Account) Equal(other Account) bool {
-	return a.Received == other.Received && a.Central == other.Central && a.Allotted == other.Allotted &&
+	return a.Received == other.Received && a.Central == other.Central && a.MovedOut == other.MovedOut && a.Allotted == other.Allotted &&
 		a.Reserved == other.Reserved && a.Sold == other.Sold && a.Taken == other.Taken && a.Returned == other.Returned &&
 		slices.Equal(a.Granted, other.Granted) && slices.Equal(a.Reclaimed, other.Reclaimed)
 }

@@ -11,7 +11,8 @@ import (
 // LimitMax is the largest limit of a campaign or a coupon.
 const LimitMax = 1_000_000_000
 
-// PutCampaign creates a campaign or changes it, and moves units between the SKU's account and the campaign's pool.
+// PutCampaign creates a campaign or changes it, and moves units between the SKU's account and the campaign's pool. The SKU's
+// home lane decides it.
 type PutCampaign struct {
 	CampaignID string
 	SKU        string
@@ -24,8 +25,6 @@ type PutCampaign struct {
 	UserUnitsMax, OrderUnitsMax int64
 	// Units of its pool.
 	Units int64
-	// Home is the lane that decides this, the SKU's home, and Lanes is how many lanes units are granted to.
-	Home, Lanes uint32
 }
 
 // CampaignPut says that a campaign was created or changed. What it did to the pool is said by the events that follow.
@@ -97,7 +96,7 @@ func (c PutCampaign) decide(s State) ([]Event, error) {
 	if now, known := s.Campaign(put.Pool); known && now.Evolve(put, now.UpdatedAt) == now {
 		return nil, nil // Same command again: nothing to say.
 	}
-	moved, err := home{c.Home, c.Lanes}.movePool(s, put.Pool, c.Units)
+	moved, err := movePool(s, put.Pool, c.Units)
 	if err != nil {
 		return nil, err
 	}

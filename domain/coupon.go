@@ -33,12 +33,10 @@ type CouponTerms struct {
 	UserUsesMax, UsesMax int64
 }
 
-// PutCoupon creates a coupon or changes it.
+// PutCoupon creates a coupon or changes it. The home lane of its code decides it.
 type PutCoupon struct {
 	Code  string
 	Terms CouponTerms
-	// Home is the lane that decides this, the code's home, and Lanes is how many lanes redemptions are granted to.
-	Home, Lanes uint32
 }
 
 // CouponPut says that a coupon was created or changed.
@@ -82,7 +80,9 @@ func (c PutCoupon) decide(s State) ([]Event, error) {
 	case more < 0:
 		return nil, &InvalidArgumentError{Argument: "uses_max", Problem: fmt.Sprintf("it is %d and was %d: it cannot be lowered; end the coupon with valid_until", c.Terms.UsesMax, c.Terms.UsesMax-more)}
 	default:
-		return append(events, home{c.Home, c.Lanes}.receivePool(s, pool, more)...), nil
+		received := StockReceived{SKU: pool, Units: more, ReceivedTotal: c.Terms.UsesMax}
+		assertAccount(s.Stock(pool).Evolve(received, pool).Check(), pool)
+		return append(events, received), nil
 	}
 }
 
@@ -116,39 +116,37 @@ func (c *PutCoupon) check() error {
 	return cmp.Or(checkLimit("user_uses_max", t.UserUsesMax, LimitMax), checkLimit("uses_max", t.UsesMax, ReceiveUnitsMax))
 }
 
-// redeem redeems the coupon for an order whose Total is its subtotal yet, and returns the discount in minor units.
-func (c *PlaceOrder) redeem(s State, at time.Time, placed *OrderPlaced) (discountMinor int64, err error) {
+// redeem redeems the coupon for an order whose Total is its subtotal yet, and returns the discount in minor units, and what
+// must happen before a redemption is taken of the coupon's pool.
+func (c *PlaceOrder) redeem(s State, at time.Time, placed *OrderPlaced) (discountMinor int64, covering []Event, err error) {
 	coupon, known := s.Coupon(c.CouponCode)
 	t := &coupon.Terms
 	switch {
 	case !known:
-		return 0, &CouponInvalidError{Code: c.CouponCode}
+		return 0, nil, &CouponInvalidError{Code: c.CouponCode}
 	case at.Before(t.ValidFrom):
-		return 0, &CouponNotYetError{Code: c.CouponCode, ValidFrom: t.ValidFrom}
+		return 0, nil, &CouponNotYetError{Code: c.CouponCode, ValidFrom: t.ValidFrom}
 	case !t.ValidUntil.IsZero() && !at.Before(t.ValidUntil):
-		return 0, &CouponExpiredError{Code: c.CouponCode, ValidUntil: t.ValidUntil}
+		return 0, nil, &CouponExpiredError{Code: c.CouponCode, ValidUntil: t.ValidUntil}
 	case t.Currency != "" && t.Currency != placed.Total.Currency:
-		return 0, &MixedCurrenciesError{First: placed.Total.Currency, Other: t.Currency}
+		return 0, nil, &MixedCurrenciesError{First: placed.Total.Currency, Other: t.Currency}
 	case placed.Total.Minor < t.MinSubtotalMinor:
-		return 0, &CouponMinSubtotalError{Code: c.CouponCode, Want: Money{Currency: t.Currency, Minor: t.MinSubtotalMinor}, Subtotal: placed.Total}
+		return 0, nil, &CouponMinSubtotalError{Code: c.CouponCode, Want: Money{Currency: t.Currency, Minor: t.MinSubtotalMinor}, Subtotal: placed.Total}
 	}
 	if t.UserUsesMax > 0 && s.Used(Use{Of: c.CouponCode, UserID: c.UserID}) >= t.UserUsesMax {
-		return 0, &CouponLimitError{Code: c.CouponCode, Scope: CouponLimitUser, Limit: t.UserUsesMax}
+		return 0, nil, &CouponLimitError{Code: c.CouponCode, Scope: CouponLimitUser, Limit: t.UserUsesMax}
 	}
 	placed.CouponCode = c.CouponCode
 	if t.UsesMax > 0 {
 		placed.CouponPool = CouponPool(c.CouponCode)
-		switch err := takeUnits(s, placed.CouponPool, 1); {
-		case errors.Is(err, ErrOutOfStock):
-			return 0, &CouponLimitError{Code: c.CouponCode, Scope: CouponLimitTotal, Limit: t.UsesMax}
-		case err != nil:
-			return 0, err
+		if covering, err = takeUnits(s, placed.CouponPool, 1); errors.Is(err, ErrOutOfStock) {
+			return 0, nil, &CouponLimitError{Code: c.CouponCode, Scope: CouponLimitTotal, Limit: t.UsesMax}
 		}
 	}
 	if t.Kind == CouponPercentage {
-		return shareHalfUp(placed.Total.Minor, t.RateBps, RateBpsMax), nil
+		return shareHalfUp(placed.Total.Minor, t.RateBps, RateBpsMax), covering, err
 	}
-	return min(t.AmountMinor, placed.Total.Minor), nil
+	return min(t.AmountMinor, placed.Total.Minor), covering, err
 }
 
 // CouponInvalidError refuses a code that is no coupon's.

@@ -1,8 +1,8 @@
 package domain
 
 import (
+	"errors"
 	"fmt"
-	"math"
 	"strconv"
 	"time"
 	"unicode/utf8"
@@ -34,8 +34,8 @@ const (
 )
 
 // Decide turns a command into events, given the lane's state and log time. No events and no error means that there is
-// nothing left to do: the same command was decided before. The error is a Refusal, a *GrantOutOfOrderError or a
-// *KeyErasedError.
+// nothing left to do: the same command was decided before. The error is a Refusal, a *GrantOutOfOrderError, a
+// *ReturnOutOfOrderError or a *KeyErasedError.
 //
 // Every event that Decide returns keeps every account of the lane within I3 and every order within I4; Decide panics
 // rather than break them.
@@ -47,11 +47,19 @@ func Decide(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case ReceiveStock:
 		return c.decide(s)
+	case PreheatStock:
+		return c.decide(s)
+	case GrantStock:
+		return c.decide(s)
 	case AllotStock:
 		return c.decide(s)
 	case PutCampaign:
 		return c.decide(s)
 	case PutCoupon:
+		return c.decide(s)
+	case ReturnStock:
+		return c.decide(s)
+	case ReclaimStock:
 		return c.decide(s)
 	case CancelOrder, ExpireOrder, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult, RecordStrayPayment, RefundPayment,
 		RecordRefundResult, ShipItems, ConfirmDelivery, RequestReturn, ReceiveReturn, AddNote, AwardPoints, TakeBackPoints:
@@ -99,7 +107,7 @@ func decideLife(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case TakeBackPoints:
 		return c.decide(s)
-	case PlaceOrder, PutProduct, ReceiveStock, AllotStock, EraseUser:
+	case PlaceOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser:
 	}
 	panic(fmt.Sprintf("domain: bug: %T is not of an order that was placed", c))
 }
@@ -125,6 +133,8 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 	}
 	placed.Lines = make([]Line, len(c.Lines))
 	taxed := false
+	var events []Event // Grants of the home lane to itself come before the order that needs them.
+	var moving error
 	for i := range c.Lines {
 		want := &c.Lines[i]
 		product, known := s.Product(want.SKU)
@@ -145,16 +155,31 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 		}
 		placed.Lines[i] = Line{SKU: want.SKU, Units: want.Units, Title: product.Title, PriceMinor: product.Price.Minor, Tax: product.Tax}
 		taxed = taxed || product.Tax.RateBps != 0
-		if err := takeUnits(s, placed.stockKey(i), want.Units); err != nil {
+		covering, err := takeUnits(s, placed.stockKey(i), want.Units)
+		switch {
+		case err == nil:
+			events = append(events, covering...)
+		case errors.Is(err, ErrStockMoving):
+			moving = err // Unless another line is sold out.
+		default:
 			return nil, err
 		}
 	}
 	var discountMinor int64
 	if c.CouponCode != "" {
-		var err error
-		if discountMinor, err = c.redeem(s, at, &placed); err != nil {
+		discount, covering, err := c.redeem(s, at, &placed)
+		switch {
+		case err == nil:
+			events = append(events, covering...)
+		case errors.Is(err, ErrStockMoving):
+			moving = err
+		default:
 			return nil, err
 		}
+		discountMinor = discount
+	}
+	if moving != nil {
+		return nil, moving
 	}
 	if taxed || discountMinor != 0 {
 		var err error
@@ -162,7 +187,7 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 			return nil, err
 		}
 	}
-	return []Event{placed}, nil
+	return append(events, placed), nil
 }
 
 // check refuses what no state could make valid.
@@ -223,51 +248,6 @@ func (c PutProduct) decide(s State) ([]Event, error) {
 		return nil, nil // Same command again: nothing to say.
 	}
 	return []Event{ProductPut(c)}, nil
-}
-
-// decide takes the units into the centre and grants them to the lanes at once, home lane included, in lane order. The
-// home lane takes its own grant in the same commit. Receiving again receives more: only its request makes it the same.
-func (c ReceiveStock) decide(s State) ([]Event, error) {
-	assert(c.Home < c.Lanes, "receive %s: home lane %d of %d lanes", c.SKU, c.Home, c.Lanes)
-	if c.Units < 1 || c.Units > ReceiveUnitsMax {
-		return nil, &InvalidArgumentError{Argument: "units", Problem: fmt.Sprintf("it is %d, want 1 to %d", c.Units, ReceiveUnitsMax)}
-	}
-	if _, known := s.Product(c.SKU); !known {
-		return nil, &UnknownProductError{SKU: c.SKU}
-	}
-	account := s.Stock(c.SKU)
-	if account.Received > math.MaxInt64-c.Units {
-		return nil, &AmountOverflowError{What: fmt.Sprintf("%d units of %s beside %d", c.Units, c.SKU, account.Received)}
-	}
-	events := []Event{StockReceived{SKU: c.SKU, Units: c.Units, ReceivedTotal: account.Received + c.Units}}
-	events = append(events, home{c.Home, c.Lanes}.grantEvenly(c.SKU, account, c.Units)...)
-	for _, e := range events {
-		account = account.Evolve(e, c.SKU)
-	}
-	assertAccount(account.Check(), c.SKU)
-	return events, nil
-}
-
-func (c AllotStock) decide(s State) ([]Event, error) {
-	account := s.Stock(c.SKU)
-	if c.GrantNumber <= account.Taken.Number {
-		return nil, nil // Same command again: nothing to say.
-	}
-	if want := account.Taken.Number + 1; c.GrantNumber != want {
-		return nil, &GrantOutOfOrderError{SKU: c.SKU, Number: c.GrantNumber, Want: want}
-	}
-	if !validStockKey(c.SKU) {
-		return nil, &InvalidArgumentError{Argument: "sku", Problem: nameProblem}
-	}
-	if c.Units < 1 {
-		return nil, &InvalidArgumentError{Argument: "units", Problem: fmt.Sprintf("it is %d, want at least 1", c.Units)}
-	}
-	if account.Taken.Units > math.MaxInt64-c.Units {
-		return nil, &AmountOverflowError{What: fmt.Sprintf("%d units of %s beside %d", c.Units, c.SKU, account.Taken.Units)}
-	}
-	allotted := StockAllotted(c)
-	assertAccount(account.Evolve(allotted, c.SKU).Check(), c.SKU)
-	return []Event{allotted}, nil
 }
 
 func (c EraseUser) decide(s State) ([]Event, error) {

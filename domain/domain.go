@@ -60,24 +60,6 @@ type PutProduct struct {
 	Tax   Tax
 }
 
-// ReceiveStock adds units of a product to its central account, and grants them to lanes.
-type ReceiveStock struct {
-	SKU   string
-	Units int64
-	// Home is the lane that decides this: the SKU's home.
-	Home uint32
-	// Lanes is how many lanes the units are granted to, evenly; the remainder goes to the home lane.
-	Lanes uint32
-}
-
-// AllotStock takes a grant of the home lane into this lane's allotment. Taking it twice changes nothing.
-type AllotStock struct {
-	SKU         string
-	HomeLane    uint32
-	GrantNumber uint64
-	Units       int64
-}
-
 // EraseUser ends the use of a user's key: what is sealed under it is erased.
 type EraseUser struct {
 	UserID string
@@ -86,15 +68,13 @@ type EraseUser struct {
 	By string
 }
 
-func (PlaceOrder) isCommand()   {}
-func (CancelOrder) isCommand()  {}
-func (ExpireOrder) isCommand()  {}
-func (PutProduct) isCommand()   {}
-func (ReceiveStock) isCommand() {}
-func (AllotStock) isCommand()   {}
-func (PutCampaign) isCommand()  {}
-func (PutCoupon) isCommand()    {}
-func (EraseUser) isCommand()    {}
+func (PlaceOrder) isCommand()  {}
+func (CancelOrder) isCommand() {}
+func (ExpireOrder) isCommand() {}
+func (PutProduct) isCommand()  {}
+func (PutCampaign) isCommand() {}
+func (PutCoupon) isCommand()   {}
+func (EraseUser) isCommand()   {}
 
 // An Event is a past fact. The set is closed; package stored writes events down.
 //
@@ -249,4 +229,7 @@ type State interface {
 	Used(use Use) int64
 	// KeyErased reports whether this key of the user was erased.
 	KeyErased(userID string, key KeyID) bool
+	// Supply returns what this lane knows of units of the SKU that it does not have. It is asked for only when the lane
+	// has too few.
+	Supply(sku string) Supply
 }

@@ -99,51 +99,55 @@ func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
 		decide := func(lane int, c domain.Command) []domain.Event {
 			events, err := w.decide(lane, c)
 			var refusal domain.Refusal
-			var conflict *domain.GrantOutOfOrderError
-			if err != nil && !errors.As(err, &refusal) && !errors.As(err, &conflict) {
+			var grant *domain.GrantOutOfOrderError
+			var giveBack *domain.ReturnOutOfOrderError
+			if err != nil && !errors.As(err, &refusal) && !errors.As(err, &grant) && !errors.As(err, &giveBack) {
 				t.Fatalf("lane %d decides %+v: %v", lane, c, err)
 			}
 			return events
 		}
-		evolve := func(lane int, e domain.Event) {
-			if err := w.evolve(lane, e); err != nil {
-				t.Fatal(err)
+		home := func(sku string) int { return int(w.home(sku)) }
+		for i, sku := range skus {
+			w.homes[sku] = uint32(i % len(w.lanes))
+		}
+		// sent keeps what is on its way to another lane.
+		sent := func(events []domain.Event, from int) {
+			for _, e := range events {
+				switch e := e.(type) {
+				case domain.StockReceived:
+					received[e.SKU] += e.Units
+				case domain.StockGranted:
+					if e.ToLane != uint32(from) {
+						grants = append(grants, transfer{sku: e.SKU, lane: int(e.ToLane), number: e.GrantNumber, units: e.Units})
+					}
+				case domain.StockReturned:
+					if e.HomeLane != uint32(from) {
+						returns = append(returns, transfer{sku: e.SKU, lane: from, number: e.ReturnNumber, units: e.Units})
+					}
+				default:
+				}
 			}
 		}
-		home := func(key string) int { return max(slices.Index(skus, domain.HomeKey(key)), 0) % len(w.lanes) }
 		allot := func(g transfer) {
-			decide(g.lane, domain.AllotStock{SKU: g.sku, HomeLane: uint32(home(g.sku)), GrantNumber: g.number, Units: g.units})
+			decide(g.lane, domain.AllotStock{SKU: g.sku, HomeLane: w.home(g.sku), GrantNumber: g.number, Units: g.units})
 		}
-		// The home lane's next reclaim from the lane of r, if r is it.
 		reclaim := func(r transfer) {
-			account := w.lanes[home(r.sku)].accounts[r.sku]
-			if account.ReclaimedFrom(uint32(r.lane)).Number+1 == r.number {
-				evolve(home(r.sku), domain.StockReclaimed{SKU: r.sku, FromLane: uint32(r.lane), ReturnNumber: r.number, Units: r.units})
-			}
+			decide(home(r.sku), domain.ReclaimStock{SKU: r.sku, FromLane: uint32(r.lane), ReturnNumber: r.number, Units: r.units})
 		}
 		receive := func(sku string, units int64) {
-			for _, e := range decide(home(sku), domain.ReceiveStock{SKU: sku, Units: units, Home: uint32(home(sku)), Lanes: uint32(len(w.lanes))}) {
-				if e, ok := e.(domain.StockReceived); ok {
-					received[sku] += e.Units
-				}
-				if e, ok := e.(domain.StockGranted); ok {
-					grants = append(grants, transfer{sku: sku, lane: int(e.ToLane), number: e.GrantNumber, units: e.Units})
-				}
-			}
+			sent(decide(home(sku), domain.ReceiveStock{SKU: sku, Units: units}), home(sku))
 		}
 		for _, sku := range skus {
 			decide(home(sku), domain.PutProduct{SKU: sku, Title: "A", Price: domain.Money{Currency: "EUR", Minor: 100}})
 			receive(sku, 12)
 		}
-		grant := func(events []domain.Event) {
-			for _, e := range events {
-				if e, ok := e.(domain.StockGranted); ok {
-					grants = append(grants, transfer{sku: e.SKU, lane: int(e.ToLane), number: e.GrantNumber, units: e.Units})
-				}
-			}
-		}
 		anyLane := rapid.IntRange(0, len(w.lanes)-1)
 		anySKU := rapid.SampledFrom(skus)
+		keys := append(slices.Clone(skus), domain.CouponPool("TEN"), domain.CouponPool("FIVER"))
+		for _, sku := range skus {
+			keys = append(keys, domain.CampaignPool(sku, "flash"))
+		}
+		anyKey := rapid.SampledFrom(keys)
 		t.Repeat(map[string]func(*rapid.T){
 			"command": func(t *rapid.T) {
 				for range 5 { // Orders are what it is about.
@@ -158,36 +162,49 @@ func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
 			},
 			"campaign": func(t *rapid.T) { // Pools are filled and drained while orders take of them.
 				sku := anySKU.Draw(t, "sku")
-				grant(decide(home(sku), domain.PutCampaign{
+				decide(home(sku), domain.PutCampaign{
 					CampaignID: "flash", SKU: sku, Price: domain.Money{Currency: "EUR", Minor: rapid.Int64Range(0, 500).Draw(t, "minor")},
 					OpensAt: epoch.Add(time.Minute), ClosesAt: epoch.Add(time.Hour), Units: rapid.Int64Range(0, 9).Draw(t, "units"),
 					UserUnitsMax: rapid.Int64Range(0, 4).Draw(t, "user max"), OrderUnitsMax: rapid.Int64Range(0, 2).Draw(t, "order max"),
-					Home: uint32(home(sku)), Lanes: uint32(len(w.lanes)),
-				}))
+				})
 			},
 			"coupon": func(t *rapid.T) {
-				put := domain.PutCoupon{Code: "TEN", Lanes: uint32(len(w.lanes)), Terms: domain.CouponTerms{
+				put := domain.PutCoupon{Code: "TEN", Terms: domain.CouponTerms{
 					Kind: domain.CouponPercentage, RateBps: 1000, UserUsesMax: rapid.Int64Range(0, 3).Draw(t, "user max"), UsesMax: rapid.Int64Range(0, 9).Draw(t, "max"),
 				}}
 				if rapid.Bool().Draw(t, "fixed") {
 					put.Code, put.Terms.Kind, put.Terms.AmountMinor, put.Terms.RateBps, put.Terms.Currency = "FIVER", domain.CouponFixed, 500, 0, "EUR"
 				}
-				grant(decide(0, put))
+				sent(decide(0, put), 0)
 			},
 			"deliver a grant": func(t *rapid.T) {
 				if len(grants) > 0 {
 					allot(rapid.SampledFrom(grants).Draw(t, "grant"))
 				}
 			},
+			"preheat": func(t *rapid.T) {
+				sku := anySKU.Draw(t, "sku")
+				sent(decide(home(sku), domain.PreheatStock{
+					SKU: sku, UnitsPerLane: rapid.Int64Range(0, 4).Draw(t, "units"),
+				}), home(sku))
+			},
+			"grant": func(t *rapid.T) {
+				lane, sku := anyLane.Draw(t, "lane"), anyKey.Draw(t, "sku")
+				after := w.lanes[home(sku)].accounts[sku].GrantedTo(uint32(lane)).Number - rapid.Uint64Range(0, 1).Draw(t, "late")
+				least := rapid.Int64Range(0, 5).Draw(t, "least")
+				sent(decide(home(sku), domain.GrantStock{
+					SKU: sku, ToLane: uint32(lane), After: after, Least: least, Want: least + rapid.Int64Range(-1, 9).Draw(t, "more"),
+				}), home(sku))
+			},
 			"return": func(t *rapid.T) {
-				lane, sku := anyLane.Draw(t, "lane"), anySKU.Draw(t, "sku")
-				account := w.lanes[lane].accounts[sku]
-				if account.Allotted == 0 {
-					return
-				}
-				r := transfer{sku: sku, lane: lane, number: account.Returned.Number + 1, units: rapid.Int64Range(1, account.Allotted).Draw(t, "units")}
-				evolve(lane, domain.StockReturned{SKU: sku, HomeLane: uint32(home(sku)), ReturnNumber: r.number, Units: r.units})
-				returns = append(returns, r)
+				lane, sku := anyLane.Draw(t, "lane"), anyKey.Draw(t, "sku")
+				after := w.lanes[lane].accounts[sku].Returned.Number - rapid.Uint64Range(0, 1).Draw(t, "late")
+				sent(decide(lane, domain.ReturnStock{
+					SKU: sku, After: after, Least: rapid.Int64Range(0, 9).Draw(t, "least"),
+				}), lane)
+			},
+			"verdict": func(t *rapid.T) {
+				w.lanes[anyLane.Draw(t, "lane")].verdicts[anyKey.Draw(t, "sku")] = rapid.Int64Range(0, 3).Draw(t, "free")
 			},
 			"deliver a return": func(t *rapid.T) {
 				if len(returns) > 0 {
@@ -218,7 +235,8 @@ func TestAnySequenceOfCommandsConservesUnits(t *testing.T) {
 	})
 }
 
-// TestTheSameCommandTwiceDecidesNothingNew holds for every command but ReceiveStock, which is the request ledger's.
+// TestTheSameCommandTwiceDecidesNothingNew holds for every command but ReceiveStock and PreheatStock, which are the request
+// ledger's.
 func TestTheSameCommandTwiceDecidesNothingNew(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(1)
@@ -226,7 +244,7 @@ func TestTheSameCommandTwiceDecidesNothingNew(t *testing.T) {
 			for _, sku := range skus {
 				for _, c := range []domain.Command{
 					domain.PutProduct{SKU: sku, Title: "A", Price: domain.Money{Currency: "EUR", Minor: 100}},
-					domain.ReceiveStock{SKU: sku, Units: 9, Lanes: 1},
+					domain.ReceiveStock{SKU: sku, Units: 9},
 				} {
 					if _, err := w.decide(0, c); err != nil {
 						t.Fatalf("%+v: %v", c, err)
@@ -240,7 +258,14 @@ func TestTheSameCommandTwiceDecidesNothingNew(t *testing.T) {
 			if rapid.IntRange(0, 3).Draw(t, "stock") == 0 {
 				sku := rapid.SampledFrom(skus).Draw(t, "sku")
 				taken := w.lanes[0].accounts[sku].Taken.Number
-				c = domain.AllotStock{SKU: sku, GrantNumber: taken + rapid.Uint64Range(0, 2).Draw(t, "grant"), Units: rapid.Int64Range(1, 9).Draw(t, "units")}
+				number, units := rapid.Uint64Range(0, 2).Draw(t, "number"), rapid.Int64Range(1, 9).Draw(t, "units")
+				account := w.lanes[0].accounts[sku]
+				c = rapid.SampledFrom([]domain.Command{
+					domain.AllotStock{SKU: sku, GrantNumber: taken + number, Units: units},
+					domain.GrantStock{SKU: sku, After: taken + number, Least: units, Want: 2 * units},
+					domain.ReturnStock{SKU: sku, After: account.Returned.Number + number, Least: units},
+					domain.ReclaimStock{SKU: sku, FromLane: 1, ReturnNumber: number, Units: units},
+				}).Draw(t, "move")
 			} else {
 				c = drawCommand(t, w, ids)
 			}
@@ -391,6 +416,14 @@ func (broken) Coupon(string) (domain.Coupon, bool) { return domain.Coupon{}, fal
 
 func (broken) Used(domain.Use) int64 { return 0 }
 
+// Supply says that the lane is the home of all but one SKU.
+func (broken) Supply(sku string) domain.Supply {
+	if sku == "other" {
+		return domain.Supply{Home: 1, Lanes: 2}
+	}
+	return domain.Supply{Lanes: 2}
+}
+
 // brokenPaid is a state whose order was paid twice over, and holds units that no account knows of.
 type brokenPaid struct {
 	broken
@@ -448,20 +481,32 @@ func TestDecideAssertsTheAccountsItTouches(t *testing.T) {
 		"a campaign's pool is filled of a centre that is short": {
 			broken{domain.Account{Received: 5, Central: 4}},
 			domain.PutCampaign{
-				CampaignID: "flash", SKU: "mug", Price: domain.Money{Currency: "EUR"}, OpensAt: epoch, ClosesAt: epoch.Add(1), Units: 6, Lanes: 1,
+				CampaignID: "flash", SKU: "mug", Price: domain.Money{Currency: "EUR"}, OpensAt: epoch, ClosesAt: epoch.Add(1), Units: 4,
 			},
 		},
 		"an allotment joins units that were never taken from a grant": {
 			broken{domain.Account{Allotted: 5}},
-			domain.AllotStock{SKU: "mug", GrantNumber: 1, Units: 1},
+			domain.AllotStock{SKU: "mug", HomeLane: 1, GrantNumber: 1, Units: 1},
 		},
 		"units are received into a centre that is short": {
 			broken{domain.Account{Received: 5, Central: 4}},
-			domain.ReceiveStock{SKU: "mug", Units: 1, Lanes: 1},
+			domain.ReceiveStock{SKU: "mug", Units: 1},
 		},
-		"units are received by a lane that cannot be the home": {
+		"units are preheated by a lane that cannot be the home": {
 			broken{},
-			domain.ReceiveStock{SKU: "mug", Units: 1, Home: 1, Lanes: 1},
+			domain.PreheatStock{SKU: "other", UnitsPerLane: 1},
+		},
+		"the home lane grants itself the first grant after it took another": {
+			broken{domain.Account{Received: 5, Central: 5, Taken: domain.Tally{Number: 1}}},
+			domain.GrantStock{SKU: "mug", Least: 1, Want: 1},
+		},
+		"units are returned that were never taken from a grant": {
+			broken{domain.Account{Allotted: 5}},
+			domain.ReturnStock{SKU: "mug", Least: 1},
+		},
+		"units are reclaimed into a centre that is short": {
+			broken{domain.Account{Received: 5, Central: 1, Granted: []domain.LaneTally{{Lane: 1, Tally: domain.Tally{Number: 1, Units: 3}}}}},
+			domain.ReclaimStock{SKU: "mug", FromLane: 1, ReturnNumber: 1, Units: 1},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -480,8 +525,9 @@ func TestConservedSeesEveryWayToLoseUnits(t *testing.T) {
 	w := newWorld(2)
 	for _, c := range []domain.Command{
 		domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1}},
-		domain.ReceiveStock{SKU: "mug", Units: 10, Lanes: 2},
-		domain.ReceiveStock{SKU: "mug", Units: 10, Lanes: 2},
+		domain.ReceiveStock{SKU: "mug", Units: 20},
+		domain.PreheatStock{SKU: "mug", UnitsPerLane: 5},
+		domain.PreheatStock{SKU: "mug", UnitsPerLane: 5},
 	} {
 		if _, err := w.decide(0, c); err != nil {
 			t.Fatal(err)
@@ -490,10 +536,10 @@ func TestConservedSeesEveryWayToLoseUnits(t *testing.T) {
 	if _, err := w.decide(1, domain.AllotStock{SKU: "mug", GrantNumber: 1, Units: 5}); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.evolve(1, domain.StockReturned{SKU: "mug", ReturnNumber: 1, Units: 2}); err != nil {
+	if _, err := w.decide(1, domain.ReturnStock{SKU: "mug", Least: 2}); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.evolve(0, domain.StockReclaimed{SKU: "mug", FromLane: 1, ReturnNumber: 1, Units: 2}); err != nil {
+	if _, err := w.decide(0, domain.ReclaimStock{SKU: "mug", FromLane: 1, ReturnNumber: 1, Units: 2}); err != nil {
 		t.Fatal(err)
 	}
 	if err := domain.Conserved(w.accounts("mug")); err != nil {

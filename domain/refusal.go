@@ -12,6 +12,7 @@ type Reason string
 // The reasons that the domain refuses for.
 const (
 	ReasonOutOfStock      Reason = "OUT_OF_STOCK"
+	ReasonStockMoving     Reason = "STOCK_MOVING"
 	ReasonUnknownProduct  Reason = "UNKNOWN_PRODUCT"
 	ReasonOrderNotFound   Reason = "ORDER_NOT_FOUND"
 	ReasonOrderExpired    Reason = "ORDER_EXPIRED"
@@ -59,6 +60,7 @@ type Refusal interface {
 // Sentinels: errors.Is tells the refusal, errors.As tells its facts.
 var (
 	ErrOutOfStock      = errors.New("out of stock")
+	ErrStockMoving     = errors.New("stock is moving")
 	ErrUnknownProduct  = errors.New("unknown product")
 	ErrOrderNotFound   = errors.New("order not found")
 	ErrOrderExpired    = errors.New("order expired")
@@ -78,8 +80,8 @@ var (
 	ErrCouponLimit         = errors.New("coupon used up")
 )
 
-// OutOfStockError refuses a line that wants more units than the lane's allotment has free. SKU is the stock key: a
-// campaign's units are out of stock by themselves.
+// OutOfStockError refuses a line that wants more units than there are to be had. SKU is the stock key: a campaign's units
+// are out of stock by themselves.
 type OutOfStockError struct {
 	SKU        string
 	Want, Free int64

@@ -17,7 +17,9 @@ import (
 //
 //	lanes: 4                     the cluster has 4 lanes (1 unless said); lane 0 is every SKU's home
 //	clock: +15m                  log time moves on
-//	given: COMMAND               the command is decided and yields events, whatever they are
+//	given: COMMAND               the command is decided and yields events, whatever they are; units that are
+//	                             received this way are granted to lane 0 at once
+//	verdict: SKU FREE            the lane knows that no more than FREE units can come to it
 //	when: COMMAND                the command is decided; the then lines that follow say what comes of it, in order
 //	then: EVENT | nothing | refused REASON, message | conflict, message
 //	order o1: STATUS …           the order now
@@ -27,7 +29,8 @@ import (
 //
 // Commands end in "@2" if lane 2 decides them, else lane 0 does:
 //
-//	put SKU "title" PRICE [tax BPS | tax-included BPS] · receive SKU UNITS · allot SKU GRANT UNITS
+//	put SKU "title" PRICE [tax BPS | tax-included BPS] · receive SKU UNITS · preheat SKU UNITS-PER-LANE
+//	grant SKU LANE AFTER LEAST WANT · allot SKU GRANT UNITS · give-back SKU AFTER LEAST · reclaim SKU LANE RETURN UNITS
 //	campaign ID SKU PRICE UNITS OPENS CLOSES [user=UNITS] [order=UNITS]
 //	coupon CODE AMOUNT | coupon CODE BPS bps, and [min=MINOR] [user=USES] [all=USES] [from=TIME] [until=TIME]
 //	place ORDER USER [key:N] SKU×UNITS… [campaign=ID] [coupon=CODE] · erase USER N · cancel ORDER "reason"
@@ -133,6 +136,18 @@ func (s *script) run(step step) error {
 		if err == nil && len(events) == 0 {
 			return errors.New("nothing came of it")
 		}
+		if received, ok := first(events).(domain.StockReceived); ok {
+			_, err = s.decide(0, domain.GrantStock{
+				SKU: received.SKU, After: s.lanes[0].accounts[received.SKU].Taken.Number, Least: received.Units, Want: received.Units,
+			})
+		}
+		return err
+	case "verdict":
+		words, lane, err := s.words(step.text)
+		if err != nil {
+			return err
+		}
+		s.lanes[lane].verdicts[words[0]], err = strconv.ParseInt(words[1], 10, 64)
 		return err
 	case "when":
 		events, err := s.do(step.text)
@@ -181,6 +196,13 @@ func (s *script) run(step step) error {
 	return errors.New("there is no such step")
 }
 
+func first(events []domain.Event) domain.Event {
+	if len(events) == 0 {
+		return nil
+	}
+	return events[0]
+}
+
 func match(got, want string) error {
 	if got != want {
 		return fmt.Errorf("\n got %s\nwant %s", got, want)
@@ -188,18 +210,23 @@ func match(got, want string) error {
 	return nil
 }
 
+// words cuts a text into words and the lane that it ends in.
+func (s *script) words(text string) (words []string, lane int, err error) {
+	if words, err = split(text); err != nil {
+		return nil, 0, err
+	}
+	if last := words[len(words)-1]; strings.HasPrefix(last, "@") {
+		lane, err = strconv.Atoi(last[1:])
+		words = words[:len(words)-1]
+	}
+	return words, lane, err
+}
+
 // do decides the command that the text says.
 func (s *script) do(text string) ([]domain.Event, error) {
-	words, err := split(text)
+	words, number, err := s.words(text)
 	if err != nil {
 		return nil, err
-	}
-	number := 0
-	if last := words[len(words)-1]; strings.HasPrefix(last, "@") {
-		if number, err = strconv.Atoi(last[1:]); err != nil {
-			return nil, err
-		}
-		words = words[:len(words)-1]
 	}
 	word := func(i int) string {
 		if i < len(words) {
@@ -232,7 +259,6 @@ func (s *script) do(text string) ([]domain.Event, error) {
 		err = errors.Join(err, parseErr)
 		put := domain.PutCampaign{
 			CampaignID: word(1), SKU: word(2), Price: price, Units: units(word(5)), OpensAt: when(word(6)), ClosesAt: when(word(7)),
-			Lanes: uint32(len(s.lanes)),
 		}
 		for _, option := range words[8:] {
 			switch name, value, _ := strings.Cut(option, "="); name {
@@ -246,7 +272,7 @@ func (s *script) do(text string) ([]domain.Event, error) {
 		}
 		c = put
 	case "coupon":
-		put := domain.PutCoupon{Code: word(1), Lanes: uint32(len(s.lanes)), Terms: domain.CouponTerms{Kind: domain.CouponFixed}}
+		put := domain.PutCoupon{Code: word(1), Terms: domain.CouponTerms{Kind: domain.CouponFixed}}
 		if word(3) == "bps" {
 			put.Terms.Kind, put.Terms.RateBps = domain.CouponPercentage, units(word(2))
 		} else {
@@ -272,7 +298,17 @@ func (s *script) do(text string) ([]domain.Event, error) {
 		}
 		c = put
 	case "receive":
-		c = domain.ReceiveStock{SKU: word(1), Units: units(word(2)), Lanes: uint32(len(s.lanes))}
+		c = domain.ReceiveStock{SKU: word(1), Units: units(word(2))}
+	case "preheat":
+		c = domain.PreheatStock{SKU: word(1), UnitsPerLane: units(word(2))}
+	case "grant":
+		c = domain.GrantStock{
+			SKU: word(1), ToLane: uint32(units(word(2))), After: uint64(units(word(3))), Least: units(word(4)), Want: units(word(5)),
+		}
+	case "give-back":
+		c = domain.ReturnStock{SKU: word(1), After: uint64(units(word(2))), Least: units(word(3))}
+	case "reclaim":
+		c = domain.ReclaimStock{SKU: word(1), FromLane: uint32(units(word(2))), ReturnNumber: uint64(units(word(3))), Units: units(word(4))}
 	case "allot":
 		c = domain.AllotStock{SKU: word(1), GrantNumber: uint64(units(word(2))), Units: units(word(3))}
 	case "place":
@@ -467,7 +503,8 @@ func (s *script) since(at time.Time) string { return "+" + at.Sub(epoch).String(
 // describe says what a command came to, in the words of then.
 func (s *script) describe(events []domain.Event, err error) []string {
 	var refusal domain.Refusal
-	var conflict *domain.GrantOutOfOrderError
+	var grant *domain.GrantOutOfOrderError
+	var giveBack *domain.ReturnOutOfOrderError
 	var erased *domain.KeyErasedError
 	message := fmt.Sprint(err)
 	for name, id := range s.ids {
@@ -476,7 +513,7 @@ func (s *script) describe(events []domain.Event, err error) []string {
 	switch {
 	case errors.As(err, &refusal):
 		return []string{fmt.Sprintf("refused %s, %s", refusal.Reason(), message)}
-	case errors.As(err, &conflict), errors.As(err, &erased):
+	case errors.As(err, &grant), errors.As(err, &giveBack), errors.As(err, &erased):
 		return []string{"conflict, " + message}
 	case err != nil:
 		return []string{message}

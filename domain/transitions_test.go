@@ -174,7 +174,7 @@ func TestEveryCommandInEveryReachableState(t *testing.T) {
 	id := orderIDs(1)[0]
 	for _, c := range []domain.Command{
 		domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 150}},
-		domain.ReceiveStock{SKU: "mug", Units: 5, Lanes: 1},
+		domain.ReceiveStock{SKU: "mug", Units: 5},
 		domain.PlaceOrder{OrderID: id, UserID: "alice", Lines: []domain.LineRequest{{SKU: "mug", Units: 2}}, PayBy: epoch.Add(time.Minute)},
 	} {
 		if _, err := first.decide(0, c); err != nil {

@@ -17,6 +17,7 @@ type world struct {
 	campaigns map[string]domain.Campaign
 	coupons   map[string]domain.Coupon
 	now       time.Time
+	homes     map[string]uint32
 }
 
 // lane is one lane's state.
@@ -27,6 +28,8 @@ type lane struct {
 	accounts map[string]domain.Account
 	uses     map[domain.Use]int64
 	erased   map[domain.UserErased]bool // With nobody's name.
+	// verdicts are what the lane was told of SKUs that are sold out: how many more units can come.
+	verdicts map[string]int64
 }
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -34,11 +37,12 @@ var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 func newWorld(lanes int) *world {
 	w := &world{
 		products: map[string]domain.Product{}, campaigns: map[string]domain.Campaign{}, coupons: map[string]domain.Coupon{}, now: epoch,
+		homes: map[string]uint32{},
 	}
 	for number := range lanes {
 		w.lanes = append(w.lanes, &lane{
 			world: w, number: uint32(number),
-			orders: map[domain.OrderID]domain.Order{}, accounts: map[string]domain.Account{},
+			orders: map[domain.OrderID]domain.Order{}, accounts: map[string]domain.Account{}, verdicts: map[string]int64{},
 			uses: map[domain.Use]int64{}, erased: map[domain.UserErased]bool{},
 		})
 	}
@@ -72,6 +76,14 @@ func (l *lane) Used(use domain.Use) int64 { return l.uses[use] }
 func (l *lane) KeyErased(userID string, key domain.KeyID) bool {
 	return l.erased[domain.UserErased{UserID: userID, Key: key}]
 }
+
+func (l *lane) Supply(sku string) domain.Supply {
+	free, soldOut := l.verdicts[sku]
+	return domain.Supply{Lane: l.number, Home: l.world.home(sku), Lanes: uint32(len(l.world.lanes)), SoldOut: soldOut, Free: free, Reclaimed: l.world.lanes[l.world.home(sku)].accounts[sku].ReclaimedFrom(l.number).Number}
+}
+
+// home is the home lane of a SKU: lane 0, unless the world says otherwise.
+func (w *world) home(sku string) uint32 { return w.homes[domain.HomeKey(sku)] }
 
 // decide lets a lane decide a command and evolves its events. The error is Decide's, or a broken invariant.
 func (w *world) decide(lane int, c domain.Command) ([]domain.Event, error) {

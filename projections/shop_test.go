@@ -327,6 +327,9 @@ func (s *shop) Coupon(code string) (domain.Coupon, bool) {
 // Used implements domain.State. The shop's campaigns and coupons have no limit per user.
 func (s *shop) Used(domain.Use) int64 { return 0 }
 
+// Supply implements domain.State.
+func (s *shop) Supply(string) domain.Supply { return domain.Supply{Home: s.lane, Lanes: s.lanes} }
+
 // KeyErased implements domain.State.
 func (s *shop) KeyErased(string, domain.KeyID) bool { return false }
 

@@ -41,6 +41,7 @@ const (
 	watchOrder   = orderv1connect.OrderServiceWatchOrderProcedure
 	putProduct   = catalogv1connect.CatalogServicePutProductProcedure
 	receiveStock = catalogv1connect.CatalogServiceReceiveStockProcedure
+	preheatStock = catalogv1connect.CatalogServicePreheatStockProcedure
 	getProduct   = catalogv1connect.CatalogServiceGetProductProcedure
 	listProducts = catalogv1connect.CatalogServiceListProductsProcedure
 	getStock     = catalogv1connect.CatalogServiceGetStockProcedure
@@ -179,6 +180,7 @@ func operatorOnly(t *testing.T, r *rig) {
 		for procedure, request := range map[string]proto.Message{
 			putProduct:   &catalogv1.PutProductRequest{Sku: sku, Title: "cheap", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1}},
 			receiveStock: &catalogv1.ReceiveStockRequest{RequestId: "attack-receive", Sku: sku, Quantity: 1},
+			preheatStock: &catalogv1.PreheatStockRequest{RequestId: "attack-preheat", Sku: sku, UnitsPerLane: 1},
 			getProduct:   &catalogv1.GetProductRequest{Sku: sku},
 			listProducts: &catalogv1.ListProductsRequest{},
 			getStock:     &catalogv1.GetStockRequest{Sku: sku},
@@ -216,12 +218,14 @@ func hostileIDs(t *testing.T, r *rig) {
 		want(t, "request_id "+what+" in JSON", r.callJSON(t, r.ada, placeOrder, marshalJSON(t, request)), "invalid_argument", "INVALID_ARGUMENT")
 		want(t, "request_id "+what, r.call(t, r.ada, cancelOrder, &orderv1.CancelOrderRequest{RequestId: name, OrderId: r.order.OrderId}), "invalid_argument", "INVALID_ARGUMENT")
 		want(t, "request_id "+what, r.call(t, r.operator, receiveStock, &catalogv1.ReceiveStockRequest{RequestId: name, Sku: sku, Quantity: 1}), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, "request_id "+what, r.call(t, r.operator, preheatStock, &catalogv1.PreheatStockRequest{RequestId: name, Sku: sku, UnitsPerLane: 1}), "invalid_argument", "INVALID_ARGUMENT")
 		request = goodRequest("attack-hostile")
 		request.Items[0].Sku = name
 		want(t, "sku "+what, r.call(t, r.ada, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
 		for procedure, request := range map[string]proto.Message{
 			putProduct:   &catalogv1.PutProductRequest{Sku: name, Title: "x", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1}},
 			receiveStock: &catalogv1.ReceiveStockRequest{RequestId: "attack-hostile", Sku: name, Quantity: 1},
+			preheatStock: &catalogv1.PreheatStockRequest{RequestId: "attack-hostile", Sku: name, UnitsPerLane: 1},
 			getProduct:   &catalogv1.GetProductRequest{Sku: name},
 			getStock:     &catalogv1.GetStockRequest{Sku: name},
 			putCampaign:  goodCampaign(name),
@@ -595,7 +599,7 @@ func wrongHTTP(t *testing.T, r *rig) {
 		}
 	}
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete, http.MethodPatch, http.MethodHead, http.MethodTrace, "BREW"} {
-		for _, procedure := range []string{placeOrder, cancelOrder, putProduct, receiveStock} {
+		for _, procedure := range []string{placeOrder, cancelOrder, putProduct, receiveStock, preheatStock} {
 			got := r.send(t, method, procedure+"?encoding=json&message="+url.QueryEscape(good), r.ada, nil)
 			if got.status != http.StatusMethodNotAllowed || got.header.Get("Allow") != http.MethodPost {
 				t.Errorf("%s %s: got HTTP %d, Allow %q, want 405 and POST", method, procedure, got.status, got.header.Get("Allow"))

@@ -37,6 +37,7 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 			m.applied[sku] = m.applied[sku].Evolve(event, sku)
 			m.changed[sku] = struct{}{}
 		}
+		m.noteFreed(event)
 	}
 	for _, d := range due {
 		if err := m.batch.Set(m.keys.deadline(d.at, commit.Number), d.orders, nil); err != nil {
@@ -88,11 +89,28 @@ func (m *Machine) Flush() error {
 	m.batch.Reset()
 	m.ledger.Reset()
 	m.flushed = m.position.Number
-	if m.granted && m.options.Granted != nil {
-		m.options.Granted()
+	if m.moved || len(m.freed) > 0 {
+		m.options.board.note(m.freed, m.moved)
+		clear(m.freed)
+		m.moved = false
 	}
-	m.granted = false
 	return nil
+}
+
+// noteFreed notes that an event freed units of a SKU that is scarce.
+func (m *Machine) noteFreed(event domain.Event) {
+	if m.options.board == nil {
+		return
+	}
+	switch event.(type) {
+	case domain.OrderPlaced, domain.ProductPut, domain.CampaignPut, domain.CouponPut, domain.StockGranted, domain.StockAllotted, domain.StockReturned:
+		return
+	}
+	for sku := range domain.SKUs(event) {
+		if m.options.board.watches(sku) {
+			m.freed[sku] = m.applied[sku]
+		}
+	}
 }
 
 func (m *Machine) encodePosition() []byte {
@@ -182,8 +200,12 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 		return m.batch.Set(m.keys.erased(erased.UserID, erased.Key), encodeErasure(commit.Number, commit.Time), nil)
 	}
 	if grant, ok := event.(domain.StockGranted); ok && grant.ToLane != m.options.Lane {
-		m.granted = true
+		m.moved = m.options.board != nil
 		return m.batch.Set(m.keys.grant(grant), binary.AppendVarint(nil, grant.Units), nil)
+	}
+	if returned, ok := event.(domain.StockReturned); ok && returned.HomeLane != m.options.Lane {
+		m.moved = m.options.board != nil
+		return m.batch.Set(m.keys.giveBack(returned), binary.AppendVarint(nil, returned.Units), nil)
 	}
 	id, ofOrder := domain.OrderOf(event)
 	if !ofOrder {

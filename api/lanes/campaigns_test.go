@@ -153,6 +153,57 @@ func TestACampaignsUnitsReachEveryLaneAndNoneIsSoldTwice(t *testing.T) {
 	}
 }
 
+// A campaign's units are called back from the lanes that have them, and what is left goes back as well.
+func TestACampaignTakesItsUnitsFromWhereverTheyAre(t *testing.T) {
+	n := startNode(t, 4)
+	n.stock(t, "tea", 100)
+	n.must(t, catalogRequest("tea", "preheat", domain.PreheatStock{SKU: "tea", UnitsPerLane: 25}))
+	put := func(requestID string, units int64) (reply Reply, err error) {
+		eventually(t, fmt.Sprintf("the campaign has %d units, or is refused them", units), func() bool {
+			reply, err = n.Submit(t.Context(), catalogRequest("tea", requestID, domain.PutCampaign{
+				CampaignID: "flash", SKU: "tea", Price: euros5, OpensAt: start, ClosesAt: start.Add(time.Hour), Units: units,
+			}))
+			return !errors.Is(err, domain.ErrStockMoving)
+		})
+		return reply, err
+	}
+	if reply, err := put("90", 90); err != nil || reply.Campaign.Units != 90 {
+		t.Fatalf("90 of 100 units: %+v, %v", reply.Campaign, err)
+	}
+	if _, err := put("101", 101); !errors.Is(err, domain.ErrOutOfStock) {
+		t.Fatalf("101 of 100 units: %v (I3)", err)
+	}
+	sold := 0
+	for attempt := 0; sold < 5; attempt++ {
+		if _, err := n.Submit(t.Context(), placeAt(fmt.Sprintf("user-%d", attempt), "r", "flash", "", 1)); err == nil {
+			sold++
+		} else if !errors.Is(err, domain.ErrStockMoving) && !errors.Is(err, domain.ErrCampaignNotFound) {
+			t.Fatal(err)
+		}
+	}
+	if _, err := put("4", 4); !errors.Is(err, domain.ErrOutOfStock) {
+		t.Fatalf("the campaign gives up units that were sold: %v (I3)", err)
+	}
+	if reply, err := put("5", 5); err != nil || reply.Campaign.Units != 5 {
+		t.Fatalf("the campaign gives back the 85 that are left: %+v, %v", reply.Campaign, err)
+	}
+	eventually(t, "all 95 are the product's again", func() bool {
+		_, err := n.Submit(t.Context(), place("ann", "all", "tea", 95))
+		return err == nil
+	})
+}
+
+func TestAnAccountIsReadAsItWasWritten(t *testing.T) {
+	for _, account := range []domain.Account{
+		{Received: 5, Central: 2, Granted: []domain.LaneTally{{Lane: 1, Tally: domain.Tally{Number: 1, Units: 3}}}},
+		{Received: 5, Central: 5, MovedOut: 7},
+	} {
+		if got, err := decodeAccount(encodeAccount(account)); err != nil || !got.Equal(account) {
+			t.Errorf("got %+v, %v, want %+v", got, err, account)
+		}
+	}
+}
+
 func TestACouponIsRedeemedAsOftenInAllAsItMayBeOverAllLanes(t *testing.T) {
 	n := startNode(t, 4)
 	n.stock(t, "tea", 400)

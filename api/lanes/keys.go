@@ -20,6 +20,7 @@ import (
 //	product   SKU                            the product, in its home lane
 //	erased    user 0x00 key id (8 bytes)     commit and log time of the erasure of that key
 //	grant     lane, number, SKU              units granted to another lane and not known to be taken
+//	return    number, SKU                    units returned to the home lane and not known to be reclaimed
 //	campaign  stock key of its pool          the campaign, in its SKU's home lane
 //	coupon    code                           the coupon, in its home lane
 //	use       user 0x00 of what              what a user holds of a campaign or a coupon, as changes to add up
@@ -33,6 +34,7 @@ const (
 	tableProducts  byte = 's'
 	tableGrants    byte = 'g'
 	tableErased    byte = 'k'
+	tableReturns   byte = 'b'
 	tableCampaigns byte = 'c'
 	tableCoupons   byte = 'v'
 	tableUses      byte = 'u'

@@ -156,7 +156,11 @@ func encodeAccount(a domain.Account) []byte {
 		b = binary.AppendVarint(b, units)
 	}
 	b = appendTally(appendTally(b, a.Taken), a.Returned)
-	return appendTallies(appendTallies(b, a.Granted), a.Reclaimed)
+	b = appendTallies(appendTallies(b, a.Granted), a.Reclaimed)
+	if a.MovedOut == 0 { // As it was written before there were pools.
+		return b
+	}
+	return binary.AppendVarint(b, a.MovedOut)
 }
 
 func appendTally(b []byte, t domain.Tally) []byte {
@@ -179,6 +183,9 @@ func decodeAccount(data []byte) (domain.Account, error) {
 	}
 	a.Taken, a.Returned = r.tally(), r.tally()
 	a.Granted, a.Reclaimed = r.tallies(), r.tallies()
+	if len(r.rest) > 0 {
+		a.MovedOut = r.varint()
+	}
 	if r.failed || len(r.rest) > 0 {
 		return domain.Account{}, fmt.Errorf("an account of %d bytes cannot be read", len(data))
 	}

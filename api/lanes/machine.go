@@ -58,14 +58,15 @@ type Machine struct {
 	expiring int
 
 	// What was applied since the last flush: the batch, the ledger's part of it, the SKUs whose accounts belong into it,
-	// whether it lists grants. The ledger's keys, and those of uses, come last and together: between the orders' keys, which nearly follow
-	// each other, they would make Pebble search its memtable from the top for each.
+	// what the escrow must hear of. The ledger's keys come last and together, those of uses among them: between the orders'
+	// keys, which nearly follow each other, they would make Pebble search its memtable from the top for each.
 	batch    *pebble.Batch
 	ledger   *pebble.Batch
 	changed  map[string]struct{}
-	granted  bool
-	flushed  uint64 // number of the newest commit that was flushed
-	reckoned uint64 // number of the commit as of which the accounts were written
+	freed    map[string]domain.Account // watched SKUs of which units came free
+	moved    bool                      // units are on their way to another lane
+	flushed  uint64                    // number of the newest commit that was flushed
+	reckoned uint64                    // number of the commit as of which the accounts were written
 
 	// fresh is the id minted last: no order has it yet, so nobody need look.
 	fresh domain.OrderID
@@ -89,8 +90,9 @@ type MachineOptions struct {
 	// ReckonEvery is how many commits may be applied before the accounts are written again; 0 means 64. That many more
 	// are read at a start. An order of one line would otherwise cost one write more, since most commits change most accounts.
 	ReckonEvery uint64
-	// Granted is called when the list of grants for other lanes has grown; may be nil. It does not block.
-	Granted func()
+	// board is where the lane's escrow posts verdicts and hears what moved; nil when there is no escrow, because there is
+	// one lane only.
+	board *board
 }
 
 // Defaults of MachineOptions.
@@ -146,6 +148,7 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		applied:  map[string]domain.Account{},
 		dirty:    map[string]struct{}{},
 		changed:  map[string]struct{}{},
+		freed:    map[string]domain.Account{},
 		batch:    options.Store.DB().NewBatch(),
 		ledger:   options.Store.DB().NewBatch(),
 		orders:   map[domain.OrderID]specOrder{},
@@ -296,6 +299,21 @@ func (m *Machine) erasedSince(userID string, commit uint64) bool {
 	return since
 }
 
+// Supply implements domain.State.
+func (m *Machine) Supply(sku string) domain.Supply {
+	supply := domain.Supply{Lane: m.options.Lane, Home: homeLane(m.options.Topology, sku), Lanes: m.options.Topology.Lanes}
+	if m.options.board != nil {
+		v := m.options.board.verdict(sku)
+		supply.SoldOut, supply.Free, supply.Reclaimed = v.soldOut, v.free, v.reclaimed
+	}
+	return supply
+}
+
+// homeLane returns the home lane of a stock key.
+func homeLane(topology eventstore.Topology, sku string) uint32 {
+	return topology.LaneOf(eventstore.PartitionOf(domain.HomeKey(sku)))
+}
+
 var errNoOrder = errors.New("no such order")
 
 // durableOrder folds an order's record up to a commit, 0 for all of it.
@@ -365,10 +383,11 @@ func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outc
 	if len(events) == 0 {
 		return eventstore.Decision[Outcome]{Answer: m.answerAsIs(command)}
 	}
+	lead := leading(events)
 	envelopes := make([]eventstore.Event, len(events))
 	for i, event := range events {
 		envelopes[i] = m.envelope(event, request.Partition, userID)
-		if i == 0 {
+		if i == lead {
 			envelopes[i].RequestID = request.RequestID
 			if request.RequestID != "" {
 				envelopes[i].Fingerprint = request.Fingerprint[:]
@@ -380,7 +399,18 @@ func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outc
 		m.speculate(event, at)
 	}
 	m.fresh = domain.OrderID{}
-	return eventstore.Decision[Outcome]{Events: envelopes, Answer: m.answer(events[0], command)}
+	return eventstore.Decision[Outcome]{Events: envelopes, Answer: m.answer(events[lead], command)}
+}
+
+// leading returns the index of the event that answers the request: the first of an order, which may come after the home
+// lane's grants to itself, or else the first.
+func leading(events []domain.Event) int {
+	for i, event := range events {
+		if _, ofOrder := domain.OrderOf(event); ofOrder {
+			return i
+		}
+	}
+	return 0
 }
 
 // complete fills in what only the lane may, and says whose request ids count. Ids and deadlines come from log time, so that
@@ -400,16 +430,8 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 			return nil, "", &domain.OrderNotFoundError{OrderID: id}
 		}
 		return order.Next(command), order.UserID, nil
-	case domain.ReceiveStock:
-		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
-		return command, request.UserID, nil
-	case domain.PutCampaign:
-		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
-		return command, request.UserID, nil
-	case domain.PutCoupon:
-		command.Home, command.Lanes = m.options.Lane, m.options.Topology.Lanes
-		return command, request.UserID, nil
-	case domain.ExpireOrder, domain.PutProduct, domain.AllotStock, domain.EraseUser:
+	case domain.ExpireOrder, domain.PutProduct, domain.ReceiveStock, domain.PreheatStock, domain.EraseUser,
+		domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock, domain.PutCampaign, domain.PutCoupon:
 		return command, request.UserID, nil
 	default:
 		panic(fmt.Sprintf("bug: unknown command %T", command))
@@ -469,8 +491,17 @@ func (m *Machine) answer(first domain.Event, command domain.Command) func(uint64
 	return func(commit uint64, at time.Time) Outcome {
 		reply, err := m.replyTo(first, commit, at)
 		must(err)
+		reply.Stock = m.stockAfter(command)
 		return Outcome{Reply: reply}
 	}
+}
+
+// stockAfter returns the lane's account after an escrow's command, as it is applied by now.
+func (m *Machine) stockAfter(command domain.Command) domain.Account {
+	if sku := stockKeyOf(command); sku != "" {
+		return m.applied[sku]
+	}
+	return domain.Account{}
 }
 
 // replyTo makes the reply to the command whose first event this was, from durable state.
@@ -487,6 +518,9 @@ func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Repl
 	}
 	if erased, ok := first.(domain.UserErased); ok {
 		reply.Erased = erased
+	}
+	if granted, ok := first.(domain.StockGranted); ok {
+		reply.Granted = granted
 	}
 	if put, ok := first.(domain.CampaignPut); ok {
 		reply.Campaign = domain.Campaign{}.Evolve(put, at)
@@ -531,7 +565,9 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 			reply.Commit, reply.At, err = decodeErasure(value)
 			must(err)
 			reply.Erased = domain.UserErased(command)
-		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.AllotStock:
+		case domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock:
+			reply.Stock = m.stockAfter(command)
+		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock:
 		}
 		return Outcome{Reply: reply}
 	}

@@ -28,8 +28,7 @@ type Request struct {
 	Partition uint32
 	// Owner, when set, makes every order that is not this user's a missing one (I7).
 	Owner string
-	// Command to decide. The lane fills in what only it may: PlaceOrder's OrderID and PayBy, and Home and Lanes of
-	// ReceiveStock, PutCampaign and PutCoupon.
+	// Command to decide. The lane fills in what only it may: PlaceOrder's OrderID and PayBy.
 	Command domain.Command
 }
 
@@ -55,11 +54,16 @@ type Reply struct {
 	Received domain.StockReceived
 	// Erased by EraseUser.
 	Erased domain.UserErased
+	// Granted by PreheatStock to each lane.
+	Granted domain.StockGranted
+	// Stock is the lane's account after a command of an escrow.
+	Stock domain.Account
 }
 
 // Commands takes requests. Set implements it.
 type Commands interface {
-	// Submit decides a request and returns once its effect is durable. Errors: a domain.Refusal, *domain.KeyErasedError, *KeyReusedError,
+	// Submit decides a request and returns once its effect is durable. An order for units that are on their way waits for them,
+	// for a time. Errors: a domain.Refusal, *domain.KeyErasedError, *KeyReusedError,
 	// *eventstore.QueueFullError, *eventstore.UnavailableError, eventstore.ErrLogFull, or ctx's.
 	Submit(ctx context.Context, request Request) (Reply, error)
 }

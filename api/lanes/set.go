@@ -22,8 +22,8 @@ type Set struct {
 	options Options
 	catalog *Catalog
 	lanes   []*eventstore.Lane[Request, Outcome]
-	// couriers are as many as lanes, none when there is one lane only.
-	couriers []*courier
+	// agents run the lanes' escrows; none when there is one lane only.
+	agents []*agent
 }
 
 // Options configure a Set. Topology, Store, Log and Owner are required.
@@ -43,9 +43,16 @@ type Options struct {
 	// Lane is what every lane starts from: limits, clock, logger. Its Writer's Lane, Lanes, Owner and Observe, and its
 	// Slots, are set here.
 	Lane eventstore.LaneOptions
+	// StockWait bounds how long an order waits for units that are on their way; 0 means StockWaitDefault.
+	StockWait time.Duration
+	// Transport carries messages between lanes; nil means in this process.
+	Transport Transport
 	// Entropy is where order ids take their randomness from; nil means the operating system's.
 	Entropy io.Reader
 }
+
+// StockWaitDefault is how long an order waits for units that are on their way, by default.
+const StockWaitDefault = 250 * time.Millisecond
 
 // Open loads the state of every lane. Nothing runs until Run does.
 func Open(options Options) (*Set, error) {
@@ -54,6 +61,9 @@ func Open(options Options) (*Set, error) {
 	}
 	if options.SlotsMax == 0 {
 		options.SlotsMax = 2
+	}
+	if options.StockWait == 0 {
+		options.StockWait = StockWaitDefault
 	}
 	s := &Set{options: options, catalog: NewCatalog()}
 	slots := eventstore.NewSlots(options.SlotsMax)
@@ -64,7 +74,7 @@ func Open(options Options) (*Set, error) {
 		}
 		machine, err := OpenMachine(MachineOptions{
 			Lane: lane, Topology: options.Topology, Store: options.Store, Catalog: s.catalog,
-			PayWithin: options.PayWithin, Entropy: entropy, Granted: s.addCourier(lane),
+			PayWithin: options.PayWithin, Entropy: entropy, board: s.addAgent(lane),
 		})
 		if err != nil {
 			return nil, err
@@ -81,21 +91,30 @@ func Open(options Options) (*Set, error) {
 	return s, nil
 }
 
-// addCourier makes the courier of a home lane and returns what pokes it.
-func (s *Set) addCourier(home uint32) func() {
+// addAgent makes what runs a lane's escrow, and returns its board.
+func (s *Set) addAgent(lane uint32) *board {
 	if s.options.Topology.Lanes == 1 {
 		return nil
 	}
-	granted := make(chan struct{}, 1)
-	s.couriers = append(s.couriers, &courier{
-		home: home, lanes: s.options.Topology.Lanes, db: s.options.Store.DB(), keys: newKeys(home),
-		submit: s.submitTo, granted: granted,
+	transport := s.options.Transport
+	if transport == nil {
+		transport = s
+	}
+	a := newAgent(agentOptions{
+		lane: lane, topology: s.options.Topology, db: s.options.Store.DB(), transport: transport,
+		submit: func(ctx context.Context, request Request) (Reply, error) { return s.submitTo(ctx, lane, request) },
 	})
-	return func() {
-		select {
-		case granted <- struct{}{}:
-		default:
-		}
+	s.agents = append(s.agents, a)
+	return a.board
+}
+
+// Send implements Transport within this process.
+func (s *Set) Send(message Message) { s.Deliver(message) }
+
+// Deliver gives a message that came for a lane of this node to its escrow. It does not block.
+func (s *Set) Deliver(message Message) {
+	if int(message.To) < len(s.agents) {
+		s.agents[message.To].deliver(message)
 	}
 }
 
@@ -111,8 +130,13 @@ func (s *Set) Run(ctx context.Context) error {
 			return nil
 		})
 	}
-	for _, courier := range s.couriers {
-		group.Go(func() error { return courier.run(ctx) })
+	for lane, agent := range s.agents {
+		group.Go(func() error {
+			if err := agent.run(ctx); err != nil {
+				return fmt.Errorf("escrow of lane %d: %w", lane, err)
+			}
+			return nil
+		})
 	}
 	return group.Wait()
 }
@@ -129,7 +153,33 @@ func (s *Set) Serving() bool {
 
 // Submit implements Commands.
 func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
-	return s.submitTo(ctx, s.options.Topology.LaneOf(request.Partition), request)
+	lane := s.options.Topology.LaneOf(request.Partition)
+	reply, err := s.submitTo(ctx, lane, request)
+	if err == nil {
+		return reply, nil
+	}
+	var moving *domain.StockMovingError
+	if !errors.As(err, &moving) {
+		return reply, err
+	}
+	return s.submitAgain(ctx, lane, request, moving)
+}
+
+// submitAgain submits an order again whenever units that it lacks have moved, for a bounded time.
+func (s *Set) submitAgain(ctx context.Context, lane uint32, request Request, moving *domain.StockMovingError) (Reply, error) {
+	bounded, cancel := context.WithTimeout(ctx, s.options.StockWait)
+	defer cancel()
+	for s.agents[lane].await(bounded, moving) {
+		reply, err := s.submitTo(ctx, lane, request)
+		s.agents[lane].board.resubmit(moving.SKU, -1)
+		if !errors.As(err, &moving) {
+			return reply, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return Reply{}, err
+	}
+	return Reply{}, moving
 }
 
 // EachErased calls f with every key that the lanes know to be erased, until it fails. It may be called while the lanes run, and
@@ -172,6 +222,7 @@ func (s *Set) submitTo(ctx context.Context, lane uint32, request Request) (Reply
 
 var (
 	_ Commands                             = (*Set)(nil)
+	_ Transport                            = (*Set)(nil)
 	_ domain.State                         = (*Machine)(nil)
 	_ eventstore.Machine[Request, Outcome] = (*Machine)(nil)
 )

@@ -25,6 +25,9 @@ type node struct {
 	fs    *vfs.MemFS
 	logs  []eventstore.Log
 
+	transport Transport
+	stockWait time.Duration
+
 	mu    sync.Mutex
 	now   time.Time
 	stop  context.CancelFunc
@@ -53,8 +56,9 @@ func (n *node) start(t testing.TB) {
 	}
 	n.Set, err = Open(Options{
 		Topology: eventstore.Topology{Lanes: uint32(len(n.logs))}, Store: n.store, Owner: "test",
-		Log:  func(lane uint32) eventstore.Log { return n.logs[lane] },
-		Lane: eventstore.LaneOptions{Clock: n.clock, TickEvery: time.Millisecond},
+		Log:       func(lane uint32) eventstore.Log { return n.logs[lane] },
+		Lane:      eventstore.LaneOptions{Clock: n.clock, TickEvery: time.Millisecond},
+		Transport: n.transport, StockWait: n.stockWait,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -390,6 +394,108 @@ func TestUnitsReachEveryLane(t *testing.T) {
 		if _, err := n.Submit(t.Context(), place(fmt.Sprintf("late-%d", attempt), "r", "tea", 1)); !errors.Is(err, domain.ErrOutOfStock) {
 			t.Fatalf("after all 103 were sold: %v (I3)", err)
 		}
+	}
+}
+
+// userIn returns a user of a lane.
+func (n *node) userIn(lane uint32, name string) string {
+	for i := 0; ; i++ {
+		user := fmt.Sprintf("%s-%d", name, i)
+		if n.options.Topology.LaneOf(eventstore.PartitionOf(user)) == lane {
+			return user
+		}
+	}
+}
+
+func TestAnOrderForMoreThanAnyLaneHasIsFilledWhenAllHaveIt(t *testing.T) {
+	n := startNode(t, 4)
+	n.stock(t, "tea", 20)
+	preheat := catalogRequest("tea", "preheat", domain.PreheatStock{SKU: "tea", UnitsPerLane: 5})
+	first := n.must(t, preheat)
+	if first.Granted.Units != 5 {
+		t.Errorf("preheating 5 units a lane granted %+v", first.Granted)
+	}
+	n.restart(t)
+	if again := n.must(t, preheat); !reflect.DeepEqual(again, first) {
+		t.Errorf("preheating again answers\n%+v, first\n%+v", again, first)
+	}
+	for lane := range uint32(4) {
+		n.must(t, place(n.userIn(lane, "one"), "r", "tea", 1))
+	}
+	if _, err := n.Submit(t.Context(), place(n.userIn(2, "greedy"), "r", "tea", 17)); !errors.Is(err, domain.ErrOutOfStock) {
+		t.Fatalf("17 of 16 units: %v, want out of stock", err)
+	}
+	var out *domain.OutOfStockError
+	if _, err := n.Submit(t.Context(), place(n.userIn(2, "greedy"), "r", "tea", 17)); !errors.As(err, &out) || out.Free != 16 {
+		t.Fatalf("17 of 16 units: %+v, want 16 free", out)
+	}
+	n.must(t, place(n.userIn(1, "big"), "r", "tea", 16))
+}
+
+func TestUnitsOfACancelledOrderAreSoldInAnotherLane(t *testing.T) {
+	n := startNode(t, 4)
+	n.stock(t, "tea", 1)
+	for lane := range uint32(4) {
+		order := n.must(t, place(n.userIn(lane, "buyer"), fmt.Sprint("r", lane), "tea", 1)).Order
+		for other := range uint32(4) {
+			if _, err := n.Submit(t.Context(), place(n.userIn(other, "late"), fmt.Sprint("r", lane), "tea", 1)); !errors.Is(err, domain.ErrOutOfStock) {
+				t.Fatalf("lane %d: the only unit is sold: %v", other, err)
+			}
+		}
+		n.must(t, cancelOrder(order, fmt.Sprint("c", lane)))
+		other := (lane + 1) % 4
+		request := place(n.userIn(other, "next"), fmt.Sprint("r", lane), "tea", 1)
+		var again Reply
+		eventually(t, "the unit reaches another lane", func() (sold bool) {
+			var err error
+			again, err = n.Submit(t.Context(), request)
+			return err == nil
+		})
+		n.must(t, cancelOrder(again.Order, fmt.Sprint("d", lane)))
+	}
+}
+
+// nowhere is a transport that loses everything.
+type nowhere struct{}
+
+func (nowhere) Send(Message) {}
+
+func TestAnOrderWhoseUnitsDoNotComeInTimeIsToldToComeAgain(t *testing.T) {
+	n := startNode(t, 4)
+	n.close(t)
+	n.transport, n.stockWait = nowhere{}, 30*time.Millisecond
+	n.start(t)
+	n.stock(t, "tea", 10)
+	home := homeLane(n.options.Topology, "tea")
+	request := place(n.userIn((home+1)%4, "ann"), "r", "tea", 1)
+	var moving *domain.StockMovingError
+	if _, err := n.Submit(t.Context(), request); !errors.As(err, &moving) || moving.SKU != "tea" || moving.Want != 1 {
+		t.Fatalf("no message arrives: %v, want a StockMovingError", err)
+	}
+	n.must(t, place(n.userIn(home, "bob"), "r", "tea", 1)) // The home lane needs nobody.
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := n.Submit(ctx, request); !errors.Is(err, context.Canceled) {
+		t.Errorf("the caller has left: %v", err)
+	}
+	n.close(t)
+	n.transport, n.stockWait = nil, 0
+	n.start(t)
+	n.must(t, request)
+}
+
+func TestGrantsThatWereOnTheirWayAtAStopArriveAfterTheNextStart(t *testing.T) {
+	n := startNode(t, 4)
+	n.close(t)
+	n.transport = nowhere{}
+	n.start(t)
+	n.stock(t, "tea", 8)
+	n.must(t, catalogRequest("tea", "preheat", domain.PreheatStock{SKU: "tea"}))
+	n.close(t)
+	n.transport = nil
+	n.start(t)
+	for lane := range uint32(4) {
+		n.must(t, place(n.userIn(lane, "ann"), "r", "tea", 2))
 	}
 }
 

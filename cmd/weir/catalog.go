@@ -205,7 +205,7 @@ func (p *process) stockCommand() *cobra.Command {
 At every moment received = central + in transit + available + reserved + sold, and none is negative.`,
 	})
 	c.addFlags(cmd)
-	cmd.AddCommand(c.stockReceive(), c.stockGet())
+	cmd.AddCommand(c.stockReceive(), c.stockPreheat(), c.stockGet())
 	return cmd
 }
 
@@ -257,6 +257,59 @@ The same --request-id adds them once, however often it is repeated.`,
 	return cmd
 }
 
+func (c *client) stockPreheat() *cobra.Command {
+	var (
+		request requestID
+		sku     string
+		units   int64
+	)
+	cmd := &cobra.Command{
+		Use:   "preheat --sku SKU [--units UNITS]",
+		Short: "Grant units to every lane before a sale",
+		Long: `Grant units of a product to every lane before a sale, the same number to each, so that its first orders find them there.
+
+Without it, lanes are granted units when they need them, which costs the first orders in each lane some milliseconds.
+Units that a lane does not sell are called back when another one needs them. The same --request-id grants once.
+
+SKU@CAMPAIGN preheats what a campaign sells of the product.`,
+		Example: `  weir stock preheat --sku tea
+  weir stock preheat --sku tea@flash
+  weir stock preheat --sku tea --units 250 --request-id sale-2026-11-11`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needFlags(cmd, "sku"); err != nil {
+				return err
+			}
+			catalog, err := c.catalog()
+			if err != nil {
+				return err
+			}
+			if err := request.fill(c.p); err != nil {
+				return err
+			}
+			answer, err := call(cmd.Context(), c, "preheat stock of "+sku, catalog.PreheatStock, &catalogv1.PreheatStockRequest{
+				RequestId: request.value, Sku: sku, UnitsPerLane: units,
+			})
+			if err != nil {
+				return request.remind(err)
+			}
+			if c.p.json(cmd) {
+				return writeMessage(c.p.stdout, answer, "requestId", request.value)
+			}
+			return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
+				"sku", answer.GetSku(),
+				"each lane", groupDigits(answer.GetUnitsPerLane()),
+				"granted", groupDigits(answer.GetGranted()),
+				"revision", revisionText(answer.GetRevision()),
+				"request id", request.value)
+		},
+	}
+	request.addFlag(cmd)
+	cmd.Flags().StringVar(&sku, "sku", "", "`SKU` of the product")
+	cmd.Flags().Int64Var(&units, "units", 0, "`UNITS` for each lane; 0 shares out all that there are")
+	return cmd
+}
+
 func (c *client) stockGet() *cobra.Command {
 	var (
 		min minRevision
@@ -269,7 +322,7 @@ func (c *client) stockGet() *cobra.Command {
 
   received    units received and not held by campaigns: the sum of the five below
   central     not yet granted to a lane
-  in transit  granted to a lane that has not taken them yet
+  in transit  on their way from the centre to a lane or back
   available   free to be ordered
   reserved    held by orders that wait for payment
   sold        sold for good`,

@@ -198,6 +198,10 @@ func (s catalogShop) ReceiveStock(_ context.Context, q *catalogv1.ReceiveStockRe
 	return &catalogv1.ReceiveStockResponse{Sku: q.GetSku(), Quantity: q.GetQuantity(), Received: 1100, Revision: &typev1.Revision{Commit: 4}}, s.ask(q)
 }
 
+func (s catalogShop) PreheatStock(_ context.Context, q *catalogv1.PreheatStockRequest) (*catalogv1.PreheatStockResponse, error) {
+	return &catalogv1.PreheatStockResponse{Sku: q.GetSku(), UnitsPerLane: 250, Granted: 2000, Revision: &typev1.Revision{Commit: 5}}, s.ask(q)
+}
+
 func (s catalogShop) GetStock(_ context.Context, q *catalogv1.GetStockRequest) (*catalogv1.GetStockResponse, error) {
 	return &catalogv1.GetStockResponse{Stock: &catalogv1.Stock{Sku: q.GetSku(), Received: 1100, Available: 1098, Reserved: 2}, Freshness: testFresh}, s.ask(q)
 }
@@ -259,6 +263,7 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"product_get", "product get tea"},
 		{"product_list", "product list"},
 		{"stock_receive", "stock receive --sku tea --quantity 100 --request-id r4"},
+		{"stock_preheat", "stock preheat --sku tea --request-id r4"},
 		{"stock_get", "stock get --sku tea"},
 		{"campaign_put", "campaign put flash --sku tea --price 12.99_EUR --units 1000 --opens now --closes +1h --request-id r5"},
 		{"campaign_get", "campaign get flash"},
@@ -399,6 +404,10 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 			&catalogv1.ReceiveStockRequest{RequestId: "r", Sku: "tea", Quantity: 5},
 		},
 		{
+			[]string{"stock", "preheat", "--sku", "tea", "--units", "5", "--request-id", "r"},
+			&catalogv1.PreheatStockRequest{RequestId: "r", Sku: "tea", UnitsPerLane: 5},
+		},
+		{
 			[]string{"stock", "get", "tea", "--min-revision", "1:42"},
 			&catalogv1.GetStockRequest{Sku: "tea", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
 		},
@@ -427,6 +436,7 @@ func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
 		{"product get", "which SKU?"},
 		{"product get a --sku b", "give one of them"},
 		{"stock receive --sku a", "needs --quantity"},
+		{"stock preheat", "needs --sku"},
 		{"product put --sku a --title b --price 1 --tax 19", "--price"},
 		{"campaign put c --sku a", "needs --price, --units, --opens, --closes"},
 		{"campaign get", "needs CAMPAIGN"},
@@ -506,9 +516,9 @@ func TestEveryReasonHasItsExitCode(t *testing.T) {
 func TestEveryConnectCodeHasItsExitCode(t *testing.T) {
 	want := map[connect.Code]exitCode{
 		connect.CodeInvalidArgument: exitUsage, connect.CodeOutOfRange: exitUsage,
-		connect.CodeFailedPrecondition: exitRefused, connect.CodeAlreadyExists: exitRefused, connect.CodeAborted: exitRefused,
+		connect.CodeFailedPrecondition: exitRefused, connect.CodeAlreadyExists: exitRefused,
 		connect.CodeNotFound:    exitNotFound,
-		connect.CodeUnavailable: exitUnavailable, connect.CodeResourceExhausted: exitUnavailable, connect.CodeDeadlineExceeded: exitUnavailable,
+		connect.CodeUnavailable: exitUnavailable, connect.CodeAborted: exitUnavailable, connect.CodeResourceExhausted: exitUnavailable, connect.CodeDeadlineExceeded: exitUnavailable,
 		connect.CodeUnauthenticated: exitPermission, connect.CodePermissionDenied: exitPermission,
 		connect.CodeInternal: exitFailure, connect.CodeUnknown: exitFailure, connect.CodeUnimplemented: exitFailure, connect.CodeDataLoss: exitFailure,
 	}

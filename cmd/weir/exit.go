@@ -105,11 +105,11 @@ func exitOfCode(code connect.Code) exitCode {
 	switch code {
 	case connect.CodeInvalidArgument, connect.CodeOutOfRange:
 		return exitUsage
-	case connect.CodeFailedPrecondition, connect.CodeAlreadyExists, connect.CodeAborted:
+	case connect.CodeFailedPrecondition, connect.CodeAlreadyExists:
 		return exitRefused
 	case connect.CodeNotFound:
 		return exitNotFound
-	case connect.CodeUnavailable, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded, connect.CodeCanceled:
+	case connect.CodeUnavailable, connect.CodeAborted, connect.CodeResourceExhausted, connect.CodeDeadlineExceeded, connect.CodeCanceled:
 		return exitUnavailable
 	case connect.CodeUnauthenticated, connect.CodePermissionDenied:
 		return exitPermission

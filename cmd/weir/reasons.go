@@ -14,6 +14,7 @@ type reason struct {
 // reasons is the closed list, in the order in which a caller is likely to meet them.
 var reasons = []reason{
 	{"OUT_OF_STOCK", connect.CodeFailedPrecondition, "fewer units are free than the order asks for", "order fewer, or look at the stock: weir stock get --sku SKU"},
+	{"STOCK_MOVING", connect.CodeAborted, "units of the product are on their way between lanes; whether there are enough is not known yet", "wait as long as it says and repeat with the same request id"},
 	{"UNKNOWN_PRODUCT", connect.CodeFailedPrecondition, "an order or a stock receipt names a product that does not exist", "put it first: weir product put --sku SKU --title TITLE --price \"12.99 EUR\""},
 	{"PRODUCT_NOT_FOUND", connect.CodeNotFound, "there is no such product", "list what there is: weir product list"},
 	{"ORDER_NOT_FOUND", connect.CodeNotFound, "there is no such order, or it is another user's", "check the id, and that the token is of the order's user: weir order list"},

@@ -58,9 +58,9 @@ It prints where it listens, a customer's and an operator's token, and a ready co
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, p.devCommand(), p.serveCommand(), p.tokenCommand())
+	add(groupRun, p.devCommand(), p.serveCommand(), p.sandboxPayCommand(), p.tokenCommand())
 	add(groupShop, p.orderCommand(), p.productCommand(), p.stockCommand(), p.campaignCommand(), p.couponCommand(), p.userCommand())
-	add(groupLook, p.logCommand(), p.projectionsCommand(), p.reactorsCommand(), p.benchCommand())
+	add(groupLook, p.logCommand(), p.auditCommand(), p.projectionsCommand(), p.reactorsCommand(), p.benchCommand())
 	root.AddCommand(p.versionCommand())
 	root.AddCommand(helpTopics(root)...)
 	root.SetOut(p.stdout)

@@ -162,7 +162,7 @@ func (c *client) attempt(ctx context.Context, r *request) error {
 	}
 	c.unknown = nil
 	if refusal != "" {
-		if r.Procedure != placeOrder || refusal != "OUT_OF_STOCK" {
+		if r.Procedure != placeOrder || (refusal != "OUT_OF_STOCK" && refusal != "STOCK_MOVING") {
 			c.violated(fmt.Errorf("%s %s was refused: %s", r.Procedure, r.ID, refusal))
 		}
 		return nil

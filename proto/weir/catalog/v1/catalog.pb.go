@@ -136,7 +136,7 @@ type Stock struct {
 	Received int64 `protobuf:"varint,2,opt,name=received,proto3" json:"received,omitempty"`
 	// Units in the central account of the SKU's home lane, not yet granted to a lane.
 	Central int64 `protobuf:"varint,3,opt,name=central,proto3" json:"central,omitempty"`
-	// Units granted to a lane that has not taken them yet.
+	// Units on their way from the centre to a lane or back.
 	InTransit int64 `protobuf:"varint,4,opt,name=in_transit,json=inTransit,proto3" json:"in_transit,omitempty"`
 	// Units allotted to lanes and free to be ordered.
 	Available int64 `protobuf:"varint,5,opt,name=available,proto3" json:"available,omitempty"`
@@ -766,6 +766,143 @@ func (x *ReceiveStockResponse) GetRevision() *v1.Revision {
 	return nil
 }
 
+// PreheatStockRequest grants units of the centre to every lane.
+type PreheatStockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names this request for ever, unique per caller: 1 to 64 characters of A-Z a-z 0-9 _ -.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// SKU of the product, or SKU@CAMPAIGN for what a campaign sells of it.
+	Sku string `protobuf:"bytes,2,opt,name=sku,proto3" json:"sku,omitempty"`
+	// Units that each lane gets, at most 1,000,000,000; 0 shares out all that the centre has, less the remainder.
+	UnitsPerLane  int64 `protobuf:"varint,3,opt,name=units_per_lane,json=unitsPerLane,proto3" json:"units_per_lane,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreheatStockRequest) Reset() {
+	*x = PreheatStockRequest{}
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreheatStockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreheatStockRequest) ProtoMessage() {}
+
+func (x *PreheatStockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreheatStockRequest.ProtoReflect.Descriptor instead.
+func (*PreheatStockRequest) Descriptor() ([]byte, []int) {
+	return file_weir_catalog_v1_catalog_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PreheatStockRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PreheatStockRequest) GetSku() string {
+	if x != nil {
+		return x.Sku
+	}
+	return ""
+}
+
+func (x *PreheatStockRequest) GetUnitsPerLane() int64 {
+	if x != nil {
+		return x.UnitsPerLane
+	}
+	return 0
+}
+
+// PreheatStockResponse says what was granted.
+type PreheatStockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SKU of the product.
+	Sku string `protobuf:"bytes,1,opt,name=sku,proto3" json:"sku,omitempty"`
+	// Units that each lane was granted.
+	UnitsPerLane int64 `protobuf:"varint,2,opt,name=units_per_lane,json=unitsPerLane,proto3" json:"units_per_lane,omitempty"`
+	// Units granted in all.
+	Granted int64 `protobuf:"varint,3,opt,name=granted,proto3" json:"granted,omitempty"`
+	// Position at which they were granted.
+	Revision      *v1.Revision `protobuf:"bytes,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreheatStockResponse) Reset() {
+	*x = PreheatStockResponse{}
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreheatStockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreheatStockResponse) ProtoMessage() {}
+
+func (x *PreheatStockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreheatStockResponse.ProtoReflect.Descriptor instead.
+func (*PreheatStockResponse) Descriptor() ([]byte, []int) {
+	return file_weir_catalog_v1_catalog_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *PreheatStockResponse) GetSku() string {
+	if x != nil {
+		return x.Sku
+	}
+	return ""
+}
+
+func (x *PreheatStockResponse) GetUnitsPerLane() int64 {
+	if x != nil {
+		return x.UnitsPerLane
+	}
+	return 0
+}
+
+func (x *PreheatStockResponse) GetGranted() int64 {
+	if x != nil {
+		return x.Granted
+	}
+	return 0
+}
+
+func (x *PreheatStockResponse) GetRevision() *v1.Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
 // GetStockRequest asks for one SKU's account.
 type GetStockRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -781,7 +918,7 @@ type GetStockRequest struct {
 
 func (x *GetStockRequest) Reset() {
 	*x = GetStockRequest{}
-	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[10]
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +930,7 @@ func (x *GetStockRequest) String() string {
 func (*GetStockRequest) ProtoMessage() {}
 
 func (x *GetStockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[10]
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +943,7 @@ func (x *GetStockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStockRequest.ProtoReflect.Descriptor instead.
 func (*GetStockRequest) Descriptor() ([]byte, []int) {
-	return file_weir_catalog_v1_catalog_proto_rawDescGZIP(), []int{10}
+	return file_weir_catalog_v1_catalog_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetStockRequest) GetSku() string {
@@ -843,7 +980,7 @@ type GetStockResponse struct {
 
 func (x *GetStockResponse) Reset() {
 	*x = GetStockResponse{}
-	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[11]
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +992,7 @@ func (x *GetStockResponse) String() string {
 func (*GetStockResponse) ProtoMessage() {}
 
 func (x *GetStockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[11]
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +1005,7 @@ func (x *GetStockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStockResponse.ProtoReflect.Descriptor instead.
 func (*GetStockResponse) Descriptor() ([]byte, []int) {
-	return file_weir_catalog_v1_catalog_proto_rawDescGZIP(), []int{11}
+	return file_weir_catalog_v1_catalog_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetStockResponse) GetStock() *Stock {
@@ -958,6 +1095,17 @@ const file_weir_catalog_v1_catalog_proto_rawDesc = "" +
 	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x1a\n" +
 	"\bquantity\x18\x02 \x01(\x03R\bquantity\x12\x1a\n" +
 	"\breceived\x18\x03 \x01(\x03R\breceived\x122\n" +
+	"\brevision\x18\x04 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xce\x01\n" +
+	"\x13PreheatStockRequest\x12;\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12E\n" +
+	"\x03sku\x18\x02 \x01(\tB3\xbaH0r.2,^[A-Za-z0-9_-]{1,64}(@[A-Za-z0-9_-]{1,64})?$R\x03sku\x123\n" +
+	"\x0eunits_per_lane\x18\x03 \x01(\x03B\r\xbaH\n" +
+	"\"\b\x18\x80\x94\xeb\xdc\x03(\x00R\funitsPerLane\"\x9c\x01\n" +
+	"\x14PreheatStockResponse\x12\x10\n" +
+	"\x03sku\x18\x01 \x01(\tR\x03sku\x12$\n" +
+	"\x0eunits_per_lane\x18\x02 \x01(\x03R\funitsPerLane\x12\x18\n" +
+	"\agranted\x18\x03 \x01(\x03R\agranted\x122\n" +
 	"\brevision\x18\x04 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xc6\x01\n" +
 	"\x0fGetStockRequest\x12.\n" +
 	"\x03sku\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\x03sku\x129\n" +
@@ -967,14 +1115,15 @@ const file_weir_catalog_v1_catalog_proto_rawDesc = "" +
 	"waitBudget\"w\n" +
 	"\x10GetStockResponse\x12,\n" +
 	"\x05stock\x18\x01 \x01(\v2\x16.weir.catalog.v1.StockR\x05stock\x125\n" +
-	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness2\xd8\x03\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness2\xb5\x04\n" +
 	"\x0eCatalogService\x12U\n" +
 	"\n" +
 	"PutProduct\x12\".weir.catalog.v1.PutProductRequest\x1a#.weir.catalog.v1.PutProductResponse\x12Z\n" +
 	"\n" +
 	"GetProduct\x12\".weir.catalog.v1.GetProductRequest\x1a#.weir.catalog.v1.GetProductResponse\"\x03\x90\x02\x01\x12`\n" +
 	"\fListProducts\x12$.weir.catalog.v1.ListProductsRequest\x1a%.weir.catalog.v1.ListProductsResponse\"\x03\x90\x02\x01\x12[\n" +
-	"\fReceiveStock\x12$.weir.catalog.v1.ReceiveStockRequest\x1a%.weir.catalog.v1.ReceiveStockResponse\x12T\n" +
+	"\fReceiveStock\x12$.weir.catalog.v1.ReceiveStockRequest\x1a%.weir.catalog.v1.ReceiveStockResponse\x12[\n" +
+	"\fPreheatStock\x12$.weir.catalog.v1.PreheatStockRequest\x1a%.weir.catalog.v1.PreheatStockResponse\x12T\n" +
 	"\bGetStock\x12 .weir.catalog.v1.GetStockRequest\x1a!.weir.catalog.v1.GetStockResponse\"\x03\x90\x02\x01B8Z6github.com/weirhq/weir/proto/weir/catalog/v1;catalogv1b\x06proto3"
 
 var (
@@ -989,7 +1138,7 @@ func file_weir_catalog_v1_catalog_proto_rawDescGZIP() []byte {
 	return file_weir_catalog_v1_catalog_proto_rawDescData
 }
 
-var file_weir_catalog_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_weir_catalog_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_weir_catalog_v1_catalog_proto_goTypes = []any{
 	(*Product)(nil),               // 0: weir.catalog.v1.Product
 	(*Stock)(nil),                 // 1: weir.catalog.v1.Stock
@@ -1001,49 +1150,54 @@ var file_weir_catalog_v1_catalog_proto_goTypes = []any{
 	(*ListProductsResponse)(nil),  // 7: weir.catalog.v1.ListProductsResponse
 	(*ReceiveStockRequest)(nil),   // 8: weir.catalog.v1.ReceiveStockRequest
 	(*ReceiveStockResponse)(nil),  // 9: weir.catalog.v1.ReceiveStockResponse
-	(*GetStockRequest)(nil),       // 10: weir.catalog.v1.GetStockRequest
-	(*GetStockResponse)(nil),      // 11: weir.catalog.v1.GetStockResponse
-	(*v1.Money)(nil),              // 12: weir.type.v1.Money
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*v1.Revision)(nil),           // 14: weir.type.v1.Revision
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(*v1.Freshness)(nil),          // 16: weir.type.v1.Freshness
+	(*PreheatStockRequest)(nil),   // 10: weir.catalog.v1.PreheatStockRequest
+	(*PreheatStockResponse)(nil),  // 11: weir.catalog.v1.PreheatStockResponse
+	(*GetStockRequest)(nil),       // 12: weir.catalog.v1.GetStockRequest
+	(*GetStockResponse)(nil),      // 13: weir.catalog.v1.GetStockResponse
+	(*v1.Money)(nil),              // 14: weir.type.v1.Money
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*v1.Revision)(nil),           // 16: weir.type.v1.Revision
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*v1.Freshness)(nil),          // 18: weir.type.v1.Freshness
 }
 var file_weir_catalog_v1_catalog_proto_depIdxs = []int32{
-	12, // 0: weir.catalog.v1.Product.price:type_name -> weir.type.v1.Money
-	13, // 1: weir.catalog.v1.Product.update_time:type_name -> google.protobuf.Timestamp
-	14, // 2: weir.catalog.v1.Product.revision:type_name -> weir.type.v1.Revision
-	12, // 3: weir.catalog.v1.PutProductRequest.price:type_name -> weir.type.v1.Money
+	14, // 0: weir.catalog.v1.Product.price:type_name -> weir.type.v1.Money
+	15, // 1: weir.catalog.v1.Product.update_time:type_name -> google.protobuf.Timestamp
+	16, // 2: weir.catalog.v1.Product.revision:type_name -> weir.type.v1.Revision
+	14, // 3: weir.catalog.v1.PutProductRequest.price:type_name -> weir.type.v1.Money
 	0,  // 4: weir.catalog.v1.PutProductResponse.product:type_name -> weir.catalog.v1.Product
-	14, // 5: weir.catalog.v1.PutProductResponse.revision:type_name -> weir.type.v1.Revision
-	14, // 6: weir.catalog.v1.GetProductRequest.min_revision:type_name -> weir.type.v1.Revision
-	15, // 7: weir.catalog.v1.GetProductRequest.wait_budget:type_name -> google.protobuf.Duration
+	16, // 5: weir.catalog.v1.PutProductResponse.revision:type_name -> weir.type.v1.Revision
+	16, // 6: weir.catalog.v1.GetProductRequest.min_revision:type_name -> weir.type.v1.Revision
+	17, // 7: weir.catalog.v1.GetProductRequest.wait_budget:type_name -> google.protobuf.Duration
 	0,  // 8: weir.catalog.v1.GetProductResponse.product:type_name -> weir.catalog.v1.Product
-	16, // 9: weir.catalog.v1.GetProductResponse.freshness:type_name -> weir.type.v1.Freshness
-	14, // 10: weir.catalog.v1.ListProductsRequest.min_revision:type_name -> weir.type.v1.Revision
-	15, // 11: weir.catalog.v1.ListProductsRequest.wait_budget:type_name -> google.protobuf.Duration
+	18, // 9: weir.catalog.v1.GetProductResponse.freshness:type_name -> weir.type.v1.Freshness
+	16, // 10: weir.catalog.v1.ListProductsRequest.min_revision:type_name -> weir.type.v1.Revision
+	17, // 11: weir.catalog.v1.ListProductsRequest.wait_budget:type_name -> google.protobuf.Duration
 	0,  // 12: weir.catalog.v1.ListProductsResponse.products:type_name -> weir.catalog.v1.Product
-	16, // 13: weir.catalog.v1.ListProductsResponse.freshness:type_name -> weir.type.v1.Freshness
-	14, // 14: weir.catalog.v1.ReceiveStockResponse.revision:type_name -> weir.type.v1.Revision
-	14, // 15: weir.catalog.v1.GetStockRequest.min_revision:type_name -> weir.type.v1.Revision
-	15, // 16: weir.catalog.v1.GetStockRequest.wait_budget:type_name -> google.protobuf.Duration
-	1,  // 17: weir.catalog.v1.GetStockResponse.stock:type_name -> weir.catalog.v1.Stock
-	16, // 18: weir.catalog.v1.GetStockResponse.freshness:type_name -> weir.type.v1.Freshness
-	2,  // 19: weir.catalog.v1.CatalogService.PutProduct:input_type -> weir.catalog.v1.PutProductRequest
-	4,  // 20: weir.catalog.v1.CatalogService.GetProduct:input_type -> weir.catalog.v1.GetProductRequest
-	6,  // 21: weir.catalog.v1.CatalogService.ListProducts:input_type -> weir.catalog.v1.ListProductsRequest
-	8,  // 22: weir.catalog.v1.CatalogService.ReceiveStock:input_type -> weir.catalog.v1.ReceiveStockRequest
-	10, // 23: weir.catalog.v1.CatalogService.GetStock:input_type -> weir.catalog.v1.GetStockRequest
-	3,  // 24: weir.catalog.v1.CatalogService.PutProduct:output_type -> weir.catalog.v1.PutProductResponse
-	5,  // 25: weir.catalog.v1.CatalogService.GetProduct:output_type -> weir.catalog.v1.GetProductResponse
-	7,  // 26: weir.catalog.v1.CatalogService.ListProducts:output_type -> weir.catalog.v1.ListProductsResponse
-	9,  // 27: weir.catalog.v1.CatalogService.ReceiveStock:output_type -> weir.catalog.v1.ReceiveStockResponse
-	11, // 28: weir.catalog.v1.CatalogService.GetStock:output_type -> weir.catalog.v1.GetStockResponse
-	24, // [24:29] is the sub-list for method output_type
-	19, // [19:24] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	18, // 13: weir.catalog.v1.ListProductsResponse.freshness:type_name -> weir.type.v1.Freshness
+	16, // 14: weir.catalog.v1.ReceiveStockResponse.revision:type_name -> weir.type.v1.Revision
+	16, // 15: weir.catalog.v1.PreheatStockResponse.revision:type_name -> weir.type.v1.Revision
+	16, // 16: weir.catalog.v1.GetStockRequest.min_revision:type_name -> weir.type.v1.Revision
+	17, // 17: weir.catalog.v1.GetStockRequest.wait_budget:type_name -> google.protobuf.Duration
+	1,  // 18: weir.catalog.v1.GetStockResponse.stock:type_name -> weir.catalog.v1.Stock
+	18, // 19: weir.catalog.v1.GetStockResponse.freshness:type_name -> weir.type.v1.Freshness
+	2,  // 20: weir.catalog.v1.CatalogService.PutProduct:input_type -> weir.catalog.v1.PutProductRequest
+	4,  // 21: weir.catalog.v1.CatalogService.GetProduct:input_type -> weir.catalog.v1.GetProductRequest
+	6,  // 22: weir.catalog.v1.CatalogService.ListProducts:input_type -> weir.catalog.v1.ListProductsRequest
+	8,  // 23: weir.catalog.v1.CatalogService.ReceiveStock:input_type -> weir.catalog.v1.ReceiveStockRequest
+	10, // 24: weir.catalog.v1.CatalogService.PreheatStock:input_type -> weir.catalog.v1.PreheatStockRequest
+	12, // 25: weir.catalog.v1.CatalogService.GetStock:input_type -> weir.catalog.v1.GetStockRequest
+	3,  // 26: weir.catalog.v1.CatalogService.PutProduct:output_type -> weir.catalog.v1.PutProductResponse
+	5,  // 27: weir.catalog.v1.CatalogService.GetProduct:output_type -> weir.catalog.v1.GetProductResponse
+	7,  // 28: weir.catalog.v1.CatalogService.ListProducts:output_type -> weir.catalog.v1.ListProductsResponse
+	9,  // 29: weir.catalog.v1.CatalogService.ReceiveStock:output_type -> weir.catalog.v1.ReceiveStockResponse
+	11, // 30: weir.catalog.v1.CatalogService.PreheatStock:output_type -> weir.catalog.v1.PreheatStockResponse
+	13, // 31: weir.catalog.v1.CatalogService.GetStock:output_type -> weir.catalog.v1.GetStockResponse
+	26, // [26:32] is the sub-list for method output_type
+	20, // [20:26] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_weir_catalog_v1_catalog_proto_init() }
@@ -1057,7 +1211,7 @@ func file_weir_catalog_v1_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_catalog_v1_catalog_proto_rawDesc), len(file_weir_catalog_v1_catalog_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -46,6 +46,9 @@ const (
 	// CatalogServiceReceiveStockProcedure is the fully-qualified name of the CatalogService's
 	// ReceiveStock RPC.
 	CatalogServiceReceiveStockProcedure = "/weir.catalog.v1.CatalogService/ReceiveStock"
+	// CatalogServicePreheatStockProcedure is the fully-qualified name of the CatalogService's
+	// PreheatStock RPC.
+	CatalogServicePreheatStockProcedure = "/weir.catalog.v1.CatalogService/PreheatStock"
 	// CatalogServiceGetStockProcedure is the fully-qualified name of the CatalogService's GetStock RPC.
 	CatalogServiceGetStockProcedure = "/weir.catalog.v1.CatalogService/GetStock"
 )
@@ -60,6 +63,9 @@ type CatalogServiceClient interface {
 	ListProducts(context.Context, *v1.ListProductsRequest) (*v1.ListProductsResponse, error)
 	// ReceiveStock adds units of a product that exists. The same request_id adds them once.
 	ReceiveStock(context.Context, *v1.ReceiveStockRequest) (*v1.ReceiveStockResponse, error)
+	// PreheatStock grants units to every lane before a sale, so that its first orders wait for none. Lanes get what they need
+	// without it too, when they need it. The same request_id grants once.
+	PreheatStock(context.Context, *v1.PreheatStockRequest) (*v1.PreheatStockResponse, error)
 	// GetStock reads where the units of one product are.
 	GetStock(context.Context, *v1.GetStockRequest) (*v1.GetStockResponse, error)
 }
@@ -101,6 +107,12 @@ func NewCatalogServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(catalogServiceMethods.ByName("ReceiveStock")),
 			connect.WithClientOptions(opts...),
 		),
+		preheatStock: connect.NewClient[v1.PreheatStockRequest, v1.PreheatStockResponse](
+			httpClient,
+			baseURL+CatalogServicePreheatStockProcedure,
+			connect.WithSchema(catalogServiceMethods.ByName("PreheatStock")),
+			connect.WithClientOptions(opts...),
+		),
 		getStock: connect.NewClient[v1.GetStockRequest, v1.GetStockResponse](
 			httpClient,
 			baseURL+CatalogServiceGetStockProcedure,
@@ -117,6 +129,7 @@ type catalogServiceClient struct {
 	getProduct   *connect.Client[v1.GetProductRequest, v1.GetProductResponse]
 	listProducts *connect.Client[v1.ListProductsRequest, v1.ListProductsResponse]
 	receiveStock *connect.Client[v1.ReceiveStockRequest, v1.ReceiveStockResponse]
+	preheatStock *connect.Client[v1.PreheatStockRequest, v1.PreheatStockResponse]
 	getStock     *connect.Client[v1.GetStockRequest, v1.GetStockResponse]
 }
 
@@ -156,6 +169,15 @@ func (c *catalogServiceClient) ReceiveStock(ctx context.Context, req *v1.Receive
 	return nil, err
 }
 
+// PreheatStock calls weir.catalog.v1.CatalogService.PreheatStock.
+func (c *catalogServiceClient) PreheatStock(ctx context.Context, req *v1.PreheatStockRequest) (*v1.PreheatStockResponse, error) {
+	response, err := c.preheatStock.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // GetStock calls weir.catalog.v1.CatalogService.GetStock.
 func (c *catalogServiceClient) GetStock(ctx context.Context, req *v1.GetStockRequest) (*v1.GetStockResponse, error) {
 	response, err := c.getStock.CallUnary(ctx, connect.NewRequest(req))
@@ -175,6 +197,9 @@ type CatalogServiceHandler interface {
 	ListProducts(context.Context, *v1.ListProductsRequest) (*v1.ListProductsResponse, error)
 	// ReceiveStock adds units of a product that exists. The same request_id adds them once.
 	ReceiveStock(context.Context, *v1.ReceiveStockRequest) (*v1.ReceiveStockResponse, error)
+	// PreheatStock grants units to every lane before a sale, so that its first orders wait for none. Lanes get what they need
+	// without it too, when they need it. The same request_id grants once.
+	PreheatStock(context.Context, *v1.PreheatStockRequest) (*v1.PreheatStockResponse, error)
 	// GetStock reads where the units of one product are.
 	GetStock(context.Context, *v1.GetStockRequest) (*v1.GetStockResponse, error)
 }
@@ -212,6 +237,12 @@ func NewCatalogServiceHandler(svc CatalogServiceHandler, opts ...connect.Handler
 		connect.WithSchema(catalogServiceMethods.ByName("ReceiveStock")),
 		connect.WithHandlerOptions(opts...),
 	)
+	catalogServicePreheatStockHandler := connect.NewUnaryHandlerSimple(
+		CatalogServicePreheatStockProcedure,
+		svc.PreheatStock,
+		connect.WithSchema(catalogServiceMethods.ByName("PreheatStock")),
+		connect.WithHandlerOptions(opts...),
+	)
 	catalogServiceGetStockHandler := connect.NewUnaryHandlerSimple(
 		CatalogServiceGetStockProcedure,
 		svc.GetStock,
@@ -229,6 +260,8 @@ func NewCatalogServiceHandler(svc CatalogServiceHandler, opts ...connect.Handler
 			catalogServiceListProductsHandler.ServeHTTP(w, r)
 		case CatalogServiceReceiveStockProcedure:
 			catalogServiceReceiveStockHandler.ServeHTTP(w, r)
+		case CatalogServicePreheatStockProcedure:
+			catalogServicePreheatStockHandler.ServeHTTP(w, r)
 		case CatalogServiceGetStockProcedure:
 			catalogServiceGetStockHandler.ServeHTTP(w, r)
 		default:
@@ -254,6 +287,10 @@ func (UnimplementedCatalogServiceHandler) ListProducts(context.Context, *v1.List
 
 func (UnimplementedCatalogServiceHandler) ReceiveStock(context.Context, *v1.ReceiveStockRequest) (*v1.ReceiveStockResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.catalog.v1.CatalogService.ReceiveStock is not implemented"))
+}
+
+func (UnimplementedCatalogServiceHandler) PreheatStock(context.Context, *v1.PreheatStockRequest) (*v1.PreheatStockResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.catalog.v1.CatalogService.PreheatStock is not implemented"))
 }
 
 func (UnimplementedCatalogServiceHandler) GetStock(context.Context, *v1.GetStockRequest) (*v1.GetStockResponse, error) {
