@@ -63,7 +63,7 @@ func applyAttention(v *view, c *change) error {
 	if err != nil {
 		return err
 	}
-	switch e := event.(type) {
+	switch e := any(event).(type) { // None but those above come here, so the set is not the closed one of all events.
 	case domain.PaymentBecameUnknown:
 		return v.openPayment(c, AttentionUnknown, e.PaymentID, domain.Money{})
 	case domain.PaymentAuthorized:

@@ -29,7 +29,7 @@ func (p *process) printOrder(order *orderv1.Order, extra ...string) error {
 		"user", order.GetUserId(),
 		"status", statusText(order.GetStatus()),
 		"payment", paymentStateText(order.GetPaymentState()),
-		"fulfilment", enumText(order.GetFulfilmentState(), "FULFILMENT_STATE_"),
+		"shipments", enumText(order.GetFulfilmentState(), "FULFILMENT_STATE_"),
 		"placed", timeText(order.GetPlacedAt()),
 		"pay by", timeText(order.GetPayBy()),
 		"changed", timeText(order.GetUpdateTime()),
