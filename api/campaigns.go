@@ -197,14 +197,6 @@ func timeOf(field string, m *timestamppb.Timestamp) (time.Time, error) {
 	return m.AsTime(), nil
 }
 
-// newTime makes the message of a time, nil for the zero time.
-func newTime(at time.Time) *timestamppb.Timestamp {
-	if at.IsZero() {
-		return nil
-	}
-	return fillTime(&timestamppb.Timestamp{}, at)
-}
-
 func newCampaign(c *domain.Campaign, lane uint32, commit uint64) *campaignv1.Campaign {
 	price := &typev1.Money{}
 	fillMoney(price, c.Price)

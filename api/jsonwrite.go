@@ -110,6 +110,17 @@ func (w *jsonWriter) order(m *orderv1.Order) {
 	w.moneyField(`"subtotal":`, m.Subtotal)
 	w.moneyField(`"discount":`, m.Discount)
 	w.moneyField(`"tax":`, m.Tax)
+	if m.PaymentState != 0 {
+		w.key(`"paymentState":`)
+		w.enum(orderv1.PaymentState_name, int32(m.PaymentState))
+	}
+	if m.FulfilmentState != 0 {
+		w.key(`"fulfilmentState":`)
+		w.enum(orderv1.FulfilmentState_name, int32(m.FulfilmentState))
+	}
+	if len(m.Payments)+len(m.Refunds)+len(m.Shipments)+len(m.Returns)+len(m.MerchantNotes) > 0 {
+		w.unusual = true // What became of an order is written at leisure.
+	}
 	if m.ShippingAddress != nil {
 		w.key(`"shippingAddress":`)
 		w.address(m.ShippingAddress)

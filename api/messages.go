@@ -77,6 +77,7 @@ func newOrder(o *domain.Order, lane uint32, commit uint64, person *personal) *or
 		m.order.Discount = newMoney(o.Total.Currency, amounts.Discount.Minor)
 		m.order.Tax = newMoney(o.Total.Currency, amounts.Tax.Minor)
 	}
+	fillLife(&m.order, o)
 	return &m.order
 }
 

@@ -252,7 +252,7 @@ func (o *Order) Next(c Command) Command {
 	case AddNote:
 		fill(&c.Number, len(o.Notes))
 		return c
-	case PlaceOrder, CancelOrder, ExpireOrder, PutProduct, ReceiveStock, AllotStock, CapturePayment, VoidPayment, RecordPaymentResult,
+	case PlaceOrder, CancelOrder, ExpireOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, CapturePayment, VoidPayment, RecordPaymentResult,
 		RecordStrayPayment, RecordRefundResult, ConfirmDelivery, ReceiveReturn, AwardPoints, TakeBackPoints, EraseUser:
 	}
 	return c
@@ -308,7 +308,7 @@ func CommandOrderID(c Command) (OrderID, bool) {
 		return c.OrderID, true
 	case TakeBackPoints:
 		return c.OrderID, true
-	case PutProduct, ReceiveStock, AllotStock, EraseUser:
+	case PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser:
 	}
 	return OrderID{}, false
 }
@@ -326,7 +326,7 @@ func DoneBy(c Command, e Event) bool {
 	case ReceiveReturn:
 		received, done := e.(ReturnReceived)
 		return done && received.ReturnID == c.ReturnID
-	case PlaceOrder, ExpireOrder, PutProduct, ReceiveStock, AllotStock, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult,
+	case PlaceOrder, ExpireOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult,
 		RecordStrayPayment, RefundPayment, RecordRefundResult, ShipItems, RequestReturn, AddNote, AwardPoints, TakeBackPoints,
 		EraseUser, PutCampaign, PutCoupon:
 	}
@@ -440,7 +440,7 @@ func (o Order) evolveLife(e Event, at time.Time) Order {
 	switch e := e.(type) {
 	case PaymentStarted:
 		o.Payments = append(slices.Clip(o.Payments), Payment{
-			ID: e.PaymentID, Provider: e.Provider, Method: e.Method, Amount: e.Amount, State: PayPending,
+			ID: e.PaymentID, Provider: e.Provider, Method: e.Method, Amount: e.Amount, CaptureNow: e.CaptureNow, State: PayPending,
 		})
 	case PaymentAuthorized:
 		o.changePayment(e.PaymentID, func(p *Payment) { p.State = PayAuthorized })

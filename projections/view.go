@@ -32,6 +32,7 @@ var Projections = [...]Projection{
 	{Name: "stock", Version: 1, space: spaceStock, apply: applyStock},
 	{Name: "campaigns", Version: 1, space: spaceCampaigns, apply: applyCampaigns},
 	{Name: "coupons", Version: 1, space: spaceCoupons, apply: applyCoupons},
+	{Name: "payments-attention", Version: 1, space: spaceAttention, apply: applyAttention},
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -45,6 +46,7 @@ const (
 	spaceStock        byte = 0x04
 	spaceCampaigns    byte = 0x0c
 	spaceCoupons      byte = 0x0d
+	spaceAttention    byte = 0x09
 
 	// generation tells apart a view that serves and one that is being rebuilt beside it. There is one so far.
 	generation byte = 1
@@ -121,6 +123,7 @@ type view struct {
 	db    *pebble.DB
 	batch *pebble.Batch
 	stock stockCache
+	open  openPayments
 }
 
 // openView loads a view's progress. Keys of another version are dropped, and the view begins at the lane's genesis.
@@ -154,6 +157,9 @@ func openView(projection *Projection, db *pebble.DB, batch *pebble.Batch, lane, 
 	}
 	if v.progress.Number == 0 {
 		v.progress.Position = eventstore.Genesis(lane, lanes)
+	}
+	if err := v.loadOpen(); err != nil {
+		return nil, fmt.Errorf("read view %s: %w", projection.Name, err)
 	}
 	return v, nil
 }

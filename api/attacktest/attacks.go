@@ -28,6 +28,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
@@ -48,11 +49,23 @@ const (
 	exportUser   = userv1connect.UserServiceExportUserProcedure
 	eraseUser    = userv1connect.UserServiceEraseUserProcedure
 
-	putCampaign = campaignv1connect.CampaignServicePutCampaignProcedure
-	getCampaign = campaignv1connect.CampaignServiceGetCampaignProcedure
-	putCoupon   = campaignv1connect.CouponServicePutCouponProcedure
-	getCoupon   = campaignv1connect.CouponServiceGetCouponProcedure
-	listCoupons = campaignv1connect.CouponServiceListCouponsProcedure
+	shipItems       = orderv1connect.OrderServiceShipItemsProcedure
+	confirmDelivery = orderv1connect.OrderServiceConfirmDeliveryProcedure
+	requestReturn   = orderv1connect.OrderServiceRequestReturnProcedure
+	receiveReturn   = orderv1connect.OrderServiceReceiveReturnProcedure
+	addNote         = orderv1connect.OrderServiceAddNoteProcedure
+	getTimeline     = orderv1connect.OrderServiceGetTimelineProcedure
+	startPayment    = paymentv1connect.PaymentServiceStartPaymentProcedure
+	capturePayment  = paymentv1connect.PaymentServiceCapturePaymentProcedure
+	voidPayment     = paymentv1connect.PaymentServiceVoidPaymentProcedure
+	refundPayment   = paymentv1connect.PaymentServiceRefundPaymentProcedure
+	getPayment      = paymentv1connect.PaymentServiceGetPaymentProcedure
+	listAttention   = paymentv1connect.PaymentServiceListPaymentsNeedingAttentionProcedure
+	putCampaign     = campaignv1connect.CampaignServicePutCampaignProcedure
+	getCampaign     = campaignv1connect.CampaignServiceGetCampaignProcedure
+	putCoupon       = campaignv1connect.CouponServicePutCouponProcedure
+	getCoupon       = campaignv1connect.CouponServiceGetCouponProcedure
+	listCoupons     = campaignv1connect.CouponServiceListCouponsProcedure
 )
 
 func badTokens(t *testing.T, r *rig) {
@@ -101,7 +114,10 @@ func badTokens(t *testing.T, r *rig) {
 		"two headers":     {"Authorization", "Bearer " + good, "Authorization", "Bearer " + r.eve},
 		"huge":            {"Authorization", "Bearer " + strings.Repeat("a", 20_000)},
 	} {
-		for _, procedure := range []string{placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser} {
+		for _, procedure := range []string{
+			placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser, shipItems, requestReturn, getTimeline, startPayment,
+			refundPayment, listAttention,
+		} {
 			got := r.call(t, "", procedure, goodRequest("attack-token"), headers...)
 			want(t, name+" "+procedure, got, "unauthenticated", "UNAUTHENTICATED")
 			if got.status != http.StatusUnauthorized {
@@ -702,7 +718,7 @@ func openServices(t *testing.T, r *rig) {
 	}
 	got = r.send(t, http.MethodPost, "/grpc.health.v1.Health/Check", "", strings.NewReader(`{"service":"nobody"}`), "Content-Type", "application/json")
 	want(t, "health of an unknown service", got, "not_found", "")
-	for _, service := range []string{"grpc.health.v1.Health", orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName} {
+	for _, service := range []string{"grpc.health.v1.Health", orderv1connect.OrderServiceName, paymentv1connect.PaymentServiceName, catalogv1connect.CatalogServiceName} {
 		if names := r.reflectionLists(t); !slices.Contains(names, service) {
 			t.Errorf("reflection lists %v, want %s among them", names, service)
 		}

@@ -98,20 +98,21 @@ func (a *agent) run(ctx context.Context) error {
 
 var errTooManyTasks = errors.New("too many commands of an escrow are being decided")
 
-// stockKeyOf returns the stock key that an escrow's command is about.
+// stockKeyOf returns the stock key that an escrow's command is about, empty for other commands.
 func stockKeyOf(command domain.Command) string {
-	switch command := command.(type) {
-	case domain.GrantStock:
-		return command.SKU
-	case domain.AllotStock:
-		return command.SKU
-	case domain.ReturnStock:
-		return command.SKU
-	case domain.ReclaimStock:
-		return command.SKU
-	default:
-		return ""
+	if grant, ok := command.(domain.GrantStock); ok {
+		return grant.SKU
 	}
+	if allot, ok := command.(domain.AllotStock); ok {
+		return allot.SKU
+	}
+	if giveBack, ok := command.(domain.ReturnStock); ok {
+		return giveBack.SKU
+	}
+	if reclaim, ok := command.(domain.ReclaimStock); ok {
+		return reclaim.SKU
+	}
+	return ""
 }
 
 // put lets the escrow hear something. It reports false when too much waits, unless it must.

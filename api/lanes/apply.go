@@ -99,11 +99,7 @@ func (m *Machine) Flush() error {
 
 // noteFreed notes that an event freed units of a SKU that is scarce.
 func (m *Machine) noteFreed(event domain.Event) {
-	if m.options.board == nil {
-		return
-	}
-	switch event.(type) {
-	case domain.OrderPlaced, domain.ProductPut, domain.CampaignPut, domain.CouponPut, domain.StockGranted, domain.StockAllotted, domain.StockReturned:
+	if _, placed := event.(domain.OrderPlaced); placed || m.options.board == nil || moves(event) {
 		return
 	}
 	for sku := range domain.SKUs(event) {
@@ -111,6 +107,14 @@ func (m *Machine) noteFreed(event domain.Event) {
 			m.freed[sku] = m.applied[sku]
 		}
 	}
+}
+
+// moves reports whether an event only moves units where somebody asked for them.
+func moves(event domain.Event) bool {
+	_, granted := event.(domain.StockGranted)
+	_, allotted := event.(domain.StockAllotted)
+	_, returned := event.(domain.StockReturned)
+	return granted || allotted || returned
 }
 
 func (m *Machine) encodePosition() []byte {

@@ -107,10 +107,11 @@ func (b *board) note(freed map[string]domain.Account, moved bool) {
 func (b *board) take() (notes map[string]domain.Account, moved bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	notes, moved = b.notes, b.moved
-	if len(notes) > 0 {
+	if len(b.notes) > 0 {
+		notes = b.notes
 		b.notes = map[string]domain.Account{}
 	}
+	moved = b.moved
 	b.moved = false
 	return notes, moved
 }

@@ -385,36 +385,32 @@ func (e *escrow) retry(now time.Time, sku string, c *centre) {
 
 // decided hears what came of a task: the account after it, or why the lane did not take it.
 func (e *escrow) decided(now time.Time, t task, account domain.Account, err error) {
-	switch command := t.command.(type) {
-	case domain.GrantStock:
-		e.granted(now, command, account, err)
-	case domain.AllotStock:
-		if err != nil {
-			return // The home lane sends it again.
-		}
-		e.post(now, Message{Kind: MessageTaken, SKU: command.SKU, To: command.HomeLane, Number: account.Taken.Number})
-		if d := e.demands[command.SKU]; d != nil && account.Taken.Number > d.taken {
+	if grant, ok := t.command.(domain.GrantStock); ok {
+		e.granted(now, grant, account, err)
+		return
+	}
+	if err != nil {
+		return // Whoever sent the grant, the return or the recall sends it again.
+	}
+	if allot, ok := t.command.(domain.AllotStock); ok {
+		e.post(now, Message{Kind: MessageTaken, SKU: allot.SKU, To: allot.HomeLane, Number: account.Taken.Number})
+		if d := e.demands[allot.SKU]; d != nil && account.Taken.Number > d.taken {
 			d.taken = account.Taken.Number
-			e.wake(command.SKU)
+			e.wake(allot.SKU)
 		}
-	case domain.ReturnStock:
-		if err != nil {
-			return // The home lane recalls again.
-		}
+	}
+	if giveBack, ok := t.command.(domain.ReturnStock); ok {
 		e.look(now)
 		e.post(now, Message{
-			Kind: MessageAnswer, SKU: command.SKU, To: e.homeOf(command.SKU),
+			Kind: MessageAnswer, SKU: giveBack.SKU, To: e.homeOf(giveBack.SKU),
 			Number: account.Returned.Number, Taken: account.Taken.Number, Units: account.Allotted, Round: t.round,
 		})
-	case domain.ReclaimStock:
-		if err != nil {
-			return // The other lane sends it again.
+	}
+	if reclaim, ok := t.command.(domain.ReclaimStock); ok {
+		e.post(now, Message{Kind: MessageReclaimed, SKU: reclaim.SKU, To: reclaim.FromLane, Number: account.ReclaimedFrom(reclaim.FromLane).Number})
+		if c := e.centres[reclaim.SKU]; c != nil {
+			e.retry(now, reclaim.SKU, c)
 		}
-		e.post(now, Message{Kind: MessageReclaimed, SKU: command.SKU, To: command.FromLane, Number: account.ReclaimedFrom(command.FromLane).Number})
-		if c := e.centres[command.SKU]; c != nil {
-			e.retry(now, command.SKU, c)
-		}
-	default:
 	}
 }
 

@@ -461,7 +461,7 @@ func (f *fleet) submit(h *host, l *hostLane, b *buyer, decided func()) {
 	b.since = since
 	l.waiting = append(l.waiting, eventstore.Ask[Request, Outcome]{Question: b.request, Reply: func(outcome Outcome, err error) {
 		decided()
-		if b.since != since {
+		if !b.since.Equal(since) {
 			return // The connection was cut.
 		}
 		b.since = time.Time{}
@@ -485,14 +485,14 @@ func (f *fleet) submit(h *host, l *hostLane, b *buyer, decided func()) {
 				if !l.escrow.await(f.now(), moving, &waiter{
 					short: moving.Short,
 					wake: func() {
-						if b.waits == until {
+						if b.waits.Equal(until) {
 							b.waits = time.Time{}
 							f.woken++
 							l.board.resubmit(b.sku, 1)
 							h.heard = append(h.heard, func() { f.submit(h, l, b, func() { l.board.resubmit(b.sku, -1) }) })
 						}
 					},
-					left: func() bool { return b.waits != until || f.now().After(until) },
+					left: func() bool { return !b.waits.Equal(until) || f.now().After(until) },
 				}) {
 					b.waits = time.Time{}
 				}

@@ -287,14 +287,13 @@ func (a *stockAuditor) take(commit *eventstore.Commit, index int) (sender uint32
 
 // takes returns what an event takes that another lane sent, and that lane.
 func takes(event domain.Event, lane uint32) (sentUnits, uint32, bool) {
-	switch e := event.(type) {
-	case domain.StockAllotted:
+	if e, ok := event.(domain.StockAllotted); ok {
 		return sentUnits{sku: e.SKU, lane: lane, number: e.GrantNumber}, e.HomeLane, true
-	case domain.StockReclaimed:
-		return sentUnits{sku: e.SKU, back: true, lane: e.FromLane, number: e.ReturnNumber}, e.FromLane, true
-	default:
-		return sentUnits{}, 0, false
 	}
+	if e, ok := event.(domain.StockReclaimed); ok {
+		return sentUnits{sku: e.SKU, back: true, lane: e.FromLane, number: e.ReturnNumber}, e.FromLane, true
+	}
+	return sentUnits{}, 0, false
 }
 
 // neverSent records that an event took what nobody sent.
@@ -366,43 +365,49 @@ func add(ledger *domain.Ledger, account domain.Account, sign int64) {
 // and taken.
 func (a *stockAuditor) wrong(commit *eventstore.Commit, event domain.Event, sku string, before domain.Account) string {
 	home := a.topology.LaneOf(eventstore.PartitionOf(domain.HomeKey(sku)))
-	switch e := event.(type) {
-	case domain.StockReceived:
+	if e, ok := event.(domain.StockReceived); ok {
 		if e.Units < 1 || e.ReceivedTotal != before.Received+e.Units {
 			return fmt.Sprintf("%d units came in beside %d, and it says %d in all", e.Units, before.Received, e.ReceivedTotal)
 		}
 		return atHome(commit.Lane, home)
-	case domain.StockGranted:
+	}
+	if e, ok := event.(domain.StockGranted); ok {
 		if want := before.GrantedTo(e.ToLane).Number + 1; e.GrantNumber != want || e.Units < 1 || e.ToLane >= a.topology.Lanes {
 			return fmt.Sprintf("it is grant %d of %d units to lane %d; grant %d is the next", e.GrantNumber, e.Units, e.ToLane, want)
 		}
 		a.sent[sentUnits{sku: sku, lane: e.ToLane, number: e.GrantNumber}] = e.Units
 		return atHome(commit.Lane, home)
-	case domain.StockReturned:
+	}
+	if e, ok := event.(domain.StockReturned); ok {
 		if want := before.Returned.Number + 1; e.ReturnNumber != want || e.Units < 1 {
 			return fmt.Sprintf("it is return %d of %d units; return %d is the next", e.ReturnNumber, e.Units, want)
 		}
 		a.sent[sentUnits{sku: sku, back: true, lane: commit.Lane, number: e.ReturnNumber}] = e.Units
-	case domain.StockAllotted:
+	}
+	if e, ok := event.(domain.StockAllotted); ok {
 		return a.taken(event, commit.Lane, e.Units, before.Taken.Number+1)
-	case domain.StockReclaimed:
+	}
+	if e, ok := event.(domain.StockReclaimed); ok {
 		if what := atHome(commit.Lane, home); what != "" {
 			return what
 		}
 		return a.taken(event, commit.Lane, e.Units, before.ReclaimedFrom(e.FromLane).Number+1)
-	case domain.PoolFilled:
-		if e.Units < 1 {
-			return fmt.Sprintf("it moves %d units", e.Units)
-		}
-		return atHome(commit.Lane, home)
-	case domain.PoolDrained:
-		if e.Units < 1 {
-			return fmt.Sprintf("it moves %d units", e.Units)
-		}
-		return atHome(commit.Lane, home)
-	default:
+	}
+	if e, ok := event.(domain.PoolFilled); ok {
+		return movedAtHome(e.Units, commit.Lane, home)
+	}
+	if e, ok := event.(domain.PoolDrained); ok {
+		return movedAtHome(e.Units, commit.Lane, home)
 	}
 	return ""
+}
+
+// movedAtHome checks that units were moved between a SKU and its pool, in their home lane.
+func movedAtHome(units int64, lane, home uint32) string {
+	if units < 1 {
+		return fmt.Sprintf("it moves %d units", units)
+	}
+	return atHome(lane, home)
 }
 
 func atHome(lane, home uint32) string {

@@ -26,6 +26,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
@@ -52,6 +53,7 @@ func newShop(t *testing.T) *shop {
 	s := &shop{}
 	mux := http.NewServeMux()
 	mux.Handle(orderv1connect.NewOrderServiceHandler(orderShop{s}))
+	mux.Handle(paymentv1connect.NewPaymentServiceHandler(paymentShop{s}))
 	mux.Handle(catalogv1connect.NewCatalogServiceHandler(catalogShop{s}))
 	mux.Handle(campaignv1connect.NewCampaignServiceHandler(campaignShop{s}))
 	mux.Handle(campaignv1connect.NewCouponServiceHandler(couponShop{s}))

@@ -1217,7 +1217,9 @@ type PaymentStarted struct {
 	// Amount to be paid, in minor units.
 	AmountMinor int64 `protobuf:"varint,5,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
 	// Subject of the token that asked for it.
-	By            string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	By string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	// Whether the provider is asked to take the money with the authorization.
+	CaptureNow    bool `protobuf:"varint,7,opt,name=capture_now,json=captureNow,proto3" json:"capture_now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,6 +1294,13 @@ func (x *PaymentStarted) GetBy() string {
 		return x.By
 	}
 	return ""
+}
+
+func (x *PaymentStarted) GetCaptureNow() bool {
+	if x != nil {
+		return x.CaptureNow
+	}
+	return false
 }
 
 // PaymentAuthorized: the money is held.
@@ -2602,7 +2611,7 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\x14valid_from_unix_nano\x18\x06 \x01(\x03R\x11validFromUnixNano\x121\n" +
 	"\x15valid_until_unix_nano\x18\a \x01(\x03R\x12validUntilUnixNano\x12\"\n" +
 	"\ruser_uses_max\x18\b \x01(\x03R\vuserUsesMax\x12\x19\n" +
-	"\buses_max\x18\t \x01(\x03R\ausesMax\"\xbb\x01\n" +
+	"\buses_max\x18\t \x01(\x03R\ausesMax\"\xdc\x01\n" +
 	"\x0ePaymentStarted\x12\x1d\n" +
 	"\n" +
 	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x1a\n" +
@@ -2610,7 +2619,9 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\x06method\x18\x03 \x01(\tR\x06method\x12#\n" +
 	"\rcurrency_code\x18\x04 \x01(\tR\fcurrencyCode\x12!\n" +
 	"\famount_minor\x18\x05 \x01(\x03R\vamountMinor\x12\x0e\n" +
-	"\x02by\x18\x06 \x01(\tR\x02by\"z\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\x12\x1f\n" +
+	"\vcapture_now\x18\a \x01(\bR\n" +
+	"captureNow\"z\n" +
 	"\x11PaymentAuthorized\x12\x1d\n" +
 	"\n" +
 	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12#\n" +
