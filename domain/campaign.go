@@ -185,27 +185,28 @@ func Uses(e Event) iter.Seq2[Use, int64] {
 	return func(yield func(Use, int64) bool) { eachUse(e, yield) }
 }
 
+// What comes back after it was shipped was had all the same: no other event gives or takes.
 func eachUse(e Event, yield func(Use, int64) bool) {
-	switch e := e.(type) {
-	case OrderPlaced:
-		if e.Pool != "" {
-			var units int64
-			for i := range e.Lines {
-				units += e.Lines[i].Units
-			}
-			if !yield(Use{Of: e.Pool, UserID: e.UserID}, units) {
-				return
-			}
-		}
-		if e.CouponCode != "" {
-			yield(Use{Of: e.CouponCode, UserID: e.UserID}, 1)
-		}
-	case OrderCancelled:
-		_ = eachUseBack(e.UserID, e.Released, yield) && eachUseBack(e.UserID, e.Unsold, yield) && couponBack(e.UserID, e.CouponCode, yield)
-	case OrderExpired:
-		_ = eachUseBack(e.UserID, e.Released, yield) && couponBack(e.UserID, e.CouponCode, yield)
-	default: // No other gives or takes: what comes back after it was shipped was had all the same.
+	if e, ok := e.(OrderPlaced); ok {
+		_ = eachUseOf(&e, yield) && (e.CouponCode == "" || yield(Use{Of: e.CouponCode, UserID: e.UserID}, 1))
 	}
+	if e, ok := e.(OrderCancelled); ok {
+		_ = eachUseBack(e.UserID, e.Released, yield) && eachUseBack(e.UserID, e.Unsold, yield) && couponBack(e.UserID, e.CouponCode, yield)
+	}
+	if e, ok := e.(OrderExpired); ok {
+		_ = eachUseBack(e.UserID, e.Released, yield) && couponBack(e.UserID, e.CouponCode, yield)
+	}
+}
+
+func eachUseOf(e *OrderPlaced, yield func(Use, int64) bool) bool {
+	if e.Pool == "" {
+		return true
+	}
+	var units int64
+	for i := range e.Lines {
+		units += e.Lines[i].Units
+	}
+	return yield(Use{Of: e.Pool, UserID: e.UserID}, units)
 }
 
 func eachUseBack(userID string, released []Release, yield func(Use, int64) bool) bool {

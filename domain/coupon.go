@@ -72,7 +72,7 @@ func (c PutCoupon) decide(s State) ([]Event, error) {
 	if now, known := s.Coupon(c.Code); known && now.Terms == c.Terms {
 		return nil, nil // Same command again: nothing to say.
 	}
-	events := []Event{CouponPut{Code: c.Code, Terms: c.Terms}}
+	events := []Event{CouponPut(c)}
 	pool := CouponPool(c.Code)
 	switch more := c.Terms.UsesMax - s.Stock(pool).Received; {
 	case c.Terms.UsesMax == 0 || more == 0:

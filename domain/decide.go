@@ -107,7 +107,7 @@ func decideLife(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case TakeBackPoints:
 		return c.decide(s)
-	case PlaceOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser:
+	case PlaceOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser, PutCampaign, PutCoupon:
 	}
 	panic(fmt.Sprintf("domain: bug: %T is not of an order that was placed", c))
 }

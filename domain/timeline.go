@@ -105,7 +105,8 @@ func Timeline(e Event, at time.Time) (TimelineEntry, bool) {
 		system("points_awarded", Fact{"payment_id", e.PaymentID}, Fact{"points", strconv.FormatInt(e.Points, 10)})
 	case PointsTakenBack:
 		system("points_taken_back", Fact{"refund_id", e.RefundID}, Fact{"points", strconv.FormatInt(e.Points, 10)})
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased:
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
+		CampaignPut, PoolFilled, PoolDrained, CouponPut:
 		return TimelineEntry{}, false
 	}
 	return entry, true

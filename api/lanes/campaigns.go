@@ -113,50 +113,47 @@ func (m *Machine) loadCampaigns() error {
 
 // speculateCampaigns takes a decided event into the overlays.
 func (m *Machine) speculateCampaigns(event domain.Event, at time.Time) {
-	switch event := event.(type) {
-	case domain.CampaignPut:
-		m.campaigns.put(event.Pool, domain.Campaign{}.Evolve(event, at))
-	case domain.CouponPut:
-		m.coupons.put(event.Code, domain.Coupon{}.Evolve(event, at))
-	default:
-		for use, change := range domain.Uses(event) {
-			m.uses.put(use, m.Used(use)+change)
-		}
+	if put, ok := event.(domain.CampaignPut); ok {
+		m.campaigns.put(put.Pool, domain.Campaign{}.Evolve(put, at))
+	}
+	if put, ok := event.(domain.CouponPut); ok {
+		m.coupons.put(put.Code, domain.Coupon{}.Evolve(put, at))
+	}
+	for use, change := range domain.Uses(event) {
+		m.uses.put(use, m.Used(use)+change)
 	}
 }
 
 // settleCampaigns takes a decided event off the overlays.
 func (m *Machine) settleCampaigns(event domain.Event) {
-	switch event := event.(type) {
-	case domain.CampaignPut:
-		m.campaigns.settle(event.Pool)
-	case domain.CouponPut:
-		m.coupons.settle(event.Code)
-	default:
-		for use := range domain.Uses(event) {
-			m.uses.settle(use)
-		}
+	if put, ok := event.(domain.CampaignPut); ok {
+		m.campaigns.settle(put.Pool)
+	}
+	if put, ok := event.(domain.CouponPut); ok {
+		m.coupons.settle(put.Code)
+	}
+	for use := range domain.Uses(event) {
+		m.uses.settle(use)
 	}
 }
 
 // writeCampaigns puts what one event changes of campaigns, coupons and uses into the batch.
 func (m *Machine) writeCampaigns(commit *eventstore.Commit, envelope *eventstore.Event, event domain.Event) error {
-	switch event := event.(type) {
-	case domain.CampaignPut:
-		m.options.Catalog.putCampaign(CampaignEntry{Campaign: domain.Campaign{}.Evolve(event, commit.Time), Commit: commit.Number})
-		return m.batch.Set(m.keys.campaign(event.Pool), factOf(commit, envelope).encode(nil), nil)
-	case domain.CouponPut:
-		m.options.Catalog.putCoupon(CouponEntry{Coupon: domain.Coupon{}.Evolve(event, commit.Time), Commit: commit.Number})
-		return m.batch.Set(m.keys.coupon(event.Code), factOf(commit, envelope).encode(nil), nil)
-	default:
-		for use, change := range domain.Uses(event) {
-			m.used.add(requestKey{use.UserID, use.Of})
-			if err := m.ledger.Merge(m.keys.use(use), binary.AppendVarint(nil, change), nil); err != nil {
-				return fmt.Errorf("count the use of %s by %s: %w", use.Of, use.UserID, err)
-			}
-		}
-		return nil
+	if put, ok := event.(domain.CampaignPut); ok {
+		m.options.Catalog.putCampaign(CampaignEntry{Campaign: domain.Campaign{}.Evolve(put, commit.Time), Commit: commit.Number})
+		return m.batch.Set(m.keys.campaign(put.Pool), factOf(commit, envelope).encode(nil), nil)
 	}
+	if put, ok := event.(domain.CouponPut); ok {
+		m.options.Catalog.putCoupon(CouponEntry{Coupon: domain.Coupon{}.Evolve(put, commit.Time), Commit: commit.Number})
+		return m.batch.Set(m.keys.coupon(put.Code), factOf(commit, envelope).encode(nil), nil)
+	}
+	for use, change := range domain.Uses(event) {
+		m.used.add(requestKey{use.UserID, use.Of})
+		if err := m.ledger.Merge(m.keys.use(use), binary.AppendVarint(nil, change), nil); err != nil {
+			return fmt.Errorf("count the use of %s by %s: %w", use.Of, use.UserID, err)
+		}
+	}
+	return nil
 }
 
 func factOf(commit *eventstore.Commit, envelope *eventstore.Event) *fact {
