@@ -238,8 +238,11 @@ func (e *CampaignNotFoundError) Unwrap() error { return ErrCampaignNotFound }
 // Reason returns ReasonCampaignNotFound.
 func (e *CampaignNotFoundError) Reason() Reason { return ReasonCampaignNotFound }
 
-// Facts returns the campaign and the SKU.
+// Facts returns the campaign and the SKU, if one was named.
 func (e *CampaignNotFoundError) Facts() map[string]string {
+	if e.SKU == "" {
+		return map[string]string{"campaign_id": clip(e.CampaignID)}
+	}
 	return map[string]string{"campaign_id": clip(e.CampaignID), "sku": clip(e.SKU)}
 }
 
