@@ -27,6 +27,8 @@ type StartPayment struct {
 	Number int
 	// Provider is the name of the adapter, Method its way to pay, for example a token of a card.
 	Provider, Method string
+	// CaptureNow asks for the money with the authorization; otherwise it is held until CapturePayment.
+	CaptureNow bool
 	// By is the subject who asked.
 	By string
 }
@@ -142,6 +144,8 @@ type PaymentStarted struct {
 	Provider, Method string
 	Amount           Money
 	By               string
+	// CaptureNow: the provider is asked to take the money at once.
+	CaptureNow bool
 }
 
 // PaymentAuthorized says that the money is held.
@@ -277,7 +281,9 @@ type Payment struct {
 	Provider, Method string
 	// Amount asked for.
 	Amount Money
-	State  PaymentState
+	// CaptureNow: it is taken with the authorization.
+	CaptureNow bool
+	State      PaymentState
 	// CaptureRequested and VoidRequested say what the provider was asked for and has not answered.
 	CaptureRequested, VoidRequested bool
 	// Taken is the money that the provider took, zero before. Stray says that it was not for the order.
@@ -369,7 +375,7 @@ func (c StartPayment) decide(s State, at time.Time) ([]Event, error) {
 	}
 	started := PaymentStarted{
 		OrderID: order.ID, UserID: order.UserID, PaymentID: PaymentID(order.ID, c.Number),
-		Provider: c.Provider, Method: c.Method, Amount: order.Total, By: c.By,
+		Provider: c.Provider, Method: c.Method, Amount: order.Total, By: c.By, CaptureNow: c.CaptureNow,
 	}
 	if order.Total.Minor == 0 {
 		started.Provider = ProviderNone

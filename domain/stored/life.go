@@ -88,6 +88,16 @@ func (w *walk) int64(number uint64, value *int64) {
 	}
 }
 
+// bit is a flag; one that is not set is not written.
+func (w *walk) bit(number uint64, set *bool) {
+	var value int64
+	if *set {
+		value = 1
+	}
+	w.int64(number, &value)
+	*set = value != 0
+}
+
 // money is two fields: the currency, and the minor units after it.
 func (w *walk) money(number uint64, amount *domain.Money) {
 	w.text(number, &amount.Currency)
@@ -114,6 +124,7 @@ func walkPaymentStarted(w *walk, e *domain.PaymentStarted) {
 	w.text(3, &e.Method)
 	w.money(4, &e.Amount)
 	w.text(6, &e.By)
+	w.bit(7, &e.CaptureNow)
 }
 
 func walkPaymentAuthorized(w *walk, e *domain.PaymentAuthorized) {

@@ -63,6 +63,7 @@ var golden = map[string]domain.Event{
 	"StockReclaimed.v1": domain.StockReclaimed{SKU: "mug", FromLane: 1, ReturnNumber: 303, Units: 28},
 
 	"PaymentStarted.v1":          domain.PaymentStarted{OrderID: orderID, UserID: "alice", PaymentID: domain.PaymentID(orderID, 1), Provider: "sandbox", Method: "card_ok", Amount: domain.Money{Currency: "EUR", Minor: 1299}, By: "alice"},
+	"PaymentStarted.v1.capture":  domain.PaymentStarted{OrderID: orderID, UserID: "alice", PaymentID: domain.PaymentID(orderID, 1), Provider: "sandbox", Method: "card_ok", Amount: domain.Money{Currency: "EUR", Minor: 1299}, By: "alice", CaptureNow: true},
 	"PaymentAuthorized.v1":       domain.PaymentAuthorized{OrderID: orderID, UserID: "alice", PaymentID: domain.PaymentID(orderID, 1), Amount: domain.Money{Currency: "EUR", Minor: 1299}},
 	"PaymentCaptureRequested.v1": domain.PaymentCaptureRequested{OrderID: orderID, UserID: "alice", PaymentID: domain.PaymentID(orderID, 1), Provider: "sandbox", Amount: domain.Money{Currency: "EUR", Minor: 1299}, By: "clerk-7"},
 	"PaymentCaptured.v1":         domain.PaymentCaptured{OrderID: orderID, UserID: "alice", PaymentID: domain.PaymentID(orderID, 1), Amount: domain.Money{Currency: "EUR", Minor: 1299}, Sold: []domain.Release{{SKU: "mug", Units: 3}, {SKU: "tee-xl_2", Units: 1_000_000}}},
@@ -297,7 +298,7 @@ func drawEvent(t *rapid.T) domain.Event {
 	case 8:
 		return domain.StockReclaimed{SKU: "mug", FromLane: lane, ReturnNumber: number, Units: units()}
 	case 9:
-		return domain.PaymentStarted{OrderID: orderID, UserID: "alice", PaymentID: text("payment_id"), Provider: text("provider"), Method: text("method"), Amount: domain.Money{Currency: text("currency"), Minor: units()}, By: text("by")}
+		return domain.PaymentStarted{OrderID: orderID, UserID: "alice", PaymentID: text("payment_id"), Provider: text("provider"), Method: text("method"), Amount: domain.Money{Currency: text("currency"), Minor: units()}, By: text("by"), CaptureNow: number%2 == 0}
 	case 10:
 		return domain.PaymentAuthorized{OrderID: orderID, UserID: "alice", PaymentID: text("payment_id"), Amount: domain.Money{Currency: text("currency"), Minor: units()}}
 	case 11:
@@ -558,7 +559,7 @@ func messageOf(e domain.Event) proto.Message {
 	case domain.StockReclaimed:
 		return &eventv1.StockReclaimed{FromLane: e.FromLane, ReturnNumber: e.ReturnNumber, Units: e.Units}
 	case domain.PaymentStarted:
-		return &eventv1.PaymentStarted{PaymentId: e.PaymentID, Provider: e.Provider, Method: e.Method, CurrencyCode: e.Amount.Currency, AmountMinor: e.Amount.Minor, By: e.By}
+		return &eventv1.PaymentStarted{PaymentId: e.PaymentID, Provider: e.Provider, Method: e.Method, CurrencyCode: e.Amount.Currency, AmountMinor: e.Amount.Minor, By: e.By, CaptureNow: e.CaptureNow}
 	case domain.PaymentAuthorized:
 		return &eventv1.PaymentAuthorized{PaymentId: e.PaymentID, CurrencyCode: e.Amount.Currency, AmountMinor: e.Amount.Minor}
 	case domain.PaymentCaptureRequested:
@@ -647,7 +648,7 @@ func eventOf(m proto.Message, id domain.OrderID, userID string) domain.Event {
 	case *eventv1.StockReclaimed:
 		return domain.StockReclaimed{SKU: "mug", FromLane: m.GetFromLane(), ReturnNumber: m.GetReturnNumber(), Units: m.GetUnits()}
 	case *eventv1.PaymentStarted:
-		return domain.PaymentStarted{OrderID: id, UserID: userID, PaymentID: m.GetPaymentId(), Provider: m.GetProvider(), Method: m.GetMethod(), Amount: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetAmountMinor()}, By: m.GetBy()}
+		return domain.PaymentStarted{OrderID: id, UserID: userID, PaymentID: m.GetPaymentId(), Provider: m.GetProvider(), Method: m.GetMethod(), Amount: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetAmountMinor()}, By: m.GetBy(), CaptureNow: m.GetCaptureNow()}
 	case *eventv1.PaymentAuthorized:
 		return domain.PaymentAuthorized{OrderID: id, UserID: userID, PaymentID: m.GetPaymentId(), Amount: domain.Money{Currency: m.GetCurrencyCode(), Minor: m.GetAmountMinor()}}
 	case *eventv1.PaymentCaptureRequested:

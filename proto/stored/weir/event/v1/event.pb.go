@@ -808,7 +808,9 @@ type PaymentStarted struct {
 	// Amount to be paid, in minor units.
 	AmountMinor int64 `protobuf:"varint,5,opt,name=amount_minor,json=amountMinor,proto3" json:"amount_minor,omitempty"`
 	// Subject of the token that asked for it.
-	By            string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	By string `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
+	// Whether the provider is asked to take the money with the authorization.
+	CaptureNow    bool `protobuf:"varint,7,opt,name=capture_now,json=captureNow,proto3" json:"capture_now,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -883,6 +885,13 @@ func (x *PaymentStarted) GetBy() string {
 		return x.By
 	}
 	return ""
+}
+
+func (x *PaymentStarted) GetCaptureNow() bool {
+	if x != nil {
+		return x.CaptureNow
+	}
+	return false
 }
 
 // PaymentAuthorized: the money is held.
@@ -2149,7 +2158,7 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\x0eStockReclaimed\x12\x1b\n" +
 	"\tfrom_lane\x18\x01 \x01(\rR\bfromLane\x12#\n" +
 	"\rreturn_number\x18\x02 \x01(\x04R\freturnNumber\x12\x14\n" +
-	"\x05units\x18\x03 \x01(\x03R\x05units\"\xbb\x01\n" +
+	"\x05units\x18\x03 \x01(\x03R\x05units\"\xdc\x01\n" +
 	"\x0ePaymentStarted\x12\x1d\n" +
 	"\n" +
 	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x1a\n" +
@@ -2157,7 +2166,9 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\x06method\x18\x03 \x01(\tR\x06method\x12#\n" +
 	"\rcurrency_code\x18\x04 \x01(\tR\fcurrencyCode\x12!\n" +
 	"\famount_minor\x18\x05 \x01(\x03R\vamountMinor\x12\x0e\n" +
-	"\x02by\x18\x06 \x01(\tR\x02by\"z\n" +
+	"\x02by\x18\x06 \x01(\tR\x02by\x12\x1f\n" +
+	"\vcapture_now\x18\a \x01(\bR\n" +
+	"captureNow\"z\n" +
 	"\x11PaymentAuthorized\x12\x1d\n" +
 	"\n" +
 	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12#\n" +
