@@ -215,6 +215,8 @@ func describeKey(space byte, suffix []byte) string {
 		copy(id[:], suffix[len(suffix)-len(id):])
 		copy(id[:], appendComplement(nil, id))
 		return fmt.Sprintf("order %s of user %s", id, user)
+	case space == spaceAttention && len(suffix) > 1+len(domain.OrderID{}):
+		return fmt.Sprintf("payment or refund %s", suffix[1+len(domain.OrderID{}):])
 	case space == spaceProducts || space == spaceStock:
 		return "SKU " + string(suffix)
 	}

@@ -30,6 +30,7 @@ var Projections = [...]Projection{
 	{Name: "orders-by-user", Version: 1, space: spaceOrdersByUser, apply: applyOrdersByUser},
 	{Name: "products", Version: 1, space: spaceProducts, apply: applyProducts},
 	{Name: "stock", Version: 1, space: spaceStock, apply: applyStock},
+	{Name: "payments-attention", Version: 1, space: spaceAttention, apply: applyAttention},
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -41,6 +42,7 @@ const (
 	spaceOrdersByUser byte = 0x02
 	spaceProducts     byte = 0x03
 	spaceStock        byte = 0x04
+	spaceAttention    byte = 0x09
 
 	// generation tells apart a view that serves and one that is being rebuilt beside it. There is one so far.
 	generation byte = 1
@@ -117,6 +119,7 @@ type view struct {
 	db    *pebble.DB
 	batch *pebble.Batch
 	stock stockCache
+	open  openPayments
 }
 
 // openView loads a view's progress. Keys of another version are dropped, and the view begins at the lane's genesis.
@@ -150,6 +153,9 @@ func openView(projection *Projection, db *pebble.DB, batch *pebble.Batch, lane, 
 	}
 	if v.progress.Number == 0 {
 		v.progress.Position = eventstore.Genesis(lane, lanes)
+	}
+	if err := v.loadOpen(); err != nil {
+		return nil, fmt.Errorf("read view %s: %w", projection.Name, err)
 	}
 	return v, nil
 }
