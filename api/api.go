@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -25,6 +26,7 @@ import (
 	"github.com/weirhq/weir/projections"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 )
 
@@ -46,6 +48,9 @@ type Views interface {
 	Product(ctx context.Context, sku string, min projections.Min) (projections.ProductView, projections.Freshness, error)
 	Products(ctx context.Context, query projections.ProductsQuery, min projections.Min) (projections.ProductsPage, projections.Freshness, error)
 	Stock(ctx context.Context, sku string, min projections.Min) (projections.StockView, projections.Freshness, error)
+	// Timeline returns a page of what became of an order. Users as with OrderOf.
+	Timeline(ctx context.Context, query projections.TimelineQuery, min projections.Min) (projections.TimelinePage, projections.Freshness, error)
+	NeedingAttention(ctx context.Context, query projections.AttentionQuery, min projections.Min) (projections.AttentionPage, projections.Freshness, error)
 	// WatchOf calls send with the order as it is now and then after each change, until send fails or ctx ends. Users as
 	// with OrderOf.
 	WatchOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min, send func(projections.OrderView, projections.Freshness) error) error
@@ -76,6 +81,9 @@ type Options struct {
 	Verifier Verifier
 	Sealer   Sealer
 	Topology eventstore.Topology
+	// PaymentProviders are the names of the providers that payments may be started with, the default one first. With none,
+	// no payment can be started.
+	PaymentProviders []string
 	// Limits on what a caller may cost.
 	Limits Limits
 	// Serving tells the health service whether the node takes commands; nil means always.
@@ -91,6 +99,7 @@ type Handler struct {
 	verifier  Verifier
 	sealer    Sealer
 	topology  eventstore.Topology
+	providers []string
 	limits    Limits
 	logger    *slog.Logger
 	validator *validator
@@ -98,7 +107,7 @@ type Handler struct {
 	deadlines deadlines
 	errors    *connect.ErrorWriter
 
-	orders, catalog, users, health, reflectV1, reflectV1Alpha mount
+	orders, payments, catalog, users, health, reflectV1, reflectV1Alpha mount
 }
 
 // mount is a service below its path.
@@ -124,7 +133,7 @@ func NewHandler(options Options) *Handler {
 	limits := options.Limits.withDefaults()
 	h := &Handler{
 		commands: options.Commands, views: options.Views, verifier: options.Verifier, sealer: options.Sealer,
-		topology: options.Topology, limits: limits, logger: options.Logger,
+		topology: options.Topology, providers: slices.Clone(options.PaymentProviders), limits: limits, logger: options.Logger,
 		validator: newValidator(), watches: newWatches(limits), deadlines: newDeadlines(limits), errors: connect.NewErrorWriter(),
 	}
 	open := []connect.HandlerOption{
@@ -139,11 +148,15 @@ func NewHandler(options Options) *Handler {
 	}
 	authenticated := append(open[:len(open):len(open)], connect.WithRequestGate(h.authenticate))
 	operators := append(authenticated[:len(authenticated):len(authenticated)], connect.WithRequestGate(operatorsOnly))
+	mixed := append(authenticated[:len(authenticated):len(authenticated)], connect.WithRequestGate(operatorMethodsOnly))
 
-	h.orders.path, h.orders.handler = orderv1connect.NewOrderServiceHandler(orderService{h}, authenticated...)
+	h.orders.path, h.orders.handler = orderv1connect.NewOrderServiceHandler(orderService{h}, mixed...)
+	h.payments.path, h.payments.handler = paymentv1connect.NewPaymentServiceHandler(paymentService{h}, mixed...)
 	h.catalog.path, h.catalog.handler = catalogv1connect.NewCatalogServiceHandler(catalogService{h}, operators...)
 	h.users.path, h.users.handler = userv1connect.NewUserServiceHandler(userService{h}, authenticated...)
-	services := []string{orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName, userv1connect.UserServiceName}
+	services := []string{
+		orderv1connect.OrderServiceName, paymentv1connect.PaymentServiceName, catalogv1connect.CatalogServiceName, userv1connect.UserServiceName,
+	}
 	h.health.path, h.health.handler = grpchealth.NewHandler(&checker{services: services, serving: options.Serving}, open...)
 	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)
 	h.reflectV1.path, h.reflectV1.handler = grpcreflect.NewHandlerV1(reflector, open...)
@@ -153,7 +166,7 @@ func NewHandler(options Options) *Handler {
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	for _, m := range [...]*mount{&h.orders, &h.catalog, &h.users, &h.health, &h.reflectV1, &h.reflectV1Alpha} {
+	for _, m := range [...]*mount{&h.orders, &h.payments, &h.catalog, &h.users, &h.health, &h.reflectV1, &h.reflectV1Alpha} {
 		if strings.HasPrefix(r.URL.Path, m.path) {
 			h.bound(w, r)
 			if badBase64(r) {

@@ -30,6 +30,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -59,6 +60,7 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 
 type client struct {
 	orderv1connect.OrderServiceClient
+	paymentv1connect.PaymentServiceClient
 	catalogv1connect.CatalogServiceClient
 }
 
@@ -72,6 +74,7 @@ func (n *node) client(subject string, scopes identity.Scopes, options ...connect
 	httpClient := &http.Client{Transport: bearer{transport, n.token(subject, scopes)}}
 	return client{
 		orderv1connect.NewOrderServiceClient(httpClient, n.url, options...),
+		paymentv1connect.NewPaymentServiceClient(httpClient, n.url, options...),
 		catalogv1connect.NewCatalogServiceClient(httpClient, n.url, options...),
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +33,7 @@ type fakeNode struct {
 	lag         uint64
 	now         time.Time
 	orders      map[domain.OrderID][]version
+	timelines   map[domain.OrderID][]projections.TimelineEntry
 	products    map[string]projections.ProductView
 	accounts    map[string]domain.Account
 	ledger      map[[2]string]ledgerEntry
@@ -52,7 +54,8 @@ type ledgerEntry struct {
 func newFakeNode() *fakeNode {
 	return &fakeNode{
 		now: time.Date(2026, 11, 1, 12, 0, 0, 123456789, time.UTC), orders: map[domain.OrderID][]version{},
-		products: map[string]projections.ProductView{}, accounts: map[string]domain.Account{},
+		timelines: map[domain.OrderID][]projections.TimelineEntry{},
+		products:  map[string]projections.ProductView{}, accounts: map[string]domain.Account{},
 		ledger: map[[2]string]ledgerEntry{}, changed: make(chan struct{}),
 	}
 }
@@ -128,6 +131,8 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		if id, ok := domain.OrderOf(event); ok {
 			order, _ := n.Order(id)
 			n.orders[id] = append(n.orders[id], version{order.Evolve(event, n.now), n.commit})
+			entry, _ := domain.Timeline(event, n.now)
+			n.timelines[id] = append(n.timelines[id], projections.TimelineEntry{TimelineEntry: entry, Revision: projections.Revision{Commit: n.commit}})
 		}
 		for sku := range domain.SKUs(event) {
 			n.accounts[sku] = n.accounts[sku].Evolve(event, sku)
@@ -327,6 +332,49 @@ func (v fakeViews) Stock(_ context.Context, sku string, min projections.Min) (pr
 	return projections.StockView{SKU: sku, Received: a.Received, Central: a.Central, Available: a.Allotted, Reserved: a.Reserved, Sold: a.Sold}, v.freshness(), nil
 }
 
+func (v fakeViews) Timeline(_ context.Context, query projections.TimelineQuery, min projections.Min) (projections.TimelinePage, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var page projections.TimelinePage
+	binding := "timeline/" + query.OrderID.String() + "/"
+	after, ok := openToken(binding, query.PageToken)
+	if !ok {
+		return page, v.freshness(), projections.ErrBadPageToken
+	}
+	view, ok := v.order(query.OrderID)
+	if !ok || (query.UserID != "" && view.Order.UserID != query.UserID) {
+		return page, v.freshness(), v.missing(min)
+	}
+	from, _ := strconv.Atoi(after)
+	page.Entries = v.timelines[query.OrderID][from:]
+	if query.PageSize > 0 && len(page.Entries) > query.PageSize {
+		page.Entries = page.Entries[:query.PageSize]
+		page.Next = sealToken(binding, strconv.Itoa(from+query.PageSize))
+	}
+	return page, v.freshness(), nil
+}
+
+// NeedingAttention has payments whose outcome is not known, all on one page; the real view has its own tests.
+func (v fakeViews) NeedingAttention(_ context.Context, query projections.AttentionQuery, _ projections.Min) (projections.AttentionPage, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var page projections.AttentionPage
+	if query.PageToken != "" {
+		return page, v.freshness(), projections.ErrBadPageToken
+	}
+	for id := range v.orders {
+		view, _ := v.order(id)
+		for _, payment := range view.Order.Payments {
+			if payment.State == domain.PayUnknown {
+				page.Items = append(page.Items, projections.Attention{
+					Kind: projections.AttentionUnknown, OrderID: id, UserID: view.Order.UserID, Payment: payment, Since: view.Order.UpdatedAt,
+				})
+			}
+		}
+	}
+	return page, v.freshness(), nil
+}
+
 func (v fakeViews) WatchOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min, f func(projections.OrderView, projections.Freshness) error) error {
 	var seen uint64
 	for {
@@ -400,8 +448,8 @@ func serve(t testing.TB, change func(*api.Options)) *node {
 	}
 	options := api.Options{
 		Commands: n.fakeNode, Views: fakeViews{n.fakeNode}, Verifier: verifier, Sealer: n.sealer,
-		Topology: eventstore.Topology{Lanes: 1},
-		Logger:   slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Topology: eventstore.Topology{Lanes: 1}, PaymentProviders: []string{"sandbox", "other"},
+		Logger: slog.New(slog.NewTextHandler(n.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if change != nil {
 		change(&options)

@@ -8,6 +8,7 @@ import (
 	"github.com/weirhq/weir/domain"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 )
 
 // A fingerprint is the first 16 bytes of the SHA-256 of a request's canonical form: the method's name, then its fields
@@ -85,6 +86,63 @@ func fingerprintCancelOrder(id domain.OrderID, reason string) lanes.Fingerprint 
 	return fingerprint(form)
 }
 
+func fingerprintShipItems(id domain.OrderID, request *orderv1.ShipItemsRequest) lanes.Fingerprint {
+	form := appendItems(formOf("weir.order.v1.ShipItems", id), request.Items)
+	form = appendText(form, request.Carrier)
+	return fingerprint(appendText(form, request.Tracking))
+}
+
+func fingerprintConfirmDelivery(id domain.OrderID, request *orderv1.ConfirmDeliveryRequest) lanes.Fingerprint {
+	return fingerprint(appendText(formOf("weir.order.v1.ConfirmDelivery", id), request.ShipmentId))
+}
+
+func fingerprintRequestReturn(id domain.OrderID, request *orderv1.RequestReturnRequest) lanes.Fingerprint {
+	return fingerprint(appendText(appendItems(formOf("weir.order.v1.RequestReturn", id), request.Items), request.Reason))
+}
+
+func fingerprintReceiveReturn(id domain.OrderID, request *orderv1.ReceiveReturnRequest) lanes.Fingerprint {
+	return fingerprint(appendItems(appendText(formOf("weir.order.v1.ReceiveReturn", id), request.ReturnId), request.Restock))
+}
+
+// fingerprintAddNote has the text behind a MAC: a note may say anything of a person.
+func fingerprintAddNote(id domain.OrderID, mac personalMAC) lanes.Fingerprint {
+	f := fingerprint(formOf("weir.order.v1.AddNote", id))
+	copy(f[len(f)/2:], mac[:])
+	return f
+}
+
+// canonicalNote is the canonical form of what is personal in a merchant's note.
+func canonicalNote(request *orderv1.AddNoteRequest) []byte {
+	form := appendText(make([]byte, 0, canonicalBytes), "weir.order.v1.AddNote personal")
+	form = appendText(form, request.RequestId)
+	return appendText(form, request.Text)
+}
+
+// fingerprintStartPayment takes the provider as it was asked for: the node's default one may become another.
+func fingerprintStartPayment(id domain.OrderID, request *paymentv1.StartPaymentRequest) lanes.Fingerprint {
+	form := appendText(formOf("weir.payment.v1.StartPayment", id), request.Provider)
+	form = appendText(form, request.Method)
+	if captureNow(request) {
+		return fingerprint(append(form, 1))
+	}
+	return fingerprint(append(form, 0))
+}
+
+func fingerprintCapturePayment(id domain.OrderID) lanes.Fingerprint {
+	return fingerprint(formOf("weir.payment.v1.CapturePayment", id))
+}
+
+func fingerprintVoidPayment(id domain.OrderID, request *paymentv1.VoidPaymentRequest) lanes.Fingerprint {
+	return fingerprint(appendText(formOf("weir.payment.v1.VoidPayment", id), request.Reason))
+}
+
+func fingerprintRefundPayment(id domain.OrderID, request *paymentv1.RefundPaymentRequest) lanes.Fingerprint {
+	form := appendText(formOf("weir.payment.v1.RefundPayment", id), request.PaymentId)
+	form = appendText(form, request.Amount.GetCurrencyCode())
+	form = binary.AppendVarint(form, request.Amount.GetUnits())
+	return fingerprint(appendText(form, request.Reason))
+}
+
 func fingerprintPutProduct(request *catalogv1.PutProductRequest) lanes.Fingerprint {
 	var buffer [canonicalBytes]byte
 	form := appendText(buffer[:0], "weir.catalog.v1.PutProduct")
@@ -101,6 +159,20 @@ func fingerprintReceiveStock(request *catalogv1.ReceiveStockRequest) lanes.Finge
 	form = appendText(form, request.Sku)
 	form = binary.AppendVarint(form, request.Quantity)
 	return fingerprint(form)
+}
+
+// formOf begins the form of a method that changes an order.
+func formOf(method string, id domain.OrderID) []byte {
+	return append(appendText(make([]byte, 0, canonicalBytes), method), id[:]...)
+}
+
+func appendItems(form []byte, items []*orderv1.ItemRequest) []byte {
+	form = binary.AppendUvarint(form, uint64(len(items)))
+	for _, item := range items {
+		form = appendText(form, item.GetSku())
+		form = binary.AppendVarint(form, item.GetQuantity())
+	}
+	return form
 }
 
 func appendText(form []byte, text string) []byte {

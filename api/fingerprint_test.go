@@ -9,6 +9,7 @@ import (
 	"github.com/weirhq/weir/domain"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -38,8 +39,26 @@ func TestFingerprintsNeverChange(t *testing.T) {
 			formerPlaceOrder("ada", &orderv1.PlaceOrderRequest{RequestId: "ignored", Items: items("a", 1, "b", 2)}, "hello"),
 			"84d9c0e534a89747b01b4ecbc409b284",
 		},
-		"EraseUser":    {fingerprintEraseUser("ada"), "c2a9511a9869322fcb4e6e8e4bef908d"},
-		"CancelOrder":  {fingerprintCancelOrder(domain.OrderID{1, 2, 3}, "too late"), "651277703337a5f7bb1a8a1185f2eeef"},
+		"EraseUser":   {fingerprintEraseUser("ada"), "c2a9511a9869322fcb4e6e8e4bef908d"},
+		"CancelOrder": {fingerprintCancelOrder(domain.OrderID{1, 2, 3}, "too late"), "651277703337a5f7bb1a8a1185f2eeef"},
+		"ShipItems": {
+			fingerprintShipItems(domain.OrderID{1, 2, 3}, &orderv1.ShipItemsRequest{RequestId: "ignored", Items: items("a", 1), Carrier: "post", Tracking: "42"}),
+			"ed22c1459fbe84097c44f29d9f7a2eb3",
+		},
+		"ConfirmDelivery": {fingerprintConfirmDelivery(domain.OrderID{1, 2, 3}, &orderv1.ConfirmDeliveryRequest{ShipmentId: "s"}), "11db5c558340973897f2d4fd8a6df96a"},
+		"RequestReturn":   {fingerprintRequestReturn(domain.OrderID{1, 2, 3}, &orderv1.RequestReturnRequest{Items: items("a", 1), Reason: "broken"}), "3e152f920b164104ba38f90aeace2af6"},
+		"ReceiveReturn":   {fingerprintReceiveReturn(domain.OrderID{1, 2, 3}, &orderv1.ReceiveReturnRequest{ReturnId: "t", Restock: items("a", 1)}), "6a4c7d775c423d650b899009455507c2"},
+		"AddNote":         {fingerprintAddNote(domain.OrderID{1, 2, 3}, personalMAC{1, 2, 3, 4, 5, 6, 7, 8, 9}), "27494c89046aefed0102030405060708"},
+		"StartPayment": {
+			fingerprintStartPayment(domain.OrderID{1, 2, 3}, &paymentv1.StartPaymentRequest{Provider: "sandbox", Method: "card", CaptureMode: orderv1.CaptureMode_CAPTURE_MODE_MANUAL}),
+			"8da0002812714d8ce8bc5fce0c5aa332",
+		},
+		"CapturePayment": {fingerprintCapturePayment(domain.OrderID{1, 2, 3}), "862ae973e8d5ba2d696825764216f4d8"},
+		"VoidPayment":    {fingerprintVoidPayment(domain.OrderID{1, 2, 3}, &paymentv1.VoidPaymentRequest{Reason: "late"}), "de350fa0e232f247f02e983d25fd42e6"},
+		"RefundPayment": {
+			fingerprintRefundPayment(domain.OrderID{1, 2, 3}, &paymentv1.RefundPaymentRequest{Amount: &typev1.Money{CurrencyCode: "EUR", Units: 5}, Reason: "late", PaymentId: "p"}),
+			"1c33eb83484612a0e42560ae2eaba8df",
+		},
 		"PutProduct":   {fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "a", Title: "A", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299}}), "f2a8e7ac2430b55b45f95ef21c5c5495"},
 		"ReceiveStock": {fingerprintReceiveStock(&catalogv1.ReceiveStockRequest{Sku: "a", Quantity: 7}), "e9848f2d071c66da6feb585197ad5261"},
 	} {
@@ -91,6 +110,31 @@ func TestFingerprintsOfRequestsThatMeanSomethingElseDiffer(t *testing.T) {
 	add("cancel", fingerprintCancelOrder(domain.OrderID{1}, ""))
 	add("cancel another", fingerprintCancelOrder(domain.OrderID{2}, ""))
 	add("cancel for a reason", fingerprintCancelOrder(domain.OrderID{1}, "x"))
+	id := domain.OrderID{1}
+	add("ship all", fingerprintShipItems(id, &orderv1.ShipItemsRequest{}))
+	add("ship some", fingerprintShipItems(id, &orderv1.ShipItemsRequest{Items: items("a", 1)}))
+	add("ship with a carrier", fingerprintShipItems(id, &orderv1.ShipItemsRequest{Carrier: "a"}))
+	add("ship with a number", fingerprintShipItems(id, &orderv1.ShipItemsRequest{Tracking: "a"}))
+	add("deliver", fingerprintConfirmDelivery(id, &orderv1.ConfirmDeliveryRequest{ShipmentId: "a"}))
+	add("return all", fingerprintRequestReturn(id, &orderv1.RequestReturnRequest{}))
+	add("return some", fingerprintRequestReturn(id, &orderv1.RequestReturnRequest{Items: items("a", 1)}))
+	add("return for a reason", fingerprintRequestReturn(id, &orderv1.RequestReturnRequest{Reason: "a"}))
+	add("receive a return", fingerprintReceiveReturn(id, &orderv1.ReceiveReturnRequest{ReturnId: "a"}))
+	add("receive and restock", fingerprintReceiveReturn(id, &orderv1.ReceiveReturnRequest{ReturnId: "a", Restock: items("a", 1)}))
+	add("a merchant's note", fingerprintAddNote(id, sha256.Sum256(canonicalNote(&orderv1.AddNoteRequest{RequestId: "r1", Text: "a"}))))
+	add("another note", fingerprintAddNote(id, sha256.Sum256(canonicalNote(&orderv1.AddNoteRequest{RequestId: "r1", Text: "b"}))))
+	add("pay", fingerprintStartPayment(id, &paymentv1.StartPaymentRequest{}))
+	add("pay by", fingerprintStartPayment(id, &paymentv1.StartPaymentRequest{Method: "a"}))
+	add("pay through", fingerprintStartPayment(id, &paymentv1.StartPaymentRequest{Provider: "a"}))
+	add("pay later", fingerprintStartPayment(id, &paymentv1.StartPaymentRequest{CaptureMode: orderv1.CaptureMode_CAPTURE_MODE_MANUAL}))
+	add("capture", fingerprintCapturePayment(id))
+	add("void", fingerprintVoidPayment(id, &paymentv1.VoidPaymentRequest{}))
+	add("refund", fingerprintRefundPayment(id, &paymentv1.RefundPaymentRequest{}))
+	add("refund some", fingerprintRefundPayment(id, &paymentv1.RefundPaymentRequest{Amount: &typev1.Money{CurrencyCode: "EUR", Units: 1}}))
+	add("refund another payment", fingerprintRefundPayment(id, &paymentv1.RefundPaymentRequest{PaymentId: "a"}))
+	if fingerprintStartPayment(id, &paymentv1.StartPaymentRequest{}) != fingerprintStartPayment(id, &paymentv1.StartPaymentRequest{CaptureMode: orderv1.CaptureMode_CAPTURE_MODE_AUTOMATIC}) {
+		t.Error("to pay at once and to leave that to the default are two requests, want one")
+	}
 	put := &catalogv1.PutProductRequest{Sku: "a", Title: "b", Price: &typev1.Money{CurrencyCode: "EUR", Units: 1}}
 	add("put", fingerprintPutProduct(put))
 	add("put, names run together", fingerprintPutProduct(&catalogv1.PutProductRequest{Sku: "ab", Price: put.Price}))

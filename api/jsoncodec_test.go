@@ -162,9 +162,11 @@ func drawRevision(t *rapid.T, name string) *typev1.Revision {
 
 func drawOrder(t *rapid.T) *orderv1.Order {
 	order := &orderv1.Order{
-		OrderId: texts.Draw(t, "order_id"), UserId: texts.Draw(t, "user_id"), Status: orderv1.OrderStatus(rapid.Int32Range(-1, 5).Draw(t, "status")),
+		OrderId: texts.Draw(t, "order_id"), UserId: texts.Draw(t, "user_id"), Status: orderv1.OrderStatus(rapid.Int32Range(-1, 12).Draw(t, "status")),
 		Total: drawMoney(t, "total"), PlacedAt: drawTime(t, "placed_at"), PayBy: drawTime(t, "pay_by"), UpdateTime: drawTime(t, "update_time"),
 		CancelReason: texts.Draw(t, "reason"), Revision: drawRevision(t, "revision"), Note: texts.Draw(t, "note"),
+		PaymentState:    orderv1.PaymentState(rapid.Int32Range(-1, 9).Draw(t, "payment_state")),
+		FulfilmentState: orderv1.FulfilmentState(rapid.Int32Range(-1, 6).Draw(t, "fulfilment_state")),
 	}
 	if rapid.Bool().Draw(t, "personal") {
 		order.ShippingAddress = &orderv1.ShippingAddress{
@@ -240,6 +242,11 @@ func TestReplyThatHasNoPlainFormTakesTheLongWay(t *testing.T) {
 		"nil item":           &orderv1.PlaceOrderResponse{Order: &orderv1.Order{Items: []*orderv1.OrderItem{nil}}},
 		"nil order":          &orderv1.ListOrdersResponse{Orders: []*orderv1.Order{nil}},
 		"nil message":        (*orderv1.PlaceOrderResponse)(nil),
+		"a payment":          &orderv1.PlaceOrderResponse{Order: &orderv1.Order{Payments: []*orderv1.Payment{{PaymentId: "p"}}}},
+		"a refund":           &orderv1.GetOrderResponse{Order: &orderv1.Order{Refunds: []*orderv1.Refund{{RefundId: "r"}}}},
+		"a shipment":         &orderv1.CancelOrderResponse{Order: &orderv1.Order{Shipments: []*orderv1.Shipment{{}}}},
+		"a return":           &orderv1.ListOrdersResponse{Orders: []*orderv1.Order{{Returns: []*orderv1.Return{{ReturnId: "t"}}}}},
+		"a merchant's note":  &orderv1.WatchOrderResponse{Order: &orderv1.Order{MerchantNotes: []*orderv1.MerchantNote{{Text: "x"}}}},
 		"another message":    &orderv1.CancelOrderRequest{},
 		"nil list":           (*orderv1.ListOrdersResponse)(nil),
 		"nil read":           (*orderv1.GetOrderResponse)(nil),

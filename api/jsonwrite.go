@@ -105,6 +105,17 @@ func (w *jsonWriter) order(m *orderv1.Order) {
 		w.revision(m.Revision)
 	}
 	w.textField(`"note":`, m.Note)
+	if m.PaymentState != 0 {
+		w.key(`"paymentState":`)
+		w.enum(orderv1.PaymentState_name, int32(m.PaymentState))
+	}
+	if m.FulfilmentState != 0 {
+		w.key(`"fulfilmentState":`)
+		w.enum(orderv1.FulfilmentState_name, int32(m.FulfilmentState))
+	}
+	if len(m.Payments)+len(m.Refunds)+len(m.Shipments)+len(m.Returns)+len(m.MerchantNotes) > 0 {
+		w.unusual = true // What became of an order is written at leisure.
+	}
 	if m.ShippingAddress != nil {
 		w.key(`"shippingAddress":`)
 		w.address(m.ShippingAddress)

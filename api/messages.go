@@ -60,6 +60,7 @@ func newOrder(o *domain.Order, lane uint32, commit uint64, person *personal) *or
 		item.item.UnitPrice, item.item.Amount = &item.unitPrice, &item.amount
 		m.order.Items[i] = &item.item
 	}
+	fillLife(&m.order, o)
 	return &m.order
 }
 

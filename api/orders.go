@@ -46,7 +46,10 @@ func (s orderService) placeOrder(ctx context.Context, request *orderv1.PlaceOrde
 	person, given := personalOf(request)
 	var reply lanes.Reply
 	if given {
-		reply, err = s.submitSealed(ctx, &command, request, &person)
+		reply, err = s.submitSealed(ctx, userID, func() (lanes.Request, domain.KeyID, error) {
+			mac, err := s.seal(ctx, &person, request.RequestId, &command)
+			return placeRequest(&command, request, mac), command.SealKey, err
+		})
 	} else {
 		reply, err = s.commands.Submit(ctx, placeRequest(&command, request, personalMAC{}))
 	}
@@ -63,18 +66,19 @@ func (s orderService) placeOrder(ctx context.Context, request *orderv1.PlaceOrde
 	return &orderv1.PlaceOrderResponse{Order: order, Revision: revisionOf(reply, order)}, nil
 }
 
-// sealAttempts bounds how often an order is sealed because its user's key was erased meanwhile.
+// sealAttempts bounds how often a request is sealed because its user's key was erased meanwhile.
 const sealAttempts = 3
 
-// submitSealed seals what is personal into the command and submits it. When the key turns out to be erased, it is destroyed,
-// if whoever erased it did not come so far, and the order is sealed under the user's new one.
-func (s orderService) submitSealed(ctx context.Context, command *domain.PlaceOrder, request *orderv1.PlaceOrderRequest, person *personal) (lanes.Reply, error) {
+// submitSealed submits the request that seal makes, with what is personal sealed under a key of the user. When the key turns
+// out to be erased, it is destroyed, if whoever erased it did not come so far, and the request is sealed under the user's
+// new one.
+func (h *Handler) submitSealed(ctx context.Context, userID string, seal func() (lanes.Request, domain.KeyID, error)) (lanes.Reply, error) {
 	for attempt := 1; ; attempt++ {
-		mac, err := s.seal(ctx, person, request.RequestId, command)
+		request, key, err := seal()
 		if err != nil {
 			return lanes.Reply{}, err
 		}
-		reply, err := s.commands.Submit(ctx, placeRequest(command, request, mac))
+		reply, err := h.commands.Submit(ctx, request)
 		var erased *domain.KeyErasedError
 		if !errors.As(err, &erased) {
 			return reply, err
@@ -82,7 +86,7 @@ func (s orderService) submitSealed(ctx context.Context, command *domain.PlaceOrd
 		if attempt == sealAttempts {
 			return lanes.Reply{}, &keysError{err}
 		}
-		if err := s.sealer.Destroy(ctx, command.UserID, uint64(command.SealKey)); err != nil {
+		if err := h.sealer.Destroy(ctx, userID, uint64(key)); err != nil {
 			return lanes.Reply{}, &keysError{err}
 		}
 	}
@@ -123,6 +127,9 @@ func (s orderService) getOrder(ctx context.Context, request *orderv1.GetOrderReq
 	}
 	order, err := s.newOrder(ctx, &view)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.addMerchantNotes(ctx, order, &view.Order); err != nil {
 		return nil, err
 	}
 	return &orderv1.GetOrderResponse{Order: order, Freshness: newFreshness(freshness)}, nil
@@ -168,39 +175,14 @@ func (s orderService) listOrders(ctx context.Context, request *orderv1.ListOrder
 
 // CancelOrder implements orderv1connect.OrderServiceHandler.
 func (s orderService) CancelOrder(ctx context.Context, request *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
-	response, err := s.cancelOrder(ctx, request)
-	if err != nil {
-		return nil, s.fail(ctx, orderv1connect.OrderServiceCancelOrderProcedure, err)
-	}
-	return response, nil
-}
-
-func (s orderService) cancelOrder(ctx context.Context, request *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
-	if err := s.validator.check(request); err != nil {
-		return nil, err
-	}
-	id, err := parseOrderID(request.OrderId)
+	order, revision, err := s.changeOrder(ctx, orderv1connect.OrderServiceCancelOrderProcedure, request,
+		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
+			return domain.CancelOrder{OrderID: id, Reason: request.Reason, By: by}, fingerprintCancelOrder(id, request.Reason), nil
+		})
 	if err != nil {
 		return nil, err
 	}
-	if outOfReach(ctx, id) {
-		return nil, orderNotFound(id)
-	}
-	subject := identity.FromContext(ctx).Subject
-	reply, err := s.commands.Submit(ctx, lanes.Request{
-		UserID: subject, RequestID: request.RequestId, Fingerprint: fingerprintCancelOrder(id, request.Reason),
-		Partition: id.Partition(), Command: domain.CancelOrder{OrderID: id, Reason: request.Reason, By: subject},
-		Owner: ownerOf(ctx), // The lane alone knows every order's user, the newest included.
-	})
-	if err != nil {
-		return nil, err
-	}
-	person, err := s.openPersonal(ctx, &reply.Order)
-	if err != nil {
-		return nil, err
-	}
-	order := newOrder(&reply.Order, reply.Lane, reply.OrderCommit, &person)
-	return &orderv1.CancelOrderResponse{Order: order, Revision: revisionOf(reply, order)}, nil
+	return &orderv1.CancelOrderResponse{Order: order, Revision: revision}, nil
 }
 
 // WatchOrder implements orderv1connect.OrderServiceHandler.
@@ -229,6 +211,9 @@ func (s orderService) watchOrder(ctx context.Context, request *orderv1.WatchOrde
 		if err != nil {
 			return err
 		}
+		if err := s.addMerchantNotes(ctx, order, &view.Order); err != nil {
+			return err
+		}
 		return stream.Send(&orderv1.WatchOrderResponse{Order: order, Freshness: newFreshness(freshness)})
 	})
 	var ended *fault
@@ -255,12 +240,12 @@ func actFor(ctx context.Context, userID string) (string, error) {
 }
 
 // orderQuery reads what the queries for one order have in common.
-func (s orderService) orderQuery(ctx context.Context, orderID string, revision *typev1.Revision, wait *durationpb.Duration) (domain.OrderID, projections.Min, error) {
+func (h *Handler) orderQuery(ctx context.Context, orderID string, revision *typev1.Revision, wait *durationpb.Duration) (domain.OrderID, projections.Min, error) {
 	id, err := parseOrderID(orderID)
 	if err != nil {
 		return id, projections.Min{}, err
 	}
-	min, err := s.minOf(revision, wait, s.topology.LaneOf(id.Partition()))
+	min, err := h.minOf(revision, wait, h.topology.LaneOf(id.Partition()))
 	if err != nil {
 		return id, min, err
 	}

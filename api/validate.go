@@ -11,6 +11,7 @@ import (
 	"github.com/weirhq/weir/api/identity"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 )
 
@@ -23,7 +24,10 @@ type validator struct{ rules protovalidate.Validator }
 func newValidator() *validator {
 	rules, err := protovalidate.New(protovalidate.WithMessages(
 		&orderv1.PlaceOrderRequest{}, &orderv1.GetOrderRequest{}, &orderv1.ListOrdersRequest{},
-		&orderv1.CancelOrderRequest{}, &orderv1.WatchOrderRequest{},
+		&orderv1.CancelOrderRequest{}, &orderv1.WatchOrderRequest{}, &orderv1.ShipItemsRequest{}, &orderv1.ConfirmDeliveryRequest{},
+		&orderv1.RequestReturnRequest{}, &orderv1.ReceiveReturnRequest{}, &orderv1.AddNoteRequest{}, &orderv1.GetTimelineRequest{},
+		&paymentv1.StartPaymentRequest{}, &paymentv1.CapturePaymentRequest{}, &paymentv1.VoidPaymentRequest{},
+		&paymentv1.RefundPaymentRequest{}, &paymentv1.GetPaymentRequest{}, &paymentv1.ListPaymentsNeedingAttentionRequest{},
 		&catalogv1.PutProductRequest{}, &catalogv1.GetProductRequest{}, &catalogv1.ListProductsRequest{},
 		&catalogv1.ReceiveStockRequest{}, &catalogv1.GetStockRequest{},
 		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},

@@ -39,6 +39,9 @@ type TimelineEntry struct {
 	Facts []Fact
 }
 
+// TimelineNoteAdded is the kind of the entry that a note makes, which customers are not shown.
+const TimelineNoteAdded = "note_added"
+
 // Timeline returns what an event, committed at log time at, adds to its order's timeline; false for events of products and stock.
 func Timeline(e Event, at time.Time) (TimelineEntry, bool) {
 	entry := TimelineEntry{At: at}
@@ -97,7 +100,7 @@ func Timeline(e Event, at time.Time) (TimelineEntry, bool) {
 	case ReturnReceived:
 		by("return_received", e.By, e.UserID, Fact{"return_id", e.ReturnID}, Fact{"restocked", allUnits(e.Restocked)})
 	case NoteAdded:
-		by("note_added", e.By, e.UserID)
+		by(TimelineNoteAdded, e.By, e.UserID)
 	case PointsAwarded:
 		system("points_awarded", Fact{"payment_id", e.PaymentID}, Fact{"points", strconv.FormatInt(e.Points, 10)})
 	case PointsTakenBack:

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: weir/order/v1/order.proto
 
-// Orders: place, read, list, cancel and watch.
+// Orders: place, read, list, cancel, watch, ship, return, annotate.
 
 package orderv1
 
@@ -110,6 +110,311 @@ func (x OrderStatus) Number() protoreflect.EnumNumber {
 // Deprecated: Use OrderStatus.Descriptor instead.
 func (OrderStatus) EnumDescriptor() ([]byte, []int) {
 	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{0}
+}
+
+// PaymentState is where a payment stands; an order's is that of its newest payment.
+type PaymentState int32
+
+const (
+	// There is no payment, or it was declined.
+	PaymentState_PAYMENT_STATE_UNSPECIFIED PaymentState = 0
+	// Started; the provider has not said yet.
+	PaymentState_PAYMENT_STATE_PENDING PaymentState = 1
+	// The money is held.
+	PaymentState_PAYMENT_STATE_AUTHORIZED PaymentState = 2
+	// The money was taken.
+	PaymentState_PAYMENT_STATE_CAPTURED PaymentState = 3
+	// A part of it went back.
+	PaymentState_PAYMENT_STATE_PARTIALLY_REFUNDED PaymentState = 4
+	// All of it went back.
+	PaymentState_PAYMENT_STATE_REFUNDED PaymentState = 5
+	// Given up before the money was taken for the order; money that came all the same is refunded.
+	PaymentState_PAYMENT_STATE_VOIDED PaymentState = 6
+	// The provider was asked and its answer was lost; it is asked again until it is known.
+	PaymentState_PAYMENT_STATE_UNKNOWN PaymentState = 7
+)
+
+// Enum value maps for PaymentState.
+var (
+	PaymentState_name = map[int32]string{
+		0: "PAYMENT_STATE_UNSPECIFIED",
+		1: "PAYMENT_STATE_PENDING",
+		2: "PAYMENT_STATE_AUTHORIZED",
+		3: "PAYMENT_STATE_CAPTURED",
+		4: "PAYMENT_STATE_PARTIALLY_REFUNDED",
+		5: "PAYMENT_STATE_REFUNDED",
+		6: "PAYMENT_STATE_VOIDED",
+		7: "PAYMENT_STATE_UNKNOWN",
+	}
+	PaymentState_value = map[string]int32{
+		"PAYMENT_STATE_UNSPECIFIED":        0,
+		"PAYMENT_STATE_PENDING":            1,
+		"PAYMENT_STATE_AUTHORIZED":         2,
+		"PAYMENT_STATE_CAPTURED":           3,
+		"PAYMENT_STATE_PARTIALLY_REFUNDED": 4,
+		"PAYMENT_STATE_REFUNDED":           5,
+		"PAYMENT_STATE_VOIDED":             6,
+		"PAYMENT_STATE_UNKNOWN":            7,
+	}
+)
+
+func (x PaymentState) Enum() *PaymentState {
+	p := new(PaymentState)
+	*p = x
+	return p
+}
+
+func (x PaymentState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PaymentState) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_order_v1_order_proto_enumTypes[1].Descriptor()
+}
+
+func (PaymentState) Type() protoreflect.EnumType {
+	return &file_weir_order_v1_order_proto_enumTypes[1]
+}
+
+func (x PaymentState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PaymentState.Descriptor instead.
+func (PaymentState) EnumDescriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{1}
+}
+
+// FulfilmentState is what of an order was shipped.
+type FulfilmentState int32
+
+const (
+	// Nothing was shipped.
+	FulfilmentState_FULFILMENT_STATE_UNSPECIFIED FulfilmentState = 0
+	// Some units were shipped.
+	FulfilmentState_FULFILMENT_STATE_PARTIAL FulfilmentState = 1
+	// All units were shipped.
+	FulfilmentState_FULFILMENT_STATE_SHIPPED FulfilmentState = 2
+	// All units were shipped and every shipment has arrived.
+	FulfilmentState_FULFILMENT_STATE_DELIVERED FulfilmentState = 3
+	// All units came back.
+	FulfilmentState_FULFILMENT_STATE_RETURNED FulfilmentState = 4
+)
+
+// Enum value maps for FulfilmentState.
+var (
+	FulfilmentState_name = map[int32]string{
+		0: "FULFILMENT_STATE_UNSPECIFIED",
+		1: "FULFILMENT_STATE_PARTIAL",
+		2: "FULFILMENT_STATE_SHIPPED",
+		3: "FULFILMENT_STATE_DELIVERED",
+		4: "FULFILMENT_STATE_RETURNED",
+	}
+	FulfilmentState_value = map[string]int32{
+		"FULFILMENT_STATE_UNSPECIFIED": 0,
+		"FULFILMENT_STATE_PARTIAL":     1,
+		"FULFILMENT_STATE_SHIPPED":     2,
+		"FULFILMENT_STATE_DELIVERED":   3,
+		"FULFILMENT_STATE_RETURNED":    4,
+	}
+)
+
+func (x FulfilmentState) Enum() *FulfilmentState {
+	p := new(FulfilmentState)
+	*p = x
+	return p
+}
+
+func (x FulfilmentState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FulfilmentState) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_order_v1_order_proto_enumTypes[2].Descriptor()
+}
+
+func (FulfilmentState) Type() protoreflect.EnumType {
+	return &file_weir_order_v1_order_proto_enumTypes[2]
+}
+
+func (x FulfilmentState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FulfilmentState.Descriptor instead.
+func (FulfilmentState) EnumDescriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{2}
+}
+
+// RefundState is where a refund stands.
+type RefundState int32
+
+const (
+	// Never sent.
+	RefundState_REFUND_STATE_UNSPECIFIED RefundState = 0
+	// The provider is asked until it says.
+	RefundState_REFUND_STATE_UNDER_WAY RefundState = 1
+	// The money went back.
+	RefundState_REFUND_STATE_SUCCEEDED RefundState = 2
+	// It did not.
+	RefundState_REFUND_STATE_FAILED RefundState = 3
+)
+
+// Enum value maps for RefundState.
+var (
+	RefundState_name = map[int32]string{
+		0: "REFUND_STATE_UNSPECIFIED",
+		1: "REFUND_STATE_UNDER_WAY",
+		2: "REFUND_STATE_SUCCEEDED",
+		3: "REFUND_STATE_FAILED",
+	}
+	RefundState_value = map[string]int32{
+		"REFUND_STATE_UNSPECIFIED": 0,
+		"REFUND_STATE_UNDER_WAY":   1,
+		"REFUND_STATE_SUCCEEDED":   2,
+		"REFUND_STATE_FAILED":      3,
+	}
+)
+
+func (x RefundState) Enum() *RefundState {
+	p := new(RefundState)
+	*p = x
+	return p
+}
+
+func (x RefundState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RefundState) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_order_v1_order_proto_enumTypes[3].Descriptor()
+}
+
+func (RefundState) Type() protoreflect.EnumType {
+	return &file_weir_order_v1_order_proto_enumTypes[3]
+}
+
+func (x RefundState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RefundState.Descriptor instead.
+func (RefundState) EnumDescriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{3}
+}
+
+// Actor is who did something to an order.
+type Actor int32
+
+const (
+	// Never sent.
+	Actor_ACTOR_UNSPECIFIED Actor = 0
+	// Weir itself, for example when a deadline passed.
+	Actor_ACTOR_SYSTEM Actor = 1
+	// The user whose order it is.
+	Actor_ACTOR_CUSTOMER Actor = 2
+	// Somebody else with a token that lets them.
+	Actor_ACTOR_OPERATOR Actor = 3
+	// The provider of payments.
+	Actor_ACTOR_PROVIDER Actor = 4
+)
+
+// Enum value maps for Actor.
+var (
+	Actor_name = map[int32]string{
+		0: "ACTOR_UNSPECIFIED",
+		1: "ACTOR_SYSTEM",
+		2: "ACTOR_CUSTOMER",
+		3: "ACTOR_OPERATOR",
+		4: "ACTOR_PROVIDER",
+	}
+	Actor_value = map[string]int32{
+		"ACTOR_UNSPECIFIED": 0,
+		"ACTOR_SYSTEM":      1,
+		"ACTOR_CUSTOMER":    2,
+		"ACTOR_OPERATOR":    3,
+		"ACTOR_PROVIDER":    4,
+	}
+)
+
+func (x Actor) Enum() *Actor {
+	p := new(Actor)
+	*p = x
+	return p
+}
+
+func (x Actor) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Actor) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_order_v1_order_proto_enumTypes[4].Descriptor()
+}
+
+func (Actor) Type() protoreflect.EnumType {
+	return &file_weir_order_v1_order_proto_enumTypes[4]
+}
+
+func (x Actor) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Actor.Descriptor instead.
+func (Actor) EnumDescriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{4}
+}
+
+// CaptureMode is when the money of a payment is taken.
+type CaptureMode int32
+
+const (
+	// As automatic.
+	CaptureMode_CAPTURE_MODE_UNSPECIFIED CaptureMode = 0
+	// With the authorization, at once.
+	CaptureMode_CAPTURE_MODE_AUTOMATIC CaptureMode = 1
+	// When an operator asks for it; until then the money is held.
+	CaptureMode_CAPTURE_MODE_MANUAL CaptureMode = 2
+)
+
+// Enum value maps for CaptureMode.
+var (
+	CaptureMode_name = map[int32]string{
+		0: "CAPTURE_MODE_UNSPECIFIED",
+		1: "CAPTURE_MODE_AUTOMATIC",
+		2: "CAPTURE_MODE_MANUAL",
+	}
+	CaptureMode_value = map[string]int32{
+		"CAPTURE_MODE_UNSPECIFIED": 0,
+		"CAPTURE_MODE_AUTOMATIC":   1,
+		"CAPTURE_MODE_MANUAL":      2,
+	}
+)
+
+func (x CaptureMode) Enum() *CaptureMode {
+	p := new(CaptureMode)
+	*p = x
+	return p
+}
+
+func (x CaptureMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CaptureMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_weir_order_v1_order_proto_enumTypes[5].Descriptor()
+}
+
+func (CaptureMode) Type() protoreflect.EnumType {
+	return &file_weir_order_v1_order_proto_enumTypes[5]
+}
+
+func (x CaptureMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CaptureMode.Descriptor instead.
+func (CaptureMode) EnumDescriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{5}
 }
 
 // ItemRequest asks for units of one product.
@@ -420,6 +725,20 @@ type Order struct {
 	Revision *v1.Revision `protobuf:"bytes,10,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Note given with the order; only its owner and operators are shown it.
 	Note string `protobuf:"bytes,11,opt,name=note,proto3" json:"note,omitempty"`
+	// Where its payment stands: the state of its newest payment. Unspecified when there is none, or it was declined.
+	PaymentState PaymentState `protobuf:"varint,20,opt,name=payment_state,json=paymentState,proto3,enum=weir.order.v1.PaymentState" json:"payment_state,omitempty"`
+	// What of it was shipped. Unspecified when nothing was.
+	FulfilmentState FulfilmentState `protobuf:"varint,21,opt,name=fulfilment_state,json=fulfilmentState,proto3,enum=weir.order.v1.FulfilmentState" json:"fulfilment_state,omitempty"`
+	// Payments, oldest first, at most 20.
+	Payments []*Payment `protobuf:"bytes,22,rep,name=payments,proto3" json:"payments,omitempty"`
+	// Refunds of its payments, oldest first.
+	Refunds []*Refund `protobuf:"bytes,23,rep,name=refunds,proto3" json:"refunds,omitempty"`
+	// Shipments, oldest first, at most 100.
+	Shipments []*Shipment `protobuf:"bytes,24,rep,name=shipments,proto3" json:"shipments,omitempty"`
+	// Returns, oldest first, at most 100.
+	Returns []*Return `protobuf:"bytes,25,rep,name=returns,proto3" json:"returns,omitempty"`
+	// The merchant's notes, oldest first, at most 100. Only operators are shown them, and not in lists.
+	MerchantNotes []*MerchantNote `protobuf:"bytes,26,rep,name=merchant_notes,json=merchantNotes,proto3" json:"merchant_notes,omitempty"`
 	// Where it goes; only its owner and operators are shown it. Not set when none was given, or when it was erased.
 	ShippingAddress *ShippingAddress `protobuf:"bytes,40,opt,name=shipping_address,json=shippingAddress,proto3" json:"shipping_address,omitempty"`
 	// How to reach whoever ordered. As shipping_address.
@@ -537,6 +856,55 @@ func (x *Order) GetNote() string {
 	return ""
 }
 
+func (x *Order) GetPaymentState() PaymentState {
+	if x != nil {
+		return x.PaymentState
+	}
+	return PaymentState_PAYMENT_STATE_UNSPECIFIED
+}
+
+func (x *Order) GetFulfilmentState() FulfilmentState {
+	if x != nil {
+		return x.FulfilmentState
+	}
+	return FulfilmentState_FULFILMENT_STATE_UNSPECIFIED
+}
+
+func (x *Order) GetPayments() []*Payment {
+	if x != nil {
+		return x.Payments
+	}
+	return nil
+}
+
+func (x *Order) GetRefunds() []*Refund {
+	if x != nil {
+		return x.Refunds
+	}
+	return nil
+}
+
+func (x *Order) GetShipments() []*Shipment {
+	if x != nil {
+		return x.Shipments
+	}
+	return nil
+}
+
+func (x *Order) GetReturns() []*Return {
+	if x != nil {
+		return x.Returns
+	}
+	return nil
+}
+
+func (x *Order) GetMerchantNotes() []*MerchantNote {
+	if x != nil {
+		return x.MerchantNotes
+	}
+	return nil
+}
+
 func (x *Order) GetShippingAddress() *ShippingAddress {
 	if x != nil {
 		return x.ShippingAddress
@@ -556,6 +924,552 @@ func (x *Order) GetPersonalDataErased() bool {
 		return x.PersonalDataErased
 	}
 	return false
+}
+
+// Payment is one attempt to pay an order.
+type Payment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier: the order's, "-p" and a number that counts from 1.
+	PaymentId string `protobuf:"bytes,1,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// Provider that was asked; "none" for an order that costs nothing.
+	Provider string `protobuf:"bytes,2,opt,name=provider,proto3" json:"provider,omitempty"`
+	// Where it stands.
+	State PaymentState `protobuf:"varint,3,opt,name=state,proto3,enum=weir.order.v1.PaymentState" json:"state,omitempty"`
+	// Amount asked for.
+	Amount *v1.Money `protobuf:"bytes,4,opt,name=amount,proto3" json:"amount,omitempty"`
+	// Amount that the provider took. Not set before.
+	Captured *v1.Money `protobuf:"bytes,5,opt,name=captured,proto3" json:"captured,omitempty"`
+	// Amount of it that went back. Not set before.
+	Refunded *v1.Money `protobuf:"bytes,6,opt,name=refunded,proto3" json:"refunded,omitempty"`
+	// The provider's code for why it declined, at most 64 bytes; empty unless declined.
+	DeclineCode string `protobuf:"bytes,7,opt,name=decline_code,json=declineCode,proto3" json:"decline_code,omitempty"`
+	// The provider's words for why it declined, at most 200 bytes; empty unless declined.
+	DeclineMessage string `protobuf:"bytes,8,opt,name=decline_message,json=declineMessage,proto3" json:"decline_message,omitempty"`
+	// How the money is taken.
+	CaptureMode CaptureMode `protobuf:"varint,9,opt,name=capture_mode,json=captureMode,proto3,enum=weir.order.v1.CaptureMode" json:"capture_mode,omitempty"`
+	// The provider is asked to take the money and has not said yet.
+	CaptureRequested bool `protobuf:"varint,10,opt,name=capture_requested,json=captureRequested,proto3" json:"capture_requested,omitempty"`
+	// The provider is asked to let the money go and has not said yet.
+	VoidRequested bool `protobuf:"varint,11,opt,name=void_requested,json=voidRequested,proto3" json:"void_requested,omitempty"`
+	// The money came when nobody waited for it, or was of a wrong amount: it is refunded and does not pay the order.
+	Stray         bool `protobuf:"varint,12,opt,name=stray,proto3" json:"stray,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Payment) Reset() {
+	*x = Payment{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Payment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Payment) ProtoMessage() {}
+
+func (x *Payment) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Payment.ProtoReflect.Descriptor instead.
+func (*Payment) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Payment) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *Payment) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *Payment) GetState() PaymentState {
+	if x != nil {
+		return x.State
+	}
+	return PaymentState_PAYMENT_STATE_UNSPECIFIED
+}
+
+func (x *Payment) GetAmount() *v1.Money {
+	if x != nil {
+		return x.Amount
+	}
+	return nil
+}
+
+func (x *Payment) GetCaptured() *v1.Money {
+	if x != nil {
+		return x.Captured
+	}
+	return nil
+}
+
+func (x *Payment) GetRefunded() *v1.Money {
+	if x != nil {
+		return x.Refunded
+	}
+	return nil
+}
+
+func (x *Payment) GetDeclineCode() string {
+	if x != nil {
+		return x.DeclineCode
+	}
+	return ""
+}
+
+func (x *Payment) GetDeclineMessage() string {
+	if x != nil {
+		return x.DeclineMessage
+	}
+	return ""
+}
+
+func (x *Payment) GetCaptureMode() CaptureMode {
+	if x != nil {
+		return x.CaptureMode
+	}
+	return CaptureMode_CAPTURE_MODE_UNSPECIFIED
+}
+
+func (x *Payment) GetCaptureRequested() bool {
+	if x != nil {
+		return x.CaptureRequested
+	}
+	return false
+}
+
+func (x *Payment) GetVoidRequested() bool {
+	if x != nil {
+		return x.VoidRequested
+	}
+	return false
+}
+
+func (x *Payment) GetStray() bool {
+	if x != nil {
+		return x.Stray
+	}
+	return false
+}
+
+// Refund gives money of a payment back.
+type Refund struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier: the payment's, "-r" and a number that counts from 1.
+	RefundId string `protobuf:"bytes,1,opt,name=refund_id,json=refundId,proto3" json:"refund_id,omitempty"`
+	// Payment whose money it is.
+	PaymentId string `protobuf:"bytes,2,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
+	// Where it stands.
+	State RefundState `protobuf:"varint,3,opt,name=state,proto3,enum=weir.order.v1.RefundState" json:"state,omitempty"`
+	// Amount to give back.
+	Amount *v1.Money `protobuf:"bytes,4,opt,name=amount,proto3" json:"amount,omitempty"`
+	// Why, at most 200 bytes.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Return that it is for; empty for none.
+	ReturnId string `protobuf:"bytes,6,opt,name=return_id,json=returnId,proto3" json:"return_id,omitempty"`
+	// The provider's code for why it failed, at most 64 bytes; empty unless failed.
+	FailureCode   string `protobuf:"bytes,7,opt,name=failure_code,json=failureCode,proto3" json:"failure_code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Refund) Reset() {
+	*x = Refund{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Refund) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Refund) ProtoMessage() {}
+
+func (x *Refund) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Refund.ProtoReflect.Descriptor instead.
+func (*Refund) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Refund) GetRefundId() string {
+	if x != nil {
+		return x.RefundId
+	}
+	return ""
+}
+
+func (x *Refund) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
+}
+
+func (x *Refund) GetState() RefundState {
+	if x != nil {
+		return x.State
+	}
+	return RefundState_REFUND_STATE_UNSPECIFIED
+}
+
+func (x *Refund) GetAmount() *v1.Money {
+	if x != nil {
+		return x.Amount
+	}
+	return nil
+}
+
+func (x *Refund) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Refund) GetReturnId() string {
+	if x != nil {
+		return x.ReturnId
+	}
+	return ""
+}
+
+func (x *Refund) GetFailureCode() string {
+	if x != nil {
+		return x.FailureCode
+	}
+	return ""
+}
+
+// ItemUnits is units of one product.
+type ItemUnits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SKU of the product.
+	Sku string `protobuf:"bytes,1,opt,name=sku,proto3" json:"sku,omitempty"`
+	// Units, at least 1.
+	Quantity      int64 `protobuf:"varint,2,opt,name=quantity,proto3" json:"quantity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ItemUnits) Reset() {
+	*x = ItemUnits{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ItemUnits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ItemUnits) ProtoMessage() {}
+
+func (x *ItemUnits) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ItemUnits.ProtoReflect.Descriptor instead.
+func (*ItemUnits) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ItemUnits) GetSku() string {
+	if x != nil {
+		return x.Sku
+	}
+	return ""
+}
+
+func (x *ItemUnits) GetQuantity() int64 {
+	if x != nil {
+		return x.Quantity
+	}
+	return 0
+}
+
+// Shipment is units of an order that left together.
+type Shipment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier: the order's, "-s" and a number that counts from 1.
+	ShipmentId string `protobuf:"bytes,1,opt,name=shipment_id,json=shipmentId,proto3" json:"shipment_id,omitempty"`
+	// What left.
+	Items []*ItemUnits `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	// Who carries it; may be empty.
+	Carrier string `protobuf:"bytes,3,opt,name=carrier,proto3" json:"carrier,omitempty"`
+	// The carrier's tracking number; may be empty.
+	Tracking string `protobuf:"bytes,4,opt,name=tracking,proto3" json:"tracking,omitempty"`
+	// Log time at which it was recorded to have left.
+	ShippedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=shipped_at,json=shippedAt,proto3" json:"shipped_at,omitempty"`
+	// Log time at which it was recorded to have arrived. Not set before.
+	DeliveredAt   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Shipment) Reset() {
+	*x = Shipment{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Shipment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Shipment) ProtoMessage() {}
+
+func (x *Shipment) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Shipment.ProtoReflect.Descriptor instead.
+func (*Shipment) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Shipment) GetShipmentId() string {
+	if x != nil {
+		return x.ShipmentId
+	}
+	return ""
+}
+
+func (x *Shipment) GetItems() []*ItemUnits {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *Shipment) GetCarrier() string {
+	if x != nil {
+		return x.Carrier
+	}
+	return ""
+}
+
+func (x *Shipment) GetTracking() string {
+	if x != nil {
+		return x.Tracking
+	}
+	return ""
+}
+
+func (x *Shipment) GetShippedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ShippedAt
+	}
+	return nil
+}
+
+func (x *Shipment) GetDeliveredAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeliveredAt
+	}
+	return nil
+}
+
+// Return is units of an order that come back.
+type Return struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier: the order's, "-t" and a number that counts from 1.
+	ReturnId string `protobuf:"bytes,1,opt,name=return_id,json=returnId,proto3" json:"return_id,omitempty"`
+	// What comes back.
+	Items []*ItemUnits `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	// Why, at most 200 bytes.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Log time at which it was announced.
+	RequestedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=requested_at,json=requestedAt,proto3" json:"requested_at,omitempty"`
+	// Log time at which it came in. Not set before.
+	ReceivedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=received_at,json=receivedAt,proto3" json:"received_at,omitempty"`
+	// Units of it that went back to the stock.
+	Restocked     []*ItemUnits `protobuf:"bytes,6,rep,name=restocked,proto3" json:"restocked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Return) Reset() {
+	*x = Return{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Return) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Return) ProtoMessage() {}
+
+func (x *Return) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Return.ProtoReflect.Descriptor instead.
+func (*Return) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Return) GetReturnId() string {
+	if x != nil {
+		return x.ReturnId
+	}
+	return ""
+}
+
+func (x *Return) GetItems() []*ItemUnits {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *Return) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Return) GetRequestedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestedAt
+	}
+	return nil
+}
+
+func (x *Return) GetReceivedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReceivedAt
+	}
+	return nil
+}
+
+func (x *Return) GetRestocked() []*ItemUnits {
+	if x != nil {
+		return x.Restocked
+	}
+	return nil
+}
+
+// MerchantNote is what an operator noted about an order.
+type MerchantNote struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Subject who wrote it.
+	By string `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	// Log time at which it was added.
+	AddedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=added_at,json=addedAt,proto3" json:"added_at,omitempty"`
+	// Text; empty when the key of the order's user was erased.
+	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MerchantNote) Reset() {
+	*x = MerchantNote{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MerchantNote) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MerchantNote) ProtoMessage() {}
+
+func (x *MerchantNote) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MerchantNote.ProtoReflect.Descriptor instead.
+func (*MerchantNote) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *MerchantNote) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *MerchantNote) GetAddedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AddedAt
+	}
+	return nil
+}
+
+func (x *MerchantNote) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
 }
 
 // PlaceOrderRequest orders items for a user.
@@ -579,7 +1493,7 @@ type PlaceOrderRequest struct {
 
 func (x *PlaceOrderRequest) Reset() {
 	*x = PlaceOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[5]
+	mi := &file_weir_order_v1_order_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +1505,7 @@ func (x *PlaceOrderRequest) String() string {
 func (*PlaceOrderRequest) ProtoMessage() {}
 
 func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[5]
+	mi := &file_weir_order_v1_order_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +1518,7 @@ func (x *PlaceOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderRequest.ProtoReflect.Descriptor instead.
 func (*PlaceOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{5}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PlaceOrderRequest) GetRequestId() string {
@@ -662,7 +1576,7 @@ type PlaceOrderResponse struct {
 
 func (x *PlaceOrderResponse) Reset() {
 	*x = PlaceOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[6]
+	mi := &file_weir_order_v1_order_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -674,7 +1588,7 @@ func (x *PlaceOrderResponse) String() string {
 func (*PlaceOrderResponse) ProtoMessage() {}
 
 func (x *PlaceOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[6]
+	mi := &file_weir_order_v1_order_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -687,7 +1601,7 @@ func (x *PlaceOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PlaceOrderResponse.ProtoReflect.Descriptor instead.
 func (*PlaceOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{6}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PlaceOrderResponse) GetOrder() *Order {
@@ -719,7 +1633,7 @@ type GetOrderRequest struct {
 
 func (x *GetOrderRequest) Reset() {
 	*x = GetOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[7]
+	mi := &file_weir_order_v1_order_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +1645,7 @@ func (x *GetOrderRequest) String() string {
 func (*GetOrderRequest) ProtoMessage() {}
 
 func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[7]
+	mi := &file_weir_order_v1_order_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +1658,7 @@ func (x *GetOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderRequest.ProtoReflect.Descriptor instead.
 func (*GetOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{7}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetOrderRequest) GetOrderId() string {
@@ -781,7 +1695,7 @@ type GetOrderResponse struct {
 
 func (x *GetOrderResponse) Reset() {
 	*x = GetOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[8]
+	mi := &file_weir_order_v1_order_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +1707,7 @@ func (x *GetOrderResponse) String() string {
 func (*GetOrderResponse) ProtoMessage() {}
 
 func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[8]
+	mi := &file_weir_order_v1_order_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +1720,7 @@ func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderResponse.ProtoReflect.Descriptor instead.
 func (*GetOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{8}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetOrderResponse) GetOrder() *Order {
@@ -844,7 +1758,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[9]
+	mi := &file_weir_order_v1_order_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1770,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[9]
+	mi := &file_weir_order_v1_order_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1783,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{9}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListOrdersRequest) GetUserId() string {
@@ -929,7 +1843,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[10]
+	mi := &file_weir_order_v1_order_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1855,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[10]
+	mi := &file_weir_order_v1_order_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1868,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{10}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -993,7 +1907,7 @@ type CancelOrderRequest struct {
 
 func (x *CancelOrderRequest) Reset() {
 	*x = CancelOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[11]
+	mi := &file_weir_order_v1_order_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1919,7 @@ func (x *CancelOrderRequest) String() string {
 func (*CancelOrderRequest) ProtoMessage() {}
 
 func (x *CancelOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[11]
+	mi := &file_weir_order_v1_order_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1932,7 @@ func (x *CancelOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrderRequest.ProtoReflect.Descriptor instead.
 func (*CancelOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{11}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CancelOrderRequest) GetRequestId() string {
@@ -1055,7 +1969,7 @@ type CancelOrderResponse struct {
 
 func (x *CancelOrderResponse) Reset() {
 	*x = CancelOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[12]
+	mi := &file_weir_order_v1_order_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1981,7 @@ func (x *CancelOrderResponse) String() string {
 func (*CancelOrderResponse) ProtoMessage() {}
 
 func (x *CancelOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[12]
+	mi := &file_weir_order_v1_order_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1994,7 @@ func (x *CancelOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrderResponse.ProtoReflect.Descriptor instead.
 func (*CancelOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{12}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CancelOrderResponse) GetOrder() *Order {
@@ -1112,7 +2026,7 @@ type WatchOrderRequest struct {
 
 func (x *WatchOrderRequest) Reset() {
 	*x = WatchOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[13]
+	mi := &file_weir_order_v1_order_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +2038,7 @@ func (x *WatchOrderRequest) String() string {
 func (*WatchOrderRequest) ProtoMessage() {}
 
 func (x *WatchOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[13]
+	mi := &file_weir_order_v1_order_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +2051,7 @@ func (x *WatchOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrderRequest.ProtoReflect.Descriptor instead.
 func (*WatchOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{13}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WatchOrderRequest) GetOrderId() string {
@@ -1174,7 +2088,7 @@ type WatchOrderResponse struct {
 
 func (x *WatchOrderResponse) Reset() {
 	*x = WatchOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[14]
+	mi := &file_weir_order_v1_order_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +2100,7 @@ func (x *WatchOrderResponse) String() string {
 func (*WatchOrderResponse) ProtoMessage() {}
 
 func (x *WatchOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[14]
+	mi := &file_weir_order_v1_order_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +2113,7 @@ func (x *WatchOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrderResponse.ProtoReflect.Descriptor instead.
 func (*WatchOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{14}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchOrderResponse) GetOrder() *Order {
@@ -1214,6 +2128,929 @@ func (x *WatchOrderResponse) GetFreshness() *v1.Freshness {
 		return x.Freshness
 	}
 	return nil
+}
+
+// ShipItemsRequest says what left.
+type ShipItemsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names this request for ever, unique per user: 1 to 64 characters of A-Z a-z 0-9 _ -.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Identifier of the order.
+	OrderId string `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// What left, each SKU once, at most 100; none means all that is left to ship.
+	Items []*ItemRequest `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
+	// Who carries it, at most 100 bytes; may be empty.
+	Carrier string `protobuf:"bytes,4,opt,name=carrier,proto3" json:"carrier,omitempty"`
+	// The carrier's tracking number, at most 100 bytes; may be empty.
+	Tracking      string `protobuf:"bytes,5,opt,name=tracking,proto3" json:"tracking,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShipItemsRequest) Reset() {
+	*x = ShipItemsRequest{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShipItemsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShipItemsRequest) ProtoMessage() {}
+
+func (x *ShipItemsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShipItemsRequest.ProtoReflect.Descriptor instead.
+func (*ShipItemsRequest) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ShipItemsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ShipItemsRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *ShipItemsRequest) GetItems() []*ItemRequest {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *ShipItemsRequest) GetCarrier() string {
+	if x != nil {
+		return x.Carrier
+	}
+	return ""
+}
+
+func (x *ShipItemsRequest) GetTracking() string {
+	if x != nil {
+		return x.Tracking
+	}
+	return ""
+}
+
+// ShipItemsResponse is the order after the units left.
+type ShipItemsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order right after the units left.
+	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// Position at which it was recorded.
+	Revision      *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShipItemsResponse) Reset() {
+	*x = ShipItemsResponse{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShipItemsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShipItemsResponse) ProtoMessage() {}
+
+func (x *ShipItemsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShipItemsResponse.ProtoReflect.Descriptor instead.
+func (*ShipItemsResponse) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ShipItemsResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *ShipItemsResponse) GetRevision() *v1.Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// ConfirmDeliveryRequest says which shipment arrived.
+type ConfirmDeliveryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names this request for ever, unique per user: 1 to 64 characters of A-Z a-z 0-9 _ -.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Identifier of the order.
+	OrderId string `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// Identifier of the shipment.
+	ShipmentId    string `protobuf:"bytes,3,opt,name=shipment_id,json=shipmentId,proto3" json:"shipment_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmDeliveryRequest) Reset() {
+	*x = ConfirmDeliveryRequest{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmDeliveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmDeliveryRequest) ProtoMessage() {}
+
+func (x *ConfirmDeliveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmDeliveryRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmDeliveryRequest) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ConfirmDeliveryRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ConfirmDeliveryRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *ConfirmDeliveryRequest) GetShipmentId() string {
+	if x != nil {
+		return x.ShipmentId
+	}
+	return ""
+}
+
+// ConfirmDeliveryResponse is the order after the shipment arrived.
+type ConfirmDeliveryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order right after the shipment arrived.
+	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// Position at which it was recorded.
+	Revision      *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmDeliveryResponse) Reset() {
+	*x = ConfirmDeliveryResponse{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmDeliveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmDeliveryResponse) ProtoMessage() {}
+
+func (x *ConfirmDeliveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmDeliveryResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmDeliveryResponse) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ConfirmDeliveryResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *ConfirmDeliveryResponse) GetRevision() *v1.Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// RequestReturnRequest says what comes back.
+type RequestReturnRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names this request for ever, unique per user: 1 to 64 characters of A-Z a-z 0-9 _ -.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Identifier of the order.
+	OrderId string `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// What comes back, each SKU once, at most 100; none means all that was shipped and is not on its way back.
+	Items []*ItemRequest `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
+	// Why, at most 200 bytes; no personal data, it is kept in the clear.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestReturnRequest) Reset() {
+	*x = RequestReturnRequest{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestReturnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestReturnRequest) ProtoMessage() {}
+
+func (x *RequestReturnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestReturnRequest.ProtoReflect.Descriptor instead.
+func (*RequestReturnRequest) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RequestReturnRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RequestReturnRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *RequestReturnRequest) GetItems() []*ItemRequest {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *RequestReturnRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// RequestReturnResponse is the order after the return was announced.
+type RequestReturnResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order right after the return was announced.
+	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// Position at which it was recorded.
+	Revision      *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestReturnResponse) Reset() {
+	*x = RequestReturnResponse{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestReturnResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestReturnResponse) ProtoMessage() {}
+
+func (x *RequestReturnResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestReturnResponse.ProtoReflect.Descriptor instead.
+func (*RequestReturnResponse) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RequestReturnResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *RequestReturnResponse) GetRevision() *v1.Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// ReceiveReturnRequest says which return came in.
+type ReceiveReturnRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names this request for ever, unique per user: 1 to 64 characters of A-Z a-z 0-9 _ -.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Identifier of the order.
+	OrderId string `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// Identifier of the return.
+	ReturnId string `protobuf:"bytes,3,opt,name=return_id,json=returnId,proto3" json:"return_id,omitempty"`
+	// Units of it that can be sold again, each SKU once, at most 100. They go back to the stock; the others are lost.
+	Restock       []*ItemRequest `protobuf:"bytes,4,rep,name=restock,proto3" json:"restock,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiveReturnRequest) Reset() {
+	*x = ReceiveReturnRequest{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiveReturnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiveReturnRequest) ProtoMessage() {}
+
+func (x *ReceiveReturnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiveReturnRequest.ProtoReflect.Descriptor instead.
+func (*ReceiveReturnRequest) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *ReceiveReturnRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ReceiveReturnRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *ReceiveReturnRequest) GetReturnId() string {
+	if x != nil {
+		return x.ReturnId
+	}
+	return ""
+}
+
+func (x *ReceiveReturnRequest) GetRestock() []*ItemRequest {
+	if x != nil {
+		return x.Restock
+	}
+	return nil
+}
+
+// ReceiveReturnResponse is the order after the return came in.
+type ReceiveReturnResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order right after the return came in.
+	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// Position at which it was recorded.
+	Revision      *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiveReturnResponse) Reset() {
+	*x = ReceiveReturnResponse{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiveReturnResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiveReturnResponse) ProtoMessage() {}
+
+func (x *ReceiveReturnResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiveReturnResponse.ProtoReflect.Descriptor instead.
+func (*ReceiveReturnResponse) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ReceiveReturnResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *ReceiveReturnResponse) GetRevision() *v1.Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// AddNoteRequest is a note about an order.
+type AddNoteRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names this request for ever, unique per user: 1 to 64 characters of A-Z a-z 0-9 _ -.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Identifier of the order.
+	OrderId string `protobuf:"bytes,2,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// Text, 1 to 1,000 bytes. It is sealed under the key of the order's user, and gone with it.
+	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddNoteRequest) Reset() {
+	*x = AddNoteRequest{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddNoteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddNoteRequest) ProtoMessage() {}
+
+func (x *AddNoteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddNoteRequest.ProtoReflect.Descriptor instead.
+func (*AddNoteRequest) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *AddNoteRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AddNoteRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *AddNoteRequest) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// AddNoteResponse is the order after the note was added.
+type AddNoteResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order right after the note was added.
+	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// Position at which it was added.
+	Revision      *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddNoteResponse) Reset() {
+	*x = AddNoteResponse{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddNoteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddNoteResponse) ProtoMessage() {}
+
+func (x *AddNoteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddNoteResponse.ProtoReflect.Descriptor instead.
+func (*AddNoteResponse) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *AddNoteResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *AddNoteResponse) GetRevision() *v1.Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// GetTimelineRequest asks for a page of an order's timeline.
+type GetTimelineRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier of the order.
+	OrderId string `protobuf:"bytes,1,opt,name=order_id,json=orderId,proto3" json:"order_id,omitempty"`
+	// Entries a page, at most 500; 0 means 100.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, of the same order.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The answer is at least as new as this revision, or says that it is not.
+	MinRevision *v1.Revision `protobuf:"bytes,4,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
+	// How long to wait for min_revision: 0 to 10 s, by default 1 s.
+	WaitBudget    *durationpb.Duration `protobuf:"bytes,5,opt,name=wait_budget,json=waitBudget,proto3" json:"wait_budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTimelineRequest) Reset() {
+	*x = GetTimelineRequest{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTimelineRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTimelineRequest) ProtoMessage() {}
+
+func (x *GetTimelineRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTimelineRequest.ProtoReflect.Descriptor instead.
+func (*GetTimelineRequest) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *GetTimelineRequest) GetOrderId() string {
+	if x != nil {
+		return x.OrderId
+	}
+	return ""
+}
+
+func (x *GetTimelineRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetTimelineRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *GetTimelineRequest) GetMinRevision() *v1.Revision {
+	if x != nil {
+		return x.MinRevision
+	}
+	return nil
+}
+
+func (x *GetTimelineRequest) GetWaitBudget() *durationpb.Duration {
+	if x != nil {
+		return x.WaitBudget
+	}
+	return nil
+}
+
+// GetTimelineResponse is one page, oldest first.
+type GetTimelineResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Entries of this page. Customers are not shown the merchant's notes.
+	Entries []*TimelineEntry `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	// Token for the next page; empty at the end.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// How fresh the page is.
+	Freshness     *v1.Freshness `protobuf:"bytes,3,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTimelineResponse) Reset() {
+	*x = GetTimelineResponse{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTimelineResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTimelineResponse) ProtoMessage() {}
+
+func (x *GetTimelineResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTimelineResponse.ProtoReflect.Descriptor instead.
+func (*GetTimelineResponse) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *GetTimelineResponse) GetEntries() []*TimelineEntry {
+	if x != nil {
+		return x.Entries
+	}
+	return nil
+}
+
+func (x *GetTimelineResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *GetTimelineResponse) GetFreshness() *v1.Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+// TimelineEntry is one change of an order.
+type TimelineEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What happened, for programs: for example "placed", "payment_captured", "items_shipped". The list of kinds grows.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Log time at which it happened.
+	At *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	// Who did it.
+	Actor Actor `protobuf:"varint,3,opt,name=actor,proto3,enum=weir.order.v1.Actor" json:"actor,omitempty"`
+	// Which customer or operator did it. Customers are not shown which operator.
+	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
+	// What there is to know about it, in a fixed order for each kind.
+	Facts []*TimelineFact `protobuf:"bytes,5,rep,name=facts,proto3" json:"facts,omitempty"`
+	// Position of the change.
+	Revision      *v1.Revision `protobuf:"bytes,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimelineEntry) Reset() {
+	*x = TimelineEntry{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimelineEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimelineEntry) ProtoMessage() {}
+
+func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimelineEntry.ProtoReflect.Descriptor instead.
+func (*TimelineEntry) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *TimelineEntry) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *TimelineEntry) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *TimelineEntry) GetActor() Actor {
+	if x != nil {
+		return x.Actor
+	}
+	return Actor_ACTOR_UNSPECIFIED
+}
+
+func (x *TimelineEntry) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *TimelineEntry) GetFacts() []*TimelineFact {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+func (x *TimelineEntry) GetRevision() *v1.Revision {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+// TimelineFact is one short thing to know about a change; never personal data.
+type TimelineFact struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name, for example "payment_id", "amount", "tracking".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Value, for people to read: an amount is "12.99 EUR".
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimelineFact) Reset() {
+	*x = TimelineFact{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimelineFact) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimelineFact) ProtoMessage() {}
+
+func (x *TimelineFact) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimelineFact.ProtoReflect.Descriptor instead.
+func (*TimelineFact) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *TimelineFact) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TimelineFact) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
 }
 
 var File_weir_order_v1_order_proto protoreflect.FileDescriptor
@@ -1243,7 +3080,7 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\x05title\x18\x03 \x01(\tR\x05title\x122\n" +
 	"\n" +
 	"unit_price\x18\x04 \x01(\v2\x13.weir.type.v1.MoneyR\tunitPrice\x12+\n" +
-	"\x06amount\x18\x05 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount\"\x8f\x05\n" +
+	"\x06amount\x18\x05 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount\"\xad\b\n" +
 	"\x05Order\x12\x19\n" +
 	"\border_id\x18\x01 \x01(\tR\aorderId\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x122\n" +
@@ -1257,10 +3094,65 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\rcancel_reason\x18\t \x01(\tR\fcancelReason\x122\n" +
 	"\brevision\x18\n" +
 	" \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x12\n" +
-	"\x04note\x18\v \x01(\tR\x04note\x12I\n" +
+	"\x04note\x18\v \x01(\tR\x04note\x12@\n" +
+	"\rpayment_state\x18\x14 \x01(\x0e2\x1b.weir.order.v1.PaymentStateR\fpaymentState\x12I\n" +
+	"\x10fulfilment_state\x18\x15 \x01(\x0e2\x1e.weir.order.v1.FulfilmentStateR\x0ffulfilmentState\x122\n" +
+	"\bpayments\x18\x16 \x03(\v2\x16.weir.order.v1.PaymentR\bpayments\x12/\n" +
+	"\arefunds\x18\x17 \x03(\v2\x15.weir.order.v1.RefundR\arefunds\x125\n" +
+	"\tshipments\x18\x18 \x03(\v2\x17.weir.order.v1.ShipmentR\tshipments\x12/\n" +
+	"\areturns\x18\x19 \x03(\v2\x15.weir.order.v1.ReturnR\areturns\x12B\n" +
+	"\x0emerchant_notes\x18\x1a \x03(\v2\x1b.weir.order.v1.MerchantNoteR\rmerchantNotes\x12I\n" +
 	"\x10shipping_address\x18( \x01(\v2\x1e.weir.order.v1.ShippingAddressR\x0fshippingAddress\x120\n" +
 	"\acontact\x18) \x01(\v2\x16.weir.order.v1.ContactR\acontact\x120\n" +
-	"\x14personal_data_erased\x18* \x01(\bR\x12personalDataErased\"\xe3\x02\n" +
+	"\x14personal_data_erased\x18* \x01(\bR\x12personalDataErased\"\xfb\x03\n" +
+	"\aPayment\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x1a\n" +
+	"\bprovider\x18\x02 \x01(\tR\bprovider\x121\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1b.weir.order.v1.PaymentStateR\x05state\x12+\n" +
+	"\x06amount\x18\x04 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount\x12/\n" +
+	"\bcaptured\x18\x05 \x01(\v2\x13.weir.type.v1.MoneyR\bcaptured\x12/\n" +
+	"\brefunded\x18\x06 \x01(\v2\x13.weir.type.v1.MoneyR\brefunded\x12!\n" +
+	"\fdecline_code\x18\a \x01(\tR\vdeclineCode\x12'\n" +
+	"\x0fdecline_message\x18\b \x01(\tR\x0edeclineMessage\x12=\n" +
+	"\fcapture_mode\x18\t \x01(\x0e2\x1a.weir.order.v1.CaptureModeR\vcaptureMode\x12+\n" +
+	"\x11capture_requested\x18\n" +
+	" \x01(\bR\x10captureRequested\x12%\n" +
+	"\x0evoid_requested\x18\v \x01(\bR\rvoidRequested\x12\x14\n" +
+	"\x05stray\x18\f \x01(\bR\x05stray\"\xfb\x01\n" +
+	"\x06Refund\x12\x1b\n" +
+	"\trefund_id\x18\x01 \x01(\tR\brefundId\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x02 \x01(\tR\tpaymentId\x120\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x1a.weir.order.v1.RefundStateR\x05state\x12+\n" +
+	"\x06amount\x18\x04 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1b\n" +
+	"\treturn_id\x18\x06 \x01(\tR\breturnId\x12!\n" +
+	"\ffailure_code\x18\a \x01(\tR\vfailureCode\"9\n" +
+	"\tItemUnits\x12\x10\n" +
+	"\x03sku\x18\x01 \x01(\tR\x03sku\x12\x1a\n" +
+	"\bquantity\x18\x02 \x01(\x03R\bquantity\"\x8b\x02\n" +
+	"\bShipment\x12\x1f\n" +
+	"\vshipment_id\x18\x01 \x01(\tR\n" +
+	"shipmentId\x12.\n" +
+	"\x05items\x18\x02 \x03(\v2\x18.weir.order.v1.ItemUnitsR\x05items\x12\x18\n" +
+	"\acarrier\x18\x03 \x01(\tR\acarrier\x12\x1a\n" +
+	"\btracking\x18\x04 \x01(\tR\btracking\x129\n" +
+	"\n" +
+	"shipped_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tshippedAt\x12=\n" +
+	"\fdelivered_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vdeliveredAt\"\xa1\x02\n" +
+	"\x06Return\x12\x1b\n" +
+	"\treturn_id\x18\x01 \x01(\tR\breturnId\x12.\n" +
+	"\x05items\x18\x02 \x03(\v2\x18.weir.order.v1.ItemUnitsR\x05items\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12=\n" +
+	"\frequested_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x12;\n" +
+	"\vreceived_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"receivedAt\x126\n" +
+	"\trestocked\x18\x06 \x03(\v2\x18.weir.order.v1.ItemUnitsR\trestocked\"i\n" +
+	"\fMerchantNote\x12\x0e\n" +
+	"\x02by\x18\x01 \x01(\tR\x02by\x125\n" +
+	"\badded_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aaddedAt\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\"\xe3\x02\n" +
 	"\x11PlaceOrderRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x128\n" +
@@ -1313,7 +3205,77 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"waitBudget\"w\n" +
 	"\x12WatchOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x125\n" +
-	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness*\xd1\x02\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\xf8\x01\n" +
+	"\x10ShipItemsRequest\x12;\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
+	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12:\n" +
+	"\x05items\x18\x03 \x03(\v2\x1a.weir.order.v1.ItemRequestB\b\xbaH\x05\x92\x01\x02\x10dR\x05items\x12!\n" +
+	"\acarrier\x18\x04 \x01(\tB\a\xbaH\x04r\x02(dR\acarrier\x12#\n" +
+	"\btracking\x18\x05 \x01(\tB\a\xbaH\x04r\x02(dR\btracking\"s\n" +
+	"\x11ShipItemsResponse\x12*\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xbe\x01\n" +
+	"\x16ConfirmDeliveryRequest\x12;\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
+	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12B\n" +
+	"\vshipment_id\x18\x03 \x01(\tB!\xbaH\x1er\x1c2\x1a^[0-9A-Z]{27}-s[0-9]{1,9}$R\n" +
+	"shipmentId\"y\n" +
+	"\x17ConfirmDeliveryResponse\x12*\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xd6\x01\n" +
+	"\x14RequestReturnRequest\x12;\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
+	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12:\n" +
+	"\x05items\x18\x03 \x03(\v2\x1a.weir.order.v1.ItemRequestB\b\xbaH\x05\x92\x01\x02\x10dR\x05items\x12 \n" +
+	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x06reason\"w\n" +
+	"\x15RequestReturnResponse\x12*\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xf8\x01\n" +
+	"\x14ReceiveReturnRequest\x12;\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
+	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12>\n" +
+	"\treturn_id\x18\x03 \x01(\tB!\xbaH\x1er\x1c2\x1a^[0-9A-Z]{27}-t[0-9]{1,9}$R\breturnId\x12>\n" +
+	"\arestock\x18\x04 \x03(\v2\x1a.weir.order.v1.ItemRequestB\b\xbaH\x05\x92\x01\x02\x10dR\arestock\"w\n" +
+	"\x15ReceiveReturnResponse\x12*\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\x92\x01\n" +
+	"\x0eAddNoteRequest\x12;\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
+	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12\x1e\n" +
+	"\x04text\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\xe8\aR\x04text\"q\n" +
+	"\x0fAddNoteResponse\x12*\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\x90\x02\n" +
+	"\x12GetTimelineRequest\x12#\n" +
+	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12'\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xf4\x03(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\tpageToken\x129\n" +
+	"\fmin_revision\x18\x04 \x01(\v2\x16.weir.type.v1.RevisionR\vminRevision\x12H\n" +
+	"\vwait_budget\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\n" +
+	"2\x00R\n" +
+	"waitBudget\"\xac\x01\n" +
+	"\x13GetTimelineResponse\x126\n" +
+	"\aentries\x18\x01 \x03(\v2\x1c.weir.order.v1.TimelineEntryR\aentries\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x125\n" +
+	"\tfreshness\x18\x03 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\xfc\x01\n" +
+	"\rTimelineEntry\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12*\n" +
+	"\x05actor\x18\x03 \x01(\x0e2\x14.weir.order.v1.ActorR\x05actor\x12\x18\n" +
+	"\asubject\x18\x04 \x01(\tR\asubject\x121\n" +
+	"\x05facts\x18\x05 \x03(\v2\x1b.weir.order.v1.TimelineFactR\x05facts\x122\n" +
+	"\brevision\x18\x06 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"8\n" +
+	"\fTimelineFact\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value*\xd1\x02\n" +
 	"\vOrderStatus\x12\x1c\n" +
 	"\x18ORDER_STATUS_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cORDER_STATUS_PENDING_PAYMENT\x10\x01\x12\x1a\n" +
@@ -1326,7 +3288,37 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\x15ORDER_STATUS_RETURNED\x10\b\x12\x1b\n" +
 	"\x17ORDER_STATUS_AUTHORIZED\x10\t\x12#\n" +
 	"\x1fORDER_STATUS_PAYMENT_PROCESSING\x10\n" +
-	"2\xbb\x03\n" +
+	"*\xf9\x01\n" +
+	"\fPaymentState\x12\x1d\n" +
+	"\x19PAYMENT_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15PAYMENT_STATE_PENDING\x10\x01\x12\x1c\n" +
+	"\x18PAYMENT_STATE_AUTHORIZED\x10\x02\x12\x1a\n" +
+	"\x16PAYMENT_STATE_CAPTURED\x10\x03\x12$\n" +
+	" PAYMENT_STATE_PARTIALLY_REFUNDED\x10\x04\x12\x1a\n" +
+	"\x16PAYMENT_STATE_REFUNDED\x10\x05\x12\x18\n" +
+	"\x14PAYMENT_STATE_VOIDED\x10\x06\x12\x19\n" +
+	"\x15PAYMENT_STATE_UNKNOWN\x10\a*\xae\x01\n" +
+	"\x0fFulfilmentState\x12 \n" +
+	"\x1cFULFILMENT_STATE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18FULFILMENT_STATE_PARTIAL\x10\x01\x12\x1c\n" +
+	"\x18FULFILMENT_STATE_SHIPPED\x10\x02\x12\x1e\n" +
+	"\x1aFULFILMENT_STATE_DELIVERED\x10\x03\x12\x1d\n" +
+	"\x19FULFILMENT_STATE_RETURNED\x10\x04*|\n" +
+	"\vRefundState\x12\x1c\n" +
+	"\x18REFUND_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16REFUND_STATE_UNDER_WAY\x10\x01\x12\x1a\n" +
+	"\x16REFUND_STATE_SUCCEEDED\x10\x02\x12\x17\n" +
+	"\x13REFUND_STATE_FAILED\x10\x03*l\n" +
+	"\x05Actor\x12\x15\n" +
+	"\x11ACTOR_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fACTOR_SYSTEM\x10\x01\x12\x12\n" +
+	"\x0eACTOR_CUSTOMER\x10\x02\x12\x12\n" +
+	"\x0eACTOR_OPERATOR\x10\x03\x12\x12\n" +
+	"\x0eACTOR_PROVIDER\x10\x04*`\n" +
+	"\vCaptureMode\x12\x1c\n" +
+	"\x18CAPTURE_MODE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16CAPTURE_MODE_AUTOMATIC\x10\x01\x12\x17\n" +
+	"\x13CAPTURE_MODE_MANUAL\x10\x022\xca\a\n" +
 	"\fOrderService\x12Q\n" +
 	"\n" +
 	"PlaceOrder\x12 .weir.order.v1.PlaceOrderRequest\x1a!.weir.order.v1.PlaceOrderResponse\x12P\n" +
@@ -1335,7 +3327,13 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"ListOrders\x12 .weir.order.v1.ListOrdersRequest\x1a!.weir.order.v1.ListOrdersResponse\"\x03\x90\x02\x01\x12T\n" +
 	"\vCancelOrder\x12!.weir.order.v1.CancelOrderRequest\x1a\".weir.order.v1.CancelOrderResponse\x12X\n" +
 	"\n" +
-	"WatchOrder\x12 .weir.order.v1.WatchOrderRequest\x1a!.weir.order.v1.WatchOrderResponse\"\x03\x90\x02\x010\x01B4Z2github.com/weirhq/weir/proto/weir/order/v1;orderv1b\x06proto3"
+	"WatchOrder\x12 .weir.order.v1.WatchOrderRequest\x1a!.weir.order.v1.WatchOrderResponse\"\x03\x90\x02\x010\x01\x12N\n" +
+	"\tShipItems\x12\x1f.weir.order.v1.ShipItemsRequest\x1a .weir.order.v1.ShipItemsResponse\x12`\n" +
+	"\x0fConfirmDelivery\x12%.weir.order.v1.ConfirmDeliveryRequest\x1a&.weir.order.v1.ConfirmDeliveryResponse\x12Z\n" +
+	"\rRequestReturn\x12#.weir.order.v1.RequestReturnRequest\x1a$.weir.order.v1.RequestReturnResponse\x12Z\n" +
+	"\rReceiveReturn\x12#.weir.order.v1.ReceiveReturnRequest\x1a$.weir.order.v1.ReceiveReturnResponse\x12H\n" +
+	"\aAddNote\x12\x1d.weir.order.v1.AddNoteRequest\x1a\x1e.weir.order.v1.AddNoteResponse\x12Y\n" +
+	"\vGetTimeline\x12!.weir.order.v1.GetTimelineRequest\x1a\".weir.order.v1.GetTimelineResponse\"\x03\x90\x02\x01B4Z2github.com/weirhq/weir/proto/weir/order/v1;orderv1b\x06proto3"
 
 var (
 	file_weir_order_v1_order_proto_rawDescOnce sync.Once
@@ -1349,78 +3347,158 @@ func file_weir_order_v1_order_proto_rawDescGZIP() []byte {
 	return file_weir_order_v1_order_proto_rawDescData
 }
 
-var file_weir_order_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_order_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_weir_order_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_weir_order_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_weir_order_v1_order_proto_goTypes = []any{
-	(OrderStatus)(0),              // 0: weir.order.v1.OrderStatus
-	(*ItemRequest)(nil),           // 1: weir.order.v1.ItemRequest
-	(*ShippingAddress)(nil),       // 2: weir.order.v1.ShippingAddress
-	(*Contact)(nil),               // 3: weir.order.v1.Contact
-	(*OrderItem)(nil),             // 4: weir.order.v1.OrderItem
-	(*Order)(nil),                 // 5: weir.order.v1.Order
-	(*PlaceOrderRequest)(nil),     // 6: weir.order.v1.PlaceOrderRequest
-	(*PlaceOrderResponse)(nil),    // 7: weir.order.v1.PlaceOrderResponse
-	(*GetOrderRequest)(nil),       // 8: weir.order.v1.GetOrderRequest
-	(*GetOrderResponse)(nil),      // 9: weir.order.v1.GetOrderResponse
-	(*ListOrdersRequest)(nil),     // 10: weir.order.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),    // 11: weir.order.v1.ListOrdersResponse
-	(*CancelOrderRequest)(nil),    // 12: weir.order.v1.CancelOrderRequest
-	(*CancelOrderResponse)(nil),   // 13: weir.order.v1.CancelOrderResponse
-	(*WatchOrderRequest)(nil),     // 14: weir.order.v1.WatchOrderRequest
-	(*WatchOrderResponse)(nil),    // 15: weir.order.v1.WatchOrderResponse
-	(*v1.Money)(nil),              // 16: weir.type.v1.Money
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*v1.Revision)(nil),           // 18: weir.type.v1.Revision
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
-	(*v1.Freshness)(nil),          // 20: weir.type.v1.Freshness
+	(OrderStatus)(0),                // 0: weir.order.v1.OrderStatus
+	(PaymentState)(0),               // 1: weir.order.v1.PaymentState
+	(FulfilmentState)(0),            // 2: weir.order.v1.FulfilmentState
+	(RefundState)(0),                // 3: weir.order.v1.RefundState
+	(Actor)(0),                      // 4: weir.order.v1.Actor
+	(CaptureMode)(0),                // 5: weir.order.v1.CaptureMode
+	(*ItemRequest)(nil),             // 6: weir.order.v1.ItemRequest
+	(*ShippingAddress)(nil),         // 7: weir.order.v1.ShippingAddress
+	(*Contact)(nil),                 // 8: weir.order.v1.Contact
+	(*OrderItem)(nil),               // 9: weir.order.v1.OrderItem
+	(*Order)(nil),                   // 10: weir.order.v1.Order
+	(*Payment)(nil),                 // 11: weir.order.v1.Payment
+	(*Refund)(nil),                  // 12: weir.order.v1.Refund
+	(*ItemUnits)(nil),               // 13: weir.order.v1.ItemUnits
+	(*Shipment)(nil),                // 14: weir.order.v1.Shipment
+	(*Return)(nil),                  // 15: weir.order.v1.Return
+	(*MerchantNote)(nil),            // 16: weir.order.v1.MerchantNote
+	(*PlaceOrderRequest)(nil),       // 17: weir.order.v1.PlaceOrderRequest
+	(*PlaceOrderResponse)(nil),      // 18: weir.order.v1.PlaceOrderResponse
+	(*GetOrderRequest)(nil),         // 19: weir.order.v1.GetOrderRequest
+	(*GetOrderResponse)(nil),        // 20: weir.order.v1.GetOrderResponse
+	(*ListOrdersRequest)(nil),       // 21: weir.order.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),      // 22: weir.order.v1.ListOrdersResponse
+	(*CancelOrderRequest)(nil),      // 23: weir.order.v1.CancelOrderRequest
+	(*CancelOrderResponse)(nil),     // 24: weir.order.v1.CancelOrderResponse
+	(*WatchOrderRequest)(nil),       // 25: weir.order.v1.WatchOrderRequest
+	(*WatchOrderResponse)(nil),      // 26: weir.order.v1.WatchOrderResponse
+	(*ShipItemsRequest)(nil),        // 27: weir.order.v1.ShipItemsRequest
+	(*ShipItemsResponse)(nil),       // 28: weir.order.v1.ShipItemsResponse
+	(*ConfirmDeliveryRequest)(nil),  // 29: weir.order.v1.ConfirmDeliveryRequest
+	(*ConfirmDeliveryResponse)(nil), // 30: weir.order.v1.ConfirmDeliveryResponse
+	(*RequestReturnRequest)(nil),    // 31: weir.order.v1.RequestReturnRequest
+	(*RequestReturnResponse)(nil),   // 32: weir.order.v1.RequestReturnResponse
+	(*ReceiveReturnRequest)(nil),    // 33: weir.order.v1.ReceiveReturnRequest
+	(*ReceiveReturnResponse)(nil),   // 34: weir.order.v1.ReceiveReturnResponse
+	(*AddNoteRequest)(nil),          // 35: weir.order.v1.AddNoteRequest
+	(*AddNoteResponse)(nil),         // 36: weir.order.v1.AddNoteResponse
+	(*GetTimelineRequest)(nil),      // 37: weir.order.v1.GetTimelineRequest
+	(*GetTimelineResponse)(nil),     // 38: weir.order.v1.GetTimelineResponse
+	(*TimelineEntry)(nil),           // 39: weir.order.v1.TimelineEntry
+	(*TimelineFact)(nil),            // 40: weir.order.v1.TimelineFact
+	(*v1.Money)(nil),                // 41: weir.type.v1.Money
+	(*timestamppb.Timestamp)(nil),   // 42: google.protobuf.Timestamp
+	(*v1.Revision)(nil),             // 43: weir.type.v1.Revision
+	(*durationpb.Duration)(nil),     // 44: google.protobuf.Duration
+	(*v1.Freshness)(nil),            // 45: weir.type.v1.Freshness
 }
 var file_weir_order_v1_order_proto_depIdxs = []int32{
-	16, // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
-	16, // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
+	41, // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
+	41, // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
 	0,  // 2: weir.order.v1.Order.status:type_name -> weir.order.v1.OrderStatus
-	4,  // 3: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
-	16, // 4: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
-	17, // 5: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
-	17, // 6: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
-	17, // 7: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
-	18, // 8: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
-	2,  // 9: weir.order.v1.Order.shipping_address:type_name -> weir.order.v1.ShippingAddress
-	3,  // 10: weir.order.v1.Order.contact:type_name -> weir.order.v1.Contact
-	1,  // 11: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
-	2,  // 12: weir.order.v1.PlaceOrderRequest.shipping_address:type_name -> weir.order.v1.ShippingAddress
-	3,  // 13: weir.order.v1.PlaceOrderRequest.contact:type_name -> weir.order.v1.Contact
-	5,  // 14: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
-	18, // 15: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
-	18, // 16: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	19, // 17: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	5,  // 18: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
-	20, // 19: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	0,  // 20: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
-	18, // 21: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
-	19, // 22: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
-	5,  // 23: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
-	20, // 24: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
-	5,  // 25: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
-	18, // 26: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
-	18, // 27: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	19, // 28: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	5,  // 29: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
-	20, // 30: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	6,  // 31: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
-	8,  // 32: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
-	10, // 33: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
-	12, // 34: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
-	14, // 35: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
-	7,  // 36: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
-	9,  // 37: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
-	11, // 38: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
-	13, // 39: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
-	15, // 40: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
-	36, // [36:41] is the sub-list for method output_type
-	31, // [31:36] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	9,  // 3: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
+	41, // 4: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
+	42, // 5: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
+	42, // 6: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
+	42, // 7: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
+	43, // 8: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
+	1,  // 9: weir.order.v1.Order.payment_state:type_name -> weir.order.v1.PaymentState
+	2,  // 10: weir.order.v1.Order.fulfilment_state:type_name -> weir.order.v1.FulfilmentState
+	11, // 11: weir.order.v1.Order.payments:type_name -> weir.order.v1.Payment
+	12, // 12: weir.order.v1.Order.refunds:type_name -> weir.order.v1.Refund
+	14, // 13: weir.order.v1.Order.shipments:type_name -> weir.order.v1.Shipment
+	15, // 14: weir.order.v1.Order.returns:type_name -> weir.order.v1.Return
+	16, // 15: weir.order.v1.Order.merchant_notes:type_name -> weir.order.v1.MerchantNote
+	7,  // 16: weir.order.v1.Order.shipping_address:type_name -> weir.order.v1.ShippingAddress
+	8,  // 17: weir.order.v1.Order.contact:type_name -> weir.order.v1.Contact
+	1,  // 18: weir.order.v1.Payment.state:type_name -> weir.order.v1.PaymentState
+	41, // 19: weir.order.v1.Payment.amount:type_name -> weir.type.v1.Money
+	41, // 20: weir.order.v1.Payment.captured:type_name -> weir.type.v1.Money
+	41, // 21: weir.order.v1.Payment.refunded:type_name -> weir.type.v1.Money
+	5,  // 22: weir.order.v1.Payment.capture_mode:type_name -> weir.order.v1.CaptureMode
+	3,  // 23: weir.order.v1.Refund.state:type_name -> weir.order.v1.RefundState
+	41, // 24: weir.order.v1.Refund.amount:type_name -> weir.type.v1.Money
+	13, // 25: weir.order.v1.Shipment.items:type_name -> weir.order.v1.ItemUnits
+	42, // 26: weir.order.v1.Shipment.shipped_at:type_name -> google.protobuf.Timestamp
+	42, // 27: weir.order.v1.Shipment.delivered_at:type_name -> google.protobuf.Timestamp
+	13, // 28: weir.order.v1.Return.items:type_name -> weir.order.v1.ItemUnits
+	42, // 29: weir.order.v1.Return.requested_at:type_name -> google.protobuf.Timestamp
+	42, // 30: weir.order.v1.Return.received_at:type_name -> google.protobuf.Timestamp
+	13, // 31: weir.order.v1.Return.restocked:type_name -> weir.order.v1.ItemUnits
+	42, // 32: weir.order.v1.MerchantNote.added_at:type_name -> google.protobuf.Timestamp
+	6,  // 33: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
+	7,  // 34: weir.order.v1.PlaceOrderRequest.shipping_address:type_name -> weir.order.v1.ShippingAddress
+	8,  // 35: weir.order.v1.PlaceOrderRequest.contact:type_name -> weir.order.v1.Contact
+	10, // 36: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
+	43, // 37: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
+	43, // 38: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	44, // 39: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	10, // 40: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
+	45, // 41: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	0,  // 42: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
+	43, // 43: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
+	44, // 44: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
+	10, // 45: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
+	45, // 46: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
+	10, // 47: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
+	43, // 48: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
+	43, // 49: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	44, // 50: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	10, // 51: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
+	45, // 52: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	6,  // 53: weir.order.v1.ShipItemsRequest.items:type_name -> weir.order.v1.ItemRequest
+	10, // 54: weir.order.v1.ShipItemsResponse.order:type_name -> weir.order.v1.Order
+	43, // 55: weir.order.v1.ShipItemsResponse.revision:type_name -> weir.type.v1.Revision
+	10, // 56: weir.order.v1.ConfirmDeliveryResponse.order:type_name -> weir.order.v1.Order
+	43, // 57: weir.order.v1.ConfirmDeliveryResponse.revision:type_name -> weir.type.v1.Revision
+	6,  // 58: weir.order.v1.RequestReturnRequest.items:type_name -> weir.order.v1.ItemRequest
+	10, // 59: weir.order.v1.RequestReturnResponse.order:type_name -> weir.order.v1.Order
+	43, // 60: weir.order.v1.RequestReturnResponse.revision:type_name -> weir.type.v1.Revision
+	6,  // 61: weir.order.v1.ReceiveReturnRequest.restock:type_name -> weir.order.v1.ItemRequest
+	10, // 62: weir.order.v1.ReceiveReturnResponse.order:type_name -> weir.order.v1.Order
+	43, // 63: weir.order.v1.ReceiveReturnResponse.revision:type_name -> weir.type.v1.Revision
+	10, // 64: weir.order.v1.AddNoteResponse.order:type_name -> weir.order.v1.Order
+	43, // 65: weir.order.v1.AddNoteResponse.revision:type_name -> weir.type.v1.Revision
+	43, // 66: weir.order.v1.GetTimelineRequest.min_revision:type_name -> weir.type.v1.Revision
+	44, // 67: weir.order.v1.GetTimelineRequest.wait_budget:type_name -> google.protobuf.Duration
+	39, // 68: weir.order.v1.GetTimelineResponse.entries:type_name -> weir.order.v1.TimelineEntry
+	45, // 69: weir.order.v1.GetTimelineResponse.freshness:type_name -> weir.type.v1.Freshness
+	42, // 70: weir.order.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	4,  // 71: weir.order.v1.TimelineEntry.actor:type_name -> weir.order.v1.Actor
+	40, // 72: weir.order.v1.TimelineEntry.facts:type_name -> weir.order.v1.TimelineFact
+	43, // 73: weir.order.v1.TimelineEntry.revision:type_name -> weir.type.v1.Revision
+	17, // 74: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
+	19, // 75: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
+	21, // 76: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
+	23, // 77: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
+	25, // 78: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
+	27, // 79: weir.order.v1.OrderService.ShipItems:input_type -> weir.order.v1.ShipItemsRequest
+	29, // 80: weir.order.v1.OrderService.ConfirmDelivery:input_type -> weir.order.v1.ConfirmDeliveryRequest
+	31, // 81: weir.order.v1.OrderService.RequestReturn:input_type -> weir.order.v1.RequestReturnRequest
+	33, // 82: weir.order.v1.OrderService.ReceiveReturn:input_type -> weir.order.v1.ReceiveReturnRequest
+	35, // 83: weir.order.v1.OrderService.AddNote:input_type -> weir.order.v1.AddNoteRequest
+	37, // 84: weir.order.v1.OrderService.GetTimeline:input_type -> weir.order.v1.GetTimelineRequest
+	18, // 85: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
+	20, // 86: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
+	22, // 87: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
+	24, // 88: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
+	26, // 89: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
+	28, // 90: weir.order.v1.OrderService.ShipItems:output_type -> weir.order.v1.ShipItemsResponse
+	30, // 91: weir.order.v1.OrderService.ConfirmDelivery:output_type -> weir.order.v1.ConfirmDeliveryResponse
+	32, // 92: weir.order.v1.OrderService.RequestReturn:output_type -> weir.order.v1.RequestReturnResponse
+	34, // 93: weir.order.v1.OrderService.ReceiveReturn:output_type -> weir.order.v1.ReceiveReturnResponse
+	36, // 94: weir.order.v1.OrderService.AddNote:output_type -> weir.order.v1.AddNoteResponse
+	38, // 95: weir.order.v1.OrderService.GetTimeline:output_type -> weir.order.v1.GetTimelineResponse
+	85, // [85:96] is the sub-list for method output_type
+	74, // [74:85] is the sub-list for method input_type
+	74, // [74:74] is the sub-list for extension type_name
+	74, // [74:74] is the sub-list for extension extendee
+	0,  // [0:74] is the sub-list for field type_name
 }
 
 func init() { file_weir_order_v1_order_proto_init() }
@@ -1433,8 +3511,8 @@ func file_weir_order_v1_order_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_order_v1_order_proto_rawDesc), len(file_weir_order_v1_order_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   15,
+			NumEnums:      6,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2,7 +2,7 @@
 //
 // Source: weir/order/v1/order.proto
 
-// Orders: place, read, list, cancel and watch.
+// Orders: place, read, list, cancel, watch, ship, return, annotate.
 package orderv1connect
 
 import (
@@ -45,6 +45,22 @@ const (
 	OrderServiceCancelOrderProcedure = "/weir.order.v1.OrderService/CancelOrder"
 	// OrderServiceWatchOrderProcedure is the fully-qualified name of the OrderService's WatchOrder RPC.
 	OrderServiceWatchOrderProcedure = "/weir.order.v1.OrderService/WatchOrder"
+	// OrderServiceShipItemsProcedure is the fully-qualified name of the OrderService's ShipItems RPC.
+	OrderServiceShipItemsProcedure = "/weir.order.v1.OrderService/ShipItems"
+	// OrderServiceConfirmDeliveryProcedure is the fully-qualified name of the OrderService's
+	// ConfirmDelivery RPC.
+	OrderServiceConfirmDeliveryProcedure = "/weir.order.v1.OrderService/ConfirmDelivery"
+	// OrderServiceRequestReturnProcedure is the fully-qualified name of the OrderService's
+	// RequestReturn RPC.
+	OrderServiceRequestReturnProcedure = "/weir.order.v1.OrderService/RequestReturn"
+	// OrderServiceReceiveReturnProcedure is the fully-qualified name of the OrderService's
+	// ReceiveReturn RPC.
+	OrderServiceReceiveReturnProcedure = "/weir.order.v1.OrderService/ReceiveReturn"
+	// OrderServiceAddNoteProcedure is the fully-qualified name of the OrderService's AddNote RPC.
+	OrderServiceAddNoteProcedure = "/weir.order.v1.OrderService/AddNote"
+	// OrderServiceGetTimelineProcedure is the fully-qualified name of the OrderService's GetTimeline
+	// RPC.
+	OrderServiceGetTimelineProcedure = "/weir.order.v1.OrderService/GetTimeline"
 )
 
 // OrderServiceClient is a client for the weir.order.v1.OrderService service.
@@ -57,11 +73,26 @@ type OrderServiceClient interface {
 	GetOrder(context.Context, *v1.GetOrderRequest) (*v1.GetOrderResponse, error)
 	// ListOrders lists a user's orders, newest first.
 	ListOrders(context.Context, *v1.ListOrdersRequest) (*v1.ListOrdersResponse, error)
-	// CancelOrder ends an order that has not been shipped and gives its units back to the stock.
-	// Cancelling a cancelled order again changes nothing and succeeds.
+	// CancelOrder ends an order of which nothing was shipped and gives its units back to the stock.
+	// Money that is held for it is let go; money that was captured is refunded, all of it: the reply shows the refund.
+	// Cancelling a cancelled order again changes nothing and succeeds. Once something was shipped it is
+	// FAILED_PRECONDITION ORDER_SHIPPED: request a return.
 	CancelOrder(context.Context, *v1.CancelOrderRequest) (*v1.CancelOrderResponse, error)
 	// WatchOrder sends the order as it is now, then once more after each change, until the caller leaves.
 	WatchOrder(context.Context, *v1.WatchOrderRequest) (*connect.ServerStreamForClient[v1.WatchOrderResponse], error)
+	// ShipItems records that units of a paid order left. Operators only.
+	// It may be called once for each parcel; each gets a shipment with an id of its own.
+	ShipItems(context.Context, *v1.ShipItemsRequest) (*v1.ShipItemsResponse, error)
+	// ConfirmDelivery records that a shipment arrived. Operators only.
+	ConfirmDelivery(context.Context, *v1.ConfirmDeliveryRequest) (*v1.ConfirmDeliveryResponse, error)
+	// RequestReturn announces that shipped units come back. Customers may, for their own orders.
+	RequestReturn(context.Context, *v1.RequestReturnRequest) (*v1.RequestReturnResponse, error)
+	// ReceiveReturn records that a return came in and refunds what was paid for its units. Operators only.
+	ReceiveReturn(context.Context, *v1.ReceiveReturnRequest) (*v1.ReceiveReturnResponse, error)
+	// AddNote adds a merchant's note to an order. Operators only, and only they are shown it.
+	AddNote(context.Context, *v1.AddNoteRequest) (*v1.AddNoteResponse, error)
+	// GetTimeline reads every change of an order, oldest first: what happened, when, and who did it.
+	GetTimeline(context.Context, *v1.GetTimelineRequest) (*v1.GetTimelineResponse, error)
 }
 
 // NewOrderServiceClient constructs a client for the weir.order.v1.OrderService service. By default,
@@ -108,16 +139,59 @@ func NewOrderServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		shipItems: connect.NewClient[v1.ShipItemsRequest, v1.ShipItemsResponse](
+			httpClient,
+			baseURL+OrderServiceShipItemsProcedure,
+			connect.WithSchema(orderServiceMethods.ByName("ShipItems")),
+			connect.WithClientOptions(opts...),
+		),
+		confirmDelivery: connect.NewClient[v1.ConfirmDeliveryRequest, v1.ConfirmDeliveryResponse](
+			httpClient,
+			baseURL+OrderServiceConfirmDeliveryProcedure,
+			connect.WithSchema(orderServiceMethods.ByName("ConfirmDelivery")),
+			connect.WithClientOptions(opts...),
+		),
+		requestReturn: connect.NewClient[v1.RequestReturnRequest, v1.RequestReturnResponse](
+			httpClient,
+			baseURL+OrderServiceRequestReturnProcedure,
+			connect.WithSchema(orderServiceMethods.ByName("RequestReturn")),
+			connect.WithClientOptions(opts...),
+		),
+		receiveReturn: connect.NewClient[v1.ReceiveReturnRequest, v1.ReceiveReturnResponse](
+			httpClient,
+			baseURL+OrderServiceReceiveReturnProcedure,
+			connect.WithSchema(orderServiceMethods.ByName("ReceiveReturn")),
+			connect.WithClientOptions(opts...),
+		),
+		addNote: connect.NewClient[v1.AddNoteRequest, v1.AddNoteResponse](
+			httpClient,
+			baseURL+OrderServiceAddNoteProcedure,
+			connect.WithSchema(orderServiceMethods.ByName("AddNote")),
+			connect.WithClientOptions(opts...),
+		),
+		getTimeline: connect.NewClient[v1.GetTimelineRequest, v1.GetTimelineResponse](
+			httpClient,
+			baseURL+OrderServiceGetTimelineProcedure,
+			connect.WithSchema(orderServiceMethods.ByName("GetTimeline")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // orderServiceClient implements OrderServiceClient.
 type orderServiceClient struct {
-	placeOrder  *connect.Client[v1.PlaceOrderRequest, v1.PlaceOrderResponse]
-	getOrder    *connect.Client[v1.GetOrderRequest, v1.GetOrderResponse]
-	listOrders  *connect.Client[v1.ListOrdersRequest, v1.ListOrdersResponse]
-	cancelOrder *connect.Client[v1.CancelOrderRequest, v1.CancelOrderResponse]
-	watchOrder  *connect.Client[v1.WatchOrderRequest, v1.WatchOrderResponse]
+	placeOrder      *connect.Client[v1.PlaceOrderRequest, v1.PlaceOrderResponse]
+	getOrder        *connect.Client[v1.GetOrderRequest, v1.GetOrderResponse]
+	listOrders      *connect.Client[v1.ListOrdersRequest, v1.ListOrdersResponse]
+	cancelOrder     *connect.Client[v1.CancelOrderRequest, v1.CancelOrderResponse]
+	watchOrder      *connect.Client[v1.WatchOrderRequest, v1.WatchOrderResponse]
+	shipItems       *connect.Client[v1.ShipItemsRequest, v1.ShipItemsResponse]
+	confirmDelivery *connect.Client[v1.ConfirmDeliveryRequest, v1.ConfirmDeliveryResponse]
+	requestReturn   *connect.Client[v1.RequestReturnRequest, v1.RequestReturnResponse]
+	receiveReturn   *connect.Client[v1.ReceiveReturnRequest, v1.ReceiveReturnResponse]
+	addNote         *connect.Client[v1.AddNoteRequest, v1.AddNoteResponse]
+	getTimeline     *connect.Client[v1.GetTimelineRequest, v1.GetTimelineResponse]
 }
 
 // PlaceOrder calls weir.order.v1.OrderService.PlaceOrder.
@@ -161,6 +235,60 @@ func (c *orderServiceClient) WatchOrder(ctx context.Context, req *v1.WatchOrderR
 	return c.watchOrder.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// ShipItems calls weir.order.v1.OrderService.ShipItems.
+func (c *orderServiceClient) ShipItems(ctx context.Context, req *v1.ShipItemsRequest) (*v1.ShipItemsResponse, error) {
+	response, err := c.shipItems.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ConfirmDelivery calls weir.order.v1.OrderService.ConfirmDelivery.
+func (c *orderServiceClient) ConfirmDelivery(ctx context.Context, req *v1.ConfirmDeliveryRequest) (*v1.ConfirmDeliveryResponse, error) {
+	response, err := c.confirmDelivery.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RequestReturn calls weir.order.v1.OrderService.RequestReturn.
+func (c *orderServiceClient) RequestReturn(ctx context.Context, req *v1.RequestReturnRequest) (*v1.RequestReturnResponse, error) {
+	response, err := c.requestReturn.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReceiveReturn calls weir.order.v1.OrderService.ReceiveReturn.
+func (c *orderServiceClient) ReceiveReturn(ctx context.Context, req *v1.ReceiveReturnRequest) (*v1.ReceiveReturnResponse, error) {
+	response, err := c.receiveReturn.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AddNote calls weir.order.v1.OrderService.AddNote.
+func (c *orderServiceClient) AddNote(ctx context.Context, req *v1.AddNoteRequest) (*v1.AddNoteResponse, error) {
+	response, err := c.addNote.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetTimeline calls weir.order.v1.OrderService.GetTimeline.
+func (c *orderServiceClient) GetTimeline(ctx context.Context, req *v1.GetTimelineRequest) (*v1.GetTimelineResponse, error) {
+	response, err := c.getTimeline.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // OrderServiceHandler is an implementation of the weir.order.v1.OrderService service.
 type OrderServiceHandler interface {
 	// PlaceOrder reserves stock and places an order, in one durable step.
@@ -171,11 +299,26 @@ type OrderServiceHandler interface {
 	GetOrder(context.Context, *v1.GetOrderRequest) (*v1.GetOrderResponse, error)
 	// ListOrders lists a user's orders, newest first.
 	ListOrders(context.Context, *v1.ListOrdersRequest) (*v1.ListOrdersResponse, error)
-	// CancelOrder ends an order that has not been shipped and gives its units back to the stock.
-	// Cancelling a cancelled order again changes nothing and succeeds.
+	// CancelOrder ends an order of which nothing was shipped and gives its units back to the stock.
+	// Money that is held for it is let go; money that was captured is refunded, all of it: the reply shows the refund.
+	// Cancelling a cancelled order again changes nothing and succeeds. Once something was shipped it is
+	// FAILED_PRECONDITION ORDER_SHIPPED: request a return.
 	CancelOrder(context.Context, *v1.CancelOrderRequest) (*v1.CancelOrderResponse, error)
 	// WatchOrder sends the order as it is now, then once more after each change, until the caller leaves.
 	WatchOrder(context.Context, *v1.WatchOrderRequest, *connect.ServerStream[v1.WatchOrderResponse]) error
+	// ShipItems records that units of a paid order left. Operators only.
+	// It may be called once for each parcel; each gets a shipment with an id of its own.
+	ShipItems(context.Context, *v1.ShipItemsRequest) (*v1.ShipItemsResponse, error)
+	// ConfirmDelivery records that a shipment arrived. Operators only.
+	ConfirmDelivery(context.Context, *v1.ConfirmDeliveryRequest) (*v1.ConfirmDeliveryResponse, error)
+	// RequestReturn announces that shipped units come back. Customers may, for their own orders.
+	RequestReturn(context.Context, *v1.RequestReturnRequest) (*v1.RequestReturnResponse, error)
+	// ReceiveReturn records that a return came in and refunds what was paid for its units. Operators only.
+	ReceiveReturn(context.Context, *v1.ReceiveReturnRequest) (*v1.ReceiveReturnResponse, error)
+	// AddNote adds a merchant's note to an order. Operators only, and only they are shown it.
+	AddNote(context.Context, *v1.AddNoteRequest) (*v1.AddNoteResponse, error)
+	// GetTimeline reads every change of an order, oldest first: what happened, when, and who did it.
+	GetTimeline(context.Context, *v1.GetTimelineRequest) (*v1.GetTimelineResponse, error)
 }
 
 // NewOrderServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -218,6 +361,43 @@ func NewOrderServiceHandler(svc OrderServiceHandler, opts ...connect.HandlerOpti
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	orderServiceShipItemsHandler := connect.NewUnaryHandlerSimple(
+		OrderServiceShipItemsProcedure,
+		svc.ShipItems,
+		connect.WithSchema(orderServiceMethods.ByName("ShipItems")),
+		connect.WithHandlerOptions(opts...),
+	)
+	orderServiceConfirmDeliveryHandler := connect.NewUnaryHandlerSimple(
+		OrderServiceConfirmDeliveryProcedure,
+		svc.ConfirmDelivery,
+		connect.WithSchema(orderServiceMethods.ByName("ConfirmDelivery")),
+		connect.WithHandlerOptions(opts...),
+	)
+	orderServiceRequestReturnHandler := connect.NewUnaryHandlerSimple(
+		OrderServiceRequestReturnProcedure,
+		svc.RequestReturn,
+		connect.WithSchema(orderServiceMethods.ByName("RequestReturn")),
+		connect.WithHandlerOptions(opts...),
+	)
+	orderServiceReceiveReturnHandler := connect.NewUnaryHandlerSimple(
+		OrderServiceReceiveReturnProcedure,
+		svc.ReceiveReturn,
+		connect.WithSchema(orderServiceMethods.ByName("ReceiveReturn")),
+		connect.WithHandlerOptions(opts...),
+	)
+	orderServiceAddNoteHandler := connect.NewUnaryHandlerSimple(
+		OrderServiceAddNoteProcedure,
+		svc.AddNote,
+		connect.WithSchema(orderServiceMethods.ByName("AddNote")),
+		connect.WithHandlerOptions(opts...),
+	)
+	orderServiceGetTimelineHandler := connect.NewUnaryHandlerSimple(
+		OrderServiceGetTimelineProcedure,
+		svc.GetTimeline,
+		connect.WithSchema(orderServiceMethods.ByName("GetTimeline")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/weir.order.v1.OrderService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case OrderServicePlaceOrderProcedure:
@@ -230,6 +410,18 @@ func NewOrderServiceHandler(svc OrderServiceHandler, opts ...connect.HandlerOpti
 			orderServiceCancelOrderHandler.ServeHTTP(w, r)
 		case OrderServiceWatchOrderProcedure:
 			orderServiceWatchOrderHandler.ServeHTTP(w, r)
+		case OrderServiceShipItemsProcedure:
+			orderServiceShipItemsHandler.ServeHTTP(w, r)
+		case OrderServiceConfirmDeliveryProcedure:
+			orderServiceConfirmDeliveryHandler.ServeHTTP(w, r)
+		case OrderServiceRequestReturnProcedure:
+			orderServiceRequestReturnHandler.ServeHTTP(w, r)
+		case OrderServiceReceiveReturnProcedure:
+			orderServiceReceiveReturnHandler.ServeHTTP(w, r)
+		case OrderServiceAddNoteProcedure:
+			orderServiceAddNoteHandler.ServeHTTP(w, r)
+		case OrderServiceGetTimelineProcedure:
+			orderServiceGetTimelineHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -257,4 +449,28 @@ func (UnimplementedOrderServiceHandler) CancelOrder(context.Context, *v1.CancelO
 
 func (UnimplementedOrderServiceHandler) WatchOrder(context.Context, *v1.WatchOrderRequest, *connect.ServerStream[v1.WatchOrderResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.WatchOrder is not implemented"))
+}
+
+func (UnimplementedOrderServiceHandler) ShipItems(context.Context, *v1.ShipItemsRequest) (*v1.ShipItemsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.ShipItems is not implemented"))
+}
+
+func (UnimplementedOrderServiceHandler) ConfirmDelivery(context.Context, *v1.ConfirmDeliveryRequest) (*v1.ConfirmDeliveryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.ConfirmDelivery is not implemented"))
+}
+
+func (UnimplementedOrderServiceHandler) RequestReturn(context.Context, *v1.RequestReturnRequest) (*v1.RequestReturnResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.RequestReturn is not implemented"))
+}
+
+func (UnimplementedOrderServiceHandler) ReceiveReturn(context.Context, *v1.ReceiveReturnRequest) (*v1.ReceiveReturnResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.ReceiveReturn is not implemented"))
+}
+
+func (UnimplementedOrderServiceHandler) AddNote(context.Context, *v1.AddNoteRequest) (*v1.AddNoteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.AddNote is not implemented"))
+}
+
+func (UnimplementedOrderServiceHandler) GetTimeline(context.Context, *v1.GetTimelineRequest) (*v1.GetTimelineResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.GetTimeline is not implemented"))
 }
