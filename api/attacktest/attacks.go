@@ -25,6 +25,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
@@ -43,6 +44,19 @@ const (
 	getStock     = catalogv1connect.CatalogServiceGetStockProcedure
 	exportUser   = userv1connect.UserServiceExportUserProcedure
 	eraseUser    = userv1connect.UserServiceEraseUserProcedure
+
+	shipItems       = orderv1connect.OrderServiceShipItemsProcedure
+	confirmDelivery = orderv1connect.OrderServiceConfirmDeliveryProcedure
+	requestReturn   = orderv1connect.OrderServiceRequestReturnProcedure
+	receiveReturn   = orderv1connect.OrderServiceReceiveReturnProcedure
+	addNote         = orderv1connect.OrderServiceAddNoteProcedure
+	getTimeline     = orderv1connect.OrderServiceGetTimelineProcedure
+	startPayment    = paymentv1connect.PaymentServiceStartPaymentProcedure
+	capturePayment  = paymentv1connect.PaymentServiceCapturePaymentProcedure
+	voidPayment     = paymentv1connect.PaymentServiceVoidPaymentProcedure
+	refundPayment   = paymentv1connect.PaymentServiceRefundPaymentProcedure
+	getPayment      = paymentv1connect.PaymentServiceGetPaymentProcedure
+	listAttention   = paymentv1connect.PaymentServiceListPaymentsNeedingAttentionProcedure
 )
 
 func badTokens(t *testing.T, r *rig) {
@@ -91,7 +105,10 @@ func badTokens(t *testing.T, r *rig) {
 		"two headers":     {"Authorization", "Bearer " + good, "Authorization", "Bearer " + r.eve},
 		"huge":            {"Authorization", "Bearer " + strings.Repeat("a", 20_000)},
 	} {
-		for _, procedure := range []string{placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser} {
+		for _, procedure := range []string{
+			placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser, shipItems, requestReturn, getTimeline, startPayment,
+			refundPayment, listAttention,
+		} {
 			got := r.call(t, "", procedure, goodRequest("attack-token"), headers...)
 			want(t, name+" "+procedure, got, "unauthenticated", "UNAUTHENTICATED")
 			if got.status != http.StatusUnauthorized {
@@ -649,7 +666,7 @@ func openServices(t *testing.T, r *rig) {
 	}
 	got = r.send(t, http.MethodPost, "/grpc.health.v1.Health/Check", "", strings.NewReader(`{"service":"nobody"}`), "Content-Type", "application/json")
 	want(t, "health of an unknown service", got, "not_found", "")
-	for _, service := range []string{"grpc.health.v1.Health", orderv1connect.OrderServiceName, catalogv1connect.CatalogServiceName} {
+	for _, service := range []string{"grpc.health.v1.Health", orderv1connect.OrderServiceName, paymentv1connect.PaymentServiceName, catalogv1connect.CatalogServiceName} {
 		if names := r.reflectionLists(t); !slices.Contains(names, service) {
 			t.Errorf("reflection lists %v, want %s among them", names, service)
 		}

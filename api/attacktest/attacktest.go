@@ -40,6 +40,8 @@ type Target struct {
 	HeaderTimeMax, BodyTimeMax time.Duration
 	// StreamsPerConnectionMax is its limit for HTTP/2.
 	StreamsPerConnectionMax int
+	// Payments says that it has a payment provider.
+	Payments bool
 	// Logs returns what it has logged, nil when that cannot be had.
 	Logs func() string
 }
@@ -93,6 +95,9 @@ func Run(t *testing.T, target Target) {
 		{"AnothersOrderIsTheSameAsAMissingOne", anothersOrder, false},
 		{"CustomerCannotNameAnotherUser", anothersName, false},
 		{"CustomerAndBackendCannotKeepTheCatalogue", operatorOnly, false},
+		{"AnothersPaymentsAndReturnsAreThoseOfAMissingOrder", anothersOrdersLife, false},
+		{"CustomerAndBackendCannotShipCaptureRefundOrAnnotate", operatorsMethods, false},
+		{"HostilePaymentsShipmentsAndReturnsAreRefused", hostileLife, false},
 		{"HostileIdsAreInvalid", hostileIDs, false},
 		{"HostileOrderIdsAreInvalid", hostileOrderIDs, false},
 		{"HostileQuantitiesAreInvalid", hostileQuantities, false},

@@ -4,9 +4,11 @@ import (
 	"strconv"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/weirhq/weir/domain"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -89,25 +91,13 @@ func (c *client) productGet() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
-			catalog, err := c.catalog()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "get product "+sku, catalog.GetProduct, &catalogv1.GetProductRequest{
-				Sku: sku, MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			return c.p.printProduct(answer.GetProduct(), "revision", revisionText(answer.GetProduct().GetRevision()),
-				"freshness", freshnessText(answer.GetFreshness()))
+			return read(cmd, c, &min, "get product "+sku, c.catalog, catalogv1connect.CatalogServiceClient.GetProduct,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *catalogv1.GetProductRequest {
+					return &catalogv1.GetProductRequest{Sku: sku, MinRevision: revision, WaitBudget: wait}
+				}, func(answer *catalogv1.GetProductResponse) error {
+					return c.p.printProduct(answer.GetProduct(), "revision", revisionText(answer.GetProduct().GetRevision()),
+						"freshness", freshnessText(answer.GetFreshness()))
+				})
 		},
 	}
 	min.addFlags(cmd)
@@ -117,9 +107,8 @@ func (c *client) productGet() *cobra.Command {
 
 func (c *client) productList() *cobra.Command {
 	var (
-		min      minRevision
-		pageSize int32
-		token    string
+		min  minRevision
+		page pageFlags
 	)
 	cmd := &cobra.Command{
 		Use:     "list",
@@ -128,36 +117,23 @@ func (c *client) productList() *cobra.Command {
 		Example: `  weir product list --page-size 500`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
-			catalog, err := c.catalog()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "list products", catalog.ListProducts, &catalogv1.ListProductsRequest{
-				PageSize: pageSize, PageToken: token, MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			rows := newTable("SKU", ">PRICE", "TITLE", "CHANGED")
-			for _, product := range answer.GetProducts() {
-				rows.row(product.GetSku(), moneyText(product.GetPrice()), product.GetTitle(), timeText(product.GetUpdateTime()))
-			}
-			if err := rows.print(c.p.stdout, c.p.painterFor(c.p.stdout)); err != nil {
-				return err
-			}
-			return c.p.printPageEnd(len(answer.GetProducts()), "product", answer.GetNextPageToken(), answer.GetFreshness())
+			return read(cmd, c, &min, "list products", c.catalog, catalogv1connect.CatalogServiceClient.ListProducts,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *catalogv1.ListProductsRequest {
+					return &catalogv1.ListProductsRequest{PageSize: page.size, PageToken: page.token, MinRevision: revision, WaitBudget: wait}
+				}, func(answer *catalogv1.ListProductsResponse) error {
+					rows := newTable("SKU", ">PRICE", "TITLE", "CHANGED")
+					for _, product := range answer.GetProducts() {
+						rows.row(product.GetSku(), moneyText(product.GetPrice()), product.GetTitle(), timeText(product.GetUpdateTime()))
+					}
+					if err := rows.print(c.p.stdout, c.p.painterFor(c.p.stdout)); err != nil {
+						return err
+					}
+					return c.p.printPageEnd(len(answer.GetProducts()), "product", answer.GetNextPageToken(), answer.GetFreshness())
+				})
 		},
 	}
 	min.addFlags(cmd)
-	cmd.Flags().Int32Var(&pageSize, "page-size", 0, "products a page, at most 1000; 0 lets the server choose")
-	cmd.Flags().StringVar(&token, "page-token", "", "`TOKEN` of the next page, as the page before printed it")
+	page.addFlags(cmd, "products", 1000)
 	return cmd
 }
 
@@ -202,28 +178,17 @@ The same --request-id adds them once, however often it is repeated.`,
 			if err := needFlags(cmd, "sku", "quantity"); err != nil {
 				return err
 			}
-			catalog, err := c.catalog()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "receive stock of "+sku, catalog.ReceiveStock, &catalogv1.ReceiveStockRequest{
-				RequestId: request.value, Sku: sku, Quantity: quantity,
-			})
-			if err != nil {
-				return request.remind(err)
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer, "requestId", request.value)
-			}
-			return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
-				"sku", answer.GetSku(),
-				"came in", groupDigits(answer.GetQuantity()),
-				"received", groupDigits(answer.GetReceived()),
-				"revision", revisionText(answer.GetRevision()),
-				"request id", request.value)
+			return change(cmd, c, &request, "receive stock of "+sku, c.catalog, catalogv1connect.CatalogServiceClient.ReceiveStock,
+				func(id string) *catalogv1.ReceiveStockRequest {
+					return &catalogv1.ReceiveStockRequest{RequestId: id, Sku: sku, Quantity: quantity}
+				}, func(answer *catalogv1.ReceiveStockResponse) error {
+					return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
+						"sku", answer.GetSku(),
+						"came in", groupDigits(answer.GetQuantity()),
+						"received", groupDigits(answer.GetReceived()),
+						"revision", revisionText(answer.GetRevision()),
+						"request id", request.value)
+				})
 		},
 	}
 	request.addFlag(cmd)
@@ -256,33 +221,21 @@ func (c *client) stockGet() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
-			catalog, err := c.catalog()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "get stock of "+sku, catalog.GetStock, &catalogv1.GetStockRequest{
-				Sku: sku, MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			stock := answer.GetStock()
-			return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
-				"sku", stock.GetSku(),
-				"received", strconv.FormatInt(stock.GetReceived(), 10),
-				"central", strconv.FormatInt(stock.GetCentral(), 10),
-				"in transit", strconv.FormatInt(stock.GetInTransit(), 10),
-				"available", strconv.FormatInt(stock.GetAvailable(), 10),
-				"reserved", strconv.FormatInt(stock.GetReserved(), 10),
-				"sold", strconv.FormatInt(stock.GetSold(), 10),
-				"freshness", freshnessText(answer.GetFreshness()))
+			return read(cmd, c, &min, "get stock of "+sku, c.catalog, catalogv1connect.CatalogServiceClient.GetStock,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *catalogv1.GetStockRequest {
+					return &catalogv1.GetStockRequest{Sku: sku, MinRevision: revision, WaitBudget: wait}
+				}, func(answer *catalogv1.GetStockResponse) error {
+					stock := answer.GetStock()
+					return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
+						"sku", stock.GetSku(),
+						"received", strconv.FormatInt(stock.GetReceived(), 10),
+						"central", strconv.FormatInt(stock.GetCentral(), 10),
+						"in transit", strconv.FormatInt(stock.GetInTransit(), 10),
+						"available", strconv.FormatInt(stock.GetAvailable(), 10),
+						"reserved", strconv.FormatInt(stock.GetReserved(), 10),
+						"sold", strconv.FormatInt(stock.GetSold(), 10),
+						"freshness", freshnessText(answer.GetFreshness()))
+				})
 		},
 	}
 	min.addFlags(cmd)

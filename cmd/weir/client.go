@@ -14,12 +14,15 @@ import (
 	"connectrpc.com/connect"
 	"github.com/oklog/ulid/v2"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 )
@@ -86,6 +89,14 @@ func (c *client) users() (userv1connect.UserServiceClient, error) {
 	return userv1connect.NewUserServiceClient(c.http(), base, c.options()...), nil
 }
 
+func (c *client) payments() (paymentv1connect.PaymentServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return paymentv1connect.NewPaymentServiceClient(c.http(), base, c.options()...), nil
+}
+
 func (c *client) options() []connect.ClientOption {
 	return []connect.ClientOption{connect.WithReadMaxBytes(responseBytesMax)}
 }
@@ -118,6 +129,68 @@ func call[Q, A any](ctx context.Context, c *client, what string, do func(context
 		return answer, c.explain(what, err)
 	}
 	return answer, nil
+}
+
+// read asks a service for something, as of the revision that min wants or newer, and prints the answer.
+func read[S, Q any, A proto.Message](
+	cmd *cobra.Command, c *client, min *minRevision, what string, service func() (S, error), do func(S, context.Context, Q) (A, error),
+	question func(*typev1.Revision, *durationpb.Duration) Q, print func(A) error,
+) error {
+	revision, wait, err := min.parse()
+	if err != nil {
+		return err
+	}
+	s, err := service()
+	if err != nil {
+		return err
+	}
+	answer, err := call(cmd.Context(), c, what, func(ctx context.Context, q Q) (A, error) { return do(s, ctx, q) }, question(revision, wait))
+	if err != nil {
+		return err
+	}
+	if c.p.json(cmd) {
+		return writeMessage(c.p.stdout, answer)
+	}
+	return print(answer)
+}
+
+// change asks a service for a change under the request id, which is made up when there is none, and prints the answer.
+func change[S, Q any, A proto.Message](
+	cmd *cobra.Command, c *client, request *requestID, what string, service func() (S, error), do func(S, context.Context, Q) (A, error),
+	question func(requestID string) Q, print func(A) error,
+) error {
+	s, err := service()
+	if err != nil {
+		return err
+	}
+	if err := request.fill(c.p); err != nil {
+		return err
+	}
+	answer, err := call(cmd.Context(), c, what, func(ctx context.Context, q Q) (A, error) { return do(s, ctx, q) }, question(request.value))
+	if err != nil {
+		return request.remind(err)
+	}
+	if c.p.json(cmd) {
+		return writeMessage(c.p.stdout, answer, "requestId", request.value)
+	}
+	return print(answer)
+}
+
+// An orderAnswer is the answer to a change of an order.
+type orderAnswer interface {
+	proto.Message
+	GetOrder() *orderv1.Order
+	GetRevision() *typev1.Revision
+}
+
+// changeOrder is change for an order: it prints what became of it.
+func changeOrder[S, Q any, A orderAnswer](
+	cmd *cobra.Command, c *client, request *requestID, what string, service func() (S, error), do func(S, context.Context, Q) (A, error),
+	question func(requestID string) Q,
+) error {
+	return change(cmd, c, request, what, service, do, question, func(answer A) error {
+		return c.p.printOrder(answer.GetOrder(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+	})
 }
 
 // explain says which thing failed and, when nobody answered, where it was looked for.

@@ -24,6 +24,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
@@ -50,6 +51,7 @@ func newShop(t *testing.T) *shop {
 	s := &shop{}
 	mux := http.NewServeMux()
 	mux.Handle(orderv1connect.NewOrderServiceHandler(orderShop{s}))
+	mux.Handle(paymentv1connect.NewPaymentServiceHandler(paymentShop{s}))
 	mux.Handle(catalogv1connect.NewCatalogServiceHandler(catalogShop{s}))
 	mux.Handle(userv1connect.NewUserServiceHandler(userShop{s}))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

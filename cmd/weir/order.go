@@ -10,8 +10,10 @@ import (
 
 	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -19,17 +21,18 @@ func (p *process) orderCommand() *cobra.Command {
 	c := &client{p: p}
 	cmd := parentCommand(&cobra.Command{
 		Use:   "order",
-		Short: "Place, read, list, watch and cancel orders",
-		Long: `Orders: place, read, list, watch and cancel them on a node.
+		Short: "Place, read, watch, cancel, ship and return orders",
+		Long: `Orders: place, read, list, watch, cancel, ship, return and annotate them on a node.
 
 A customer's token sees and changes that user's orders only. A token with the scope act-as or operator may name
 another user with --user.
 
-Placing and cancelling print a revision (LANE:COMMIT). Give it to a read as --min-revision and the answer holds your
+Every change prints a revision (LANE:COMMIT). Give it to a read as --min-revision and the answer holds your
 change, whichever node answers.`,
 	})
 	c.addFlags(cmd)
-	cmd.AddCommand(c.orderPlace(), c.orderGet(), c.orderList(), c.orderWatch(), c.orderCancel())
+	cmd.AddCommand(c.orderPlace(), c.orderGet(), c.orderList(), c.orderWatch(), c.orderCancel(),
+		c.orderShip(), c.orderDeliver(), c.orderReturn(), c.orderReceiveReturn(), c.orderNote(), c.orderTimeline())
 	return cmd
 }
 
@@ -125,6 +128,24 @@ func (f *personFlags) contact() *orderv1.Contact {
 
 // parseItems reads what to order. Whether the units and SKUs are allowed is the server's to say.
 func parseItems(pairs []string, sku string, quantity int64, quantityGiven bool) ([]*orderv1.ItemRequest, error) {
+	items, err := parsePairs(pairs)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case sku != "":
+		items = append(items, &orderv1.ItemRequest{Sku: sku, Quantity: quantity})
+	case quantityGiven:
+		return nil, usagef("--quantity needs --sku")
+	}
+	if len(items) == 0 {
+		return nil, usagef("nothing to order").then("name SKUs, for example: weir order place tea=2")
+	}
+	return items, nil
+}
+
+// parsePairs reads SKU=QTY; a SKU alone is one unit.
+func parsePairs(pairs []string) ([]*orderv1.ItemRequest, error) {
 	items := []*orderv1.ItemRequest{}
 	for _, pair := range pairs {
 		name, units, counted := strings.Cut(pair, "=")
@@ -137,15 +158,6 @@ func parseItems(pairs []string, sku string, quantity int64, quantityGiven bool) 
 			item.Quantity = number
 		}
 		items = append(items, item)
-	}
-	switch {
-	case sku != "":
-		items = append(items, &orderv1.ItemRequest{Sku: sku, Quantity: quantity})
-	case quantityGiven:
-		return nil, usagef("--quantity needs --sku")
-	}
-	if len(items) == 0 {
-		return nil, usagef("nothing to order").then("name SKUs, for example: weir order place tea=2")
 	}
 	return items, nil
 }
@@ -163,24 +175,12 @@ is what there is and says that it is behind.`,
   weir order get 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --min-revision 0:42 -o json`,
 		Args: exactArgs("ORDER_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
-			orders, err := c.orders()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "get order "+args[0], orders.GetOrder, &orderv1.GetOrderRequest{
-				OrderId: args[0], MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			return c.p.printOrder(answer.GetOrder(), "freshness", freshnessText(answer.GetFreshness()))
+			return read(cmd, c, &min, "get order "+args[0], c.orders, orderv1connect.OrderServiceClient.GetOrder,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *orderv1.GetOrderRequest {
+					return &orderv1.GetOrderRequest{OrderId: args[0], MinRevision: revision, WaitBudget: wait}
+				}, func(answer *orderv1.GetOrderResponse) error {
+					return c.p.printOrder(answer.GetOrder(), "freshness", freshnessText(answer.GetFreshness()))
+				})
 		},
 	}
 	min.addFlags(cmd)
@@ -189,11 +189,10 @@ is what there is and says that it is behind.`,
 
 func (c *client) orderList() *cobra.Command {
 	var (
-		min      minRevision
-		user     string
-		status   string
-		pageSize int32
-		token    string
+		min    minRevision
+		page   pageFlags
+		user   string
+		status string
 	)
 	cmd := &cobra.Command{
 		Use:   "list",
@@ -204,35 +203,22 @@ func (c *client) orderList() *cobra.Command {
   weir order list -o json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
 			wanted, err := parseStatus(status)
 			if err != nil {
 				return err
 			}
-			orders, err := c.orders()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "list orders", orders.ListOrders, &orderv1.ListOrdersRequest{
-				UserId: user, PageSize: pageSize, PageToken: token, Status: wanted, MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			return c.p.printOrders(answer)
+			return read(cmd, c, &min, "list orders", c.orders, orderv1connect.OrderServiceClient.ListOrders,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *orderv1.ListOrdersRequest {
+					return &orderv1.ListOrdersRequest{
+						UserId: user, PageSize: page.size, PageToken: page.token, Status: wanted, MinRevision: revision, WaitBudget: wait,
+					}
+				}, c.p.printOrders)
 		},
 	}
 	min.addFlags(cmd)
 	cmd.Flags().StringVar(&user, "user", "", "`USER` whose orders are listed; the token's own when not given")
 	cmd.Flags().StringVar(&status, "status", "", "only orders of this `STATUS`: "+strings.Join(statusNames(), ", "))
-	cmd.Flags().Int32Var(&pageSize, "page-size", 0, "orders a page, at most 100; 0 lets the server choose")
-	cmd.Flags().StringVar(&token, "page-token", "", "`TOKEN` of the next page, as the page before printed it")
+	page.addFlags(cmd, "orders", 100)
 	return cmd
 }
 
@@ -334,30 +320,21 @@ func (c *client) orderCancel() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cancel ORDER_ID",
 		Short: "Cancel an order and give its units back",
-		Long: `Cancel an order that has not been shipped; its units go back to the stock in the same step.
+		Long: `Cancel an order of which nothing was shipped; its units go back to the stock in the same step. Money that is held for it
+is let go, and money that was taken is refunded. What was shipped can be returned: weir order return.
 
 Cancelling a cancelled order again changes nothing and succeeds.`,
 		Example: `  weir order cancel 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --reason "changed my mind"`,
 		Args:    exactArgs("ORDER_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			orders, err := c.orders()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "cancel order "+args[0], orders.CancelOrder, &orderv1.CancelOrderRequest{
-				RequestId: request.value, OrderId: args[0], Reason: reason,
-			})
-			if err != nil {
-				return request.remind(err)
-			}
-			return c.p.printChange(cmd, answer, answer.GetOrder(), answer.GetRevision(), request.value)
+			return changeOrder(cmd, c, &request, "cancel order "+args[0], c.orders, orderv1connect.OrderServiceClient.CancelOrder,
+				func(id string) *orderv1.CancelOrderRequest {
+					return &orderv1.CancelOrderRequest{RequestId: id, OrderId: args[0], Reason: reason}
+				})
 		},
 	}
 	request.addFlag(cmd)
-	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` that says why, at most 200 bytes; no personal data, it is kept in the clear")
+	cmd.Flags().StringVar(&reason, "reason", "", "`TEXT` that says why, at most 200 bytes"+clearText)
 	return cmd
 }
 

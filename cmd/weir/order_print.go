@@ -28,6 +28,8 @@ func (p *process) printOrder(order *orderv1.Order, extra ...string) error {
 		"order", order.GetOrderId(),
 		"user", order.GetUserId(),
 		"status", statusText(order.GetStatus()),
+		"payment", paymentStateText(order.GetPaymentState()),
+		"fulfilment", enumText(order.GetFulfilmentState(), "FULFILMENT_STATE_"),
 		"placed", timeText(order.GetPlacedAt()),
 		"pay by", timeText(order.GetPayBy()),
 		"changed", timeText(order.GetUpdateTime()),
@@ -48,7 +50,10 @@ func (p *process) printOrder(order *orderv1.Order, extra ...string) error {
 	for _, item := range order.GetItems() {
 		lines.row(item.GetSku(), strconv.FormatInt(item.GetQuantity(), 10), moneyText(item.GetUnitPrice()), moneyText(item.GetAmount()), item.GetTitle())
 	}
-	return lines.print(p.stdout, paint)
+	if err := lines.print(p.stdout, paint); err != nil {
+		return err
+	}
+	return p.printLife(order)
 }
 
 // addressText writes an address on one line.

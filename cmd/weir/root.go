@@ -59,7 +59,7 @@ It prints where it listens, a customer's and an operator's token, and a ready co
 		}
 	}
 	add(groupRun, p.devCommand(), p.serveCommand(), p.sandboxPayCommand(), p.tokenCommand())
-	add(groupShop, p.orderCommand(), p.productCommand(), p.stockCommand(), p.userCommand())
+	add(groupShop, p.orderCommand(), p.paymentCommand(), p.productCommand(), p.stockCommand(), p.userCommand())
 	add(groupLook, p.logCommand(), p.projectionsCommand(), p.reactorsCommand(), p.benchCommand())
 	root.AddCommand(p.versionCommand())
 	root.AddCommand(helpTopics(root)...)
@@ -194,6 +194,11 @@ func exactArgs(names ...string) cobra.PositionalArgs {
 		}
 		return atMostArgs(names...)(cmd, args)
 	}
+}
+
+// needsFirst takes one argument for the name, and any number after it.
+func needsFirst(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error { return exactArgs(name)(cmd, args[:min(1, len(args))]) }
 }
 
 // atMostArgs takes one argument or none for each name.
