@@ -283,7 +283,9 @@ type Payment struct {
 	Amount Money
 	// CaptureNow: it is taken with the authorization.
 	CaptureNow bool
-	State      PaymentState
+	// StartedAt is the log time at which it was started.
+	StartedAt time.Time
+	State     PaymentState
 	// CaptureRequested and VoidRequested say what the provider was asked for and has not answered.
 	CaptureRequested, VoidRequested bool
 	// Taken is the money that the provider took, zero before. Stray says that it was not for the order.
@@ -296,6 +298,13 @@ type Payment struct {
 	// Points that the user has for it, and how many a whole major unit was worth. PointsDecided says that they were awarded.
 	Points, PointsPerMajor int64
 	PointsDecided          bool
+}
+
+// Equal reports whether two payments are the same in every field.
+func (p Payment) Equal(other Payment) bool {
+	same := p.StartedAt.Equal(other.StartedAt)
+	p.StartedAt = other.StartedAt
+	return same && p == other
 }
 
 // settle ends what was asked for.
