@@ -67,6 +67,8 @@ const (
 type RecordPaymentResult struct {
 	OrderID   OrderID
 	PaymentID string
+	// Provider is who says so; a payment of another one is not found. Empty means the payment's own.
+	Provider string
 	Result    PaymentResult
 	// Amount that is held or was taken. A wrong one is never accepted: it is voided or refunded.
 	Amount Money
@@ -100,6 +102,8 @@ type RefundPayment struct {
 type RecordRefundResult struct {
 	OrderID  OrderID
 	RefundID string
+	// Provider is who says so; a refund of another one is not found. Empty means the refund's own.
+	Provider string
 	// Succeeded says that Amount went back; otherwise Code says why not.
 	Succeeded bool
 	Amount    Money
@@ -457,7 +461,7 @@ func (c RecordPaymentResult) decide(s State) ([]Event, error) {
 		return nil, &OrderNotFoundError{OrderID: c.OrderID}
 	}
 	i := order.paymentIndex(c.PaymentID)
-	if i < 0 {
+	if i < 0 || (c.Provider != "" && c.Provider != order.Payments[i].Provider) {
 		return nil, &OrderPartNotFoundError{Part: "payment", ID: c.PaymentID}
 	}
 	p := &order.Payments[i]
@@ -650,7 +654,7 @@ func (c RecordRefundResult) decide(s State) ([]Event, error) {
 		return nil, &OrderNotFoundError{OrderID: c.OrderID}
 	}
 	i := slices.IndexFunc(order.Refunds, func(r Refund) bool { return r.ID == c.RefundID })
-	if i < 0 {
+	if i < 0 || (c.Provider != "" && c.Provider != order.Payments[order.paymentIndex(order.Refunds[i].PaymentID)].Provider) {
 		return nil, &OrderPartNotFoundError{Part: "refund", ID: c.RefundID}
 	}
 	if _, err := order.judge(&lifeRefundResult, order.Payment); err != nil {
