@@ -18,7 +18,7 @@ import (
 func (n *node) openReactors(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startMax)
 	defer cancel()
-	var registrations []reactors.Registration
+	registrations := []reactors.Registration{n.cashier.Registration()}
 	if n.options.publishEvents {
 		stream, err := eventstore.OpenEventFeed(ctx, n.log.nc, eventstore.FeedOptions{Topology: n.log.topology, Replicas: n.options.log.replicas})
 		if err != nil {
