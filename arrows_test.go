@@ -64,6 +64,10 @@ var rooms = []room{
 	{
 		path: "api/reactors/paying", may: []string{"api/lanes", "api/payments", "api/reactors", "projections", "eventstore", "domain"},
 	},
+	{
+		path: "api/reactors/points", may: []string{"api/lanes", "api/reactors", "domain"},
+		inTests: []string{"projections", "eventstore"},
+	},
 	{path: "gateway", may: []string{"proto"}, inTests: []string{"eventstore/embedded"}},
 	{path: "ops", may: []string{"*"}},
 	{path: "cmd", may: []string{"*"}},

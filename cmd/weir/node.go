@@ -65,6 +65,8 @@ type nodeOptions struct {
 	gcPercent int
 	keys      keyOptions
 	payments  paymentOptions
+	// pointsPerMajor is how many points a whole major unit of money is worth.
+	pointsPerMajor int64
 	// limits on what a caller may cost; zero fields mean the defaults, which every node has outside of tests.
 	limits api.Limits
 	// owner is how this process is named in the log.

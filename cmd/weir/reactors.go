@@ -10,6 +10,7 @@ import (
 
 	"github.com/weirhq/weir/api/reactors"
 	"github.com/weirhq/weir/api/reactors/feed"
+	"github.com/weirhq/weir/api/reactors/points"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
 )
@@ -18,7 +19,11 @@ import (
 func (n *node) openReactors(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startMax)
 	defer cancel()
-	registrations := []reactors.Registration{n.cashier.Registration()}
+	award, err := points.New(n.lanes, n.options.pointsPerMajor, n.logger)
+	if err != nil {
+		return usagef("--points-per-major: %v", err)
+	}
+	registrations := []reactors.Registration{n.cashier.Registration(), award.Registration()}
 	if n.options.publishEvents {
 		stream, err := eventstore.OpenEventFeed(ctx, n.log.nc, eventstore.FeedOptions{Topology: n.log.topology, Replicas: n.options.log.replicas})
 		if err != nil {
