@@ -22,6 +22,8 @@ type bank struct {
 	told     []payments.Notice // not delivered yet
 	calls    map[string]int    // by call and payment
 	down     bool
+	// watch sees what is under way, if it is set before anything is.
+	watch *overlaps
 }
 
 // mishaps are the chances of what goes wrong with a call, in percent.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -148,6 +149,8 @@ func through[T any](h hand, paymentID, call string, do func() (T, error)) (none 
 	if h.life.dead.Load() {
 		return none, lost
 	}
+	order, _, _ := strings.Cut(paymentID, "-")
+	defer h.watch.enter(order)()
 	trouble := h.trouble()
 	if trouble == killBefore {
 		h.life.kill()
