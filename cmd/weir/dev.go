@@ -115,6 +115,10 @@ acknowledges is on disk, as in production: killing it loses nothing.
 It makes the data directory and the key for tokens when they are not there, prints where it listens, a customer's and an
 operator's token, and a ready command that places an order. With --demo it stocks a small catalogue, once.
 
+Orders are paid through a sandbox payment provider that it runs on a second port: no real money, and faults on demand
+('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another provider, give
+--payment-provider and what that one needs; with an empty --sandbox-listen there is none.
+
 Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. A second one stops it at once.
 
 The API is plain HTTP and the tokens that it prints are an operator's too: leave --listen on loopback.`,
@@ -158,6 +162,9 @@ Nodes of one log share two files of the data directory; copy both to a new node 
 
   token.key    signs and verifies tokens: a token of one node is then good on every other
   master.key   wraps the users' keys, which notes are sealed with; once there are keys, a node makes no other one
+
+Orders are paid through the providers of --payment-provider. Have each send its webhooks to /webhooks/payments/NAME of
+the node, and give the secret that it signs them with; without it payments are settled by asking, and somewhat later.
 
 One node per log is supported until lanes have leases: a second one that runs at the same time takes the lanes from
 the first, and the first takes them back. Nothing is lost, but both refuse much. Stop the old one, then start the new.`,

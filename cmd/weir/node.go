@@ -552,6 +552,6 @@ func (n *node) inspector() *inspector {
 		token: n.record.Token, topology: n.log.topology,
 		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
 		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
-		reactors: &localReactors{runner: n.reactors},
+		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 	}
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +36,8 @@ const (
 
 // paymentOptions say which payment providers a node has.
 type paymentOptions struct {
-	// providers by name, the default one first.
+	// names of the providers as the flag has them, and one by one, the default one first.
+	names     string
 	providers []string
 	// sandboxListen is where a dev node's own sandbox listens; empty means that it has none.
 	sandboxListen string
@@ -47,7 +50,7 @@ type paymentOptions struct {
 
 func (o *paymentOptions) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringSliceVar(&o.providers, "payment-provider", nil, "`NAME` of a payment provider that orders are paid with: sandbox or stripe; separate several with commas, the first is the default")
+	flags.StringVar(&o.names, "payment-provider", "", "`NAME` of a payment provider that orders are paid with: sandbox or stripe; separate several with commas, the first is the default")
 	flags.StringVar(&o.sandboxURL, "sandbox-url", "", "`URL` of a sandbox provider that runs elsewhere (weir sandbox-pay)")
 	flags.StringVar(&o.sandboxWebhookSecret, "sandbox-webhook-secret-file", "", "`FILE` with the secret that it signs its webhooks with")
 	flags.StringVar(&o.stripeKey, "stripe-key-file", "", "`FILE` with Stripe's secret key")
@@ -67,7 +70,10 @@ func (o *paymentOptions) finish() error {
 	if o.sandboxURL != "" {
 		o.sandboxListen = "" // One that runs elsewhere comes first.
 	}
-	if len(o.providers) == 0 && o.sandboxListen != "" {
+	switch {
+	case o.names != "":
+		o.providers = strings.Split(o.names, ",")
+	case o.sandboxListen != "":
 		o.providers = []string{sandbox.Name}
 	}
 	for i, name := range o.providers {
@@ -246,4 +252,72 @@ func (n *node) withWebhooks(handler http.Handler) http.Handler {
 		}
 		webhook.ServeHTTP(w, r)
 	})
+}
+
+// paymentReport is how the payments of a running node stand.
+type paymentReport struct {
+	Providers []providerLine `json:"providers"`
+	// What somebody has to look at, since the node started: see paying.Status.
+	Stray         uint64 `json:"stray"`
+	Orphans       uint64 `json:"orphans"`
+	WrongAmounts  uint64 `json:"wrongAmounts"`
+	RefundsFailed uint64 `json:"refundsFailed"`
+	Overdue       uint64 `json:"overdue"`
+}
+
+// providerLine is how it stands with one payment provider.
+type providerLine struct {
+	Provider   string `json:"provider"`
+	Configured bool   `json:"configured"`
+	Breaker    string `json:"breaker"`
+	// Waiting counts the orders that wait for it, Busy those of them that are worked on, Oldest is since when one waits.
+	Waiting int        `json:"waiting"`
+	Busy    int        `json:"busy"`
+	Oldest  *time.Time `json:"oldest,omitempty"`
+}
+
+func newPaymentReport(s paying.Status) *paymentReport {
+	report := &paymentReport{
+		Providers: []providerLine{}, Stray: s.Stray, Orphans: s.Orphans, WrongAmounts: s.WrongAmounts, RefundsFailed: s.RefundsFailed, Overdue: s.Overdue,
+	}
+	for _, p := range s.Providers {
+		report.Providers = append(report.Providers, providerLine{
+			Provider: p.Provider, Configured: p.Configured, Breaker: p.Breaker.String(), Waiting: p.Waiting, Busy: p.Busy, Oldest: instantOf(p.Oldest),
+		})
+	}
+	return report
+}
+
+// printPayments prints the payment providers, and what somebody has to look at.
+func (p *process) printPayments(report *paymentReport) error {
+	if len(report.Providers) == 0 {
+		return nil
+	}
+	paint := p.painterFor(p.stdout)
+	rows := newTable("PROVIDER", "BREAKER", ">WAITING", ">BUSY", "OLDEST")
+	rows.style = func(column int, cell string) string {
+		switch {
+		case column != 1:
+			return cell
+		case cell == payments.BreakerClosed.String():
+			return paint.good(cell)
+		}
+		return paint.bad(cell)
+	}
+	for _, l := range report.Providers {
+		breaker := l.Breaker
+		if !l.Configured {
+			breaker = "not configured"
+		}
+		rows.row(l.Provider, breaker, groupDigits(uint64(l.Waiting)), groupDigits(uint64(l.Busy)), instantText(l.Oldest))
+	}
+	if _, err := io.WriteString(p.stdout, "\n"); err != nil {
+		return err
+	}
+	if err := rows.print(p.stdout, paint); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(p.stdout, "\nTo look at since the start: %d stray payments, %d without an order, %d wrong amounts, %d failed refunds, %d overdue\n",
+		report.Stray, report.Orphans, report.WrongAmounts, report.RefundsFailed, report.Overdue)
+	return err
 }
