@@ -69,7 +69,7 @@ type RecordPaymentResult struct {
 	PaymentID string
 	// Provider is who says so; a payment of another one is not found. Empty means the payment's own.
 	Provider string
-	Result    PaymentResult
+	Result   PaymentResult
 	// Amount that is held or was taken. A wrong one is never accepted: it is voided or refunded.
 	Amount Money
 	// Code and Message say why it was declined; they are cut to ProviderCodeBytesMax and ProviderMessageBytesMax.
