@@ -93,11 +93,11 @@ func applyPoints(v *view, c *change) error {
 		}
 	}
 	next := PointsEntry{Number: newest.Number + 1, Balance: newest.Balance, At: c.at, Commit: c.number, OrderID: c.order}
-	switch e := event.(type) {
-	case domain.PointsAwarded:
-		next.Points, next.Part = e.Points, e.PaymentID
-	case domain.PointsTakenBack:
-		next.Points, next.Part = -e.Points, e.RefundID
+	if awarded, ok := event.(domain.PointsAwarded); ok {
+		next.Points, next.Part = awarded.Points, awarded.PaymentID
+	}
+	if back, ok := event.(domain.PointsTakenBack); ok {
+		next.Points, next.Part = -back.Points, back.RefundID
 	}
 	next.Balance += next.Points
 	if v.points == nil {

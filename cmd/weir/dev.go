@@ -115,9 +115,9 @@ acknowledges is on disk, as in production: killing it loses nothing.
 It makes the data directory and the key for tokens when they are not there, prints where it listens, a customer's and an
 operator's token, and a ready command that places an order. With --demo it stocks a small catalogue, once.
 
-Orders are paid through a sandbox payment provider that it runs on a second port: no real money, and faults on demand
-('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another provider, give
---payment-provider and what that one needs; with an empty --sandbox-listen there is none.
+Orders are paid through a sandbox payment provider that it runs on a second port: no real money, and faults on
+demand ('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another
+provider, give --payment-provider and what that one needs; with an empty --sandbox-listen there is none.
 
 Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. A second one stops it at once.
 

@@ -14,7 +14,6 @@ import (
 // loses requests and answers, after charging too. Whatever of the disk is left, every payment is settled in the end as the provider's
 // books have it.
 func TestNoPaymentIsDoubledOrLostOverTwoHundredKills(t *testing.T) {
-	const killsMin = 200
 	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 9))
 	s := newShop(t, seed, 2, "sandbox", "other")
@@ -75,7 +74,7 @@ func TestNoPaymentIsDoubledOrLostOverTwoHundredKills(t *testing.T) {
 		}
 	}
 	t.Logf("seed %d: %d kills, %d orders, %d captures", seed, kills, len(orders), captured)
-	if captured < 100 {
+	if captured < killsMin/2 {
 		t.Errorf("seed %d: %d payments were captured: the test tests little", seed, captured)
 	}
 	l.stop()
@@ -83,8 +82,6 @@ func TestNoPaymentIsDoubledOrLostOverTwoHundredKills(t *testing.T) {
 
 // act takes one random step of a customer, a merchant, a provider's webhook, the clock or the disk.
 func act(l *life, random *rand.Rand, orders []domain.Order) []domain.Order {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	if len(orders) == 0 || random.IntN(5) == 0 {
 		if order, err := l.place(1 + random.Int64N(3)); err == nil {
 			orders = append(orders, order)
@@ -111,7 +108,7 @@ func act(l *life, random *rand.Rand, orders []domain.Order) []domain.Order {
 		for _, bank := range l.banks {
 			for _, notice := range bank.takeNotices(false) {
 				for range 1 + random.IntN(2) {
-					_ = l.cashier.Take(ctx, notice) // If it fails the provider's books tell in the end.
+					_ = l.cashier.Take(l.alive, notice) // If it fails the provider's books tell in the end.
 				}
 			}
 		}

@@ -16,7 +16,7 @@ import (
 // payments.WebhookHandler is given.
 func (c *Cashier) Take(ctx context.Context, n payments.Notice) error {
 	id, err := domain.PartOrderID(n.PaymentID)
-	if err != nil {
+	if ours := err == nil; !ours {
 		c.counts.orphans.Add(1)
 		c.logger.ErrorContext(ctx, "a provider tells of a payment that is none of ours", "provider", n.Provider, "event", n.EventID,
 			"payment", n.PaymentID, "state", n.State)

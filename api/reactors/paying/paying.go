@@ -162,18 +162,15 @@ func (c *Cashier) Registration() reactors.Registration {
 
 // wants are the events that ask something of a provider, and those that somebody has to look at.
 func wants(fact domain.Event) bool {
-	if _, ok := asker(fact); ok {
-		return true
-	}
-	switch fact.(type) {
-	case domain.StrayPaymentFound, domain.RefundFailed:
-		return true
-	}
-	return false
+	_, asks := asker(fact)
+	_, stray := fact.(domain.StrayPaymentFound)
+	_, failed := fact.(domain.RefundFailed)
+	return asks || stray || failed
 }
 
-// asker returns the provider that an event asks something of.
-func asker(fact domain.Event) (provider string, ok bool) {
+// asker returns the provider that an event asks something of. Every event is here: one that asks and is passed over is a payment that
+// nobody makes.
+func asker(fact domain.Event) (provider string, asks bool) {
 	switch e := fact.(type) {
 	case domain.PaymentStarted:
 		return e.Provider, e.Provider != domain.ProviderNone
@@ -183,6 +180,12 @@ func asker(fact domain.Event) (provider string, ok bool) {
 		return e.Provider, true
 	case domain.RefundStarted:
 		return e.Provider, true
+	case domain.PaymentAuthorized, domain.PaymentCaptured, domain.PaymentDeclined, domain.PaymentBecameUnknown, domain.PaymentVoided,
+		domain.PaymentRefunded, domain.RefundFailed, domain.StrayPaymentFound, // What providers said.
+		domain.OrderPlaced, domain.OrderCancelled, domain.OrderExpired, // Those that end a payment come with PaymentVoidRequested or RefundStarted.
+		domain.ItemsShipped, domain.ShipmentDelivered, domain.ReturnRequested, domain.ReturnReceived, domain.NoteAdded,
+		domain.PointsAwarded, domain.PointsTakenBack, domain.UserErased, domain.ProductPut, domain.StockReceived,
+		domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
 	}
 	return "", false
 }
@@ -200,14 +203,14 @@ func (c *Cashier) React(ctx context.Context, e reactors.Event) error {
 func (c *Cashier) ReactAll(_ context.Context, events []reactors.Event) error {
 	for i := range events {
 		e := &events[i]
-		switch fact := e.Fact.(type) {
-		case domain.StrayPaymentFound:
+		if stray, ok := e.Fact.(domain.StrayPaymentFound); ok {
 			c.counts.stray.Add(1)
-			c.logger.Error("money was taken that no order waits for; it is refunded",
-				"order", fact.OrderID, "payment", fact.PaymentID, "provider", fact.Provider, "amount", fact.Amount, "why", fact.Why)
-		case domain.RefundFailed:
+			c.logger.Error("money was taken that no order waits for; it is refunded", "order", stray.OrderID, "payment", stray.PaymentID,
+				"provider", stray.Provider, "amount", stray.Amount, "why", stray.Why)
+		}
+		if failed, ok := e.Fact.(domain.RefundFailed); ok {
 			c.counts.refundsFailed.Add(1)
-			c.logger.Error("a refund failed: somebody has to give the money back", "order", fact.OrderID, "refund", fact.RefundID, "code", fact.Code)
+			c.logger.Error("a refund failed: somebody has to give the money back", "order", failed.OrderID, "refund", failed.RefundID, "code", failed.Code)
 		}
 	}
 	return c.list.add(events, time.Now())

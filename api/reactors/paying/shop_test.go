@@ -80,6 +80,8 @@ func (s *shop) advance(d time.Duration) {
 type life struct {
 	*shop
 	dead    atomic.Bool
+	alive   context.Context //nolint:containedctx // It ends when the process does; whoever waits for it then waits no more.
+	die     context.CancelFunc
 	left    *vfs.MemFS // what the disk kept when it was killed
 	store   *projections.Store
 	views   *projections.Views
@@ -192,6 +194,7 @@ func (h hand) Lookup(_ context.Context, charge payments.Charge) (payments.Status
 func (s *shop) start() *life {
 	s.tb.Helper()
 	l := &life{shop: s}
+	l.alive, l.die = context.WithCancel(context.Background())
 	quiet := slog.New(slog.DiscardHandler)
 	var err error
 	fail := func(err error) {
@@ -262,11 +265,13 @@ func (l *life) kill() {
 	if l.dead.Swap(true) {
 		return
 	}
+	l.die()
 	l.left = l.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rand.IntN(101), RNG: rand.New(rand.NewPCG(rand.Uint64(), 1))})
 }
 
 // stop stops the process. Killed or not, what is on the disk then is what the next one finds.
 func (l *life) stop() {
+	l.die()
 	l.paying.end()
 	l.deciding.end()
 	if err := l.store.Close(); err != nil {
@@ -330,7 +335,7 @@ func (l *life) heads() (heads []uint64) {
 func (l *life) submit(user string, partition uint32, command domain.Command) (lanes.Reply, error) {
 	l.requests++
 	sum := sha256.Sum256(fmt.Appendf(nil, "%#v", command))
-	return l.set.Submit(context.Background(), lanes.Request{
+	return l.set.Submit(l.alive, lanes.Request{
 		UserID: user, RequestID: fmt.Sprintf("r%d", l.requests), Fingerprint: lanes.Fingerprint(sum[:16]), Partition: partition, Command: command,
 	})
 }

@@ -75,11 +75,11 @@ func (r *Reactor) React(ctx context.Context, e reactors.Event) error {
 
 // commandOf is what follows from an event, nil for nothing.
 func commandOf(fact domain.Event, perMajor int64) domain.Command {
-	switch e := fact.(type) {
-	case domain.PaymentCaptured:
-		return domain.AwardPoints{OrderID: e.OrderID, PaymentID: e.PaymentID, PerMajor: perMajor}
-	case domain.PaymentRefunded:
-		return domain.TakeBackPoints{OrderID: e.OrderID, RefundID: e.RefundID}
+	if captured, ok := fact.(domain.PaymentCaptured); ok {
+		return domain.AwardPoints{OrderID: captured.OrderID, PaymentID: captured.PaymentID, PerMajor: perMajor}
+	}
+	if refunded, ok := fact.(domain.PaymentRefunded); ok {
+		return domain.TakeBackPoints{OrderID: refunded.OrderID, RefundID: refunded.RefundID}
 	}
 	return nil
 }
