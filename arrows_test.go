@@ -61,6 +61,13 @@ var rooms = []room{
 		path: "api/reactors", may: []string{"api/lanes", "projections", "eventstore", "domain", "domain/stored", "proto"},
 		inTests: []string{"eventstore/embedded"},
 	},
+	{
+		path: "api/reactors/paying", may: []string{"api/lanes", "api/payments", "api/reactors", "projections", "eventstore", "domain"},
+	},
+	{
+		path: "api/reactors/points", may: []string{"api/lanes", "api/reactors", "domain"},
+		inTests: []string{"projections", "eventstore"},
+	},
 	{path: "gateway", may: []string{"proto"}, inTests: []string{"eventstore/embedded"}},
 	{path: "ops", may: []string{"*"}},
 	{path: "cmd", may: []string{"*"}},
@@ -74,7 +81,7 @@ var rooms = []room{
 var guarded = map[string][]string{
 	"github.com/nats-io/nats.go":     {"eventstore", "eventstore/embedded", "gateway", "cmd"},
 	"github.com/nats-io/nats-server": {"eventstore/embedded"},
-	"github.com/cockroachdb/pebble":  {"projections", "api/lanes", "api/reactors"},
+	"github.com/cockroachdb/pebble":  {"projections", "api/lanes", "api/reactors", "api/reactors/paying"},
 	"github.com/redis/go-redis":      {"projections", "gateway", "cmd"},
 	"connectrpc.com":                 {"proto", "api", "gateway", "cmd", "ops"},
 	"github.com/spf13":               {"cmd", "ops"},

@@ -440,7 +440,8 @@ func (o Order) evolveLife(e Event, at time.Time) Order {
 	switch e := e.(type) {
 	case PaymentStarted:
 		o.Payments = append(slices.Clip(o.Payments), Payment{
-			ID: e.PaymentID, Provider: e.Provider, Method: e.Method, Amount: e.Amount, CaptureNow: e.CaptureNow, State: PayPending,
+			ID: e.PaymentID, Provider: e.Provider, Method: e.Method, Amount: e.Amount, CaptureNow: e.CaptureNow, StartedAt: at,
+			State: PayPending,
 		})
 	case PaymentAuthorized:
 		o.changePayment(e.PaymentID, func(p *Payment) { p.State = PayAuthorized })

@@ -129,7 +129,7 @@ func (o Order) Equal(other Order) bool {
 		o.Pool == other.Pool && o.CouponCode == other.CouponCode && o.CouponPool == other.CouponPool &&
 		bytes.Equal(o.SealedPersonal, other.SealedPersonal) &&
 		o.Ending == other.Ending && o.Payment == other.Payment && o.Fulfilment == other.Fulfilment &&
-		slices.Equal(o.Lines, other.Lines) && slices.Equal(o.Payments, other.Payments) && slices.Equal(o.Refunds, other.Refunds) &&
+		slices.Equal(o.Lines, other.Lines) && slices.EqualFunc(o.Payments, other.Payments, Payment.Equal) && slices.Equal(o.Refunds, other.Refunds) &&
 		slices.EqualFunc(o.Shipments, other.Shipments, Shipment.Equal) && slices.EqualFunc(o.Returns, other.Returns, Return.Equal) &&
 		slices.EqualFunc(o.Notes, other.Notes, Note.Equal)
 }

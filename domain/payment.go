@@ -67,7 +67,9 @@ const (
 type RecordPaymentResult struct {
 	OrderID   OrderID
 	PaymentID string
-	Result    PaymentResult
+	// Provider is who says so; a payment of another one is not found. Empty means the payment's own.
+	Provider string
+	Result   PaymentResult
 	// Amount that is held or was taken. A wrong one is never accepted: it is voided or refunded.
 	Amount Money
 	// Code and Message say why it was declined; they are cut to ProviderCodeBytesMax and ProviderMessageBytesMax.
@@ -100,6 +102,8 @@ type RefundPayment struct {
 type RecordRefundResult struct {
 	OrderID  OrderID
 	RefundID string
+	// Provider is who says so; a refund of another one is not found. Empty means the refund's own.
+	Provider string
 	// Succeeded says that Amount went back; otherwise Code says why not.
 	Succeeded bool
 	Amount    Money
@@ -283,7 +287,9 @@ type Payment struct {
 	Amount Money
 	// CaptureNow: it is taken with the authorization.
 	CaptureNow bool
-	State      PaymentState
+	// StartedAt is the log time at which it was started.
+	StartedAt time.Time
+	State     PaymentState
 	// CaptureRequested and VoidRequested say what the provider was asked for and has not answered.
 	CaptureRequested, VoidRequested bool
 	// Taken is the money that the provider took, zero before. Stray says that it was not for the order.
@@ -296,6 +302,13 @@ type Payment struct {
 	// Points that the user has for it, and how many a whole major unit was worth. PointsDecided says that they were awarded.
 	Points, PointsPerMajor int64
 	PointsDecided          bool
+}
+
+// Equal reports whether two payments are the same in every field.
+func (p Payment) Equal(other Payment) bool {
+	same := p.StartedAt.Equal(other.StartedAt)
+	p.StartedAt = other.StartedAt
+	return same && p == other
 }
 
 // settle ends what was asked for.
@@ -448,7 +461,7 @@ func (c RecordPaymentResult) decide(s State) ([]Event, error) {
 		return nil, &OrderNotFoundError{OrderID: c.OrderID}
 	}
 	i := order.paymentIndex(c.PaymentID)
-	if i < 0 {
+	if i < 0 || (c.Provider != "" && c.Provider != order.Payments[i].Provider) {
 		return nil, &OrderPartNotFoundError{Part: "payment", ID: c.PaymentID}
 	}
 	p := &order.Payments[i]
@@ -641,7 +654,7 @@ func (c RecordRefundResult) decide(s State) ([]Event, error) {
 		return nil, &OrderNotFoundError{OrderID: c.OrderID}
 	}
 	i := slices.IndexFunc(order.Refunds, func(r Refund) bool { return r.ID == c.RefundID })
-	if i < 0 {
+	if i < 0 || (c.Provider != "" && c.Provider != order.Payments[order.paymentIndex(order.Refunds[i].PaymentID)].Provider) {
 		return nil, &OrderPartNotFoundError{Part: "refund", ID: c.RefundID}
 	}
 	if _, err := order.judge(&lifeRefundResult, order.Payment); err != nil {

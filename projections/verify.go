@@ -217,6 +217,8 @@ func describeKey(space byte, suffix []byte) string {
 		return fmt.Sprintf("order %s of user %s", id, user)
 	case space == spaceAttention && len(suffix) > 1+len(domain.OrderID{}):
 		return fmt.Sprintf("payment or refund %s", suffix[1+len(domain.OrderID{}):])
+	case space == spacePoints && len(suffix) > 1+8:
+		return "points of user " + string(suffix[1:len(suffix)-8])
 	case space == spaceProducts || space == spaceStock:
 		return "SKU " + string(suffix)
 	case space == spaceCampaigns:

@@ -33,6 +33,7 @@ var Projections = [...]Projection{
 	{Name: "campaigns", Version: 1, space: spaceCampaigns, apply: applyCampaigns},
 	{Name: "coupons", Version: 1, space: spaceCoupons, apply: applyCoupons},
 	{Name: "payments-attention", Version: 1, space: spaceAttention, apply: applyAttention},
+	{Name: "points", Version: 1, space: spacePoints, apply: applyPoints},
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -47,6 +48,7 @@ const (
 	spaceCampaigns    byte = 0x0c
 	spaceCoupons      byte = 0x0d
 	spaceAttention    byte = 0x09
+	spacePoints       byte = 0x0a
 
 	// generation tells apart a view that serves and one that is being rebuilt beside it. There is one so far.
 	generation byte = 1
@@ -124,6 +126,8 @@ type view struct {
 	batch *pebble.Batch
 	stock stockCache
 	open  openPayments
+	// points are cleared when the batch is finished: what it held is in the db then.
+	points newestPoints
 }
 
 // openView loads a view's progress. Keys of another version are dropped, and the view begins at the lane's genesis.
@@ -169,6 +173,7 @@ func (v *view) finish(lane uint32) error {
 	if err := v.writeStock(); err != nil {
 		return err
 	}
+	clear(v.points)
 	var value [progressBytes]byte
 	return v.batch.Set(progressKey(v.projection.space, lane), appendProgress(value[:0], v.projection.Version, v.progress), nil)
 }

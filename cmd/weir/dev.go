@@ -14,6 +14,7 @@ import (
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/domain"
 )
 
 const (
@@ -51,9 +52,11 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.options.debug, "debug-addr", "", "loopback `HOST:PORT` to serve Go profiles on (/debug/pprof/)")
 	flags.IntVar(&f.options.gcPercent, "gc-percent", defaultGCPercent, "`PERCENT` that the Go heap may grow before it is collected; GOGC overrules it")
 	flags.StringArrayVar(&f.options.log.acceptLoss, "accept-loss", nil, "give up what a lane's log has lost: `lane=3@40` keeps lane 3 up to commit 40; repeat it for more")
+	f.options.payments.add(cmd)
+	flags.Int64Var(&f.options.pointsPerMajor, "points-per-major", domain.PointsPerMajorDefault, "`NUMBER` of points that a whole unit of paid money (1 EUR, 1 JPY) is worth; 0 awards none")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "listen", "lanes", "pay-within", "publish-events", "debug-addr", "gc-percent", "log-level", "log-format")
+	setting(flags, "listen", "lanes", "pay-within", "publish-events", "debug-addr", "gc-percent", "points-per-major", "log-level", "log-format")
 }
 
 // finish checks the flags and returns the options.
@@ -70,6 +73,9 @@ func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
 	}
 	if o.gcPercent < 10 {
 		return o, usagef("--gc-percent must be at least 10, not %d", o.gcPercent)
+	}
+	if err := o.payments.finish(); err != nil {
+		return o, err
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -109,6 +115,10 @@ acknowledges is on disk, as in production: killing it loses nothing.
 It makes the data directory and the key for tokens when they are not there, prints where it listens, a customer's and an
 operator's token, and a ready command that places an order. With --demo it stocks a small catalogue, once.
 
+Orders are paid through a sandbox payment provider that it runs on a second port: no real money, and faults on
+demand ('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another
+provider, give --payment-provider and what that one needs; with an empty --sandbox-listen there is none.
+
 Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. A second one stops it at once.
 
 The API is plain HTTP and the tokens that it prints are an operator's too: leave --listen on loopback.`,
@@ -127,6 +137,7 @@ The API is plain HTTP and the tokens that it prints are an operator's too: leave
 		},
 	}
 	f.add(cmd)
+	f.options.payments.addSandbox(cmd)
 	cmd.Flags().BoolVar(&demo, "demo", false, "stock a small catalogue; again changes nothing")
 	setting(cmd.Flags(), "demo")
 	return cmd
@@ -151,6 +162,9 @@ Nodes of one log share two files of the data directory; copy both to a new node 
 
   token.key    signs and verifies tokens: a token of one node is then good on every other
   master.key   wraps the users' keys, which notes are sealed with; once there are keys, a node makes no other one
+
+Orders are paid through the providers of --payment-provider. Have each send its webhooks to /webhooks/payments/NAME of
+the node, and give the secret that it signs them with; without it payments are settled by asking, and somewhat later.
 
 One node per log is supported until lanes have leases: a second one that runs at the same time takes the lanes from
 the first, and the first takes them back. Nothing is lost, but both refuse much. Stop the old one, then start the new.`,
@@ -204,10 +218,12 @@ func (p *process) runNode(cmd *cobra.Command, options nodeOptions, f logFlags, r
 
 // devLines is what a dev node prints with -o json.
 type devLines struct {
-	API      string `json:"api"`
-	Data     string `json:"data"`
-	Lanes    uint32 `json:"lanes"`
-	Debug    string `json:"debug,omitempty"`
+	API   string `json:"api"`
+	Data  string `json:"data"`
+	Lanes uint32 `json:"lanes"`
+	Debug string `json:"debug,omitempty"`
+	// Sandbox is where the sandbox payment provider of this process listens.
+	Sandbox  string `json:"sandbox,omitempty"`
 	Customer struct {
 		User  string `json:"user"`
 		Token string `json:"token"`
@@ -236,6 +252,9 @@ func (p *process) announceDev(ctx context.Context, cmd *cobra.Command, n *node, 
 	if n.debug != nil {
 		lines.Debug = baseURL(n.debug.Addr()) + "/debug/pprof/"
 	}
+	if n.sandbox != nil {
+		lines.Sandbox = baseURL(n.sandboxListener.Addr())
+	}
 	lines.Customer.User, lines.Customer.Token = devCustomer, customer
 	lines.Operator.User, lines.Operator.Token = devOperator, operator
 	if p.json(cmd) {
@@ -257,6 +276,9 @@ func (p *process) devText(n *node, l devLines, demo bool) string {
 	fmt.Fprintf(&b, "%s at %s  (%s, data in %s)\n", paint.bold("Weir is ready"), l.API, laneText, l.Data)
 	if l.Debug != "" {
 		fmt.Fprintf(&b, "Profiles at %s\n", l.Debug)
+	}
+	if l.Sandbox != "" {
+		fmt.Fprintf(&b, "Sandbox payments at %s  (no real money; methods such as tok_ok: %s sandbox-pay --help)\n", l.Sandbox, weir)
 	}
 	fmt.Fprintf(&b, "\nTokens, good for %d days (more: %s token --data %s --user USER):\n\n", int(devTokenTTL.Hours()/24), weir, l.Data)
 	fmt.Fprintf(&b, "  export WEIR_TOKEN=%s   %s\n", l.Customer.Token, paint.dim("# customer "+l.Customer.User))

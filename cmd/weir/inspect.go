@@ -24,7 +24,7 @@ import (
 //	GET /log/head?lane=L                       number of the newest commit
 //	GET /log?lane=L&from=N                     commits as frames, see writeFrame, until the reader leaves
 //	GET /projections                           how far every view is
-//	GET /reactors                              how far every reactor is
+//	GET /reactors                              how far every reactor is, and how payments stand
 //	GET /verify                                compare every view with the fold of the log: progress, then differences
 const (
 	inspectNode        = "/node"

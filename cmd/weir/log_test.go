@@ -29,6 +29,7 @@ type testNode struct {
 	differ  []difference
 	status  []viewLane
 	react   []reactorLane
+	paid    *paymentReport
 	failing error
 }
 
@@ -54,7 +55,9 @@ func newTestNode(t *testing.T, lanes uint32) *testNode {
 }
 
 // Reactors makes the node its own reactorSource.
-func (n *testNode) Reactors(context.Context) ([]reactorLane, error) { return n.react, n.failing }
+func (n *testNode) Reactors(context.Context) (reactorReport, error) {
+	return reactorReport{Reactors: n.react, Payments: n.paid}, n.failing
+}
 
 // Status and Verify make the node its own viewSource.
 func (n *testNode) Status(context.Context) ([]viewLane, error) { return n.status, n.failing }
@@ -367,6 +370,12 @@ func TestReactorsStatusPrintsLagAndTheLastError(t *testing.T) {
 			Reactor: "event-feed", Lane: 1, State: "failing", Position: 1, Head: 1235, Lag: 1234, AsOf: &at,
 			Failing: 1, Since: &at, Error: "the stream is full", Event: "1-2-0", Failures: 7,
 		},
+	}
+	n.paid = &paymentReport{
+		Providers: []providerLine{
+			{Provider: "sandbox", Configured: true, Breaker: "open", Waiting: 1200, Busy: 1, Oldest: &at}, {Provider: "stripe", Breaker: "closed", Waiting: 2, Oldest: &at},
+		},
+		Stray: 1, RefundsFailed: 2,
 	}
 	golden(t, "output/reactors_status.table", weir(t, nil, "reactors", "status", "--data", n.dir).want(t, exitOK).stdout)
 	golden(t, "output/reactors_status.json", weir(t, nil, "reactors", "status", "--data", n.dir, "-o", "json").want(t, exitOK).stdout)

@@ -23,7 +23,9 @@ import (
 	"github.com/weirhq/weir/api"
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/payments/sandbox"
 	"github.com/weirhq/weir/api/reactors"
+	"github.com/weirhq/weir/api/reactors/paying"
 	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -62,6 +64,9 @@ type nodeOptions struct {
 	// gcPercent is Go's GOGC; it only counts where the environment does not set GOGC.
 	gcPercent int
 	keys      keyOptions
+	payments  paymentOptions
+	// pointsPerMajor is how many points a whole major unit of money is worth.
+	pointsPerMajor int64
 	// limits on what a caller may cost; zero fields mean the defaults, which every node has outside of tests.
 	limits api.Limits
 	// owner is how this process is named in the log.
@@ -89,9 +94,16 @@ type node struct {
 	runners  []*projections.Runner
 	lanes    *lanes.Set
 	sealer   *sealing.Sealer
+	views    *projections.Views
 	reactors *reactors.Runner
-	server   *http.Server
-	record   nodeRecord
+	cashier  *paying.Cashier
+	// webhooks by payment provider.
+	webhooks map[string]http.Handler
+	// sandbox is this process's own, nil for none.
+	sandbox         *sandbox.Server
+	sandboxListener net.Listener
+	server          *http.Server
+	record          nodeRecord
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
 	signing identity.SigningKey
 	// closers undo the opening, newest first.
@@ -107,7 +119,7 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openReactors, n.openAPI, n.openInspector} {
+	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openViews, n.openPayments, n.openReactors, n.openAPI, n.openInspector} {
 		if err := open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
@@ -232,7 +244,8 @@ func (n *node) openState(context.Context) (err error) {
 	return err
 }
 
-func (n *node) openAPI(ctx context.Context) error {
+// openViews makes what reads the views, and what opens what users sealed.
+func (n *node) openViews(ctx context.Context) error {
 	master, err := n.openMasterKey(ctx)
 	if err != nil {
 		return err
@@ -240,21 +253,23 @@ func (n *node) openAPI(ctx context.Context) error {
 	if n.sealer, err = sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master}); err != nil {
 		return err
 	}
-	views, err := projections.NewViews(projections.ViewsOptions{
+	n.views, err = projections.NewViews(projections.ViewsOptions{
 		Store: n.store, Topology: n.log.topology, Runners: n.runners, PageKey: pageKey(master),
 	})
-	if err != nil {
-		return err
-	}
+	return err
+}
+
+func (n *node) openAPI(ctx context.Context) error {
 	verifier, err := n.verifier()
 	if err != nil {
 		return err
 	}
 	handler := api.NewHandler(api.Options{
-		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology,
-		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger,
+		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology,
+		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
 	})
 	n.server = api.NewServer(handler)
+	n.server.Handler = n.withWebhooks(handler)
 	return ctx.Err()
 }
 
@@ -330,6 +345,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	// Each stage ends when its context does, and is waited for before the next one ends.
 	background := context.WithoutCancel(ctx)
 	serving := newStage(background, fail)
+	charging := newStage(background, fail)
 	reacting := newStage(background, fail)
 	deciding := newStage(background, fail)
 	viewing := newStage(background, fail)
@@ -341,6 +357,10 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	}
 	deciding.run(n.lanes.Run)
 	reacting.run(n.reactors.Run)
+	reacting.run(n.cashier.Run)
+	if n.sandbox != nil {
+		charging.run(func(ctx context.Context) error { return serveSandbox(ctx, n.sandbox, n.sandboxListener) })
+	}
 	serving.run(func(context.Context) error { return ignoreClosed(n.server.Serve(n.listener)) })
 	serving.run(func(context.Context) error { return ignoreClosed(inspect.Serve(n.inspect)) })
 	if n.debug != nil {
@@ -359,7 +379,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	errs := []error{starting.wait()}
 	errs = append(errs, n.record.remove(n.options.data))
 	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
-	errs = append(errs, reacting.end(), deciding.end())
+	errs = append(errs, reacting.end(), charging.end(), deciding.end())
 	n.settleViews(background)
 	errs = append(errs, viewing.end())
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errInterrupted) {
@@ -532,6 +552,6 @@ func (n *node) inspector() *inspector {
 		token: n.record.Token, topology: n.log.topology,
 		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
 		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
-		reactors: &localReactors{runner: n.reactors},
+		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 	}
 }

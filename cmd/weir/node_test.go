@@ -681,8 +681,8 @@ func TestPublishedEventsAreOnTheirStreamOnceAndSoAfterARestart(t *testing.T) {
 		n.stop().want(t, exitOK)
 	}
 	wantText(t, live(t, nil, "reactors", "status", "--data", dir).want(t, exitOK).stdout, "event-feed", "stopped")
-	all := decode[map[string][]reactorLane](t, live(t, nil, "reactors", "status", "--data", dir, "-o", "json").want(t, exitOK).stdout)["reactors"]
-	if len(all) != 2 || all[0].Lag != 0 || all[0].Position == 0 {
+	all := decode[reactorReport](t, live(t, nil, "reactors", "status", "--data", dir, "-o", "json").want(t, exitOK).stdout).Reactors
+	if len(all) != 6 || all[0].Lag != 0 || all[0].Position == 0 {
 		t.Errorf("of the stopped node: got %+v", all)
 	}
 
@@ -727,7 +727,7 @@ func awaitReactors(t *testing.T, dir string, env []string) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		text := live(t, env, "reactors", "status", "--data", dir, "-o", "json").want(t, exitOK).stdout
-		all, fresh := decode[map[string][]reactorLane](t, text)["reactors"], true
+		all, fresh := decode[reactorReport](t, text).Reactors, true
 		for _, l := range all {
 			fresh = fresh && l.State == "fresh"
 		}

@@ -48,7 +48,7 @@ start another.
 
 With --capture manual the money is held until 'weir payment capture'.`,
 		Example: `  weir payment start 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2
-  weir payment start 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --method tok_visa --capture manual`,
+  weir payment start 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --method tok_ok --capture manual`,
 		Args: exactArgs("ORDER_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			mode, ok := captureModes[capture]

@@ -10,6 +10,8 @@ import (
 
 	"github.com/weirhq/weir/api/reactors"
 	"github.com/weirhq/weir/api/reactors/feed"
+	"github.com/weirhq/weir/api/reactors/paying"
+	"github.com/weirhq/weir/api/reactors/points"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
 )
@@ -18,7 +20,11 @@ import (
 func (n *node) openReactors(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, startMax)
 	defer cancel()
-	var registrations []reactors.Registration
+	award, err := points.New(n.lanes, n.options.pointsPerMajor, n.logger)
+	if err != nil {
+		return usagef("--points-per-major: %v", err)
+	}
+	registrations := []reactors.Registration{n.cashier.Registration(), award.Registration()}
 	if n.options.publishEvents {
 		stream, err := eventstore.OpenEventFeed(ctx, n.log.nc, eventstore.FeedOptions{Topology: n.log.topology, Replicas: n.options.log.replicas})
 		if err != nil {
@@ -51,9 +57,16 @@ type reactorLane struct {
 	Failures int        `json:"failures,omitempty"`
 }
 
+// reactorReport is how far the reactors of a node are, and how its payments stand.
+type reactorReport struct {
+	Reactors []reactorLane `json:"reactors"`
+	// Payments is nil when no node runs.
+	Payments *paymentReport `json:"payments,omitempty"`
+}
+
 // A reactorSource knows the reactors of a node.
 type reactorSource interface {
-	Reactors(ctx context.Context) ([]reactorLane, error)
+	Reactors(ctx context.Context) (reactorReport, error)
 }
 
 func (p *process) reactorsCommand() *cobra.Command {
@@ -79,6 +92,10 @@ The state is "fresh" (lag 0), "catching-up", "failing" when an effect failed and
 that is true of, since when, and the newest error, or "stopped" when no node runs on the directory; the next start goes
 on from the position.
 
+Of a running node it prints its payment providers as well: whether one is called (its breaker is "closed") or not
+("open"), how many orders wait for it, since when the oldest does, and what somebody has to look at, counted since the
+node started: each was logged as an error.
+
 ` + sourceHelp + `
 Name the directory of a stopped node as well then: the positions are there.`,
 		Example: `  weir reactors status --data ./weir-data
@@ -100,12 +117,12 @@ func (p *process) printReactors(cmd *cobra.Command, s *source) error {
 	if s.reactors == nil {
 		return usagef("there are no reactors to look at").then("name the node's directory with --data")
 	}
-	all, err := s.reactors.Reactors(cmd.Context())
+	report, err := s.reactors.Reactors(cmd.Context())
 	if err != nil {
 		return err
 	}
 	if p.json(cmd) {
-		return writeJSON(p.stdout, map[string]any{"reactors": all})
+		return writeJSON(p.stdout, report)
 	}
 	paint := p.painterFor(p.stdout)
 	rows := newTable("REACTOR", ">LANE", "STATE", ">POSITION", ">HEAD", ">LAG", "AS OF", ">FAILING", "SINCE", "ERROR")
@@ -120,7 +137,7 @@ func (p *process) printReactors(cmd *cobra.Command, s *source) error {
 		}
 		return paint.warn(cell)
 	}
-	for _, l := range all {
+	for _, l := range report.Reactors {
 		what := l.Error
 		if what != "" {
 			what = l.Event + ": " + what
@@ -128,38 +145,43 @@ func (p *process) printReactors(cmd *cobra.Command, s *source) error {
 		rows.row(l.Reactor, strconv.FormatUint(uint64(l.Lane), 10), l.State, groupDigits(l.Position), groupDigits(l.Head), groupDigits(l.Lag),
 			instantText(l.AsOf), strconv.Itoa(l.Failing), instantText(l.Since), what)
 	}
-	return rows.print(p.stdout, paint)
+	if err := rows.print(p.stdout, paint); err != nil || report.Payments == nil {
+		return err
+	}
+	return p.printPayments(report.Payments)
 }
 
 // localReactors are the reactors of this process, or the positions that a stopped node left.
 type localReactors struct {
-	runner *reactors.Runner
-	store  *projections.Store
-	log    func(lane uint32) eventstore.Log
+	runner  *reactors.Runner
+	cashier *paying.Cashier
+	store   *projections.Store
+	log     func(lane uint32) eventstore.Log
 }
 
 // Reactors implements reactorSource.
-func (r *localReactors) Reactors(ctx context.Context) ([]reactorLane, error) {
-	all := []reactorLane{}
+func (r *localReactors) Reactors(ctx context.Context) (reactorReport, error) {
+	report := reactorReport{Reactors: []reactorLane{}}
 	if r.runner != nil {
 		for _, status := range r.runner.Status() {
-			all = append(all, newReactorLane(&status))
+			report.Reactors = append(report.Reactors, newReactorLane(&status))
 		}
-		return all, nil
+		report.Payments = newPaymentReport(r.cashier.Status())
+		return report, nil
 	}
 	recorded, err := reactors.Recorded(r.store)
 	if err != nil {
-		return nil, err
+		return report, err
 	}
 	for _, status := range recorded {
 		head, err := r.log(status.Lane).Head(ctx)
 		if err != nil {
-			return nil, err
+			return report, err
 		}
 		status.Head, status.Lag = head, head-min(head, status.Position)
-		all = append(all, newReactorLane(&status))
+		report.Reactors = append(report.Reactors, newReactorLane(&status))
 	}
-	return all, nil
+	return report, nil
 }
 
 func newReactorLane(s *reactors.Status) reactorLane {
@@ -183,17 +205,16 @@ func instantOf(at time.Time) *time.Time {
 }
 
 func (i *inspector) serveReactors(w http.ResponseWriter, r *http.Request) {
-	all, err := i.reactors.Reactors(r.Context())
+	report, err := i.reactors.Reactors(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	respond(w, all)
+	respond(w, report)
 }
 
 // Reactors implements reactorSource.
-func (n *remoteNode) Reactors(ctx context.Context) ([]reactorLane, error) {
-	var all []reactorLane
-	err := n.getJSON(ctx, inspectReactors, nil, &all)
-	return all, err
+func (n *remoteNode) Reactors(ctx context.Context) (report reactorReport, err error) {
+	err = n.getJSON(ctx, inspectReactors, nil, &report)
+	return report, err
 }

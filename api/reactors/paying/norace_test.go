@@ -1,0 +1,5 @@
+//go:build !race
+
+package paying_test
+
+const killsMin = 200
