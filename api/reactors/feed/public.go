@@ -69,6 +69,9 @@ func Public(e reactors.Event) (*feedv1.Event, bool) {
 	// Where units lie between the lanes is no business of others.
 	case domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
 		return nil, false
+	// Where these very events are delivered to.
+	case domain.WebhookEndpointPut, domain.WebhookEndpointDeleted:
+		return nil, false
 	// It names a person; who has to forget as well is told by the operator.
 	case domain.UserErased:
 		return nil, false
