@@ -13,6 +13,7 @@ package reactors
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -127,25 +128,68 @@ func eventsOf(commit *eventstore.Commit, wants func(domain.Event) bool) ([]Event
 		if envelope.Type == eventstore.TypeLaneOpened {
 			continue
 		}
-		fact, err := stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
+		event, err := eventOf(commit, i)
 		if err != nil {
-			return nil, &eventstore.UnreadableCommitError{
-				Lane: commit.Lane, Number: commit.Number, Cause: fmt.Errorf("event %d: %w", i, err),
-			}
+			return nil, err
 		}
-		if wants != nil && !wants(fact) {
-			continue
+		if wants == nil || wants(event.Fact) {
+			events = append(events, event)
 		}
-		events = append(events, Event{
-			ID: EventID(commit.Lane, commit.Number, i), Lane: commit.Lane, Commit: commit.Number, Index: i, At: commit.Time,
-			Partition: envelope.Partition, UserID: envelope.UserID, AggregateID: envelope.AggregateID,
-			Type: envelope.Type, Fact: fact,
-		})
 	}
 	return events, nil
+}
+
+// eventOf decodes the event at an index of a commit.
+func eventOf(commit *eventstore.Commit, index int) (Event, error) {
+	envelope := &commit.Events[index]
+	fact, err := stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
+	if err != nil {
+		return Event{}, &eventstore.UnreadableCommitError{
+			Lane: commit.Lane, Number: commit.Number, Cause: fmt.Errorf("event %d: %w", index, err),
+		}
+	}
+	return Event{
+		ID: EventID(commit.Lane, commit.Number, index), Lane: commit.Lane, Commit: commit.Number, Index: index, At: commit.Time,
+		Partition: envelope.Partition, UserID: envelope.UserID, AggregateID: envelope.AggregateID,
+		Type: envelope.Type, Fact: fact,
+	}, nil
+}
+
+// ErrNoEvent says that there is no event of an id.
+var ErrNoEvent = errors.New("there is no such event")
+
+// ReadEvent reads one event from the log. The error is ErrNoEvent when there is none of the id, or a fault.
+func ReadEvent(ctx context.Context, topology eventstore.Topology, log func(lane uint32) eventstore.Log, id string) (Event, error) {
+	lane, number, index, err := ParseEventID(id)
+	if err != nil || lane >= topology.Lanes {
+		return Event{}, fmt.Errorf("event %.64q: %w", id, ErrNoEvent)
+	}
+	record, err := log(lane).Read(ctx, number)
+	if errors.Is(err, eventstore.ErrNoCommit) {
+		return Event{}, fmt.Errorf("event %s: %w", id, ErrNoEvent)
+	}
+	if err != nil {
+		return Event{}, fmt.Errorf("read event %s: %w", id, err)
+	}
+	commit, err := eventstore.DecodeCommit(record.Data)
+	if err != nil {
+		return Event{}, &eventstore.UnreadableCommitError{Lane: lane, Number: number, Cause: err}
+	}
+	if index >= len(commit.Events) || commit.Events[index].Type == eventstore.TypeLaneOpened {
+		return Event{}, fmt.Errorf("event %s: %w", id, ErrNoEvent)
+	}
+	return eventOf(commit, index)
 }
 
 // EventID returns the id of the event at an index, counted from 0, of a commit.
 func EventID(lane uint32, commit uint64, index int) string {
 	return fmt.Sprintf("%d-%d-%d", lane, commit, index)
+}
+
+// ParseEventID reads what EventID wrote, and nothing else.
+func ParseEventID(id string) (lane uint32, commit uint64, index int, err error) {
+	if n, err := fmt.Sscanf(id, "%d-%d-%d", &lane, &commit, &index); n != 3 || err != nil || EventID(lane, commit, index) != id {
+		return 0, 0, 0, fmt.Errorf("%.64q is not the id of an event", id)
+	}
+	return lane, commit, index, nil
 }
