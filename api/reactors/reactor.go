@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/weirhq/weir/domain"
@@ -72,7 +73,9 @@ type Registration struct {
 	InFlightMax int
 	// Key names what has to stay in order; nil means Event.AggregateID.
 	Key func(e Event) string
-	// Wants tells the events that it reacts to; nil means every event.
+	// Types are the names of the stored types that it is given; nil means every type. Others are not even decoded.
+	Types []string
+	// Wants tells of those the events that it reacts to; nil means every event.
 	Wants func(fact domain.Event) bool
 	// RetryMin is the pause after a first failure, RetryMax the longest; it doubles with each failure in a row, and is
 	// jittered. 0 means RetryMinDefault and RetryMaxDefault.
@@ -121,18 +124,18 @@ func Since(at time.Time) Start {
 }
 
 // eventsOf decodes the events of a commit that a reactor wants.
-func eventsOf(commit *eventstore.Commit, wants func(domain.Event) bool) ([]Event, error) {
+func eventsOf(commit *eventstore.Commit, registration *Registration) ([]Event, error) {
 	var events []Event
 	for i := range commit.Events {
-		envelope := &commit.Events[i]
-		if envelope.Type == eventstore.TypeLaneOpened {
+		typeName := commit.Events[i].Type
+		if typeName == eventstore.TypeLaneOpened || (registration.Types != nil && !slices.Contains(registration.Types, typeName)) {
 			continue
 		}
 		event, err := eventOf(commit, i)
 		if err != nil {
 			return nil, err
 		}
-		if wants == nil || wants(event.Fact) {
+		if registration.Wants == nil || registration.Wants(event.Fact) {
 			events = append(events, event)
 		}
 	}

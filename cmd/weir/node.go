@@ -24,6 +24,7 @@ import (
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/api/reactors"
+	"github.com/weirhq/weir/api/reactors/webhooks"
 	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -89,7 +90,9 @@ type node struct {
 	runners  []*projections.Runner
 	lanes    *lanes.Set
 	sealer   *sealing.Sealer
+	pageKey  []byte
 	reactors *reactors.Runner
+	webhooks *webhooks.Outbox
 	server   *http.Server
 	record   nodeRecord
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
@@ -107,7 +110,7 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openReactors, n.openAPI, n.openInspector} {
+	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openSealer, n.openReactors, n.openAPI, n.openInspector} {
 		if err := open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
@@ -232,16 +235,19 @@ func (n *node) openState(context.Context) (err error) {
 	return err
 }
 
-func (n *node) openAPI(ctx context.Context) error {
+func (n *node) openSealer(ctx context.Context) error {
 	master, err := n.openMasterKey(ctx)
 	if err != nil {
 		return err
 	}
-	if n.sealer, err = sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master}); err != nil {
-		return err
-	}
+	n.pageKey = pageKey(master)
+	n.sealer, err = sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master})
+	return err
+}
+
+func (n *node) openAPI(ctx context.Context) error {
 	views, err := projections.NewViews(projections.ViewsOptions{
-		Store: n.store, Topology: n.log.topology, Runners: n.runners, PageKey: pageKey(master),
+		Store: n.store, Topology: n.log.topology, Runners: n.runners, PageKey: n.pageKey,
 	})
 	if err != nil {
 		return err
@@ -251,7 +257,7 @@ func (n *node) openAPI(ctx context.Context) error {
 		return err
 	}
 	handler := api.NewHandler(api.Options{
-		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology,
+		Commands: n.lanes, Views: views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks,
 		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger,
 	})
 	n.server = api.NewServer(handler)

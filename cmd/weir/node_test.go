@@ -682,7 +682,7 @@ func TestPublishedEventsAreOnTheirStreamOnceAndSoAfterARestart(t *testing.T) {
 	}
 	wantText(t, live(t, nil, "reactors", "status", "--data", dir).want(t, exitOK).stdout, "event-feed", "stopped")
 	all := decode[map[string][]reactorLane](t, live(t, nil, "reactors", "status", "--data", dir, "-o", "json").want(t, exitOK).stdout)["reactors"]
-	if len(all) != 2 || all[0].Lag != 0 || all[0].Position == 0 {
+	if len(all) != 4 || all[0].Reactor != "event-feed" || all[0].Lag != 0 || all[0].Position == 0 {
 		t.Errorf("of the stopped node: got %+v", all)
 	}
 

@@ -91,6 +91,16 @@ func IsPublic(fact domain.Event) bool {
 	return public
 }
 
+// Types returns the names of the types of public events.
+func Types() []string {
+	fields := (&feedv1.Event{}).ProtoReflect().Descriptor().Oneofs().ByName("fact").Fields()
+	names := make([]string, fields.Len())
+	for i := range names {
+		names[i] = string(fields.Get(i).Message().Name())
+	}
+	return names
+}
+
 // JSON writes a public event down, without blanks.
 func JSON(p *feedv1.Event) ([]byte, error) {
 	data, err := protojson.Marshal(p)

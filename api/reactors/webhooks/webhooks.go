@@ -32,6 +32,7 @@ import (
 	"github.com/weirhq/weir/api/reactors/feed"
 	"github.com/weirhq/weir/api/webhooksig"
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
 )
@@ -58,6 +59,8 @@ const (
 	EndpointsMax = 64
 	// DeliveriesMax is how many attempts are remembered of each endpoint; the oldest make room for the newest.
 	DeliveriesMax = 1000
+	// awaitPoll is how often Await looks.
+	awaitPoll = 5 * time.Millisecond
 	// ReplayMax bounds the events that are delivered again at a time.
 	ReplayMax = 100
 )
@@ -154,13 +157,7 @@ func (o *Outbox) Close() { o.client.CloseIdleConnections() }
 func (o *Outbox) Registrations() []reactors.Registration {
 	all := []reactors.Registration{{
 		Reactor: (*follower)(o), Start: reactors.FromBeginning,
-		Wants: func(fact domain.Event) bool {
-			switch fact.(type) { //nolint:gochecksumtype // It wants two, and no other for ever.
-			case domain.WebhookEndpointPut, domain.WebhookEndpointDeleted:
-				return true
-			}
-			return false
-		},
+		Types: []string{stored.TypeWebhookEndpointPut, stored.TypeWebhookEndpointDeleted},
 	}}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -296,6 +293,27 @@ func (o *Outbox) endpoint(id string) (*endpoint, error) {
 	return e, nil
 }
 
+// Await waits until what is said of endpoints up to a commit of lane 0 is known here, or until wait is over. It reports whether
+// it is.
+func (o *Outbox) Await(ctx context.Context, commit uint64, wait time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	tick := time.NewTicker(awaitPoll)
+	defer tick.Stop()
+	for {
+		for _, status := range o.runner.Status() {
+			if status.Reactor == EndpointsReactor && status.Lane == 0 && status.Position >= commit {
+				return true
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+}
+
 // Resume tries at once what an endpoint waits to try again. It goes on when that gets through.
 func (o *Outbox) Resume(id string) error {
 	if _, err := o.endpoint(id); err != nil {
@@ -305,8 +323,8 @@ func (o *Outbox) Resume(id string) error {
 	return nil
 }
 
-// Replay delivers events again, in the order given, whatever the endpoint was given before, and returns what came of each. An
-// event that is not public or not there is an error, before anything is delivered. REQUIRES: at most ReplayMax ids.
+// Replay delivers events again, in the order given, whatever the endpoint was given before, and returns what came of each; after
+// one that fails, none is tried. An event that is not public or not there is an error, before anything is delivered. REQUIRES: at most ReplayMax ids.
 func (o *Outbox) Replay(ctx context.Context, id string, eventIDs []string) ([]Delivery, error) {
 	e, err := o.endpoint(id)
 	if err != nil {
@@ -325,11 +343,17 @@ func (o *Outbox) Replay(ctx context.Context, id string, eventIDs []string) ([]De
 	}
 	var all []Delivery
 	for _, event := range events {
-		delivery, _ := e.deliver(ctx, event, true) // What came of it is in the delivery.
+		delivery, err := e.deliver(ctx, event, true)
 		if ctx.Err() != nil {
 			return all, ctx.Err()
 		}
 		all = append(all, delivery)
+		if delivery.Error != "" {
+			break
+		}
+		if err != nil {
+			return all, err
+		}
 	}
 	return all, nil
 }
