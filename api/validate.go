@@ -13,6 +13,7 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
+	webhookv1 "github.com/weirhq/weir/proto/weir/webhook/v1"
 )
 
 // violationsMax bounds the violations that an error lists; a request of 100 bad lines has hundreds.
@@ -31,6 +32,8 @@ func newValidator() *validator {
 		&catalogv1.PutProductRequest{}, &catalogv1.GetProductRequest{}, &catalogv1.ListProductsRequest{},
 		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{},
 		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},
+		&webhookv1.PutEndpointRequest{}, &webhookv1.DeleteEndpointRequest{}, &webhookv1.ResumeEndpointRequest{},
+		&webhookv1.ListDeliveriesRequest{}, &webhookv1.ReplayDeliveriesRequest{},
 	), protovalidate.WithDisableLazy())
 	if err != nil {
 		panic("api: bug: a rule in a proto file does not compile: " + err.Error())

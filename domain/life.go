@@ -253,7 +253,7 @@ func (o *Order) Next(c Command) Command {
 		fill(&c.Number, len(o.Notes))
 		return c
 	case PlaceOrder, CancelOrder, ExpireOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, CapturePayment, VoidPayment, RecordPaymentResult,
-		RecordStrayPayment, RecordRefundResult, ConfirmDelivery, ReceiveReturn, AwardPoints, TakeBackPoints, EraseUser:
+		RecordStrayPayment, RecordRefundResult, ConfirmDelivery, ReceiveReturn, AwardPoints, TakeBackPoints, EraseUser, PutWebhookEndpoint, DeleteWebhookEndpoint:
 	}
 	return c
 }
@@ -308,7 +308,7 @@ func CommandOrderID(c Command) (OrderID, bool) {
 		return c.OrderID, true
 	case TakeBackPoints:
 		return c.OrderID, true
-	case PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser:
+	case PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser, PutWebhookEndpoint, DeleteWebhookEndpoint:
 	}
 	return OrderID{}, false
 }
@@ -328,7 +328,7 @@ func DoneBy(c Command, e Event) bool {
 		return done && received.ReturnID == c.ReturnID
 	case PlaceOrder, ExpireOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult,
 		RecordStrayPayment, RefundPayment, RecordRefundResult, ShipItems, RequestReturn, AddNote, AwardPoints, TakeBackPoints,
-		EraseUser:
+		EraseUser, PutWebhookEndpoint, DeleteWebhookEndpoint:
 	}
 	return false
 }
@@ -491,7 +491,8 @@ func (o Order) evolveLife(e Event, at time.Time) Order {
 		}
 	case NoteAdded:
 		o.Notes = append(slices.Clip(o.Notes), Note{By: e.By, At: at, Sealed: e.Sealed})
-	case OrderPlaced, OrderCancelled, OrderExpired, ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased:
+	case OrderPlaced, OrderCancelled, OrderExpired, ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
+		WebhookEndpointPut, WebhookEndpointDeleted:
 		return o
 	}
 	o.UpdatedAt = at

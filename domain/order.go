@@ -106,7 +106,7 @@ func (o Order) Evolve(e Event, at time.Time) Order {
 		PaymentVoidRequested, PaymentVoided, RefundStarted, PaymentRefunded, RefundFailed, StrayPaymentFound,
 		ItemsShipped, ShipmentDelivered, ReturnRequested, ReturnReceived, NoteAdded, PointsAwarded, PointsTakenBack:
 		o = o.evolveLife(e, at)
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased:
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased, WebhookEndpointPut, WebhookEndpointDeleted:
 		return o
 	}
 	o.derive()
@@ -181,7 +181,7 @@ func OrderOf(e Event) (OrderID, bool) {
 		return e.OrderID, true
 	case PointsTakenBack:
 		return e.OrderID, true
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased:
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased, WebhookEndpointPut, WebhookEndpointDeleted:
 	}
 	return OrderID{}, false
 }

@@ -105,7 +105,7 @@ func Timeline(e Event, at time.Time) (TimelineEntry, bool) {
 		system("points_awarded", Fact{"payment_id", e.PaymentID}, Fact{"points", strconv.FormatInt(e.Points, 10)})
 	case PointsTakenBack:
 		system("points_taken_back", Fact{"refund_id", e.RefundID}, Fact{"points", strconv.FormatInt(e.Points, 10)})
-	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased:
+	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased, WebhookEndpointPut, WebhookEndpointDeleted:
 		return TimelineEntry{}, false
 	}
 	return entry, true

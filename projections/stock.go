@@ -78,7 +78,7 @@ func applyStock(v *view, c *change) error {
 	moves := v.stock.moves[:0]
 	var err error
 	switch c.kind {
-	case kindLaneOpened, kindProductPut, kindOrderChanged, kindUserErased:
+	case kindLaneOpened, kindProductPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
 		return nil
 	case kindOrderPlaced, kindOrderExpired:
 		moves, err = v.readLines(moves, c.kind, c.event.Payload, 1)
@@ -113,7 +113,7 @@ func applyStock(v *view, c *change) error {
 // apply moves units as domain.Account.Evolve does.
 func (a *account) apply(k kind, units int64) {
 	switch k {
-	case kindLaneOpened, kindProductPut, kindOrderChanged, kindUserErased:
+	case kindLaneOpened, kindProductPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
 	case kindPaymentCaptured:
 		a.reserved -= units
 		a.sold += units

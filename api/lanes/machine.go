@@ -419,7 +419,7 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 		}
 		return order.Next(command), order.UserID, nil
 	case domain.ExpireOrder, domain.PutProduct, domain.ReceiveStock, domain.PreheatStock, domain.EraseUser,
-		domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock:
+		domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock, domain.PutWebhookEndpoint, domain.DeleteWebhookEndpoint:
 		return command, request.UserID, nil
 	default:
 		panic(fmt.Sprintf("bug: unknown command %T", command))
@@ -510,6 +510,9 @@ func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Repl
 	if granted, ok := first.(domain.StockGranted); ok {
 		reply.Granted = granted
 	}
+	if put, ok := first.(domain.WebhookEndpointPut); ok {
+		reply.Endpoint = put
+	}
 	return reply, nil
 }
 
@@ -543,7 +546,7 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 			reply.Erased = domain.UserErased(command)
 		case domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock:
 			reply.Stock = m.stockAfter(command)
-		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock:
+		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock, domain.PutWebhookEndpoint, domain.DeleteWebhookEndpoint:
 		}
 		return Outcome{Reply: reply}
 	}

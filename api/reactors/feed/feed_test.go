@@ -45,6 +45,8 @@ func samples() []domain.Event {
 		domain.OrderCancelled{OrderID: id, UserID: secret, Reason: secret, By: secret, Released: released},
 		domain.OrderExpired{OrderID: id, UserID: secret, Released: released},
 		domain.UserErased{UserID: secret, Key: 7, By: secret},
+		domain.WebhookEndpointPut{EndpointID: "erp", URL: "https://" + secret, SealedSecret: []byte(secret), By: secret},
+		domain.WebhookEndpointDeleted{EndpointID: "erp", By: secret},
 		domain.ProductPut{SKU: "tea", Title: "Tea", Price: eur},
 		domain.StockReceived{SKU: "tea", Units: 5, ReceivedTotal: 9},
 		domain.StockGranted{SKU: "tea", ToLane: 1, GrantNumber: 1, Units: 1},

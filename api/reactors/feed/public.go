@@ -69,6 +69,9 @@ func Public(e reactors.Event) (*feedv1.Event, bool) {
 	// Where units lie between the lanes is no business of others.
 	case domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
 		return nil, false
+	// Where these very events are delivered to.
+	case domain.WebhookEndpointPut, domain.WebhookEndpointDeleted:
+		return nil, false
 	// It names a person; who has to forget as well is told by the operator.
 	case domain.UserErased:
 		return nil, false
@@ -86,6 +89,16 @@ func Public(e reactors.Event) (*feedv1.Event, bool) {
 func IsPublic(fact domain.Event) bool {
 	_, public := Public(reactors.Event{Fact: fact})
 	return public
+}
+
+// Types returns the names of the types of public events.
+func Types() []string {
+	fields := (&feedv1.Event{}).ProtoReflect().Descriptor().Oneofs().ByName("fact").Fields()
+	names := make([]string, fields.Len())
+	for i := range names {
+		names[i] = string(fields.Get(i).Message().Name())
+	}
+	return names
 }
 
 // JSON writes a public event down, without blanks.
