@@ -58,7 +58,7 @@ var rooms = []room{
 	{path: "api/payments", may: []string{"api/webhooksig", "domain"}},
 	{path: "api/webhooksig"},
 	{
-		path: "api/reactors", may: []string{"api/lanes", "projections", "eventstore", "domain", "domain/stored", "proto"},
+		path: "api/reactors", may: []string{"api/lanes", "api/webhooksig", "projections", "eventstore", "domain", "domain/stored", "proto"},
 		inTests: []string{"eventstore/embedded"},
 	},
 	{

@@ -29,6 +29,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
+	"github.com/weirhq/weir/proto/weir/webhook/v1/webhookv1connect"
 )
 
 // Commands takes commands. lanes.Set implements it.
@@ -91,6 +92,8 @@ type Options struct {
 	// PaymentProviders are the names of the providers that payments may be started with, the default one first. With none,
 	// no payment can be started.
 	PaymentProviders []string
+	// Webhooks deliver public events; nil means that there is no such service.
+	Webhooks Webhooks
 	// Limits on what a caller may cost.
 	Limits Limits
 	// Serving tells the health service whether the node takes commands; nil means always.
@@ -107,6 +110,7 @@ type Handler struct {
 	sealer    Sealer
 	topology  eventstore.Topology
 	providers []string
+	webhooks  Webhooks
 	limits    Limits
 	logger    *slog.Logger
 	validator *validator
@@ -114,7 +118,7 @@ type Handler struct {
 	deadlines deadlines
 	errors    *connect.ErrorWriter
 
-	orders, payments, catalog, campaigns, coupons, users, health, reflectV1, reflectV1Alpha mount
+	orders, payments, catalog, campaigns, coupons, users, hooks, health, reflectV1, reflectV1Alpha mount
 }
 
 // mount is a service below its path.
@@ -140,7 +144,7 @@ func NewHandler(options Options) *Handler {
 	limits := options.Limits.withDefaults()
 	h := &Handler{
 		commands: options.Commands, views: options.Views, verifier: options.Verifier, sealer: options.Sealer,
-		topology: options.Topology, providers: slices.Clone(options.PaymentProviders), limits: limits, logger: options.Logger,
+		topology: options.Topology, webhooks: options.Webhooks, providers: slices.Clone(options.PaymentProviders), limits: limits, logger: options.Logger,
 		validator: newValidator(), watches: newWatches(limits), deadlines: newDeadlines(limits), errors: connect.NewErrorWriter(),
 	}
 	open := []connect.HandlerOption{
@@ -167,6 +171,10 @@ func NewHandler(options Options) *Handler {
 		orderv1connect.OrderServiceName, paymentv1connect.PaymentServiceName, catalogv1connect.CatalogServiceName, userv1connect.UserServiceName,
 		campaignv1connect.CampaignServiceName, campaignv1connect.CouponServiceName,
 	}
+	if h.webhooks != nil {
+		h.hooks.path, h.hooks.handler = webhookv1connect.NewWebhookServiceHandler(webhookService{h}, operators...)
+		services = append(services, webhookv1connect.WebhookServiceName)
+	}
 	h.health.path, h.health.handler = grpchealth.NewHandler(&checker{services: services, serving: options.Serving}, open...)
 	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)
 	h.reflectV1.path, h.reflectV1.handler = grpcreflect.NewHandlerV1(reflector, open...)
@@ -177,9 +185,9 @@ func NewHandler(options Options) *Handler {
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, m := range [...]*mount{
-		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.users, &h.health, &h.reflectV1, &h.reflectV1Alpha,
+		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.users, &h.hooks, &h.health, &h.reflectV1, &h.reflectV1Alpha,
 	} {
-		if strings.HasPrefix(r.URL.Path, m.path) {
+		if m.handler != nil && strings.HasPrefix(r.URL.Path, m.path) {
 			h.bound(w, r)
 			if badBase64(r) {
 				_ = h.errors.Write(w, r, invalidArgument("message", "it is not URL-safe base64").connectError())

@@ -35,6 +35,8 @@ const (
 	ReasonStockMoving           = Reason(domain.ReasonStockMoving)
 	ReasonUnknownProduct        = Reason(domain.ReasonUnknownProduct)
 	ReasonProductNotFound       = Reason("PRODUCT_NOT_FOUND")
+	ReasonEndpointNotFound      = Reason("ENDPOINT_NOT_FOUND")
+	ReasonEventNotFound         = Reason("EVENT_NOT_FOUND")
 	ReasonOrderNotFound         = Reason(domain.ReasonOrderNotFound)
 	ReasonOrderExpired          = Reason(domain.ReasonOrderExpired)
 	ReasonOrderCancelled        = Reason(domain.ReasonOrderCancelled)
@@ -86,6 +88,8 @@ var reasons = map[Reason]struct {
 	ReasonStockMoving:           {connect.CodeAborted, true, []string{"sku", "want"}},
 	ReasonUnknownProduct:        {connect.CodeFailedPrecondition, false, []string{"sku"}},
 	ReasonProductNotFound:       {connect.CodeNotFound, false, []string{"sku"}},
+	ReasonEndpointNotFound:      {connect.CodeNotFound, false, []string{"endpoint_id"}},
+	ReasonEventNotFound:         {connect.CodeNotFound, false, nil},
 	ReasonOrderNotFound:         {connect.CodeNotFound, false, []string{"order_id"}},
 	ReasonOrderExpired:          {connect.CodeFailedPrecondition, false, []string{"order_id"}},
 	ReasonOrderCancelled:        {connect.CodeFailedPrecondition, false, []string{"order_id"}},

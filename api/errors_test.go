@@ -21,6 +21,8 @@ import (
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/api/reactors"
+	"github.com/weirhq/weir/api/reactors/webhooks"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -167,6 +169,8 @@ func TestEveryErrorOfALaneOrAViewHasItsCodeAndReason(t *testing.T) {
 		{secret, ReasonInternal, 0, true},
 		{viewFault(projections.ErrBehind, min, nil), ReasonViewBehind, 100 * time.Millisecond, false},
 		{viewFault(projections.ErrNotFound, min, productNotFound("a")), ReasonProductNotFound, 0, false},
+		{webhookFault(webhooks.ErrNoEndpoint, "erp"), ReasonEndpointNotFound, 0, false},
+		{webhookFault(reactors.ErrNoEvent, "erp"), ReasonEventNotFound, 0, false},
 		{viewFault(projections.ErrBadPageToken, min, nil), ReasonInvalidArgument, 0, false},
 		{viewFault(projections.ErrTooManyWatchers, min, nil), ReasonTooManyWatches, 5 * time.Second, false},
 		{viewFault(projections.ErrStopped, min, nil), ReasonLaneUnavailable, 5 * time.Second, false},

@@ -13,6 +13,7 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+	webhookv1 "github.com/weirhq/weir/proto/weir/webhook/v1"
 )
 
 // A fingerprint is the first 16 bytes of the SHA-256 of a request's canonical form: the method's name, then its fields
@@ -75,6 +76,30 @@ func canonicalPersonal(requestID string, p *personal) []byte {
 		form = appendText(form, text)
 	}
 	return form
+}
+
+// fingerprintPutEndpoint returns the fingerprint of a request with its secret behind a MAC.
+func fingerprintPutEndpoint(request *webhookv1.PutEndpointRequest, secret [sha256.Size]byte) lanes.Fingerprint {
+	var buffer [canonicalBytes]byte
+	form := appendText(buffer[:0], "weir.webhook.v1.PutEndpoint")
+	form = appendText(form, request.EndpointId)
+	form = appendText(form, request.Url)
+	form = binary.AppendUvarint(form, uint64(len(request.Types)))
+	for _, name := range request.Types {
+		form = appendText(form, name)
+	}
+	paused := uint64(0)
+	if request.Paused {
+		paused = 1
+	}
+	form = binary.AppendUvarint(form, paused)
+	return fingerprint(append(form, secret[:]...))
+}
+
+func fingerprintDeleteEndpoint(endpointID string) lanes.Fingerprint {
+	var buffer [canonicalBytes]byte
+	form := appendText(buffer[:0], "weir.webhook.v1.DeleteEndpoint")
+	return fingerprint(appendText(form, endpointID))
 }
 
 func fingerprintEraseUser(userID string) lanes.Fingerprint {

@@ -390,9 +390,7 @@ func TestAnErasureThatWasStoppedHalfwayIsFinished(t *testing.T) {
 			wantError(t, "the call that is stopped", err, connect.CodeUnavailable, api.ReasonKeysUnavailable)
 			stopped.stopped = false
 			finish(t, n, real, stopped)
-			hasNothingPersonal(t, "afterwards", must(ada.GetOrder(t.Context(), &orderv1.GetOrderRequest{
-				OrderId: placed.Order.OrderId, MinRevision: placed.Revision,
-			}))(t).Order)
+			hasNothingPersonal(t, "afterwards", must(ada.GetOrder(t.Context(), &orderv1.GetOrderRequest{OrderId: placed.Order.OrderId, MinRevision: placed.Revision}))(t).Order)
 		})
 	}
 }

@@ -14,6 +14,7 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
+	webhookv1 "github.com/weirhq/weir/proto/weir/webhook/v1"
 )
 
 // violationsMax bounds the violations that an error lists; a request of 100 bad lines has hundreds.
@@ -34,6 +35,8 @@ func newValidator() *validator {
 		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
 		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
 		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},
+		&webhookv1.PutEndpointRequest{}, &webhookv1.DeleteEndpointRequest{}, &webhookv1.ResumeEndpointRequest{},
+		&webhookv1.ListDeliveriesRequest{}, &webhookv1.ReplayDeliveriesRequest{},
 	), protovalidate.WithDisableLazy())
 	if err != nil {
 		panic("api: bug: a rule in a proto file does not compile: " + err.Error())

@@ -68,6 +68,10 @@ func Decide(s State, c Command, at time.Time) ([]Event, error) {
 		return events, err
 	case EraseUser:
 		return c.decide(s)
+	case PutWebhookEndpoint:
+		return c.decide()
+	case DeleteWebhookEndpoint:
+		return c.decide()
 	}
 	panic(fmt.Sprintf("domain: bug: unknown command %T", c))
 }
@@ -107,7 +111,8 @@ func decideLife(s State, c Command, at time.Time) ([]Event, error) {
 		return c.decide(s)
 	case TakeBackPoints:
 		return c.decide(s)
-	case PlaceOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser, PutCampaign, PutCoupon:
+	case PlaceOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser, PutCampaign, PutCoupon,
+		PutWebhookEndpoint, DeleteWebhookEndpoint:
 	}
 	panic(fmt.Sprintf("domain: bug: %T is not of an order that was placed", c))
 }

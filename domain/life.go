@@ -253,7 +253,8 @@ func (o *Order) Next(c Command) Command {
 		fill(&c.Number, len(o.Notes))
 		return c
 	case PlaceOrder, CancelOrder, ExpireOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, CapturePayment, VoidPayment, RecordPaymentResult,
-		RecordStrayPayment, RecordRefundResult, ConfirmDelivery, ReceiveReturn, AwardPoints, TakeBackPoints, EraseUser, PutCampaign, PutCoupon:
+		RecordStrayPayment, RecordRefundResult, ConfirmDelivery, ReceiveReturn, AwardPoints, TakeBackPoints, EraseUser, PutCampaign, PutCoupon,
+		PutWebhookEndpoint, DeleteWebhookEndpoint:
 	}
 	return c
 }
@@ -308,7 +309,8 @@ func CommandOrderID(c Command) (OrderID, bool) {
 		return c.OrderID, true
 	case TakeBackPoints:
 		return c.OrderID, true
-	case PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser, PutCampaign, PutCoupon:
+	case PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, EraseUser, PutCampaign, PutCoupon,
+		PutWebhookEndpoint, DeleteWebhookEndpoint:
 	}
 	return OrderID{}, false
 }
@@ -328,7 +330,8 @@ func DoneBy(c Command, e Event) bool {
 		return done && received.ReturnID == c.ReturnID
 	case PlaceOrder, ExpireOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult,
 		RecordStrayPayment, RefundPayment, RecordRefundResult, ShipItems, RequestReturn, AddNote, AwardPoints, TakeBackPoints,
-		EraseUser, PutCampaign, PutCoupon:
+		EraseUser, PutCampaign, PutCoupon,
+		PutWebhookEndpoint, DeleteWebhookEndpoint:
 	}
 	return false
 }
@@ -492,7 +495,7 @@ func (o Order) evolveLife(e Event, at time.Time) Order {
 	case NoteAdded:
 		o.Notes = append(slices.Clip(o.Notes), Note{By: e.By, At: at, Sealed: e.Sealed})
 	case OrderPlaced, OrderCancelled, OrderExpired, ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
-		CampaignPut, PoolFilled, PoolDrained, CouponPut:
+		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
 		return o
 	}
 	o.UpdatedAt = at

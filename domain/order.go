@@ -114,7 +114,7 @@ func (o Order) Evolve(e Event, at time.Time) Order {
 		ItemsShipped, ShipmentDelivered, ReturnRequested, ReturnReceived, NoteAdded, PointsAwarded, PointsTakenBack:
 		o = o.evolveLife(e, at)
 	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
-		CampaignPut, PoolFilled, PoolDrained, CouponPut:
+		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
 		return o
 	}
 	o.derive()
@@ -208,7 +208,7 @@ func OrderOf(e Event) (OrderID, bool) {
 	case PointsTakenBack:
 		return e.OrderID, true
 	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
-		CampaignPut, PoolFilled, PoolDrained, CouponPut:
+		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
 	}
 	return OrderID{}, false
 }

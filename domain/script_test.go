@@ -334,6 +334,12 @@ func (s *script) do(text string) ([]domain.Event, error) {
 		c = domain.CancelOrder{OrderID: s.id(word(1)), Reason: word(2), By: "clerk"}
 	case "erase":
 		c = domain.EraseUser{UserID: word(1), Key: domain.KeyID(units(word(2))), By: "clerk"}
+	case "endpoint":
+		c = domain.PutWebhookEndpoint{
+			EndpointID: word(1), URL: word(2), SealedSecret: []byte("sealed"), Types: words[3:], Paused: len(words) > 3 && words[3] == "paused", By: "clerk",
+		}
+	case "delete-endpoint":
+		c = domain.DeleteWebhookEndpoint{EndpointID: word(1), By: "clerk"}
 	case "expire":
 		c = domain.ExpireOrder{OrderID: s.id(word(1)), Grace: 15 * time.Minute}
 	default:
@@ -537,6 +543,10 @@ func (s *script) event(e domain.Event) string {
 		return fmt.Sprintf("OrderExpired %s of %s, released %s%s", s.name(e.OrderID), e.UserID, released(e.Released), terms("", e.CouponCode, ""))
 	case domain.UserErased:
 		return fmt.Sprintf("UserErased %s, key %d, by %s", e.UserID, e.Key, e.By)
+	case domain.WebhookEndpointPut:
+		return fmt.Sprintf("WebhookEndpointPut %s at %s, types %v, paused %t, by %s", e.EndpointID, e.URL, e.Types, e.Paused, e.By)
+	case domain.WebhookEndpointDeleted:
+		return fmt.Sprintf("WebhookEndpointDeleted %s by %s", e.EndpointID, e.By)
 	case domain.ProductPut:
 		return fmt.Sprintf("ProductPut %s %q %v%s", e.SKU, e.Title, e.Price, tax(e.Tax))
 	case domain.CampaignPut:

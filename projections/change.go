@@ -30,8 +30,9 @@ const (
 	kindCouponPut
 	kindPaymentCaptured // Of an order's life, these two move units.
 	kindReturnReceived
-	kindOrderChanged // Any other event of an order's life.
-	kindUserErased   // No view holds what is erased in the clear, so none has to forget it.
+	kindOrderChanged    // Any other event of an order's life.
+	kindUserErased      // No view holds what is erased in the clear, so none has to forget it.
+	kindWebhookEndpoint // The reactor that delivers keeps endpoints.
 )
 
 // payloadVersion is the newest version of any event's payload that the views read.
@@ -91,6 +92,8 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 		c.kind = kindOrderChanged
 	case stored.TypeUserErased:
 		c.kind = kindUserErased
+	case stored.TypeWebhookEndpointPut, stored.TypeWebhookEndpointDeleted:
+		c.kind = kindWebhookEndpoint
 	case eventstore.TypeLaneOpened:
 		return c, nil
 	default:
@@ -116,7 +119,8 @@ func (k kind) isOrder() bool {
 	switch k {
 	case kindOrderPlaced, kindOrderCancelled, kindOrderExpired, kindPaymentCaptured, kindReturnReceived, kindOrderChanged:
 		return true
-	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed, kindUserErased:
+	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed, kindUserErased,
+		kindWebhookEndpoint:
 	}
 	return false
 }

@@ -60,7 +60,7 @@ func applyOrdersByUser(v *view, c *change) error {
 	case kindOrderExpired:
 		status = domain.StatusExpired
 	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed,
-		kindPaymentCaptured, kindReturnReceived, kindOrderChanged, kindUserErased,
+		kindPaymentCaptured, kindReturnReceived, kindOrderChanged, kindUserErased, kindWebhookEndpoint,
 		kindCampaignPut, kindPoolFilled, kindPoolDrained, kindCouponPut:
 		return nil
 	}

@@ -80,7 +80,7 @@ func applyStock(v *view, c *change) error {
 	moves := v.stock.moves[:0]
 	var err error
 	switch c.kind {
-	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
 		return nil
 	case kindOrderPlaced:
 		moves, err = v.readPlaced(moves, c.event.Payload)
@@ -121,7 +121,7 @@ func applyStock(v *view, c *change) error {
 // apply moves units as domain.Account.Evolve does.
 func (a *account) apply(k kind, units int64) {
 	switch k {
-	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
 	case kindPoolFilled, kindPoolDrained:
 		a.received += units
 		a.central += units

@@ -431,7 +431,8 @@ func (m *Machine) complete(request Request, at time.Time) (domain.Command, strin
 		}
 		return order.Next(command), order.UserID, nil
 	case domain.ExpireOrder, domain.PutProduct, domain.ReceiveStock, domain.PreheatStock, domain.EraseUser,
-		domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock, domain.PutCampaign, domain.PutCoupon:
+		domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock, domain.PutCampaign, domain.PutCoupon,
+		domain.PutWebhookEndpoint, domain.DeleteWebhookEndpoint:
 		return command, request.UserID, nil
 	default:
 		panic(fmt.Sprintf("bug: unknown command %T", command))
@@ -522,6 +523,9 @@ func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Repl
 	if granted, ok := first.(domain.StockGranted); ok {
 		reply.Granted = granted
 	}
+	if put, ok := first.(domain.WebhookEndpointPut); ok {
+		reply.Endpoint = put
+	}
 	if put, ok := first.(domain.CampaignPut); ok {
 		reply.Campaign = domain.Campaign{}.Evolve(put, at)
 	}
@@ -567,7 +571,7 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 			reply.Erased = domain.UserErased(command)
 		case domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock:
 			reply.Stock = m.stockAfter(command)
-		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock:
+		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock, domain.PutWebhookEndpoint, domain.DeleteWebhookEndpoint:
 		}
 		return Outcome{Reply: reply}
 	}

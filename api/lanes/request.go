@@ -58,6 +58,8 @@ type Reply struct {
 	Granted domain.StockGranted
 	// Stock is the lane's account after a command of an escrow.
 	Stock domain.Account
+	// Endpoint as PutWebhookEndpoint said it.
+	Endpoint domain.WebhookEndpointPut
 }
 
 // Commands takes requests. Set implements it.

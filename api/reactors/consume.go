@@ -26,7 +26,7 @@ type mark struct {
 }
 
 func (c *inOrder) Take(_ context.Context, commit *eventstore.Commit, at eventstore.Position) error {
-	events, err := eventsOf(commit, c.track.registration.Wants)
+	events, err := eventsOf(commit, &c.track.registration)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (c *byKey) wait() error {
 }
 
 func (c *byKey) Take(ctx context.Context, commit *eventstore.Commit, at eventstore.Position) error {
-	events, err := eventsOf(commit, c.track.registration.Wants)
+	events, err := eventsOf(commit, &c.track.registration)
 	if err != nil {
 		return err
 	}

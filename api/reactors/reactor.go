@@ -13,7 +13,9 @@ package reactors
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/weirhq/weir/domain"
@@ -71,7 +73,9 @@ type Registration struct {
 	InFlightMax int
 	// Key names what has to stay in order; nil means Event.AggregateID.
 	Key func(e Event) string
-	// Wants tells the events that it reacts to; nil means every event.
+	// Types are the names of the stored types that it is given; nil means every type. Others are not even decoded.
+	Types []string
+	// Wants tells of those the events that it reacts to; nil means every event.
 	Wants func(fact domain.Event) bool
 	// RetryMin is the pause after a first failure, RetryMax the longest; it doubles with each failure in a row, and is
 	// jittered. 0 means RetryMinDefault and RetryMaxDefault.
@@ -120,32 +124,75 @@ func Since(at time.Time) Start {
 }
 
 // eventsOf decodes the events of a commit that a reactor wants.
-func eventsOf(commit *eventstore.Commit, wants func(domain.Event) bool) ([]Event, error) {
+func eventsOf(commit *eventstore.Commit, registration *Registration) ([]Event, error) {
 	var events []Event
 	for i := range commit.Events {
-		envelope := &commit.Events[i]
-		if envelope.Type == eventstore.TypeLaneOpened {
+		typeName := commit.Events[i].Type
+		if typeName == eventstore.TypeLaneOpened || (registration.Types != nil && !slices.Contains(registration.Types, typeName)) {
 			continue
 		}
-		fact, err := stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
+		event, err := eventOf(commit, i)
 		if err != nil {
-			return nil, &eventstore.UnreadableCommitError{
-				Lane: commit.Lane, Number: commit.Number, Cause: fmt.Errorf("event %d: %w", i, err),
-			}
+			return nil, err
 		}
-		if wants != nil && !wants(fact) {
-			continue
+		if registration.Wants == nil || registration.Wants(event.Fact) {
+			events = append(events, event)
 		}
-		events = append(events, Event{
-			ID: EventID(commit.Lane, commit.Number, i), Lane: commit.Lane, Commit: commit.Number, Index: i, At: commit.Time,
-			Partition: envelope.Partition, UserID: envelope.UserID, AggregateID: envelope.AggregateID,
-			Type: envelope.Type, Fact: fact,
-		})
 	}
 	return events, nil
+}
+
+// eventOf decodes the event at an index of a commit.
+func eventOf(commit *eventstore.Commit, index int) (Event, error) {
+	envelope := &commit.Events[index]
+	fact, err := stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
+	if err != nil {
+		return Event{}, &eventstore.UnreadableCommitError{
+			Lane: commit.Lane, Number: commit.Number, Cause: fmt.Errorf("event %d: %w", index, err),
+		}
+	}
+	return Event{
+		ID: EventID(commit.Lane, commit.Number, index), Lane: commit.Lane, Commit: commit.Number, Index: index, At: commit.Time,
+		Partition: envelope.Partition, UserID: envelope.UserID, AggregateID: envelope.AggregateID,
+		Type: envelope.Type, Fact: fact,
+	}, nil
+}
+
+// ErrNoEvent says that there is no event of an id.
+var ErrNoEvent = errors.New("there is no such event")
+
+// ReadEvent reads one event from the log. The error is ErrNoEvent when there is none of the id, or a fault.
+func ReadEvent(ctx context.Context, topology eventstore.Topology, log func(lane uint32) eventstore.Log, id string) (Event, error) {
+	lane, number, index, err := ParseEventID(id)
+	if err != nil || lane >= topology.Lanes {
+		return Event{}, fmt.Errorf("event %.64q: %w", id, ErrNoEvent)
+	}
+	record, err := log(lane).Read(ctx, number)
+	if errors.Is(err, eventstore.ErrNoCommit) {
+		return Event{}, fmt.Errorf("event %s: %w", id, ErrNoEvent)
+	}
+	if err != nil {
+		return Event{}, fmt.Errorf("read event %s: %w", id, err)
+	}
+	commit, err := eventstore.DecodeCommit(record.Data)
+	if err != nil {
+		return Event{}, &eventstore.UnreadableCommitError{Lane: lane, Number: number, Cause: err}
+	}
+	if index >= len(commit.Events) || commit.Events[index].Type == eventstore.TypeLaneOpened {
+		return Event{}, fmt.Errorf("event %s: %w", id, ErrNoEvent)
+	}
+	return eventOf(commit, index)
 }
 
 // EventID returns the id of the event at an index, counted from 0, of a commit.
 func EventID(lane uint32, commit uint64, index int) string {
 	return fmt.Sprintf("%d-%d-%d", lane, commit, index)
+}
+
+// ParseEventID reads what EventID wrote, and nothing else.
+func ParseEventID(id string) (lane uint32, commit uint64, index int, err error) {
+	if n, err := fmt.Sscanf(id, "%d-%d-%d", &lane, &commit, &index); n != 3 || err != nil || EventID(lane, commit, index) != id {
+		return 0, 0, 0, fmt.Errorf("%.64q is not the id of an event", id)
+	}
+	return lane, commit, index, nil
 }

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
 )
@@ -138,7 +140,7 @@ func (r *Runner) Add(registration Registration) error {
 	return nil
 }
 
-// Remove ends a reactor, waits until it has ended, and forgets its positions. One that is not there is none too many.
+// Remove ends a reactor, waits until it has ended, and forgets its positions. It need not be there.
 func (r *Runner) Remove(name string) error {
 	r.mu.Lock()
 	var ended []*track
@@ -153,13 +155,16 @@ func (r *Runner) Remove(name string) error {
 		r.byLane[lane].Store(&left)
 	}
 	r.mu.Unlock()
-	var errs []error
 	for _, t := range ended {
 		t.end()
 		if t.started {
 			<-t.stopped
 		}
-		errs = append(errs, t.forget())
+	}
+	// A crash may have left some of one that is not there any more.
+	var errs []error
+	for lane := range r.options.Topology.Lanes {
+		errs = append(errs, r.options.Store.DB().Delete(positionKey(name, lane), pebble.NoSync))
 	}
 	return errors.Join(errs...)
 }

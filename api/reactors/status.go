@@ -88,7 +88,7 @@ func (t *track) hasStopped() bool {
 
 // Recorded returns the positions that a node left in its store, for when no runner runs: by lane, and by name.
 func Recorded(store *projections.Store) (all []Status, err error) {
-	table := []byte{projections.KeySpaceReactors, tablePositions}
+	table := []byte{projections.KeySpaceReactors, TablePositions}
 	iter, err := store.DB().NewIter(&pebble.IterOptions{LowerBound: table, UpperBound: []byte{table[0], table[1] + 1}})
 	if err != nil {
 		return nil, err

@@ -98,7 +98,7 @@ func (t *track) feed(ctx context.Context) error {
 // at once: the head of tomorrow is another one.
 func (t *track) resume(ctx context.Context) error {
 	db := t.runner.options.Store.DB()
-	value, closer, err := db.Get(t.positionKey())
+	value, closer, err := db.Get(positionKey(t.name, t.lane))
 	if err == nil {
 		done, err := decodeProgress(value)
 		if err := errors.Join(err, closer.Close()); err != nil {
@@ -245,26 +245,27 @@ func (t *track) advance(done progress) error {
 	value := binary.BigEndian.AppendUint64(make([]byte, 0, progressBytes), done.Number)
 	value = append(value, done.Hash[:]...)
 	value = binary.BigEndian.AppendUint64(value, uint64(nanos(done.at)))
-	if err := t.runner.options.Store.DB().Set(t.positionKey(), value, pebble.NoSync); err != nil {
+	if err := t.runner.options.Store.DB().Set(positionKey(t.name, t.lane), value, pebble.NoSync); err != nil {
 		return fmt.Errorf("write its position: %w", err)
 	}
 	t.set(done)
 	return nil
 }
 
-// forget drops the position of a reactor that was removed.
-func (t *track) forget() error {
-	return t.runner.options.Store.DB().Delete(t.positionKey(), pebble.NoSync)
-}
-
-// Keys of this package are projections.KeySpaceReactors, a table, and then
+// Keys of the reactors are projections.KeySpaceReactors, a table, and then what the table's owner makes of the rest:
 //
-//	position   name 0x00 lane (2 bytes)    number, hash and log time of the position
-const tablePositions byte = 'p'
+//	TablePositions    name 0x00 lane (2 bytes)     number, hash and log time of the position; this package
+//	TableEndpoints    endpoint id                  what is known of it; package webhooks
+//	TableDeliveries   endpoint id 0x00 number      what came of an attempt; package webhooks
+const (
+	TablePositions  byte = 'p'
+	TableEndpoints  byte = 'w'
+	TableDeliveries byte = 'd'
+)
 
-func (t *track) positionKey() []byte {
-	key := append([]byte{projections.KeySpaceReactors, tablePositions}, t.name...)
-	return binary.BigEndian.AppendUint16(append(key, 0), uint16(t.lane))
+func positionKey(name string, lane uint32) []byte {
+	key := append([]byte{projections.KeySpaceReactors, TablePositions}, name...)
+	return binary.BigEndian.AppendUint16(append(key, 0), uint16(lane))
 }
 
 // progressBytes is number, hash and log time.

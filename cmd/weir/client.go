@@ -26,6 +26,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
+	"github.com/weirhq/weir/proto/weir/webhook/v1/webhookv1connect"
 )
 
 const (
@@ -112,6 +113,14 @@ func (c *client) payments() (paymentv1connect.PaymentServiceClient, error) {
 		return nil, err
 	}
 	return paymentv1connect.NewPaymentServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) webhooks() (webhookv1connect.WebhookServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return webhookv1connect.NewWebhookServiceClient(c.http(), base, c.options()...), nil
 }
 
 func (c *client) options() []connect.ClientOption {

@@ -26,6 +26,7 @@ import (
 	"github.com/weirhq/weir/api/payments/sandbox"
 	"github.com/weirhq/weir/api/reactors"
 	"github.com/weirhq/weir/api/reactors/paying"
+	"github.com/weirhq/weir/api/reactors/webhooks"
 	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -97,8 +98,9 @@ type node struct {
 	views    *projections.Views
 	reactors *reactors.Runner
 	cashier  *paying.Cashier
-	// webhooks by payment provider.
-	webhooks map[string]http.Handler
+	// notices take payment providers' webhooks, by provider; webhooks are those that go out.
+	notices  map[string]http.Handler
+	webhooks *webhooks.Outbox
 	// sandbox is this process's own, nil for none.
 	sandbox         *sandbox.Server
 	sandboxListener net.Listener
@@ -265,7 +267,7 @@ func (n *node) openAPI(ctx context.Context) error {
 		return err
 	}
 	handler := api.NewHandler(api.Options{
-		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology,
+		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks,
 		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
 	})
 	n.server = api.NewServer(handler)

@@ -682,7 +682,7 @@ func TestPublishedEventsAreOnTheirStreamOnceAndSoAfterARestart(t *testing.T) {
 	}
 	wantText(t, live(t, nil, "reactors", "status", "--data", dir).want(t, exitOK).stdout, "event-feed", "stopped")
 	all := decode[reactorReport](t, live(t, nil, "reactors", "status", "--data", dir, "-o", "json").want(t, exitOK).stdout).Reactors
-	if len(all) != 6 || all[0].Lag != 0 || all[0].Position == 0 {
+	if len(all) != 8 || all[0].Lag != 0 || all[0].Position == 0 {
 		t.Errorf("of the stopped node: got %+v", all)
 	}
 

@@ -122,9 +122,9 @@ func (n *node) openPayments(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	n.webhooks = map[string]http.Handler{}
+	n.notices = map[string]http.Handler{}
 	for name, reader := range readers {
-		n.webhooks[name], err = payments.NewWebhookHandler(payments.WebhookOptions{Reader: reader, Take: n.cashier.Take, Logger: n.logger})
+		n.notices[name], err = payments.NewWebhookHandler(payments.WebhookOptions{Reader: reader, Take: n.cashier.Take, Logger: n.logger})
 		if err != nil {
 			return err
 		}
@@ -245,7 +245,7 @@ func (n *node) withWebhooks(handler http.Handler) http.Handler {
 			handler.ServeHTTP(w, r)
 			return
 		}
-		webhook, there := n.webhooks[name]
+		webhook, there := n.notices[name]
 		if !there {
 			http.NotFound(w, r)
 			return

@@ -12,6 +12,7 @@ import (
 	"github.com/weirhq/weir/api/reactors/feed"
 	"github.com/weirhq/weir/api/reactors/paying"
 	"github.com/weirhq/weir/api/reactors/points"
+	"github.com/weirhq/weir/api/reactors/webhooks"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
 )
@@ -32,10 +33,22 @@ func (n *node) openReactors(ctx context.Context) (err error) {
 		}
 		registrations = append(registrations, feed.NewReactor(stream).Registration())
 	}
-	n.reactors, err = reactors.New(reactors.Options{
-		Store: n.store, Topology: n.log.topology, Log: n.log.streams.Log, Reactors: registrations, Logger: n.logger,
+	n.webhooks, err = webhooks.Open(webhooks.Options{
+		Store: n.store, Topology: n.log.topology, Log: n.log.streams.Log, Secrets: n.sealer, Logger: n.logger,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	n.later(func() error { n.webhooks.Close(); return nil })
+	n.reactors, err = reactors.New(reactors.Options{
+		Store: n.store, Topology: n.log.topology, Log: n.log.streams.Log, Logger: n.logger,
+		Reactors: append(registrations, n.webhooks.Registrations()...),
+	})
+	if err != nil {
+		return err
+	}
+	n.webhooks.Attach(n.reactors)
+	return nil
 }
 
 // reactorLane is how far one reactor has followed one lane.
@@ -74,7 +87,8 @@ func (p *process) reactorsCommand() *cobra.Command {
 		Use:   "reactors",
 		Short: "See how far the reactors are",
 		Long: `Reactors act on what was decided: they follow the log, lane by lane, and have effects elsewhere, such as the public
-event feed (--publish-events). An effect that fails is tried again until it succeeds; nothing is skipped.`,
+event feed (--publish-events) and webhooks (one reactor for each endpoint). An effect that fails is tried again until it
+succeeds; nothing is skipped.`,
 	})
 	cmd.AddCommand(p.reactorsStatus())
 	return cmd

@@ -28,6 +28,10 @@ const (
 	TypeOrderCancelled = "OrderCancelled"
 	TypeOrderExpired   = "OrderExpired"
 	TypeUserErased     = "UserErased"
+
+	TypeWebhookEndpointPut     = "WebhookEndpointPut"
+	TypeWebhookEndpointDeleted = "WebhookEndpointDeleted"
+
 	TypeProductPut     = "ProductPut"
 	TypeStockReceived  = "StockReceived"
 	TypeStockGranted   = "StockGranted"
@@ -115,6 +119,10 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 		return TypePointsTakenBack, e.OrderID.String()
 	case domain.UserErased:
 		return TypeUserErased, e.UserID
+	case domain.WebhookEndpointPut:
+		return TypeWebhookEndpointPut, e.EndpointID
+	case domain.WebhookEndpointDeleted:
+		return TypeWebhookEndpointDeleted, e.EndpointID
 	case domain.ProductPut:
 		return TypeProductPut, e.SKU
 	case domain.StockReceived:
@@ -193,6 +201,10 @@ func sizeOf(e domain.Event) int {
 		return sizeBy(e, walkPointsTakenBack)
 	case domain.UserErased:
 		return sizeVarint(uint64(e.Key)) + sizeText(e.By)
+	case domain.WebhookEndpointPut:
+		return sizeEndpoint(&e)
+	case domain.WebhookEndpointDeleted:
+		return sizeText(e.By)
 	case domain.ProductPut:
 		return sizeText(e.Title) + sizeText(e.Price.Currency) + sizeVarint(uint64(e.Price.Minor)) + sizeTax(e.Tax)
 	case domain.StockReceived:
@@ -286,6 +298,10 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 	case domain.UserErased:
 		dst = appendVarint(dst, 1, uint64(e.Key))
 		return appendText(dst, 2, e.By)
+	case domain.WebhookEndpointPut:
+		return appendEndpoint(dst, &e)
+	case domain.WebhookEndpointDeleted:
+		return appendText(dst, 1, e.By)
 	case domain.ProductPut:
 		dst = appendText(dst, 1, e.Title)
 		dst = appendText(dst, 2, e.Price.Currency)
@@ -494,10 +510,15 @@ var readers = map[string]reader{
 	TypeOrderCancelled: readOrderCancelled,
 	TypeOrderExpired:   readOrderExpired,
 	TypeUserErased:     readUserErased,
-	TypeProductPut:     readProductPut,
-	TypeStockReceived:  readStockReceived,
-	TypeCampaignPut:    readCampaignPut,
-	TypeCouponPut:      readCouponPut,
+
+	TypeWebhookEndpointPut:     readWebhookEndpointPut,
+	TypeWebhookEndpointDeleted: readWebhookEndpointDeleted,
+
+	TypeProductPut:    readProductPut,
+	TypeStockReceived: readStockReceived,
+
+	TypeCampaignPut: readCampaignPut,
+	TypeCouponPut:   readCouponPut,
 	TypePoolFilled: func(pool, _ string, payload []byte) (domain.Event, error) {
 		units, err := readUnits(payload)
 		return domain.PoolFilled{Pool: pool, Units: units}, err

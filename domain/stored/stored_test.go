@@ -42,6 +42,11 @@ var golden = map[string]domain.Event{
 		OrderID: orderID, UserID: "alice", Lines: []domain.Line{{SKU: "mug", Units: 1, Title: "Enamel mug", PriceMinor: 1299}},
 		Total: domain.Money{Currency: "EUR", Minor: 1299}, PayBy: payBy, SealedPersonal: bytes.Repeat([]byte{1, 0xfe}, 100),
 	},
+	"WebhookEndpointPut.v1": domain.WebhookEndpointPut{
+		EndpointID: "erp", URL: "https://erp.example/weir", SealedSecret: []byte{1, 0xfe}, Types: []string{"OrderPlaced", "OrderCancelled"}, Paused: true, By: "clerk-7",
+	},
+	"WebhookEndpointDeleted.v1": domain.WebhookEndpointDeleted{EndpointID: "erp", By: "clerk-7"},
+
 	"UserErased.v1": domain.UserErased{UserID: "alice", Key: 0xfedcba9876543210, By: "clerk-7"},
 	"OrderPlaced.v1.one-line": domain.OrderPlaced{
 		OrderID: orderID, UserID: "alice", Lines: []domain.Line{{SKU: "mug", Units: 1, Title: "Enamel mug", PriceMinor: 1299}},
@@ -184,6 +189,8 @@ var samples = []domain.Event{
 	domain.OrderCancelled{OrderID: orderID},
 	domain.OrderExpired{OrderID: orderID},
 	domain.UserErased{UserID: "alice"},
+	domain.WebhookEndpointPut{EndpointID: "erp"},
+	domain.WebhookEndpointDeleted{EndpointID: "erp"},
 	domain.ProductPut{SKU: "mug"},
 	domain.StockReceived{SKU: "mug"},
 	domain.StockGranted{SKU: "mug"},
@@ -311,17 +318,17 @@ func drawEvent(t *rapid.T) domain.Event {
 	if content := rapid.SliceOfN(rapid.Byte(), 0, 99).Draw(t, "sealed"); len(content) > 0 {
 		sealed = content
 	}
-	switch rapid.IntRange(0, 32).Draw(t, "event") {
-	case 29:
+	switch rapid.IntRange(0, 34).Draw(t, "event") {
+	case 31:
 		return domain.CampaignPut{
 			Pool: "mug", Price: domain.Money{Currency: text("currency"), Minor: units()}, OpensAt: drawn("opens at"), ClosesAt: drawn("closes at"),
 			UserUnitsMax: units(), OrderUnitsMax: units(), Units: units(),
 		}
-	case 30:
-		return domain.PoolFilled{Pool: "mug", Units: units()}
-	case 31:
-		return domain.PoolDrained{Pool: "mug", Units: units()}
 	case 32:
+		return domain.PoolFilled{Pool: "mug", Units: units()}
+	case 33:
+		return domain.PoolDrained{Pool: "mug", Units: units()}
+	case 34:
 		return domain.CouponPut{Code: "mug", Terms: domain.CouponTerms{
 			Kind: domain.CouponKind(lane), AmountMinor: units(), RateBps: units(), Currency: text("currency"), MinSubtotalMinor: units(),
 			ValidFrom: drawn("from"), ValidUntil: drawn("until"), UserUsesMax: units(), UsesMax: units(),
@@ -354,6 +361,14 @@ func drawEvent(t *rapid.T) domain.Event {
 		return domain.StockAllotted{SKU: "mug", HomeLane: lane, GrantNumber: number, Units: units()}
 	case 28:
 		return domain.UserErased{UserID: "alice", Key: domain.KeyID(number), By: text("by")}
+	case 29:
+		var types []string
+		for range rapid.IntRange(0, 3).Draw(t, "types") {
+			types = append(types, text("type"))
+		}
+		return domain.WebhookEndpointPut{EndpointID: "erp", URL: text("url"), SealedSecret: sealed, Types: types, Paused: rapid.Bool().Draw(t, "paused"), By: text("by")}
+	case 30:
+		return domain.WebhookEndpointDeleted{EndpointID: "erp", By: text("by")}
 	case 7:
 		return domain.StockReturned{SKU: "mug", HomeLane: lane, ReturnNumber: number, Units: units()}
 	case 8:
@@ -429,6 +444,10 @@ var generated = map[string]func() proto.Message{
 	stored.TypeOrderCancelled: func() proto.Message { return &eventv1.OrderCancelled{} },
 	stored.TypeOrderExpired:   func() proto.Message { return &eventv1.OrderExpired{} },
 	stored.TypeUserErased:     func() proto.Message { return &eventv1.UserErased{} },
+
+	stored.TypeWebhookEndpointPut:     func() proto.Message { return &eventv1.WebhookEndpointPut{} },
+	stored.TypeWebhookEndpointDeleted: func() proto.Message { return &eventv1.WebhookEndpointDeleted{} },
+
 	stored.TypeProductPut:     func() proto.Message { return &eventv1.ProductPut{} },
 	stored.TypeStockReceived:  func() proto.Message { return &eventv1.StockReceived{} },
 	stored.TypeStockGranted:   func() proto.Message { return &eventv1.StockGranted{} },
@@ -487,6 +506,8 @@ var typeNames = []string{
 	stored.TypePointsAwarded,
 	stored.TypePointsTakenBack,
 	stored.TypeUserErased,
+	stored.TypeWebhookEndpointPut,
+	stored.TypeWebhookEndpointDeleted,
 }
 
 // FuzzDecode holds Decode to what the generated types read: the same payloads are refused, the others mean the same, and
@@ -519,8 +540,11 @@ func FuzzDecode(f *testing.F) {
 		}, typeName) {
 			aggregateID = orderID.String()
 		}
-		if typeName == stored.TypeUserErased {
+		switch typeName {
+		case stored.TypeUserErased:
 			aggregateID = "alice"
+		case stored.TypeWebhookEndpointPut, stored.TypeWebhookEndpointDeleted:
+			aggregateID = "erp"
 		}
 		before := slices.Clone(payload)
 		got, err := stored.Decode(typeName, 1, aggregateID, "alice", payload)
@@ -643,6 +667,10 @@ func messageOf(e domain.Event) proto.Message {
 		return &eventv1.OrderCancelled{Reason: e.Reason, By: e.By, Released: released(e.Released), Unsold: released(e.Unsold), CouponCode: e.CouponCode}
 	case domain.OrderExpired:
 		return &eventv1.OrderExpired{Released: released(e.Released), CouponCode: e.CouponCode}
+	case domain.WebhookEndpointPut:
+		return &eventv1.WebhookEndpointPut{Url: e.URL, SealedSecret: e.SealedSecret, Types: e.Types, Paused: e.Paused, By: e.By}
+	case domain.WebhookEndpointDeleted:
+		return &eventv1.WebhookEndpointDeleted{By: e.By}
 	case domain.UserErased:
 		return &eventv1.UserErased{KeyId: uint64(e.Key), By: e.By}
 	case domain.ProductPut:
@@ -762,6 +790,10 @@ func eventOf(m proto.Message, id domain.OrderID, userID string) domain.Event {
 		return domain.OrderCancelled{OrderID: id, UserID: userID, Reason: m.GetReason(), By: m.GetBy(), Released: released(m.GetReleased()), Unsold: released(m.GetUnsold()), CouponCode: m.GetCouponCode()}
 	case *eventv1.OrderExpired:
 		return domain.OrderExpired{OrderID: id, UserID: userID, Released: released(m.GetReleased()), CouponCode: m.GetCouponCode()}
+	case *eventv1.WebhookEndpointPut:
+		return domain.WebhookEndpointPut{EndpointID: "erp", URL: m.GetUrl(), SealedSecret: bytesOrNil(m.GetSealedSecret()), Types: m.GetTypes(), Paused: m.GetPaused(), By: m.GetBy()}
+	case *eventv1.WebhookEndpointDeleted:
+		return domain.WebhookEndpointDeleted{EndpointID: "erp", By: m.GetBy()}
 	case *eventv1.UserErased:
 		return domain.UserErased{UserID: userID, Key: domain.KeyID(m.GetKeyId()), By: m.GetBy()}
 	case *eventv1.ProductPut:
@@ -874,4 +906,12 @@ func BenchmarkGeneratedOrderPlaced(b *testing.B) {
 			eventOf(&m, orderID, "alice")
 		}
 	})
+}
+
+// bytesOrNil is what Decode makes of an empty field: nothing.
+func bytesOrNil(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
+	}
+	return b
 }

@@ -45,6 +45,8 @@ func samples() []domain.Event {
 		domain.OrderCancelled{OrderID: id, UserID: secret, Reason: secret, By: secret, Released: released, CouponCode: secret},
 		domain.OrderExpired{OrderID: id, UserID: secret, Released: released, CouponCode: secret},
 		domain.UserErased{UserID: secret, Key: 7, By: secret},
+		domain.WebhookEndpointPut{EndpointID: "erp", URL: "https://" + secret, SealedSecret: []byte(secret), By: secret},
+		domain.WebhookEndpointDeleted{EndpointID: "erp", By: secret},
 		domain.ProductPut{SKU: "tea", Title: "Tea", Price: eur},
 		domain.StockReceived{SKU: "tea", Units: 5, ReceivedTotal: 9},
 		domain.StockReceived{SKU: domain.CouponPool(secret), Units: 5, ReceivedTotal: 9},

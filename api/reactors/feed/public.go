@@ -75,6 +75,9 @@ func Public(e reactors.Event) (*feedv1.Event, bool) {
 	// Terms that change nothing yet. A campaign can be asked for; a coupon's code is worth money to whoever reads it.
 	case domain.CampaignPut, domain.CouponPut:
 		return nil, false
+	// Where these very events are delivered to.
+	case domain.WebhookEndpointPut, domain.WebhookEndpointDeleted:
+		return nil, false
 	// It names a person; who has to forget as well is told by the operator.
 	case domain.UserErased:
 		return nil, false
@@ -92,6 +95,16 @@ func Public(e reactors.Event) (*feedv1.Event, bool) {
 func IsPublic(fact domain.Event) bool {
 	_, public := Public(reactors.Event{Fact: fact})
 	return public
+}
+
+// Types returns the names of the types of public events.
+func Types() []string {
+	fields := (&feedv1.Event{}).ProtoReflect().Descriptor().Oneofs().ByName("fact").Fields()
+	names := make([]string, fields.Len())
+	for i := range names {
+		names[i] = string(fields.Get(i).Message().Name())
+	}
+	return names
 }
 
 // JSON writes a public event down, without blanks.

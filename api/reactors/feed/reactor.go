@@ -114,7 +114,8 @@ func (r *Reactor) published(ctx context.Context, lane uint32) (place, error) {
 	}
 	if found {
 		var of uint32
-		if n, err := fmt.Sscanf(id, "%d-%d-%d", &of, &last.commit, &last.index); n != 3 || err != nil || of != lane {
+		of, last.commit, last.index, err = reactors.ParseEventID(id)
+		if err != nil || of != lane {
 			return place{}, fmt.Errorf("the newest event of lane %d that was published has the id %q", lane, id)
 		}
 	}
