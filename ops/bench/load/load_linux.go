@@ -82,8 +82,6 @@ const (
 	replyWait = 10 * time.Second
 	// callsWait bounds a run that has no Duration.
 	callsWait = 15 * time.Minute
-	// readSize is how much a connection's buffer grows by.
-	readSize = 16 << 10
 	// eventsMax is how many ready connections are taken at a time.
 	eventsMax = 256
 )
