@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -53,7 +54,8 @@ answered are asked again with the same request id, so that each takes effect onc
 
 What it checks: as many attempts as there are units were acknowledged, each with an order of its own, and all others
 refused; every acknowledged order is there, and its request answers with the same bytes again; the product's account
-adds up, and holds as many units as there are orders. If not, the exit code is 3 (difference).
+adds up, and holds as many units as there are orders; the log says the same after every event ('weir audit stock'). If
+not, the exit code is 3 (difference).
 
 The totals (sold, refused by reason, expired, resold) are the same for every run with the same flags, killed or not:
 every attempt is for one unit and by another user, so it does not matter who comes first. --seed draws the users, and
@@ -93,6 +95,10 @@ func (p *process) flashSale(cmd *cobra.Command, f flashSaleFlags) error {
 	}
 	watch := &saleProgress{p: p}
 	options.Watch = watch.at
+	options.Audit = func(ctx context.Context, data, sku string) (*flashsale.Audit, error) {
+		watch.end()
+		return p.auditSale(ctx, data, sku)
+	}
 	report, err := flashsale.Run(cmd.Context(), options)
 	watch.end()
 	var slow *flashsale.TooSlowError
@@ -126,7 +132,7 @@ func (p *process) flashSaleOptions(cmd *cobra.Command, f flashSaleFlags) (flashs
 		if err != nil || at.Scheme != "http" || at.Port() == "" || strings.Trim(at.Path, "/") != "" || at.RawQuery != "" || at.User != nil {
 			return o, usagef("%q is not the address of a node as this command needs it: http://HOST:PORT", f.addr).then("give --addr as %s", defaultAddr)
 		}
-		o.Addr, o.Token = at.Host, f.token
+		o.Addr, o.Token, o.Data = at.Host, f.token, f.data
 		if f.data != "" {
 			key, err := openTokenKey(dataDir(f.data))
 			if err != nil {
@@ -161,6 +167,33 @@ func (p *process) flashSaleOptions(cmd *cobra.Command, f flashSaleFlags) (flashs
 		return o, usagef("%v", err)
 	}
 	return o, nil
+}
+
+// auditSale is 'weir audit stock' of the sale's product.
+func (p *process) auditSale(ctx context.Context, data, sku string) (*flashsale.Audit, error) {
+	s, err := p.openSource(ctx, &sourceFlags{data: data})
+	if err != nil {
+		return nil, err
+	}
+	a := newStockAuditor(s.topology, sku)
+	if err := closeWith(s, p.replay(ctx, s, a)); err != nil {
+		return nil, err
+	}
+	replayed := a.report()
+	found := &flashsale.Audit{Violations: []string{}}
+	for _, each := range replayed.SKUs { // The product, and pools of it.
+		found.Events += each.Events
+		found.Received += each.Received
+		found.Central += each.Central
+		found.InTransit += each.InTransit
+		found.Available += each.Allotted
+		found.Reserved += each.Reserved
+		found.Sold += each.Sold
+	}
+	for _, v := range replayed.Violations {
+		found.Violations = append(found.Violations, fmt.Sprintf("%s, lane %d, commit %d, event %d (%s): %s", v.SKU, v.Lane, v.Commit, v.Event, v.Type, v.What))
+	}
+	return found, nil
 }
 
 // flashSaleTokenTTL is how long the token for a sale is good.
@@ -231,6 +264,9 @@ func (p *process) printSale(r *flashsale.Report) error {
 	s := r.Stock
 	pairs = append(pairs, "stock", fmt.Sprintf("received %d = central %d + in transit %d + available %d + reserved %d + sold %d",
 		s.Received, s.Central, s.InTransit, s.Available, s.Reserved, s.Sold))
+	if a := r.Audit; a != nil && len(a.Violations) == 0 {
+		pairs = append(pairs, "audit", fmt.Sprintf("the log says the same, and adds up after each of its %s events", groupDigits(a.Events)))
+	}
 	if err := fields(p.stdout, paint, pairs...); err != nil {
 		return err
 	}

@@ -191,6 +191,27 @@ func (s *Stock) check(received, holding int64) error {
 	return nil
 }
 
+// audit replays the log and compares what it says with the view.
+func (s *sale) audit(ctx context.Context) error {
+	if s.Audit == nil || s.node.Data() == "" {
+		s.report.Notes = append(s.report.Notes, "the log was not replayed: that needs the node's data directory; 'weir audit stock' does it")
+		return nil
+	}
+	found, err := s.Audit(ctx, s.node.Data(), s.sku)
+	if err != nil {
+		return fmt.Errorf("audit the stock of %s: %w", s.sku, err)
+	}
+	s.report.Audit = found
+	for _, violation := range found.Violations {
+		s.report.wrong("the log: %s (I3)", violation)
+	}
+	// Once orders may have expired since the view was read, the two may differ.
+	if view := s.report.Stock; len(found.Violations) == 0 && time.Now().Before(s.heldUntil) && (found.Received != view.Received || found.Reserved != view.Reserved || found.Sold != view.Sold) {
+		s.report.wrong("the log says that the account is %+v, the view %+v (I6)", found.Stock, view)
+	}
+	return nil
+}
+
 // expire waits until unpaid orders have expired and given their units back; holding is how many units all orders hold before.
 func (s *sale) expire(ctx context.Context, unpaid []placed, holding int64) error {
 	var last time.Time

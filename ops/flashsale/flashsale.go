@@ -25,6 +25,8 @@ type Options struct {
 	Addr string
 	// Token of an operator for the node at Addr.
 	Token string
+	// Data directory of the node at Addr; empty when it is not known.
+	Data string
 	// Lanes of the node that is started.
 	Lanes int
 	// PayWithin is how long an order on the node that is started keeps its units unpaid.
@@ -43,6 +45,9 @@ type Options struct {
 	Dir string
 	// ViewWait is how long a view may take to show what was acknowledged, at most 10 s.
 	ViewWait time.Duration
+	// Audit replays the log of the node that runs on a data directory, and says what is wrong with a product's units (I3).
+	// May be nil.
+	Audit func(ctx context.Context, data, sku string) (*Audit, error)
 	// Watch is told how far the sale is: every watchEvery, and at each step's end. From one goroutine; may be nil.
 	Watch func(Progress)
 }
@@ -103,6 +108,8 @@ type Report struct {
 	Kill *Kill `json:"kill,omitempty"`
 	// Stock is the product's account at the end.
 	Stock Stock `json:"stock"`
+	// Audit is what the log says of the product's units; nil when it was not asked.
+	Audit *Audit `json:"audit,omitempty"`
 	// Notes say what was left out, and why.
 	Notes []string `json:"notes,omitempty"`
 	// Wrong is everything that must not be; empty for a good sale.
@@ -155,6 +162,15 @@ type Stock struct {
 	Sold      int64 `json:"sold"`
 }
 
+// Audit is what a replay of the log found.
+type Audit struct {
+	// Events that moved the product's units, after each of which its account was proven.
+	Events int64 `json:"events"`
+	Stock
+	// Violations are the events after which it was wrong.
+	Violations []string `json:"violations"`
+}
+
 // wrongMax ends the list of what is wrong: what follows says nothing new.
 const wrongMax = 20
 
@@ -171,7 +187,7 @@ func Run(ctx context.Context, options Options) (report *Report, err error) {
 		return nil, err
 	}
 	if options.Addr != "" {
-		return hold(ctx, options, &foreignNode{addr: options.Addr, token: options.Token})
+		return hold(ctx, options, &foreignNode{addr: options.Addr, token: options.Token, data: options.Data})
 	}
 	dir, err := os.MkdirTemp(options.Dir, "weir-flash-sale-")
 	if err != nil {
@@ -189,6 +205,8 @@ type sale struct {
 	report *Report
 	// sku is the product's.
 	sku string
+	// heldUntil is the earliest time at which an order may expire that the report says is open.
+	heldUntil time.Time
 }
 
 // hold holds the sale on a node.
@@ -208,7 +226,11 @@ func hold(ctx context.Context, options Options, on node) (report *Report, err er
 	// Request ids are for ever, so that another run on the same node needs others. Nothing of the totals depends on it.
 	s.sku = fmt.Sprintf("flash-%08x", rand.Uint32())
 	s.report = &Report{Run: s.sku, Seed: options.Seed, Totals: Totals{Units: options.Units, Attempts: options.Attempts}, Wrong: []string{}}
-	if err := s.sell(ctx); err != nil {
+	err = s.sell(ctx)
+	if err == nil {
+		err = s.audit(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, context.Cause(ctx))
 	}
 	return s.report, nil
@@ -244,6 +266,7 @@ func (s *sale) sell(ctx context.Context) error {
 		return err
 	}
 	window := rushed.payWithin()
+	s.heldUntil = rushed.began.Add(window)
 	if took := time.Since(rushed.began); window > 0 && took >= window {
 		return &TooSlowError{Took: took, PayWithin: window}
 	}
@@ -286,7 +309,9 @@ func (s *sale) resell(ctx context.Context, rushed *tally) error {
 	if err := s.checkStock(ctx, t.Sold-t.Expired+t.Resold); err != nil {
 		return err
 	}
-	if took, window := time.Since(resold.began), resold.payWithin(); window > 0 && took >= window {
+	window := resold.payWithin()
+	s.heldUntil = resold.began.Add(window)
+	if took := time.Since(resold.began); window > 0 && took >= window {
 		return &TooSlowError{Took: took, PayWithin: window}
 	}
 	return nil

@@ -118,6 +118,36 @@ func TestAKillLosesNothingAndChangesNoTotal(t *testing.T) {
 	}
 }
 
+func TestWhatTheLogSaysIsPartOfTheVerdict(t *testing.T) {
+	good := Audit{Events: 21, Stock: Stock{Received: 20, Reserved: 20}}
+	for _, c := range []struct {
+		name   string
+		change func(*Audit)
+		want   string
+	}{
+		{"the same as the view", func(*Audit) {}, ""},
+		{"a violation", func(a *Audit) { a.Violations = []string{"lane 0, commit 7: -1 units allotted"} }, "the log: lane 0, commit 7"},
+		{"one unit more than the view", func(a *Audit) { a.Reserved++ }, "(I6)"},
+	} {
+		options, shop := testOptions(1), newFakeShop(t)
+		options.Audit = func(_ context.Context, data, sku string) (*Audit, error) {
+			if data != shop.Data() || sku == "" {
+				t.Errorf("asked to audit %q in %q", sku, data)
+			}
+			found := good
+			c.change(&found)
+			return &found, nil
+		}
+		report, err := hold(t.Context(), options, shop)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(report.Wrong, "\n"); c.want == "" && got != "" || !strings.Contains(got, c.want) || report.Audit.Events != 21 {
+			t.Errorf("%s: found %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
 func TestUnitsOfExpiredOrdersAreSoldOnceMore(t *testing.T) {
 	seed := rand.Uint64()
 	shop := newFakeShop(t)
@@ -281,6 +311,7 @@ func (s *fakeShop) Addr() string {
 }
 
 func (s *fakeShop) Token() string { return "operator" }
+func (s *fakeShop) Data() string  { return "data" }
 
 func refuse(code connect.Code, reason string, retry *errdetails.RetryInfo) error {
 	err := connect.NewError(code, errors.New(reason))
@@ -357,6 +388,10 @@ func (s *fakeShop) ReceiveStock(_ context.Context, r *catalogv1.ReceiveStockRequ
 	defer s.mu.Unlock()
 	s.received += r.Quantity
 	return &catalogv1.ReceiveStockResponse{}, nil
+}
+
+func (s *fakeShop) PreheatStock(context.Context, *catalogv1.PreheatStockRequest) (*catalogv1.PreheatStockResponse, error) {
+	return &catalogv1.PreheatStockResponse{}, nil
 }
 
 func (s *fakeShop) GetStock(context.Context, *catalogv1.GetStockRequest) (*catalogv1.GetStockResponse, error) {

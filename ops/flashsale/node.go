@@ -19,9 +19,10 @@ type node interface {
 	Restart(ctx context.Context) (time.Duration, error)
 	// End stops it cleanly, if it was started here.
 	End() error
-	// Addr is where it serves now, host:port. Token is an operator's.
+	// Addr is where it serves now, host:port. Token is an operator's. Data is its data directory, empty when that is not known.
 	Addr() string
 	Token() string
+	Data() string
 }
 
 // ownNode is a 'weir dev' that was started here.
@@ -76,8 +77,11 @@ func (n *ownNode) Addr() string {
 // Token is an operator's.
 func (n *ownNode) Token() string { return n.node.Operator }
 
+// Data is its directory.
+func (n *ownNode) Data() string { return n.node.Data }
+
 // foreignNode is one that somebody else runs.
-type foreignNode struct{ addr, token string }
+type foreignNode struct{ addr, token, data string }
 
 // Start does nothing: the first call says whether it serves.
 func (n *foreignNode) Start(context.Context) error { return nil }
@@ -95,3 +99,6 @@ func (n *foreignNode) Addr() string { return n.addr }
 
 // Token is an operator's.
 func (n *foreignNode) Token() string { return n.token }
+
+// Data is its directory.
+func (n *foreignNode) Data() string { return n.data }

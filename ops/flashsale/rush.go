@@ -53,6 +53,11 @@ func (s *sale) preheat(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("receive %d units of %s: %w", s.Units, s.sku, err)
 		}
+		// Every lane gets its share before the doors open. What is left over, and what one lane has and another needs, moves later.
+		_, err = catalog.PreheatStock(ctx, &catalogv1.PreheatStockRequest{RequestId: s.sku + "-preheat", Sku: s.sku})
+		if err != nil {
+			return fmt.Errorf("preheat %s: %w", s.sku, err)
+		}
 		return nil
 	})
 }
