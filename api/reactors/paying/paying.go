@@ -185,7 +185,8 @@ func asker(fact domain.Event) (provider string, asks bool) {
 		domain.OrderPlaced, domain.OrderCancelled, domain.OrderExpired, // Those that end a payment come with PaymentVoidRequested or RefundStarted.
 		domain.ItemsShipped, domain.ShipmentDelivered, domain.ReturnRequested, domain.ReturnReceived, domain.NoteAdded,
 		domain.PointsAwarded, domain.PointsTakenBack, domain.UserErased, domain.ProductPut, domain.StockReceived,
-		domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed:
+		domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed,
+		domain.WebhookEndpointPut, domain.WebhookEndpointDeleted:
 	}
 	return "", false
 }
