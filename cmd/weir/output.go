@@ -217,10 +217,12 @@ type progress struct {
 	now      func() time.Time
 	label    string
 	unit     string
-	total    int64
-	started  time.Time
-	drawn    time.Time
-	open     bool
+	// note stands behind the figures; may be empty.
+	note    string
+	total   int64
+	started time.Time
+	drawn   time.Time
+	open    bool
 }
 
 // newProgress starts the clock. total 0 means unknown.
@@ -255,6 +257,9 @@ func (g *progress) end() {
 
 func (g *progress) draw(done int64, now time.Time) {
 	text := g.text(done, now)
+	if g.note != "" {
+		text += ", " + g.note
+	}
 	if g.terminal {
 		fmt.Fprint(g.w, "\r\x1b[K"+text)
 		g.open = true

@@ -39,7 +39,7 @@ type Options struct {
 }
 
 // Groups are the names for Options.Only.
-var Groups = []string{"place", "json", "get", "quarter", "lanes", "peers", "million"}
+var Groups = []string{"place", "json", "get", "quarter", "lanes", "flash", "peers", "million"}
 
 // DefaultOptions measure everything in about ten minutes.
 func DefaultOptions() Options {

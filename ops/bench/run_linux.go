@@ -55,7 +55,7 @@ func run(ctx context.Context, options Options, out, progress io.Writer) (err err
 	b.report.Machine = machine()
 	b.say("%s", b.report.Machine)
 	groups := map[string]func(context.Context) error{
-		"place": b.place, "json": b.json, "get": b.get, "quarter": b.quarter, "lanes": b.lanes, "peers": b.peers, "million": b.million,
+		"place": b.place, "json": b.json, "get": b.get, "quarter": b.quarter, "lanes": b.lanes, "flash": b.flash, "peers": b.peers, "million": b.million,
 	}
 	for _, name := range Groups {
 		if len(b.Only) > 0 && !slices.Contains(b.Only, name) {
@@ -99,6 +99,8 @@ type contestant struct {
 	source  func() (load.Source, error)
 	// rate of an open loop, 0 for a closed one.
 	rate float64
+	// answered says which replies are wanted; nil means status 200.
+	answered func(status int, body []byte) bool
 }
 
 // measure lets the contestants take turns, each as often as Options.Runs says and each round in another order, and adds
@@ -131,7 +133,7 @@ func (b *bench) measure(ctx context.Context, group string, contestants []contest
 			}
 			result, err := load.Run(ctx, load.Options{
 				Addr: c.server.Addr, Connections: b.Connections, Rate: c.rate, Warmup: b.Warmup, Duration: b.Duration,
-				Source: source, Processes: c.server.processes(),
+				Source: source, Processes: c.server.processes(), Answered: c.answered,
 			})
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w: %s", c.name, err, c.server.Printed())
@@ -302,6 +304,24 @@ func (b *bench) lanes(ctx context.Context) error {
 			b.report.check("4 lanes : 1 lane", figures[1].PerSecond/figures[0].PerSecond, "×", 0.85, false)
 			return nil
 		})
+	})
+}
+
+// flash is what comes after the last unit of a flash sale: attempts that are refused.
+func (b *bench) flash(ctx context.Context) error {
+	return b.withEcho(ctx, func(w *weir, echo *server) error {
+		if err := w.sellOut(ctx, b.Options); err != nil {
+			return err
+		}
+		source := func() (load.Source, error) { return w.flashSource() }
+		figures, err := b.measure(ctx, "flash", []contestant{
+			{name: "Weir, sold out", server: w.server(), source: source, answered: refused}, {name: "echo", server: echo, source: source},
+		})
+		if err != nil {
+			return err
+		}
+		b.report.check("attempts at sold-out : echo", figures[0].PerSecond/figures[1].PerSecond, "×", 0.6, false)
+		return nil
 	})
 }
 

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,9 @@ const (
 	usersMax = 1_000_000
 	// stockUnits of each SKU: more than any run can sell.
 	stockUnits = 1_000_000_000
+	// flashUnits of the product of the flash sale, skuFlash, are sold before anything is measured.
+	flashUnits = 1000
+	skuFlash   = "flash"
 
 	placePath = orderv1connect.OrderServicePlaceOrderProcedure
 	getPath   = orderv1connect.OrderServiceGetOrderProcedure
@@ -66,27 +70,31 @@ func (w *weir) server() *server { return &server{Server: w.Server} }
 
 // stock puts and stocks the products sku-000 and so on.
 func (w *weir) stock(ctx context.Context) error {
-	catalog := w.Catalog(http.DefaultClient)
 	group, ctx := errgroup.WithContext(ctx)
 	const parallelMax = 64
 	group.SetLimit(parallelMax)
 	for i := range skusMany {
 		group.Go(func() error {
-			sku := fmt.Sprintf("sku-%03d", i)
-			_, err := catalog.PutProduct(ctx, &catalogv1.PutProductRequest{
-				Sku: sku, Title: "Product number " + sku, Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299},
-			})
-			if err != nil {
-				return fmt.Errorf("put %s: %w", sku, err)
-			}
-			_, err = catalog.ReceiveStock(ctx, &catalogv1.ReceiveStockRequest{RequestId: "bench-" + sku, Sku: sku, Quantity: stockUnits})
-			if err != nil {
-				return fmt.Errorf("receive %s: %w", sku, err)
-			}
-			return nil
+			return w.put(ctx, fmt.Sprintf("sku-%03d", i), stockUnits)
 		})
 	}
 	return group.Wait()
+}
+
+// put puts a product and receives units of it.
+func (w *weir) put(ctx context.Context, sku string, units int64) error {
+	catalog := w.Catalog(http.DefaultClient)
+	_, err := catalog.PutProduct(ctx, &catalogv1.PutProductRequest{
+		Sku: sku, Title: "Product number " + sku, Price: &typev1.Money{CurrencyCode: "EUR", Units: 1299},
+	})
+	if err != nil {
+		return fmt.Errorf("put %s: %w", sku, err)
+	}
+	_, err = catalog.ReceiveStock(ctx, &catalogv1.ReceiveStockRequest{RequestId: "bench-" + sku, Sku: sku, Quantity: units})
+	if err != nil {
+		return fmt.Errorf("receive %s: %w", sku, err)
+	}
+	return nil
 }
 
 // sample places one order and reads it, and returns both replies.
@@ -121,6 +129,55 @@ func (w *weir) placeSource(contentType string, skus int) (load.Source, error) {
 		load.Field{Placeholder: userPlace, Fill: load.Draw(random, "u", usersMax)},
 		load.Field{Placeholder: skuPlace, Fill: load.Draw(random, "sku-", uint64(skus))},
 	)
+}
+
+// flashSource makes attempts to buy a unit of the flash sale, each under a request id of its own.
+func (w *weir) flashSource() (load.Source, error) {
+	run := sources.Add(1)
+	body, err := proto.Marshal(&orderv1.PlaceOrderRequest{
+		RequestId: requestPlace, UserId: userPlace, Items: []*orderv1.ItemRequest{{Sku: skuFlash, Quantity: 1}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	random := rand.New(rand.NewPCG(run, 0))
+	return load.NewTemplate(placePath, protoType, w.Trusted, body,
+		load.Field{Placeholder: requestPlace, Fill: load.Counter(fmt.Sprintf("bench-%04d-", run%10_000))},
+		load.Field{Placeholder: userPlace, Fill: load.Draw(random, "u", usersMax)},
+	)
+}
+
+// sellOut puts the product of the flash sale and sells all of its units.
+func (w *weir) sellOut(ctx context.Context, options Options) error {
+	if err := w.put(ctx, skuFlash, flashUnits); err != nil {
+		return err
+	}
+	source, err := w.flashSource()
+	if err != nil {
+		return err
+	}
+	sold := 0
+	result, err := load.Run(ctx, load.Options{
+		Addr: w.Addr, Connections: options.Connections, Calls: 2 * flashUnits, Source: source,
+		Answered: func(status int, body []byte) bool {
+			if status == http.StatusOK {
+				sold++
+			}
+			return status == http.StatusOK || refused(status, body)
+		},
+	})
+	switch {
+	case err != nil:
+		return fmt.Errorf("sell %s out: %w", skuFlash, err)
+	case result.Failed > 0 || sold != flashUnits:
+		return fmt.Errorf("sell %s out: sold %d of %d units, %d calls failed: %s", skuFlash, sold, flashUnits, result.Failed, result.FirstFailure)
+	}
+	return nil
+}
+
+// refused reports whether a reply is what an attempt at a sold-out product is answered with.
+func refused(status int, body []byte) bool {
+	return status == http.StatusBadRequest && bytes.Contains(body, []byte(`"failed_precondition"`))
 }
 
 // getSource makes GetOrder requests for orders drawn from ids, which are equally long.

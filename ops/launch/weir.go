@@ -19,12 +19,17 @@ import (
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
 
+// payWithinDefault is how long an order stays open unpaid when the node does not say.
+const payWithinDefault = 24 * time.Hour
+
 // A Node is a 'weir dev' on a data directory. It may be started again and again.
 type Node struct {
 	*Server
 	// Binary is the path of weir, Data its data directory, Lanes how many it has.
 	Binary, Data string
 	Lanes        int
+	// PayWithin is how long an order stays open unpaid; 0 means a day, so that none expires while it is looked at.
+	PayWithin time.Duration
 	// Operator and Trusted are tokens: for everything, and for ordering for any user.
 	Operator, Trusted string
 
@@ -32,14 +37,17 @@ type Node struct {
 }
 
 // Begin starts the node. It does not wait: Serving does.
-// Orders stay open for a day, so that none expires while it is looked at.
 func (n *Node) Begin(ctx context.Context) error {
 	addr, err := FreeAddr(ctx)
 	if err != nil {
 		return err
 	}
 	command := exec.Command(n.Binary, "dev", "--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)) //nolint:noctx // Stop ends it.
-	command.Env = append(os.Environ(), "WEIR_PAY_WITHIN=24h")
+	payWithin := n.PayWithin
+	if payWithin == 0 {
+		payWithin = payWithinDefault
+	}
+	command.Env = append(os.Environ(), "WEIR_PAY_WITHIN="+payWithin.String())
 	n.began = time.Now()
 	server, err := Start("weir dev", addr, nil, command)
 	if err != nil {
@@ -87,12 +95,12 @@ func (n *Node) Crash() error { return n.Stop(syscall.SIGKILL) }
 
 // Orders returns a client that may order for any user.
 func (n *Node) Orders(client connect.HTTPClient) orderv1connect.OrderServiceClient {
-	return orderv1connect.NewOrderServiceClient(client, "http://"+n.Addr, connect.WithInterceptors(bearer(n.Trusted)))
+	return orderv1connect.NewOrderServiceClient(client, "http://"+n.Addr, connect.WithInterceptors(Bearer(n.Trusted)))
 }
 
 // Catalog returns an operator's client.
 func (n *Node) Catalog(client connect.HTTPClient) catalogv1connect.CatalogServiceClient {
-	return catalogv1connect.NewCatalogServiceClient(client, "http://"+n.Addr, connect.WithInterceptors(bearer(n.Operator)))
+	return catalogv1connect.NewCatalogServiceClient(client, "http://"+n.Addr, connect.WithInterceptors(Bearer(n.Operator)))
 }
 
 // healthy asks the health service in JSON, which needs no token.
@@ -119,8 +127,8 @@ func (n *Node) healthy(ctx context.Context) error {
 	return nil
 }
 
-// bearer puts a token on every call.
-func bearer(token string) connect.UnaryInterceptorFunc {
+// Bearer puts a token on every call.
+func Bearer(token string) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, request connect.AnyRequest) (connect.AnyResponse, error) {
 			request.Header().Set("Authorization", "Bearer "+token)

@@ -30,6 +30,7 @@ import (
 	"github.com/weirhq/weir/api/payments"
 	"github.com/weirhq/weir/api/reactors"
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
 )
@@ -157,7 +158,13 @@ func Open(options Options) (*Cashier, error) {
 
 // Registration says how a runner is to run the reactor: from the beginning, in order.
 func (c *Cashier) Registration() reactors.Registration {
-	return reactors.Registration{Reactor: c, Start: reactors.FromBeginning, Wants: wants}
+	return reactors.Registration{
+		Reactor: c, Start: reactors.FromBeginning, Wants: wants,
+		Types: []string{
+			stored.TypePaymentStarted, stored.TypePaymentCaptureRequested, stored.TypePaymentVoidRequested, stored.TypeRefundStarted,
+			stored.TypeStrayPaymentFound, stored.TypeRefundFailed,
+		},
+	}
 }
 
 // wants are the events that ask something of a provider, and those that somebody has to look at.

@@ -14,6 +14,7 @@ import (
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/api/reactors"
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
 )
 
 // Name is the reactor's name.
@@ -50,6 +51,7 @@ func New(sink lanes.Commands, perMajor int64, logger *slog.Logger) (*Reactor, er
 func (r *Reactor) Registration() reactors.Registration {
 	return reactors.Registration{
 		Reactor: r, Start: reactors.FromBeginning, InFlightMax: inFlightMax,
+		Types: []string{stored.TypePaymentCaptured, stored.TypePaymentRefunded},
 		Wants: func(fact domain.Event) bool { return commandOf(fact, 0) != nil },
 	}
 }

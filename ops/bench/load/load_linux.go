@@ -35,6 +35,8 @@ type Options struct {
 	Calls uint64
 	// Source makes the requests.
 	Source Source
+	// Answered reports whether a reply is the one that the call wants; nil means status 200.
+	Answered func(status int, body []byte) bool
 	// OnReply is told of every reply, the warm-up's too; body is valid until it returns. May be nil.
 	OnReply func(status int, body []byte)
 	// Processes are other processes whose CPU is counted over the same time, each with its descendants.
@@ -43,15 +45,15 @@ type Options struct {
 
 // Result is what a run counted after its warm-up.
 type Result struct {
-	// Calls that were answered with status 200.
+	// Calls that were answered as wanted.
 	Calls uint64
-	// Failed calls: another status, or no reply within replyWait after the end.
+	// Failed calls: another answer, or no reply within replyWait after the end.
 	Failed uint64
 	// FirstFailure is the first of them, for people.
 	FirstFailure string
 	// Elapsed time of counting.
 	Elapsed time.Duration
-	// Latency of the calls that were answered with 200.
+	// Latency of the calls that were answered as wanted.
 	Latency Histogram
 	// CPU that this whole process used.
 	CPU time.Duration
@@ -82,14 +84,12 @@ const (
 	replyWait = 10 * time.Second
 	// callsWait bounds a run that has no Duration.
 	callsWait = 15 * time.Minute
-	// readSize is how much a connection's buffer grows by.
-	readSize = 16 << 10
 	// eventsMax is how many ready connections are taken at a time.
 	eventsMax = 256
 )
 
 // Run makes the calls and blocks until the last reply. It returns an error when the server cannot be reached, hangs up
-// or does not speak HTTP; a reply other than 200 is not an error but counted.
+// or does not speak HTTP; a reply other than the wanted one is not an error but counted.
 func Run(ctx context.Context, options Options) (*Result, error) {
 	if options.Connections == 0 {
 		options.Connections = 256
@@ -350,7 +350,11 @@ func (g *generator) count(conn *connection, answer reply, now time.Time) {
 	if g.OnReply != nil {
 		g.OnReply(answer.status, answer.body)
 	}
-	if answer.status != 200 {
+	answered := answer.status == 200
+	if g.Answered != nil {
+		answered = g.Answered(answer.status, answer.body)
+	}
+	if !answered {
 		// A failure of the warm-up is a failure too.
 		g.result.Failed++
 		g.fail(fmt.Sprintf("status %d: %.300s", answer.status, answer.body))

@@ -73,6 +73,23 @@ func TestRepliesOtherThan200AreFailures(t *testing.T) {
 	}
 }
 
+func TestACallMayWantAnotherReplyThan200(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sold out", http.StatusConflict) }))
+	defer server.Close()
+	result, err := load.Run(t.Context(), load.Options{
+		Addr: server.Listener.Addr().String(), Connections: 2, Calls: 20, Source: fixed("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+		Answered: func(status int, body []byte) bool {
+			return status == http.StatusConflict && string(body) == "sold out\n"
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.Failed != 0 || result.Calls != 20 || result.Latency.Count() != 20 {
+		t.Errorf("%d calls, %d failed, %d latencies, want 20, 0 and 20", result.Calls, result.Failed, result.Latency.Count())
+	}
+}
+
 // An open loop must not let a slow server slow down the requests that would show how slow it is.
 func TestAnOpenLoopCountsLatencyFromWhenTheCallWasDue(t *testing.T) {
 	const stall = 300 * time.Millisecond

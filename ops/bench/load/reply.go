@@ -10,6 +10,9 @@ import (
 // replyMax bounds one reply's bytes, head included.
 const replyMax = 4 << 20
 
+// readSize is how much the buffer of a connection grows by.
+const readSize = 16 << 10
+
 // A reply is one HTTP/1.1 response as it stands in a connection's buffer.
 type reply struct {
 	status int

@@ -1,0 +1,410 @@
+package flashsale
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+)
+
+func testOptions(seed uint64) Options {
+	return Options{Units: 20, Attempts: 300, Connections: 16, Seed: seed, PayWithin: time.Hour, ViewWait: 100 * time.Millisecond}
+}
+
+// A check that cannot see a broken promise is blind: each of these shops breaks one.
+func TestEveryBrokenPromiseIsSeen(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		// shape makes the shop dishonest; nil leaves it honest.
+		shape func(*fakeShop)
+		want  string
+	}{
+		{name: "an honest shop"},
+		{name: "a shop that is too busy at first", shape: func(s *fakeShop) { s.busy = 50 }},
+		{name: "a shop that drops connections", shape: func(s *fakeShop) { s.dropEvery = 7 }},
+		{name: "one unit too many", want: "oversold: 21 orders", shape: func(s *fakeShop) { s.extra = 1 }},
+		{name: "one unit too few", want: "undersold: 19 of 20", shape: func(s *fakeShop) { s.extra = -1 }},
+		{
+			name: "a lost order", want: "is missing (I1)",
+			shape: func(s *fakeShop) { s.soldOut = func() { s.lost = "order-7" } },
+		},
+		{name: "a forgotten ledger", want: "(I1, I4)", shape: func(s *fakeShop) { s.soldOut = func() { clear(s.replies) } }},
+		{
+			name: "a changed reply", want: "before (I4)",
+			shape: func(s *fakeShop) {
+				s.soldOut = func() {
+					for _, reply := range s.replies {
+						reply.Revision.Commit++
+					}
+				}
+			},
+		},
+		{
+			name: "a changed order", want: "(I1, I6)",
+			shape: func(s *fakeShop) {
+				s.soldOut = func() {
+					for _, order := range s.orders {
+						order.Total.Units++
+					}
+				}
+			},
+		},
+		{name: "one order for two", want: "both acknowledged with order", shape: func(s *fakeShop) { s.sameID = true }},
+		{name: "an account that does not add up", want: "(I3)", shape: func(s *fakeShop) { s.leak = 1 }},
+		{name: "another refusal", want: "refused with UNKNOWN_PRODUCT", shape: func(s *fakeShop) { s.reason = "UNKNOWN_PRODUCT" }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			seed := rand.Uint64()
+			shop := newFakeShop(t)
+			if c.shape != nil {
+				c.shape(shop)
+			}
+			report, err := hold(t.Context(), testOptions(seed), shop)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			found := strings.Join(report.Wrong, "\n")
+			if c.want == "" && found != "" || !strings.Contains(found, c.want) {
+				t.Fatalf("seed %d: found %q, want %q", seed, found, c.want)
+			}
+			if c.want == "" && (report.Totals.Sold != 20 || report.Totals.Refused["OUT_OF_STOCK"] != 280) {
+				t.Fatalf("seed %d: totals are %+v", seed, report.Totals)
+			}
+			if shop.dropEvery > 0 && report.Rush.Unanswered == 0 || shop.busy > 0 && report.Rush.Later == 0 {
+				t.Fatalf("seed %d: nothing was asked again: %+v", seed, report.Rush)
+			}
+		})
+	}
+}
+
+func TestAKillLosesNothingAndChangesNoTotal(t *testing.T) {
+	seed := rand.Uint64()
+	options := testOptions(seed)
+	calm, err := hold(t.Context(), options, newFakeShop(t))
+	if err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+	options.Kill = true
+	shop := newFakeShop(t)
+	killed, err := hold(t.Context(), options, shop)
+	if err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+	if len(killed.Wrong) > 0 || shop.restarts != 1 || killed.Kill == nil || killed.Kill.SoldBefore < options.Units/2 {
+		t.Fatalf("seed %d: %d restarts, %+v, wrong: %v", seed, shop.restarts, killed.Kill, killed.Wrong)
+	}
+	if !reflect.DeepEqual(calm.Totals, killed.Totals) {
+		t.Fatalf("seed %d: totals are %+v with a kill, %+v without", seed, killed.Totals, calm.Totals)
+	}
+}
+
+func TestWhatTheLogSaysIsPartOfTheVerdict(t *testing.T) {
+	good := Audit{Events: 21, Stock: Stock{Received: 20, Reserved: 20}}
+	for _, c := range []struct {
+		name   string
+		change func(*Audit)
+		want   string
+	}{
+		{"the same as the view", func(*Audit) {}, ""},
+		{"a violation", func(a *Audit) { a.Violations = []string{"lane 0, commit 7: -1 units allotted"} }, "the log: lane 0, commit 7"},
+		{"one unit more than the view", func(a *Audit) { a.Reserved++ }, "(I6)"},
+	} {
+		options, shop := testOptions(1), newFakeShop(t)
+		options.Audit = func(_ context.Context, data, sku string) (*Audit, error) {
+			if data != shop.Data() || sku == "" {
+				t.Errorf("asked to audit %q in %q", sku, data)
+			}
+			found := good
+			c.change(&found)
+			return &found, nil
+		}
+		report, err := hold(t.Context(), options, shop)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(report.Wrong, "\n"); c.want == "" && got != "" || !strings.Contains(got, c.want) || report.Audit.Events != 21 {
+			t.Errorf("%s: found %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+func TestUnitsOfExpiredOrdersAreSoldOnceMore(t *testing.T) {
+	seed := rand.Uint64()
+	shop := newFakeShop(t)
+	shop.payWithin = expiryWaitMax
+	shop.soldOut = func() { shop.expiring = true }
+	report, err := hold(t.Context(), testOptions(seed), shop)
+	if err != nil {
+		t.Fatalf("seed %d: %v", seed, err)
+	}
+	want := Totals{
+		Units: 20, Attempts: 300, Sold: 20, Refused: map[string]int64{"OUT_OF_STOCK": 280},
+		Expired: 20, ResaleAttempts: 256, Resold: 20, ResaleRefused: map[string]int64{"OUT_OF_STOCK": 236},
+	}
+	if len(report.Wrong) > 0 || !reflect.DeepEqual(report.Totals, want) {
+		t.Fatalf("seed %d: totals are %+v, want %+v; wrong: %v", seed, report.Totals, want, report.Wrong)
+	}
+}
+
+func TestASaleThatOutlastsTheTimeToPayIsNoResult(t *testing.T) {
+	shop := newFakeShop(t)
+	shop.payWithin = time.Nanosecond
+	var slow *TooSlowError
+	if _, err := hold(t.Context(), testOptions(1), shop); !errors.As(err, &slow) {
+		t.Fatalf("the error is %v, want one that says it was too slow", err)
+	}
+}
+
+func TestASaleEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	shop := newFakeShop(t)
+	shop.busy = 1 << 40
+	options := testOptions(1)
+	options.Watch = func(p Progress) {
+		if p.Step == "rush" {
+			cancel()
+		}
+	}
+	if _, err := hold(ctx, options, shop); !errors.Is(err, context.Canceled) {
+		t.Fatalf("the error is %v, want that it was cancelled", err)
+	}
+}
+
+func TestACrowdHasNoUserTwice(t *testing.T) {
+	seed := rand.Uint64()
+	crowd, seen := newCrowd(seed), map[uint32]bool{}
+	for attempt := range int64(100_000) {
+		user := crowd.user(attempt)
+		if seen[user] {
+			t.Fatalf("seed %d: user %d comes twice, at attempt %d again", seed, user, attempt)
+		}
+		seen[user] = true
+	}
+	if newCrowd(seed) != crowd || newCrowd(seed+1) == crowd {
+		t.Fatalf("seed %d does not decide the crowd", seed)
+	}
+}
+
+func TestOptionsThatCannotWorkAreRefused(t *testing.T) {
+	for name, change := range map[string]func(*Options){
+		"no units":             func(o *Options) { o.Units = 0 },
+		"too many units":       func(o *Options) { o.Units = unitsMax + 1 },
+		"no attempts":          func(o *Options) { o.Attempts = 0 },
+		"too many attempts":    func(o *Options) { o.Attempts = attemptsMax + 1 },
+		"no connections":       func(o *Options) { o.Connections = 0 },
+		"too many connections": func(o *Options) { o.Connections = connectionsMax + 1 },
+		"no time to pay":       func(o *Options) { o.PayWithin = 0 },
+		"somebody else's node": func(o *Options) { o.Addr, o.Kill = "127.0.0.1:1", true },
+	} {
+		options := DefaultOptions()
+		if err := options.Validate(); err != nil {
+			t.Fatalf("the defaults are refused: %v", err)
+		}
+		change(&options)
+		if err := options.Validate(); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// fakeShop is a node that keeps everything in memory, and lies when it is told to.
+type fakeShop struct {
+	orderv1connect.UnimplementedOrderServiceHandler
+	catalogv1connect.UnimplementedCatalogServiceHandler
+	t *testing.T
+
+	// extra units are sold on top of the received ones, leak units vanish from the account.
+	extra, leak int64
+	// busy is how many calls are told to come later, dropEvery how often a call's reply is lost after it took effect.
+	busy, dropEvery int64
+	// reason of refusals when nothing is left, soldOut what happens at the first of them.
+	reason  string
+	soldOut func()
+	sameID  bool
+	// lost is an order that cannot be read.
+	lost string
+	// expiring orders expire when the account is read the next time.
+	expiring  bool
+	payWithin time.Duration
+	restarts  int
+
+	mu       sync.Mutex
+	server   *httptest.Server
+	calls    int64
+	received int64
+	orders   map[string]*orderv1.Order
+	replies  map[string]*orderv1.PlaceOrderResponse
+}
+
+func newFakeShop(t *testing.T) *fakeShop {
+	return &fakeShop{
+		t: t, reason: "OUT_OF_STOCK", payWithin: time.Hour,
+		orders: map[string]*orderv1.Order{}, replies: map[string]*orderv1.PlaceOrderResponse{},
+	}
+}
+
+func (s *fakeShop) Start(context.Context) error {
+	mux := http.NewServeMux()
+	mux.Handle(orderv1connect.NewOrderServiceHandler(s))
+	mux.Handle(catalogv1connect.NewCatalogServiceHandler(s))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer operator" {
+			s.t.Errorf("%s came with %q", r.URL.Path, r.Header.Get("Authorization"))
+		}
+		if s.drops(r) {
+			mux.ServeHTTP(httptest.NewRecorder(), r) // It takes effect, and nobody hears of it.
+			panic(http.ErrAbortHandler)
+		}
+		mux.ServeHTTP(w, r)
+	}))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.server = server
+	return nil
+}
+
+func (s *fakeShop) drops(r *http.Request) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	return s.dropEvery > 0 && s.calls%s.dropEvery == 0 && r.URL.Path == orderv1connect.OrderServicePlaceOrderProcedure
+}
+
+func (s *fakeShop) Restart(ctx context.Context) (time.Duration, error) {
+	s.restarts++
+	s.server.CloseClientConnections()
+	if err := s.End(); err != nil {
+		return 0, err
+	}
+	return time.Millisecond, s.Start(ctx)
+}
+
+func (s *fakeShop) End() error {
+	s.server.Close()
+	return nil
+}
+
+func (s *fakeShop) Addr() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.server.Listener.Addr().String()
+}
+
+func (s *fakeShop) Token() string { return "operator" }
+func (s *fakeShop) Data() string  { return "data" }
+
+func refuse(code connect.Code, reason string, retry *errdetails.RetryInfo) error {
+	err := connect.NewError(code, errors.New(reason))
+	details := []proto.Message{&errdetails.ErrorInfo{Domain: "weir", Reason: reason}}
+	if retry != nil {
+		details = append(details, retry)
+	}
+	for _, message := range details {
+		if added, detailErr := connect.NewErrorDetail(message); detailErr == nil {
+			err.AddDetail(added)
+		}
+	}
+	return err
+}
+
+func (s *fakeShop) holding() (units int64) {
+	for _, order := range s.orders {
+		if order.Status == orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT {
+			units++
+		}
+	}
+	return units
+}
+
+func (s *fakeShop) PlaceOrder(_ context.Context, r *orderv1.PlaceOrderRequest) (*orderv1.PlaceOrderResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy > 0 {
+		s.busy--
+		return nil, refuse(connect.CodeResourceExhausted, "QUEUE_FULL", &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Millisecond)})
+	}
+	key := r.UserId + r.RequestId
+	if reply, known := s.replies[key]; known {
+		return proto.CloneOf(reply), nil
+	}
+	if s.holding() >= s.received+s.extra {
+		if s.soldOut != nil {
+			s.soldOut()
+			s.soldOut = nil
+		}
+		return nil, refuse(connect.CodeFailedPrecondition, s.reason, nil)
+	}
+	number := len(s.orders)
+	order := &orderv1.Order{
+		OrderId: fmt.Sprintf("order-%d", number), UserId: r.UserId, Status: orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT,
+		Total: &typev1.Money{CurrencyCode: "EUR", Units: 999}, PlacedAt: timestamppb.Now(),
+	}
+	order.PayBy = timestamppb.New(order.PlacedAt.AsTime().Add(s.payWithin))
+	s.orders[order.OrderId] = order
+	reply := &orderv1.PlaceOrderResponse{Order: proto.CloneOf(order), Revision: &typev1.Revision{Commit: uint64(number)}}
+	if s.sameID && number == 1 {
+		reply.Order.OrderId = "order-0"
+	}
+	s.replies[key] = reply
+	return proto.CloneOf(reply), nil
+}
+
+func (s *fakeShop) GetOrder(_ context.Context, r *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found, known := s.orders[r.OrderId]
+	if !known || r.OrderId == s.lost {
+		return nil, refuse(connect.CodeNotFound, "ORDER_NOT_FOUND", nil)
+	}
+	return &orderv1.GetOrderResponse{Order: proto.CloneOf(found)}, nil
+}
+
+func (s *fakeShop) PutProduct(context.Context, *catalogv1.PutProductRequest) (*catalogv1.PutProductResponse, error) {
+	return &catalogv1.PutProductResponse{}, nil
+}
+
+func (s *fakeShop) ReceiveStock(_ context.Context, r *catalogv1.ReceiveStockRequest) (*catalogv1.ReceiveStockResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.received += r.Quantity
+	return &catalogv1.ReceiveStockResponse{}, nil
+}
+
+func (s *fakeShop) PreheatStock(context.Context, *catalogv1.PreheatStockRequest) (*catalogv1.PreheatStockResponse, error) {
+	return &catalogv1.PreheatStockResponse{}, nil
+}
+
+func (s *fakeShop) GetStock(context.Context, *catalogv1.GetStockRequest) (*catalogv1.GetStockResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	stock := &catalogv1.Stock{Received: s.received, Reserved: s.holding()}
+	stock.Available = s.received - stock.Reserved - s.leak
+	if s.expiring {
+		// The first look is at the account before anything has expired.
+		s.expiring = false
+		for _, order := range s.orders {
+			order.Status = orderv1.OrderStatus_ORDER_STATUS_EXPIRED
+		}
+	}
+	return &catalogv1.GetStockResponse{Stock: stock}, nil
+}
