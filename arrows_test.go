@@ -62,10 +62,10 @@ var rooms = []room{
 		inTests: []string{"eventstore/embedded"},
 	},
 	{
-		path: "api/reactors/paying", may: []string{"api/lanes", "api/payments", "api/reactors", "projections", "eventstore", "domain"},
+		path: "api/reactors/paying", may: []string{"api/lanes", "api/payments", "api/reactors", "projections", "eventstore", "domain", "domain/stored"},
 	},
 	{
-		path: "api/reactors/points", may: []string{"api/lanes", "api/reactors", "domain"},
+		path: "api/reactors/points", may: []string{"api/lanes", "api/reactors", "domain", "domain/stored"},
 		inTests: []string{"projections", "eventstore"},
 	},
 	{path: "gateway", may: []string{"proto"}, inTests: []string{"eventstore/embedded"}},

@@ -257,10 +257,14 @@ func (t *track) advance(done progress) error {
 //	TablePositions    name 0x00 lane (2 bytes)     number, hash and log time of the position; this package
 //	TableEndpoints    endpoint id                  what is known of it; package webhooks
 //	TableDeliveries   endpoint id 0x00 number      what came of an attempt; package webhooks
+//	TableWork         order id (16 bytes)          what an order waits for; package paying
+//	TableOrphans      payment id                   money without an order; package paying
 const (
 	TablePositions  byte = 'p'
 	TableEndpoints  byte = 'w'
 	TableDeliveries byte = 'd'
+	TableWork       byte = 'o'
+	TableOrphans    byte = 'u'
 )
 
 func positionKey(name string, lane uint32) []byte {

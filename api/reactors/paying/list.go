@@ -18,15 +18,11 @@ import (
 	"github.com/weirhq/weir/projections"
 )
 
-// Keys of the work list are projections.KeySpaceReactors, a table, and then
+// Keys of the work list are projections.KeySpaceReactors, one of these tables, and then
 //
 //	work     order id (16 bytes)   commit, attempts, since, due and provider of the work
 //	orphan   payment id            see orphan
-const (
-	tableWork    byte = 'w'
-	tableOrphans byte = 'x'
-)
-
+//
 // A work is an order that may wait for something of a provider, or a payment without an order.
 type work struct {
 	// key is the order id as it is, or the payment id of an orphan.
@@ -77,7 +73,7 @@ var errListFull = errors.New("the work list of payments is full")
 
 func openList(store *projections.Store, desks map[string]*desk, limits Limits) (*list, error) {
 	l := &list{db: store.DB(), store: store, limits: limits, changed: make(chan struct{}, 1), all: map[string]*work{}, desks: desks}
-	for _, table := range []byte{tableWork, tableOrphans} {
+	for _, table := range []byte{reactors.TableWork, reactors.TableOrphans} {
 		if err := l.load(table); err != nil {
 			return nil, fmt.Errorf("read the work list of payments: %w", err)
 		}
@@ -311,9 +307,9 @@ func (l *list) write(w *work) error {
 }
 
 func (w *work) dbKey() []byte {
-	table := tableWork
+	table := reactors.TableWork
 	if w.orphan != nil {
-		table = tableOrphans
+		table = reactors.TableOrphans
 	}
 	return append([]byte{projections.KeySpaceReactors, table}, w.key...)
 }
@@ -332,7 +328,7 @@ func (w *work) encode() []byte {
 const workBytesMin = 8 + 4 + 8 + 8
 
 func decodeWork(table byte, key, value []byte) (*work, error) {
-	if len(value) < workBytesMin || (table == tableWork && len(key) != len(domain.OrderID{})) {
+	if len(value) < workBytesMin || (table == reactors.TableWork && len(key) != len(domain.OrderID{})) {
 		return nil, fmt.Errorf("the entry of %x has %d bytes", key, len(value))
 	}
 	w := &work{
@@ -340,7 +336,7 @@ func decodeWork(table byte, key, value []byte) (*work, error) {
 		since: time.Unix(0, int64(binary.BigEndian.Uint64(value[12:]))), due: time.Unix(0, int64(binary.BigEndian.Uint64(value[20:]))),
 	}
 	value = value[workBytesMin:]
-	if table == tableOrphans {
+	if table == reactors.TableOrphans {
 		var err error
 		if w.orphan, value, err = decodeOrphan(value); err != nil {
 			return nil, fmt.Errorf("payment %s: %w", key, err)
