@@ -507,6 +507,9 @@ func (f *fleet) submit(h *host, l *hostLane, b *buyer, decided func()) {
 // now is at most what there was when it was decided.
 func (f *fleet) refused(b *buyer, asked time.Time) {
 	f.soldOut++
+	if err := f.check(); err != nil { // The answer may come with the commit that took the last units.
+		panic(err.Error())
+	}
 	if f.cameFree[b.sku].After(asked.Add(-2 * fleetVerdictFor)) {
 		return
 	}
