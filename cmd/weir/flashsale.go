@@ -42,8 +42,9 @@ func (p *process) flashSaleCommand() *cobra.Command {
 		Use:   "flash-sale",
 		Short: "Sell 1,000 units to 100,000 buyers at once, and check the books",
 		Long: `Put units of a product on sale, let simulated buyers storm it as fast as this machine allows, and check the books from
-outside. Every buyer is a user of its own and wants one unit. Nobody pays in time: when the orders have expired, their
-units are sold once more. Then it ends, with a report.
+outside. Every buyer is a user of its own and wants one unit. Most pay their order, through the sandbox provider,
+which takes no real money; some are declined (--declined) and some never pay (--unpaid). When their orders have
+expired, the units are sold once more, to buyers who pay. Then it ends, with a report.
 
 It starts a node in a temporary directory, and removes both at the end. With --addr it goes to a node that runs, with
 an operator's token (--token, WEIR_TOKEN) or the key of that node's data directory (--data). It leaves a product
@@ -53,13 +54,14 @@ With --kill the node is killed with kill -9 when half of the units are sold, and
 answered are asked again with the same request id, so that each takes effect once.
 
 What it checks: as many attempts as there are units were acknowledged, each with an order of its own, and all others
-refused; every acknowledged order is there, and its request answers with the same bytes again; the product's account
-adds up, and holds as many units as there are orders; the log says the same after every event ('weir audit stock'). If
-not, the exit code is 3 (difference).
+refused; every acknowledged order is there, and its request answers with the same bytes again; every payment captured
+what its order costs, or nothing; the product's account adds up, and holds as many units as there are orders; the log
+says the same after every event ('weir audit stock'). If not, the exit code is 3 (difference).
 
-The totals (sold, refused by reason, expired, resold) are the same for every run with the same flags, killed or not:
-every attempt is for one unit and by another user, so it does not matter who comes first. --seed draws the users, and
-with them how many buyers each lane has. Who gets a unit, and every time and rate, is as it happens.
+The totals (sold, refused by reason, paid, declined, expired, resold) are the same for every run with the same flags,
+killed or not: every attempt is for one unit and by another user, so it does not matter who comes first, and those
+with an order get their fates in exact shares. --seed draws the users, and with them how many buyers each lane has,
+and deals the fates. Who gets a unit, and every time and rate, is as it happens.
 
 Limits: 1,000,000 units, 100,000,000 attempts, 4,096 connections, an hour; a request is asked again for at most 2
 minutes.`,
@@ -72,6 +74,8 @@ minutes.`,
 	flags := cmd.Flags()
 	flags.Int64Var(&f.options.Units, "units", f.options.Units, "`NUMBER` of units on sale")
 	flags.Int64Var(&f.options.Attempts, "attempts", f.options.Attempts, "`NUMBER` of attempts to buy one, each by another user")
+	flags.IntVar(&f.options.DeclinedPercent, "declined", f.options.DeclinedPercent, "`PERCENT` of the orders whose card is declined")
+	flags.IntVar(&f.options.UnpaidPercent, "unpaid", f.options.UnpaidPercent, "`PERCENT` of the orders that nobody tries to pay")
 	flags.IntVar(&f.options.Connections, "connections", f.options.Connections, "`NUMBER` of connections that the buyers come over")
 	flags.Uint64Var(&f.options.Seed, "seed", f.options.Seed, "`SEED` that the users are drawn by")
 	flags.IntVar(&f.options.Lanes, "lanes", f.options.Lanes, "`NUMBER` of lanes of the node, a power of two")
@@ -256,10 +260,16 @@ func (p *process) printSale(r *flashsale.Report) error {
 	if again > 0 {
 		pairs = append(pairs, "asked again", fmt.Sprintf("%s unanswered requests, with the same request ids", groupDigits(again)))
 	}
+	if t.Paid+t.Declined > 0 {
+		pairs = append(pairs, "paid", fmt.Sprintf("%s orders in %.2f s; %s were declined, %s never paid",
+			groupDigits(t.Paid), r.PaySeconds, groupDigits(t.Declined), groupDigits(t.Abandoned)))
+	}
 	if r.Resale != nil {
-		pairs = append(pairs,
-			"expired", fmt.Sprintf("%s unpaid orders", groupDigits(t.Expired)),
-			"resold", fmt.Sprintf("%s of their units", groupDigits(t.Resold)))
+		resold := groupDigits(t.Resold) + " of their units"
+		if t.ResalePaid > 0 {
+			resold += ", " + groupDigits(t.ResalePaid) + " of them paid"
+		}
+		pairs = append(pairs, "expired", fmt.Sprintf("%s unpaid orders", groupDigits(t.Expired)), "resold", resold)
 	}
 	s := r.Stock
 	pairs = append(pairs, "stock", fmt.Sprintf("received %d = central %d + in transit %d + available %d + reserved %d + sold %d",

@@ -152,15 +152,15 @@ func (s *sale) stock(ctx context.Context) (Stock, error) {
 	return stockOf(got.GetStock()), nil
 }
 
-// checkStock compares the product's account with the orders that hold a unit (I3). The view may still be on its way there.
-func (s *sale) checkStock(ctx context.Context, holding int64) error {
+// checkStock compares the product's account with the orders that hold a unit, and those of them that are paid (I3). The view may still be on its way there.
+func (s *sale) checkStock(ctx context.Context, holding, paid int64) error {
 	for end := time.Now().Add(s.ViewWait); ; {
 		stock, err := s.stock(ctx)
 		if err != nil {
 			return err
 		}
 		s.report.Stock = stock
-		wrong := stock.check(s.Units, holding)
+		wrong := stock.check(s.Units, holding, paid)
 		if wrong == nil {
 			return nil
 		}
@@ -176,7 +176,7 @@ func (s *sale) checkStock(ctx context.Context, holding int64) error {
 }
 
 // check returns what is wrong with an account.
-func (s *Stock) check(received, holding int64) error {
+func (s *Stock) check(received, holding, paid int64) error {
 	sum := s.Central + s.InTransit + s.Available + s.Reserved + s.Sold
 	switch {
 	case sum != s.Received:
@@ -187,6 +187,8 @@ func (s *Stock) check(received, holding int64) error {
 		return fmt.Errorf("%d units were received, %d were acknowledged", s.Received, received)
 	case s.Reserved+s.Sold != holding:
 		return fmt.Errorf("%d units are reserved or sold, the acknowledged orders hold %d: %+v", s.Reserved+s.Sold, holding, *s)
+	case s.Sold != paid:
+		return fmt.Errorf("%d units are sold for good, %d orders are paid: %+v", s.Sold, paid, *s)
 	}
 	return nil
 }

@@ -37,6 +37,8 @@ type Options struct {
 	Units int64
 	// Attempts to buy one unit, each by another user.
 	Attempts int64
+	// DeclinedPercent of the orders are paid with a card that is declined, UnpaidPercent never; the others are paid.
+	DeclinedPercent, UnpaidPercent int
 	// Connections that the buyers come over.
 	Connections int
 	// Seed draws the buyers.
@@ -65,7 +67,7 @@ const (
 
 // DefaultOptions are the sale of 1,000 units to 100,000 buyers.
 func DefaultOptions() Options {
-	return Options{Lanes: 1, PayWithin: 20 * time.Second, Units: 1000, Attempts: 100_000, Connections: 256, Seed: 1, ViewWait: 10 * time.Second}
+	return Options{Lanes: 1, PayWithin: 20 * time.Second, Units: 1000, Attempts: 100_000, DeclinedPercent: 5, UnpaidPercent: 5, Connections: 256, Seed: 1, ViewWait: 10 * time.Second}
 }
 
 // Validate returns an error that says what is wrong with the options.
@@ -75,6 +77,8 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("units must be 1 to %d, not %d", unitsMax, o.Units)
 	case o.Attempts < 1 || o.Attempts > attemptsMax:
 		return fmt.Errorf("attempts must be 1 to %d, not %d", attemptsMax, o.Attempts)
+	case o.DeclinedPercent < 0 || o.UnpaidPercent < 0 || o.DeclinedPercent+o.UnpaidPercent > 100:
+		return fmt.Errorf("the shares of buyers who are declined and who never pay must be 0 to 100 percent together, not %d and %d", o.DeclinedPercent, o.UnpaidPercent)
 	case o.Connections < 1 || o.Connections > connectionsMax:
 		return fmt.Errorf("connections must be 1 to %d, not %d", connectionsMax, o.Connections)
 	case o.Addr == "" && o.PayWithin < payWithinMin:
@@ -104,6 +108,8 @@ type Report struct {
 	// Rush is when everybody came, Resale when the units of expired orders were sold again.
 	Rush   Timing  `json:"rush"`
 	Resale *Timing `json:"resale,omitempty"`
+	// PaySeconds is how long all payments of the rush took, one after the other on each of 32 lines; 0 when there were none.
+	PaySeconds float64 `json:"paySeconds"`
 	// Kill is set when the node was killed.
 	Kill *Kill `json:"kill,omitempty"`
 	// Stock is the product's account at the end.
@@ -124,11 +130,17 @@ type Totals struct {
 	// Sold counts the attempts that got a unit, Refused the others, by reason.
 	Sold    int64            `json:"sold"`
 	Refused map[string]int64 `json:"refused"`
-	// Expired orders gave their units back unpaid; ResaleAttempts came for them, and Resold of those got one.
+	// Paid orders were captured, Declined ones tried to pay in vain, Abandoned ones never did.
+	Paid      int64 `json:"paid"`
+	Declined  int64 `json:"declined"`
+	Abandoned int64 `json:"abandoned"`
+	// Expired orders gave their units back unpaid; ResaleAttempts came for them, and Resold of those got one,
+	// ResalePaid of which paid it.
 	Expired        int64            `json:"expired"`
 	ResaleAttempts int64            `json:"resaleAttempts"`
 	Resold         int64            `json:"resold"`
 	ResaleRefused  map[string]int64 `json:"resaleRefused"`
+	ResalePaid     int64            `json:"resalePaid"`
 }
 
 // Timing is how fast attempts were answered.
@@ -205,7 +217,7 @@ type sale struct {
 	report *Report
 	// sku is the product's.
 	sku string
-	// heldUntil is the earliest time at which an order may expire that the report says is open.
+	// heldUntil is the earliest time at which an order of the latest rush may expire.
 	heldUntil time.Time
 }
 
@@ -262,33 +274,41 @@ func (s *sale) sell(ctx context.Context) error {
 	if err := s.checkOrders(ctx, "rush", rushed); err != nil {
 		return err
 	}
-	if err := s.checkStock(ctx, int64(len(rushed.orders))); err != nil {
+	if err := s.checkStock(ctx, t.Sold, 0); err != nil {
 		return err
 	}
-	window := rushed.payWithin()
-	s.heldUntil = rushed.began.Add(window)
-	if took := time.Since(rushed.began); window > 0 && took >= window {
-		return &TooSlowError{Took: took, PayWithin: window}
+	window, err := s.held(rushed)
+	if err != nil {
+		return err
 	}
-	if window > expiryWaitMax {
+	paid, err := s.pay(ctx, "pay", rushed.orders, fates(s.Seed, len(rushed.orders), s.DeclinedPercent, s.UnpaidPercent))
+	switch {
+	case errors.Is(err, errNoSandbox):
+		s.report.Notes = append(s.report.Notes, errNoSandbox.Error()+", so nobody paid")
+		paid = &payments{open: rushed.orders, abandoned: t.Sold}
+	case err != nil:
+		return err
+	default:
+		s.report.PaySeconds = paid.took.Seconds()
+	}
+	t.Paid, t.Declined, t.Abandoned = paid.paid, paid.declined, paid.abandoned
+	if len(paid.open) > 0 && window <= expiryWaitMax {
+		return s.resell(ctx, paid)
+	}
+	if len(paid.open) > 0 {
 		s.report.Notes = append(s.report.Notes, fmt.Sprintf("unpaid orders keep their units for %v: too long to wait for, so nothing was sold again", window))
-		return nil
 	}
-	return s.resell(ctx, rushed)
+	return s.checkStock(ctx, t.Sold, t.Paid)
 }
 
-// resell waits until the unpaid orders have expired and sells their units once more.
-func (s *sale) resell(ctx context.Context, rushed *tally) error {
-	unpaid := rushed.orders
-	if len(unpaid) == 0 {
-		return nil
-	}
-	if err := s.expire(ctx, unpaid, int64(len(rushed.orders))); err != nil {
+// resell waits until the unpaid orders have expired and sells their units once more, to buyers who pay if anybody did.
+func (s *sale) resell(ctx context.Context, before *payments) error {
+	t := &s.report.Totals
+	if err := s.expire(ctx, before.open, t.Sold); err != nil {
 		return err
 	}
-	t := &s.report.Totals
-	t.Expired = int64(len(unpaid))
-	// Several buyers for each unit, so that there are enough on every lane.
+	t.Expired = int64(len(before.open))
+	// Several buyers for each unit, so that the last one is asked for while others are on their way between lanes.
 	t.ResaleAttempts = max(resaleAttemptsMin, resaleBuyersPerUnit*t.Expired)
 	resold, err := s.rush(ctx, "resale", s.Attempts, t.ResaleAttempts, 0)
 	if err != nil {
@@ -306,15 +326,29 @@ func (s *sale) resell(ctx context.Context, rushed *tally) error {
 	if err := s.checkOrders(ctx, "resale", resold); err != nil {
 		return err
 	}
-	if err := s.checkStock(ctx, t.Sold-t.Expired+t.Resold); err != nil {
+	if err := s.checkStock(ctx, t.Sold-t.Expired+t.Resold, t.Paid); err != nil {
 		return err
 	}
-	window := resold.payWithin()
-	s.heldUntil = resold.began.Add(window)
-	if took := time.Since(resold.began); window > 0 && took >= window {
-		return &TooSlowError{Took: took, PayWithin: window}
+	if _, err := s.held(resold); err != nil || t.Paid == 0 {
+		return err
 	}
-	return nil
+	paid, err := s.pay(ctx, "pay the resale", resold.orders, make([]fate, len(resold.orders)))
+	if err != nil {
+		return err
+	}
+	t.ResalePaid = paid.paid
+	return s.checkStock(ctx, t.Sold-t.Expired+t.Resold, t.Paid+t.ResalePaid)
+}
+
+// held notes until when the orders of a rush keep their units unpaid, which must be later than now. It returns for how long
+// they do.
+func (s *sale) held(t *tally) (time.Duration, error) {
+	window := t.payWithin()
+	s.heldUntil = t.began.Add(window)
+	if took := time.Since(t.began); window > 0 && took >= window {
+		return 0, &TooSlowError{Took: took, PayWithin: window}
+	}
+	return window, nil
 }
 
 const (

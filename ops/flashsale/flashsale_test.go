@@ -23,11 +23,13 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
+	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
 func testOptions(seed uint64) Options {
-	return Options{Units: 20, Attempts: 300, Connections: 16, Seed: seed, PayWithin: time.Hour, ViewWait: 100 * time.Millisecond}
+	return Options{Units: 20, Attempts: 300, DeclinedPercent: 5, UnpaidPercent: 5, Connections: 16, Seed: seed, PayWithin: time.Hour, ViewWait: 100 * time.Millisecond}
 }
 
 // A check that cannot see a broken promise is blind: each of these shops breaks one.
@@ -70,6 +72,8 @@ func TestEveryBrokenPromiseIsSeen(t *testing.T) {
 		},
 		{name: "one order for two", want: "both acknowledged with order", shape: func(s *fakeShop) { s.sameID = true }},
 		{name: "an account that does not add up", want: "(I3)", shape: func(s *fakeShop) { s.leak = 1 }},
+		{name: "a payment of too much", want: "was to be paid (I4)", shape: func(s *fakeShop) { s.tip = 1 }},
+		{name: "a payment with a declined card", want: "with tok_decline is", shape: func(s *fakeShop) { s.generous = true }},
 		{name: "another refusal", want: "refused with UNKNOWN_PRODUCT", shape: func(s *fakeShop) { s.reason = "UNKNOWN_PRODUCT" }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -119,7 +123,7 @@ func TestAKillLosesNothingAndChangesNoTotal(t *testing.T) {
 }
 
 func TestWhatTheLogSaysIsPartOfTheVerdict(t *testing.T) {
-	good := Audit{Events: 21, Stock: Stock{Received: 20, Reserved: 20}}
+	good := Audit{Events: 21, Stock: Stock{Received: 20, Reserved: 2, Sold: 18}}
 	for _, c := range []struct {
 		name   string
 		change func(*Audit)
@@ -149,20 +153,51 @@ func TestWhatTheLogSaysIsPartOfTheVerdict(t *testing.T) {
 }
 
 func TestUnitsOfExpiredOrdersAreSoldOnceMore(t *testing.T) {
+	for _, c := range []struct {
+		name                         string
+		free                         bool
+		paid, declined, never, again int64
+	}{
+		{name: "most pay", paid: 16, declined: 1, never: 3, again: 4},
+		{name: "there is no way to pay", free: true, never: 20},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			seed := rand.Uint64()
+			shop := newFakeShop(t)
+			shop.payWithin, shop.free = expiryWaitMax, c.free
+			shop.soldOut = func() { shop.expiring = 2 } // After the one that checks the rush, the one that waits.
+			options := testOptions(seed)
+			options.DeclinedPercent, options.UnpaidPercent = 5, 15
+			report, err := hold(t.Context(), options, shop)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			expired := c.declined + c.never
+			want := Totals{
+				Units: 20, Attempts: 300, Sold: 20, Refused: map[string]int64{"OUT_OF_STOCK": 280}, Paid: c.paid, Declined: c.declined, Abandoned: c.never,
+				Expired: expired, ResaleAttempts: 256, Resold: expired, ResaleRefused: map[string]int64{"OUT_OF_STOCK": 256 - expired}, ResalePaid: c.again,
+			}
+			if len(report.Wrong) > 0 || !reflect.DeepEqual(report.Totals, want) {
+				t.Fatalf("seed %d: totals are %+v, want %+v; wrong: %v", seed, report.Totals, want, report.Wrong)
+			}
+		})
+	}
+}
+
+func TestFatesAreDealtInExactShares(t *testing.T) {
 	seed := rand.Uint64()
-	shop := newFakeShop(t)
-	shop.payWithin = expiryWaitMax
-	shop.soldOut = func() { shop.expiring = true }
-	report, err := hold(t.Context(), testOptions(seed), shop)
-	if err != nil {
-		t.Fatalf("seed %d: %v", seed, err)
+	dealt := map[fate]int{}
+	for _, f := range fates(seed, 1000, 5, 7) {
+		dealt[f]++
 	}
-	want := Totals{
-		Units: 20, Attempts: 300, Sold: 20, Refused: map[string]int64{"OUT_OF_STOCK": 280},
-		Expired: 20, ResaleAttempts: 256, Resold: 20, ResaleRefused: map[string]int64{"OUT_OF_STOCK": 236},
+	if dealt[pays] != 880 || dealt[declines] != 50 || dealt[abandons] != 70 {
+		t.Errorf("seed %d: dealt %v, want 880, 50 and 70", seed, dealt)
 	}
-	if len(report.Wrong) > 0 || !reflect.DeepEqual(report.Totals, want) {
-		t.Fatalf("seed %d: totals are %+v, want %+v; wrong: %v", seed, report.Totals, want, report.Wrong)
+	if reflect.DeepEqual(fates(seed, 1000, 50, 0), fates(seed+1, 1000, 50, 0)) || !reflect.DeepEqual(fates(seed, 1000, 50, 0), fates(seed, 1000, 50, 0)) {
+		t.Errorf("seed %d does not decide the fates", seed)
+	}
+	if all := fates(seed, 3, 0, 100); !reflect.DeepEqual(all, []fate{abandons, abandons, abandons}) {
+		t.Errorf("seed %d: dealt %v, want that nobody pays", seed, all)
 	}
 }
 
@@ -211,6 +246,8 @@ func TestOptionsThatCannotWorkAreRefused(t *testing.T) {
 		"too many units":       func(o *Options) { o.Units = unitsMax + 1 },
 		"no attempts":          func(o *Options) { o.Attempts = 0 },
 		"too many attempts":    func(o *Options) { o.Attempts = attemptsMax + 1 },
+		"more than everybody":  func(o *Options) { o.DeclinedPercent, o.UnpaidPercent = 60, 41 },
+		"less than nobody":     func(o *Options) { o.UnpaidPercent = -1 },
 		"no connections":       func(o *Options) { o.Connections = 0 },
 		"too many connections": func(o *Options) { o.Connections = connectionsMax + 1 },
 		"no time to pay":       func(o *Options) { o.PayWithin = 0 },
@@ -231,6 +268,7 @@ func TestOptionsThatCannotWorkAreRefused(t *testing.T) {
 type fakeShop struct {
 	orderv1connect.UnimplementedOrderServiceHandler
 	catalogv1connect.UnimplementedCatalogServiceHandler
+	paymentv1connect.UnimplementedPaymentServiceHandler
 	t *testing.T
 
 	// extra units are sold on top of the received ones, leak units vanish from the account.
@@ -241,10 +279,13 @@ type fakeShop struct {
 	reason  string
 	soldOut func()
 	sameID  bool
+	// free takes no payments, tip is what a payment captures too much, generous lets declined cards pay.
+	free, generous bool
+	tip            int64
 	// lost is an order that cannot be read.
 	lost string
-	// expiring orders expire when the account is read the next time.
-	expiring  bool
+	// expiring is after how many looks at the account the unpaid orders expire; 0 for never.
+	expiring  int
 	payWithin time.Duration
 	restarts  int
 
@@ -267,6 +308,9 @@ func (s *fakeShop) Start(context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle(orderv1connect.NewOrderServiceHandler(s))
 	mux.Handle(catalogv1connect.NewCatalogServiceHandler(s))
+	if !s.free {
+		mux.Handle(paymentv1connect.NewPaymentServiceHandler(s))
+	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer operator" {
 			s.t.Errorf("%s came with %q", r.URL.Path, r.Header.Get("Authorization"))
@@ -329,11 +373,44 @@ func refuse(code connect.Code, reason string, retry *errdetails.RetryInfo) error
 
 func (s *fakeShop) holding() (units int64) {
 	for _, order := range s.orders {
-		if order.Status == orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT {
+		if order.Status != orderv1.OrderStatus_ORDER_STATUS_EXPIRED {
 			units++
 		}
 	}
 	return units
+}
+
+func (s *fakeShop) paid() (units int64) {
+	for _, order := range s.orders {
+		if order.Status == orderv1.OrderStatus_ORDER_STATUS_PAID {
+			units++
+		}
+	}
+	return units
+}
+
+func (s *fakeShop) StartPayment(_ context.Context, r *paymentv1.StartPaymentRequest) (*paymentv1.StartPaymentResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	order := s.orders[r.OrderId]
+	payment := &orderv1.Payment{DeclineCode: "card_declined"}
+	if r.Provider != "sandbox" {
+		s.t.Errorf("a payment through %q", r.Provider)
+	}
+	if r.Method == "tok_ok" || s.generous {
+		payment = &orderv1.Payment{State: orderv1.PaymentState_PAYMENT_STATE_CAPTURED, Captured: proto.CloneOf(order.Total)}
+		payment.Captured.Units += s.tip
+		order.Status = orderv1.OrderStatus_ORDER_STATUS_PAID
+	}
+	order.Payments = []*orderv1.Payment{payment}
+	return &paymentv1.StartPaymentResponse{Order: proto.CloneOf(order)}, nil
+}
+
+func (s *fakeShop) GetPayment(_ context.Context, r *paymentv1.GetPaymentRequest) (*paymentv1.GetPaymentResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	order := s.orders[r.OrderId]
+	return &paymentv1.GetPaymentResponse{Payment: proto.CloneOf(order.Payments[0]), OrderStatus: order.Status}, nil
 }
 
 func (s *fakeShop) PlaceOrder(_ context.Context, r *orderv1.PlaceOrderRequest) (*orderv1.PlaceOrderResponse, error) {
@@ -397,13 +474,16 @@ func (s *fakeShop) PreheatStock(context.Context, *catalogv1.PreheatStockRequest)
 func (s *fakeShop) GetStock(context.Context, *catalogv1.GetStockRequest) (*catalogv1.GetStockResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	stock := &catalogv1.Stock{Received: s.received, Reserved: s.holding()}
-	stock.Available = s.received - stock.Reserved - s.leak
-	if s.expiring {
-		// The first look is at the account before anything has expired.
-		s.expiring = false
-		for _, order := range s.orders {
-			order.Status = orderv1.OrderStatus_ORDER_STATUS_EXPIRED
+	stock := &catalogv1.Stock{Received: s.received, Reserved: s.holding() - s.paid(), Sold: s.paid()}
+	stock.Available = s.received - stock.Reserved - stock.Sold - s.leak
+	if s.expiring > 0 {
+		// That look was at the account before anything has expired.
+		if s.expiring--; s.expiring == 0 {
+			for _, order := range s.orders {
+				if order.Status != orderv1.OrderStatus_ORDER_STATUS_PAID {
+					order.Status = orderv1.OrderStatus_ORDER_STATUS_EXPIRED
+				}
+			}
 		}
 	}
 	return &catalogv1.GetStockResponse{Stock: stock}, nil
