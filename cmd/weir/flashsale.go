@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/ops/flashsale"
 )
 
@@ -41,10 +42,11 @@ func (p *process) flashSaleCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "flash-sale",
 		Short: "Sell 1,000 units to 100,000 buyers at once, and check the books",
-		Long: `Put units of a product on sale, let simulated buyers storm it as fast as this machine allows, and check the books from
-outside. Every buyer is a user of its own and wants one unit. Most pay their order, through the sandbox provider,
-which takes no real money; some are declined (--declined) and some never pay (--unpaid). When their orders have
-expired, the units are sold once more, to buyers who pay. Then it ends, with a report.
+		Long: `Put units of a product on sale, in a campaign with a price, a stock and a limit of its own, let simulated buyers storm
+it as fast as this machine allows, and check the books from outside. Every buyer is a user of its own and wants one
+unit; who got one asks for another, in vain. Most pay their order, through the sandbox provider, which takes no real
+money; some are declined (--declined) and some never pay (--unpaid). When their orders have expired, the units are
+sold once more, to buyers who pay. Then it ends, with a report.
 
 It starts a node in a temporary directory, and removes both at the end. With --addr it goes to a node that runs, with
 an operator's token (--token, WEIR_TOKEN) or the key of that node's data directory (--data). It leaves a product
@@ -53,10 +55,11 @@ there, and does not wait for expiry when that node gives more than 2 minutes to 
 With --kill the node is killed with kill -9 when half of the units are sold, and started again. Requests that were not
 answered are asked again with the same request id, so that each takes effect once.
 
-What it checks: as many attempts as there are units were acknowledged, each with an order of its own, and all others
-refused; every acknowledged order is there, and its request answers with the same bytes again; every payment captured
-what its order costs, or nothing; the product's account adds up, and holds as many units as there are orders; the log
-says the same after every event ('weir audit stock'). If not, the exit code is 3 (difference).
+What it checks: as many attempts as there are units were acknowledged, each with an order of its own at the campaign's
+price, and all others refused; nobody got two units; every acknowledged order is there, and its request answers with
+the same bytes again; every payment captured what its order costs, or nothing; the campaign's account adds up, and
+holds as many units as there are orders; the log says the same after every event ('weir audit stock'). If not, the
+exit code is 3 (difference).
 
 The totals (sold, refused by reason, paid, declined, expired, resold) are the same for every run with the same flags,
 killed or not: every attempt is for one unit and by another user, so it does not matter who comes first, and those
@@ -99,9 +102,9 @@ func (p *process) flashSale(cmd *cobra.Command, f flashSaleFlags) error {
 	}
 	watch := &saleProgress{p: p}
 	options.Watch = watch.at
-	options.Audit = func(ctx context.Context, data, sku string) (*flashsale.Audit, error) {
+	options.Audit = func(ctx context.Context, data, sku, campaign string) (*flashsale.Audit, error) {
 		watch.end()
-		return p.auditSale(ctx, data, sku)
+		return p.auditSale(ctx, data, sku, campaign)
 	}
 	report, err := flashsale.Run(cmd.Context(), options)
 	watch.end()
@@ -174,7 +177,7 @@ func (p *process) flashSaleOptions(cmd *cobra.Command, f flashSaleFlags) (flashs
 }
 
 // auditSale is 'weir audit stock' of the sale's product.
-func (p *process) auditSale(ctx context.Context, data, sku string) (*flashsale.Audit, error) {
+func (p *process) auditSale(ctx context.Context, data, sku, campaign string) (*flashsale.Audit, error) {
 	s, err := p.openSource(ctx, &sourceFlags{data: data})
 	if err != nil {
 		return nil, err
@@ -185,14 +188,13 @@ func (p *process) auditSale(ctx context.Context, data, sku string) (*flashsale.A
 	}
 	replayed := a.report()
 	found := &flashsale.Audit{Violations: []string{}}
-	for _, each := range replayed.SKUs { // The product, and pools of it.
+	for _, each := range replayed.SKUs {
 		found.Events += each.Events
-		found.Received += each.Received
-		found.Central += each.Central
-		found.InTransit += each.InTransit
-		found.Available += each.Allotted
-		found.Reserved += each.Reserved
-		found.Sold += each.Sold
+		if each.SKU == domain.CampaignPool(sku, campaign) {
+			found.Remaining = each.Central + each.InTransit + each.Allotted
+			found.Reserved, found.Sold = each.Reserved, each.Sold
+			found.Units = found.Remaining + found.Reserved + found.Sold
+		}
 	}
 	for _, v := range replayed.Violations {
 		found.Violations = append(found.Violations, fmt.Sprintf("%s, lane %d, commit %d, event %d (%s): %s", v.SKU, v.Lane, v.Commit, v.Event, v.Type, v.What))
@@ -253,6 +255,7 @@ func (p *process) printSale(r *flashsale.Report) error {
 		"seed", fmt.Sprint(r.Seed),
 		"sold", fmt.Sprintf("%s of %s units", groupDigits(t.Sold), groupDigits(t.Units)),
 		"refused", reasonsOfSale(t.Refused),
+		"asked for two", reasonsOfSale(t.SecondRefused),
 	}
 	if r.Kill != nil {
 		pairs = append(pairs, "killed", fmt.Sprintf("kill -9 after %s sold, serving again in %s", groupDigits(r.Kill.SoldBefore), millisText(r.Kill.ServingAfterMillis)))
@@ -272,8 +275,7 @@ func (p *process) printSale(r *flashsale.Report) error {
 		pairs = append(pairs, "expired", fmt.Sprintf("%s unpaid orders", groupDigits(t.Expired)), "resold", resold)
 	}
 	s := r.Stock
-	pairs = append(pairs, "stock", fmt.Sprintf("received %d = central %d + in transit %d + available %d + reserved %d + sold %d",
-		s.Received, s.Central, s.InTransit, s.Available, s.Reserved, s.Sold))
+	pairs = append(pairs, "stock", fmt.Sprintf("%d units = %d remaining + %d reserved + %d sold for good", s.Units, s.Remaining, s.Reserved, s.Sold))
 	if a := r.Audit; a != nil && len(a.Violations) == 0 {
 		pairs = append(pairs, "audit", fmt.Sprintf("the log says the same, and adds up after each of its %s events", groupDigits(a.Events)))
 	}

@@ -32,7 +32,7 @@ func TestAFlashSaleSellsEveryUnitOnceAlsoWhenKilled(t *testing.T) {
 				r := live(t, nil, "demo", "flash-sale", "--weir", weir, "--dir", dir, "--units", "50", "--attempts", "2000", "--lanes", fmt.Sprint(lanes),
 					fmt.Sprintf("--kill=%t", kill), "--seed", fmt.Sprint(seed), "--pay-within", "1h", "--declined", "4", "--unpaid", "6", "-o", "json").want(t, exitOK)
 				got := decode[flashsale.Report](t, r.stdout)
-				want := flashsale.Totals{Units: 50, Attempts: 2000, Sold: 50, Refused: map[string]int64{"OUT_OF_STOCK": 1950}, Paid: 45, Declined: 2, Abandoned: 3}
+				want := flashsale.Totals{Units: 50, Attempts: 2000, Sold: 50, Refused: map[string]int64{"OUT_OF_STOCK": 1950}, SecondRefused: map[string]int64{"CAMPAIGN_LIMIT": 50}, Paid: 45, Declined: 2, Abandoned: 3}
 				if !reflect.DeepEqual(got.Totals, want) || len(got.Wrong) > 0 || got.Stock.Reserved != 5 || got.Stock.Sold != 45 || got.Audit == nil {
 					t.Fatalf("seed %d: totals are %+v, want %+v; stock %+v; wrong %v", seed, got.Totals, want, got.Stock, got.Wrong)
 				}
@@ -55,13 +55,13 @@ func TestAFlashSaleSellsEveryUnitOnceAlsoWhenKilled(t *testing.T) {
 
 func TestAFlashSaleSellsExpiredUnitsOnceMore(t *testing.T) {
 	r := live(t, nil, "demo", "flash-sale", "--weir", builtWeir(t), "--dir", t.TempDir(), "--units", "20", "--attempts", "300", "--pay-within", "6s", "--declined", "10", "--unpaid", "20").want(t, exitOK)
-	wantText(t, r.stdout, "20 of 20 units", "OUT_OF_STOCK 280", "14 orders in", "2 were declined, 4 never paid", "6 unpaid orders", "6 of their units, 6 of them paid", "reserved 0 + sold 20", "the log says the same", "Nothing was oversold")
+	wantText(t, r.stdout, "20 of 20 units", "OUT_OF_STOCK 280", "14 orders in", "2 were declined, 4 never paid", "6 unpaid orders", "6 of their units, 6 of them paid", "CAMPAIGN_LIMIT 20", "0 reserved + 20 sold", "the log says the same", "Nothing was oversold")
 }
 
 func TestAFlashSaleGoesToANodeThatRuns(t *testing.T) {
 	n := startDev(t, t.TempDir())
 	sale := []string{"demo", "flash-sale", "--addr", n.lines.API, "--units", "10", "--attempts", "100", "--unpaid", "20"}
-	wantText(t, live(t, []string{"WEIR_TOKEN=" + n.lines.Operator.Token}, sale...).want(t, exitOK).stdout, "10 of 10 units", "OUT_OF_STOCK 90", "8 orders in", "reserved 2 + sold 8", "too long to wait for", "the log was not replayed")
+	wantText(t, live(t, []string{"WEIR_TOKEN=" + n.lines.Operator.Token}, sale...).want(t, exitOK).stdout, "10 of 10 units", "OUT_OF_STOCK 90", "8 orders in", "2 reserved + 8 sold", "too long to wait for", "the log was not replayed")
 	// A second one on the same node is another sale.
 	wantText(t, live(t, nil, append(sale, "--data", n.lines.Data)...).want(t, exitOK).stdout, "10 of 10 units", "OUT_OF_STOCK 90", "the log says the same")
 	wantText(t, live(t, []string{"WEIR_TOKEN=" + n.lines.Customer.Token}, sale...).want(t, exitPermission).stderr, "PERMISSION_DENIED")

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 )
 
@@ -26,13 +25,16 @@ const (
 	checkersMax = 32
 )
 
-// expectedReasons are the refusals that a sold-out sale gives.
-var expectedReasons = []string{"OUT_OF_STOCK"}
+const (
+	// reasonSoldOut is why attempts are refused, reasonLimit why second ones by the same user are.
+	reasonSoldOut = "OUT_OF_STOCK"
+	reasonLimit   = "CAMPAIGN_LIMIT"
+)
 
-// checkReasons says which refusals a sale does not give.
-func (s *sale) checkReasons(refused map[string]int64) {
+// checkReasons says which refusals are not the wanted one.
+func (s *sale) checkReasons(refused map[string]int64, want string) {
 	for reason, count := range refused {
-		if !slices.Contains(expectedReasons, reason) {
+		if reason != want {
 			s.report.wrong("%d attempts were refused with %s", count, reason)
 		}
 	}
@@ -86,6 +88,48 @@ func (s *sale) checkOrders(ctx context.Context, name string, t *tally) error {
 	})
 }
 
+// checkLimit lets everybody who got a unit ask for another one: nobody gets it.
+func (s *sale) checkLimit(ctx context.Context, orders []placed) (refused map[string]int64, err error) {
+	refused = map[string]int64{}
+	var mu sync.Mutex
+	var next, answered atomic.Int64
+	total := int64(len(orders))
+	count := func() Progress {
+		return Progress{Step: "ask for a second unit", Unit: "buyers", Done: answered.Load(), Total: total}
+	}
+	err = s.step(count, func() error {
+		group, ctx := errgroup.WithContext(ctx)
+		for range min(checkersMax, total) {
+			group.Go(func() error {
+				b, err := (&rush{sale: s, crowd: newCrowd(s.Seed)}).newBuyer()
+				if err != nil {
+					return err
+				}
+				defer b.hangUp()
+				b.kind = kindSecond
+				for i := next.Add(1) - 1; i < total; i = next.Add(1) - 1 {
+					b.attempt = orders[i].attempt
+					answer, err := b.resolve(ctx)
+					if err != nil {
+						return err
+					}
+					answered.Add(1)
+					mu.Lock()
+					if answer.reason == "" {
+						s.report.wrong("the user of attempt %d got a second unit", b.attempt)
+					} else {
+						refused[answer.reason]++
+					}
+					mu.Unlock()
+				}
+				return nil
+			})
+		}
+		return group.Wait()
+	})
+	return refused, err
+}
+
 // check asks for an acknowledged order, and reads it.
 func (b *buyer) check(ctx context.Context, p *placed) (wrong []string, err error) {
 	b.attempt = p.attempt
@@ -99,6 +143,9 @@ func (b *buyer) check(ctx context.Context, p *placed) (wrong []string, err error
 		wrong = append(wrong, fmt.Sprintf("attempt %d answers %x now, %x before (I4)", p.attempt, again.reply, p.reply))
 	}
 	want := p.response.GetOrder()
+	if total := want.GetTotal(); total.GetUnits() != priceMinor || total.GetCurrencyCode() != currency {
+		wrong = append(wrong, fmt.Sprintf("order %s costs %v, the campaign's price is %d %s", want.GetOrderId(), total, priceMinor, currency))
+	}
 	got, err := b.read(ctx, p)
 	switch {
 	case connect.CodeOf(err) == connect.CodeNotFound && err != nil:
@@ -139,20 +186,21 @@ func (s *sale) persist(ctx context.Context, try func() error) error {
 	}
 }
 
-// stock reads the product's account.
+// stock reads the campaign's account. What remains of it is free somewhere: at its home lane, at another, or on its way.
 func (s *sale) stock(ctx context.Context) (Stock, error) {
-	var got *catalogv1.GetStockResponse
+	var got *campaignv1.GetCampaignResponse
 	err := s.persist(ctx, func() (err error) {
-		got, err = s.catalog().GetStock(ctx, &catalogv1.GetStockRequest{Sku: s.sku})
+		got, err = s.campaigns().GetCampaign(ctx, &campaignv1.GetCampaignRequest{CampaignId: campaign, Sku: s.sku})
 		return err
 	})
 	if err != nil {
-		return Stock{}, fmt.Errorf("read the stock of %s: %w", s.sku, err)
+		return Stock{}, fmt.Errorf("read the campaign of %s: %w", s.sku, err)
 	}
-	return stockOf(got.GetStock()), nil
+	c := got.GetCampaign()
+	return Stock{Units: c.GetUnits(), Remaining: c.GetRemaining(), Reserved: c.GetReserved(), Sold: c.GetSold()}, nil
 }
 
-// checkStock compares the product's account with the orders that hold a unit, and those of them that are paid (I3). The view may still be on its way there.
+// checkStock compares the campaign's account with the orders that hold a unit, and those of them that are paid (I3). The view may still be on its way there.
 func (s *sale) checkStock(ctx context.Context, holding, paid int64) error {
 	for end := time.Now().Add(s.ViewWait); ; {
 		stock, err := s.stock(ctx)
@@ -176,15 +224,15 @@ func (s *sale) checkStock(ctx context.Context, holding, paid int64) error {
 }
 
 // check returns what is wrong with an account.
-func (s *Stock) check(received, holding, paid int64) error {
-	sum := s.Central + s.InTransit + s.Available + s.Reserved + s.Sold
+func (s *Stock) check(units, holding, paid int64) error {
+	sum := s.Remaining + s.Reserved + s.Sold
 	switch {
-	case sum != s.Received:
-		return fmt.Errorf("%d units were received, but the account has %d: %+v (I3)", s.Received, sum, *s)
-	case min(s.Received, s.Central, s.InTransit, s.Available, s.Reserved, s.Sold) < 0:
+	case sum != s.Units:
+		return fmt.Errorf("the campaign has %d units, its account %d: %+v (I3)", s.Units, sum, *s)
+	case min(s.Units, s.Remaining, s.Reserved, s.Sold) < 0:
 		return fmt.Errorf("a term of the account is negative: %+v (I3)", *s)
-	case s.Received != received:
-		return fmt.Errorf("%d units were received, %d were acknowledged", s.Received, received)
+	case s.Units != units:
+		return fmt.Errorf("the campaign has %d units, it was given %d", s.Units, units)
 	case s.Reserved+s.Sold != holding:
 		return fmt.Errorf("%d units are reserved or sold, the acknowledged orders hold %d: %+v", s.Reserved+s.Sold, holding, *s)
 	case s.Sold != paid:
@@ -199,7 +247,7 @@ func (s *sale) audit(ctx context.Context) error {
 		s.report.Notes = append(s.report.Notes, "the log was not replayed: that needs the node's data directory; 'weir audit stock' does it")
 		return nil
 	}
-	found, err := s.Audit(ctx, s.node.Data(), s.sku)
+	found, err := s.Audit(ctx, s.node.Data(), s.sku, campaign)
 	if err != nil {
 		return fmt.Errorf("audit the stock of %s: %w", s.sku, err)
 	}
@@ -208,7 +256,7 @@ func (s *sale) audit(ctx context.Context) error {
 		s.report.wrong("the log: %s (I3)", violation)
 	}
 	// Once orders may have expired since the view was read, the two may differ.
-	if view := s.report.Stock; len(found.Violations) == 0 && time.Now().Before(s.heldUntil) && (found.Received != view.Received || found.Reserved != view.Reserved || found.Sold != view.Sold) {
+	if view := s.report.Stock; len(found.Violations) == 0 && time.Now().Before(s.heldUntil) && found.Stock != view {
 		s.report.wrong("the log says that the account is %+v, the view %+v (I6)", found.Stock, view)
 	}
 	return nil

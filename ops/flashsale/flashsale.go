@@ -1,4 +1,4 @@
-// Package flashsale sells a scarce product to a crowd: it preheats a stock, lets simulated buyers storm it as fast as the
+// Package flashsale sells a scarce product to a crowd: it preheats a campaign, lets simulated buyers storm it as fast as the
 // machine allows, kills the server in the middle when asked to, sells what expires unpaid once more, and then checks from
 // outside that nothing was oversold, undersold, lost or done twice (I1, I3, I4).
 package flashsale
@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/weirhq/weir/ops/bench/load"
-	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 )
 
@@ -47,9 +46,9 @@ type Options struct {
 	Dir string
 	// ViewWait is how long a view may take to show what was acknowledged, at most 10 s.
 	ViewWait time.Duration
-	// Audit replays the log of the node that runs on a data directory, and says what is wrong with a product's units (I3).
-	// May be nil.
-	Audit func(ctx context.Context, data, sku string) (*Audit, error)
+	// Audit replays the log of the node that runs on a data directory, and says what is wrong with a product's units and
+	// where those of its campaign are (I3). May be nil.
+	Audit func(ctx context.Context, data, sku, campaign string) (*Audit, error)
 	// Watch is told how far the sale is: every watchEvery, and at each step's end. From one goroutine; may be nil.
 	Watch func(Progress)
 }
@@ -112,7 +111,7 @@ type Report struct {
 	PaySeconds float64 `json:"paySeconds"`
 	// Kill is set when the node was killed.
 	Kill *Kill `json:"kill,omitempty"`
-	// Stock is the product's account at the end.
+	// Stock is the campaign's account at the end.
 	Stock Stock `json:"stock"`
 	// Audit is what the log says of the product's units; nil when it was not asked.
 	Audit *Audit `json:"audit,omitempty"`
@@ -130,6 +129,8 @@ type Totals struct {
 	// Sold counts the attempts that got a unit, Refused the others, by reason.
 	Sold    int64            `json:"sold"`
 	Refused map[string]int64 `json:"refused"`
+	// SecondRefused counts, by reason, those who got a unit and asked for another one: a user may have one.
+	SecondRefused map[string]int64 `json:"secondRefused"`
 	// Paid orders were captured, Declined ones tried to pay in vain, Abandoned ones never did.
 	Paid      int64 `json:"paid"`
 	Declined  int64 `json:"declined"`
@@ -164,22 +165,20 @@ type Kill struct {
 	ServingAfterMillis float64 `json:"servingAfterMillis"`
 }
 
-// Stock is where the units are.
+// Stock is where the units of the campaign are.
 type Stock struct {
-	Received  int64 `json:"received"`
-	Central   int64 `json:"central"`
-	InTransit int64 `json:"inTransit"`
-	Available int64 `json:"available"`
+	Units     int64 `json:"units"`
+	Remaining int64 `json:"remaining"`
 	Reserved  int64 `json:"reserved"`
 	Sold      int64 `json:"sold"`
 }
 
 // Audit is what a replay of the log found.
 type Audit struct {
-	// Events that moved the product's units, after each of which its account was proven.
+	// Events that moved the product's units, after each of which its accounts were proven.
 	Events int64 `json:"events"`
 	Stock
-	// Violations are the events after which it was wrong.
+	// Violations are the events after which one was wrong.
 	Violations []string `json:"violations"`
 }
 
@@ -270,13 +269,17 @@ func (s *sale) sell(ctx context.Context) error {
 	case t.Sold < expected:
 		s.report.wrong("undersold: %d of %d units were sold, and then %d attempts refused", t.Sold, expected, s.Attempts-t.Sold)
 	}
-	s.checkReasons(rushed.refused)
+	s.checkReasons(rushed.refused, reasonSoldOut)
 	if err := s.checkOrders(ctx, "rush", rushed); err != nil {
 		return err
 	}
 	if err := s.checkStock(ctx, t.Sold, 0); err != nil {
 		return err
 	}
+	if t.SecondRefused, err = s.checkLimit(ctx, rushed.orders); err != nil {
+		return err
+	}
+	s.checkReasons(t.SecondRefused, reasonLimit)
 	window, err := s.held(rushed)
 	if err != nil {
 		return err
@@ -322,7 +325,7 @@ func (s *sale) resell(ctx context.Context, before *payments) error {
 	case t.Resold < t.Expired:
 		s.report.wrong("undersold: %d of %d units that had expired were sold again, and then %d attempts refused", t.Resold, t.Expired, t.ResaleAttempts-t.Resold)
 	}
-	s.checkReasons(resold.refused)
+	s.checkReasons(resold.refused, reasonSoldOut)
 	if err := s.checkOrders(ctx, "resale", resold); err != nil {
 		return err
 	}
@@ -441,10 +444,3 @@ func (t *tally) timing() Timing {
 }
 
 func inMillis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-func stockOf(s *catalogv1.Stock) Stock {
-	return Stock{
-		Received: s.GetReceived(), Central: s.GetCentral(), InTransit: s.GetInTransit(),
-		Available: s.GetAvailable(), Reserved: s.GetReserved(), Sold: s.GetSold(),
-	}
-}

@@ -19,6 +19,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
@@ -72,6 +74,8 @@ func TestEveryBrokenPromiseIsSeen(t *testing.T) {
 		},
 		{name: "one order for two", want: "both acknowledged with order", shape: func(s *fakeShop) { s.sameID = true }},
 		{name: "an account that does not add up", want: "(I3)", shape: func(s *fakeShop) { s.leak = 1 }},
+		{name: "two units for one user", want: "got a second unit", shape: func(s *fakeShop) { s.greedy = true }},
+		{name: "another price", want: "the campaign's price is 999 EUR", shape: func(s *fakeShop) { s.surcharge = 1 }},
 		{name: "a payment of too much", want: "was to be paid (I4)", shape: func(s *fakeShop) { s.tip = 1 }},
 		{name: "a payment with a declined card", want: "with tok_decline is", shape: func(s *fakeShop) { s.generous = true }},
 		{name: "another refusal", want: "refused with UNKNOWN_PRODUCT", shape: func(s *fakeShop) { s.reason = "UNKNOWN_PRODUCT" }},
@@ -123,7 +127,7 @@ func TestAKillLosesNothingAndChangesNoTotal(t *testing.T) {
 }
 
 func TestWhatTheLogSaysIsPartOfTheVerdict(t *testing.T) {
-	good := Audit{Events: 21, Stock: Stock{Received: 20, Reserved: 2, Sold: 18}}
+	good := Audit{Events: 21, Stock: Stock{Units: 20, Reserved: 2, Sold: 18}}
 	for _, c := range []struct {
 		name   string
 		change func(*Audit)
@@ -134,8 +138,8 @@ func TestWhatTheLogSaysIsPartOfTheVerdict(t *testing.T) {
 		{"one unit more than the view", func(a *Audit) { a.Reserved++ }, "(I6)"},
 	} {
 		options, shop := testOptions(1), newFakeShop(t)
-		options.Audit = func(_ context.Context, data, sku string) (*Audit, error) {
-			if data != shop.Data() || sku == "" {
+		options.Audit = func(_ context.Context, data, sku, campaign string) (*Audit, error) {
+			if data != shop.Data() || sku == "" || campaign == "" {
 				t.Errorf("asked to audit %q in %q", sku, data)
 			}
 			found := good
@@ -174,7 +178,7 @@ func TestUnitsOfExpiredOrdersAreSoldOnceMore(t *testing.T) {
 			}
 			expired := c.declined + c.never
 			want := Totals{
-				Units: 20, Attempts: 300, Sold: 20, Refused: map[string]int64{"OUT_OF_STOCK": 280}, Paid: c.paid, Declined: c.declined, Abandoned: c.never,
+				Units: 20, Attempts: 300, Sold: 20, Refused: map[string]int64{"OUT_OF_STOCK": 280}, SecondRefused: map[string]int64{"CAMPAIGN_LIMIT": 20}, Paid: c.paid, Declined: c.declined, Abandoned: c.never,
 				Expired: expired, ResaleAttempts: 256, Resold: expired, ResaleRefused: map[string]int64{"OUT_OF_STOCK": 256 - expired}, ResalePaid: c.again,
 			}
 			if len(report.Wrong) > 0 || !reflect.DeepEqual(report.Totals, want) {
@@ -268,6 +272,7 @@ func TestOptionsThatCannotWorkAreRefused(t *testing.T) {
 type fakeShop struct {
 	orderv1connect.UnimplementedOrderServiceHandler
 	catalogv1connect.UnimplementedCatalogServiceHandler
+	campaignv1connect.UnimplementedCampaignServiceHandler
 	paymentv1connect.UnimplementedPaymentServiceHandler
 	t *testing.T
 
@@ -279,9 +284,13 @@ type fakeShop struct {
 	reason  string
 	soldOut func()
 	sameID  bool
+	// greedy lets a user have another unit.
+	greedy bool
 	// free takes no payments, tip is what a payment captures too much, generous lets declined cards pay.
 	free, generous bool
 	tip            int64
+	// surcharge is what an order costs more than the campaign says.
+	surcharge int64
 	// lost is an order that cannot be read.
 	lost string
 	// expiring is after how many looks at the account the unpaid orders expire; 0 for never.
@@ -289,12 +298,12 @@ type fakeShop struct {
 	payWithin time.Duration
 	restarts  int
 
-	mu       sync.Mutex
-	server   *httptest.Server
-	calls    int64
-	received int64
-	orders   map[string]*orderv1.Order
-	replies  map[string]*orderv1.PlaceOrderResponse
+	mu      sync.Mutex
+	server  *httptest.Server
+	calls   int64
+	terms   *campaignv1.PutCampaignRequest
+	orders  map[string]*orderv1.Order
+	replies map[string]*orderv1.PlaceOrderResponse
 }
 
 func newFakeShop(t *testing.T) *fakeShop {
@@ -308,6 +317,7 @@ func (s *fakeShop) Start(context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle(orderv1connect.NewOrderServiceHandler(s))
 	mux.Handle(catalogv1connect.NewCatalogServiceHandler(s))
+	mux.Handle(campaignv1connect.NewCampaignServiceHandler(s))
 	if !s.free {
 		mux.Handle(paymentv1connect.NewPaymentServiceHandler(s))
 	}
@@ -424,7 +434,15 @@ func (s *fakeShop) PlaceOrder(_ context.Context, r *orderv1.PlaceOrderRequest) (
 	if reply, known := s.replies[key]; known {
 		return proto.CloneOf(reply), nil
 	}
-	if s.holding() >= s.received+s.extra {
+	if r.CampaignId != s.terms.CampaignId {
+		s.t.Errorf("an order at the terms of %q", r.CampaignId)
+	}
+	for _, order := range s.orders {
+		if !s.greedy && order.UserId == r.UserId && order.Status != orderv1.OrderStatus_ORDER_STATUS_EXPIRED {
+			return nil, refuse(connect.CodeFailedPrecondition, "CAMPAIGN_LIMIT", nil)
+		}
+	}
+	if s.holding() >= s.terms.Units+s.extra && (!s.greedy || !strings.Contains(r.RequestId, "-another-")) {
 		if s.soldOut != nil {
 			s.soldOut()
 			s.soldOut = nil
@@ -434,7 +452,7 @@ func (s *fakeShop) PlaceOrder(_ context.Context, r *orderv1.PlaceOrderRequest) (
 	number := len(s.orders)
 	order := &orderv1.Order{
 		OrderId: fmt.Sprintf("order-%d", number), UserId: r.UserId, Status: orderv1.OrderStatus_ORDER_STATUS_PENDING_PAYMENT,
-		Total: &typev1.Money{CurrencyCode: "EUR", Units: 999}, PlacedAt: timestamppb.Now(),
+		Total: &typev1.Money{CurrencyCode: "EUR", Units: s.terms.Price.Units + s.surcharge}, PlacedAt: timestamppb.Now(),
 	}
 	order.PayBy = timestamppb.New(order.PlacedAt.AsTime().Add(s.payWithin))
 	s.orders[order.OrderId] = order
@@ -460,22 +478,31 @@ func (s *fakeShop) PutProduct(context.Context, *catalogv1.PutProductRequest) (*c
 	return &catalogv1.PutProductResponse{}, nil
 }
 
-func (s *fakeShop) ReceiveStock(_ context.Context, r *catalogv1.ReceiveStockRequest) (*catalogv1.ReceiveStockResponse, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.received += r.Quantity
+func (s *fakeShop) ReceiveStock(context.Context, *catalogv1.ReceiveStockRequest) (*catalogv1.ReceiveStockResponse, error) {
 	return &catalogv1.ReceiveStockResponse{}, nil
 }
 
-func (s *fakeShop) PreheatStock(context.Context, *catalogv1.PreheatStockRequest) (*catalogv1.PreheatStockResponse, error) {
+func (s *fakeShop) PreheatStock(_ context.Context, r *catalogv1.PreheatStockRequest) (*catalogv1.PreheatStockResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if want := s.terms.Sku + "@" + s.terms.CampaignId; r.Sku != want {
+		s.t.Errorf("%q is preheated, want %q", r.Sku, want)
+	}
 	return &catalogv1.PreheatStockResponse{}, nil
 }
 
-func (s *fakeShop) GetStock(context.Context, *catalogv1.GetStockRequest) (*catalogv1.GetStockResponse, error) {
+func (s *fakeShop) PutCampaign(_ context.Context, r *campaignv1.PutCampaignRequest) (*campaignv1.PutCampaignResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	stock := &catalogv1.Stock{Received: s.received, Reserved: s.holding() - s.paid(), Sold: s.paid()}
-	stock.Available = s.received - stock.Reserved - stock.Sold - s.leak
+	s.terms = r
+	return &campaignv1.PutCampaignResponse{}, nil
+}
+
+func (s *fakeShop) GetCampaign(context.Context, *campaignv1.GetCampaignRequest) (*campaignv1.GetCampaignResponse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := &campaignv1.Campaign{Units: s.terms.Units, Reserved: s.holding() - s.paid(), Sold: s.paid()}
+	found.Remaining = found.Units - found.Reserved - found.Sold - s.leak
 	if s.expiring > 0 {
 		// That look was at the account before anything has expired.
 		if s.expiring--; s.expiring == 0 {
@@ -486,5 +513,5 @@ func (s *fakeShop) GetStock(context.Context, *catalogv1.GetStockRequest) (*catal
 			}
 		}
 	}
-	return &catalogv1.GetStockResponse{Stock: stock}, nil
+	return &campaignv1.GetCampaignResponse{Campaign: found}, nil
 }

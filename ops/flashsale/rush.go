@@ -14,9 +14,13 @@ import (
 	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/ops/bench/load"
 	"github.com/weirhq/weir/ops/launch"
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
@@ -33,18 +37,25 @@ const (
 	retryInterval = 10 * time.Millisecond
 	retryDelayMax = time.Second
 
+	// campaign is the sale's, of which there is one for each product. campaignMargin keeps it open for a node whose clock differs.
+	campaign       = "flash-sale"
+	campaignMargin = time.Hour
+	// priceMinor is the campaign's price, in cents of currency; without it the product costs twice as much.
+	priceMinor = 999
+	currency   = "EUR"
+
 	// These stand in a request where load.Template patches it.
 	requestPlace = "attempt-0000000000"
 	userPlace    = "buyer-00000000"
 )
 
-// preheat puts the product on sale with all of its units.
+// preheat puts the product on sale, as a campaign with a price, a stock and a limit of its own, and shares its units out.
 func (s *sale) preheat(ctx context.Context) error {
 	progress := Progress{Step: "preheat", Unit: "units", Total: s.Units}
 	return s.step(func() Progress { return progress }, func() error {
 		catalog := s.catalog()
 		_, err := catalog.PutProduct(ctx, &catalogv1.PutProductRequest{
-			RequestId: s.sku + "-put", Sku: s.sku, Title: "The last ones in the world", Price: &typev1.Money{CurrencyCode: "EUR", Units: 999},
+			RequestId: s.sku + "-put", Sku: s.sku, Title: "The last ones in the world", Price: &typev1.Money{CurrencyCode: currency, Units: 2 * priceMinor},
 		})
 		if err != nil {
 			return fmt.Errorf("put the product %s: %w", s.sku, err)
@@ -53,8 +64,17 @@ func (s *sale) preheat(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("receive %d units of %s: %w", s.Units, s.sku, err)
 		}
+		now := time.Now()
+		_, err = s.campaigns().PutCampaign(ctx, &campaignv1.PutCampaignRequest{
+			RequestId: s.sku + "-campaign", CampaignId: campaign, Sku: s.sku, Price: &typev1.Money{CurrencyCode: currency, Units: priceMinor},
+			OpensAt: timestamppb.New(now.Add(-campaignMargin)), ClosesAt: timestamppb.New(now.Add(runMax + campaignMargin)),
+			UserUnitsMax: 1, OrderUnitsMax: 1, Units: s.Units,
+		})
+		if err != nil {
+			return fmt.Errorf("put the campaign of %s: %w", s.sku, err)
+		}
 		// Every lane gets its share before the doors open. What is left over, and what one lane has and another needs, moves later.
-		_, err = catalog.PreheatStock(ctx, &catalogv1.PreheatStockRequest{RequestId: s.sku + "-preheat", Sku: s.sku})
+		_, err = catalog.PreheatStock(ctx, &catalogv1.PreheatStockRequest{RequestId: s.sku + "-preheat", Sku: domain.CampaignPool(s.sku, campaign)})
 		if err != nil {
 			return fmt.Errorf("preheat %s: %w", s.sku, err)
 		}
@@ -65,12 +85,16 @@ func (s *sale) preheat(ctx context.Context) error {
 // order is what every attempt asks for; its request id and its user are patched in.
 func (s *sale) order() *orderv1.PlaceOrderRequest {
 	return &orderv1.PlaceOrderRequest{
-		RequestId: s.sku + "-" + requestPlace, UserId: userPlace, Items: []*orderv1.ItemRequest{{Sku: s.sku, Quantity: 1}},
+		RequestId: s.sku + "-" + requestPlace, UserId: userPlace, CampaignId: campaign, Items: []*orderv1.ItemRequest{{Sku: s.sku, Quantity: 1}},
 	}
 }
 
 func (s *sale) catalog() catalogv1connect.CatalogServiceClient {
 	return catalogv1connect.NewCatalogServiceClient(s.http, "http://"+s.node.Addr(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
+}
+
+func (s *sale) campaigns() campaignv1connect.CampaignServiceClient {
+	return campaignv1connect.NewCampaignServiceClient(s.http, "http://"+s.node.Addr(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
 }
 
 func (s *sale) orders() orderv1connect.OrderServiceClient {
@@ -160,6 +184,12 @@ func (r *rush) murder(ctx context.Context) (*Kill, error) {
 	return &Kill{SoldBefore: sold, ServingAfterMillis: inMillis(took)}, nil
 }
 
+// The kinds of attempts: a user's first one, and another by a user who has got a unit.
+const (
+	kindFirst  = "attempt"
+	kindSecond = "another"
+)
+
 // A buyer makes attempts over one connection, one after the other.
 type buyer struct {
 	*rush
@@ -168,6 +198,8 @@ type buyer struct {
 	unwatch func() bool
 	request *load.Template
 	attempt int64
+	// kind of attempt, kindFirst or kindSecond; each has request ids of its own.
+	kind    string
 	decoder decoder
 	orders  []placed
 	refused map[string]int64
@@ -181,9 +213,9 @@ func (r *rush) newBuyer() (*buyer, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &buyer{rush: r, refused: map[string]int64{}, decoder: newDecoder()}
+	b := &buyer{rush: r, kind: kindFirst, refused: map[string]int64{}, decoder: newDecoder()}
 	b.request, err = load.NewTemplate(orderv1connect.OrderServicePlaceOrderProcedure, "application/proto", r.node.Token(), body,
-		load.Field{Placeholder: requestPlace, Fill: func(dst []byte) { copy(dst, fmt.Sprintf("attempt-%010d", b.attempt)) }},
+		load.Field{Placeholder: requestPlace, Fill: func(dst []byte) { copy(dst, fmt.Sprintf("%s-%010d", b.kind, b.attempt)) }},
 		load.Field{Placeholder: userPlace, Fill: func(dst []byte) { copy(dst, fmt.Sprintf("buyer-%08x", b.crowd.user(b.attempt))) }},
 	)
 	return b, err
