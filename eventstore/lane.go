@@ -121,6 +121,9 @@ func (l *Lane[Q, A]) Submit(ctx context.Context, question Q) (A, error) {
 	default:
 		return none, &QueueFullError{Lane: l.options.Writer.Lane, RetryAfter: max(l.drained.timeFor(len(l.queue)), 10*time.Millisecond)}
 	}
+	if !l.serving.Load() || l.closed.Load() {
+		l.refuseQueued() // The lane ended between the look above and now, and may have emptied the queue before w came.
+	}
 	select {
 	case <-w.done:
 		return w.answer, w.err
@@ -282,8 +285,12 @@ func (l *Lane[Q, A]) drain(ctx context.Context) error {
 	return nil
 }
 
-// refuseQueued answers everything that queues with an UnavailableError.
-func (l *Lane[Q, A]) refuseQueued() { l.refuse(l.collect(nil), nil) }
+// refuseQueued answers everything that queues with an UnavailableError. Any goroutine may call it.
+func (l *Lane[Q, A]) refuseQueued() {
+	for group := l.collect(nil); len(group) > 0; group = l.collect(group[:0]) {
+		l.refuse(group, nil)
+	}
+}
 
 func (l *Lane[Q, A]) refuse(group []*waiting[Q, A], cause error) {
 	var none A

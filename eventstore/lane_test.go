@@ -353,6 +353,45 @@ func TestAnAskWhoseCallerHasLeftIsNotDecided(t *testing.T) {
 	}
 }
 
+func TestEveryAskIsAnsweredWhenTheLaneEnds(t *testing.T) {
+	const rounds, callers, patience = 200, 16, 20 * time.Second
+	for round := range rounds {
+		// Groups of one: more queue when the lane ends than one group takes.
+		options := LaneOptions{GroupMax: 1, Writer: WriterOptions{Lanes: 1}, Logger: slog.New(slog.DiscardHandler)}
+		lane := NewLane(OpenMemoryLog(0, 1), newCounter(), options)
+		ctx, stop := context.WithCancel(t.Context())
+		var running, asking sync.WaitGroup
+		running.Go(func() {
+			if err := lane.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		until(t, "the lane serves", func() bool { _, ok := lane.Serving(); return ok })
+		waiting, cancel := context.WithTimeout(t.Context(), patience)
+		for range callers {
+			asking.Go(func() {
+				for {
+					switch _, err := lane.Submit(waiting, 1); {
+					case errors.Is(err, context.DeadlineExceeded):
+						t.Errorf("round %d: an ask was not answered", round)
+						return
+					case err != nil && ctx.Err() != nil:
+						return
+					}
+				}
+			})
+		}
+		until(t, "the lane is busy", func() bool { return len(lane.queue) > callers/2 })
+		stop()
+		asking.Wait()
+		running.Wait()
+		cancel()
+		if t.Failed() {
+			return
+		}
+	}
+}
+
 func TestSlotsAreSharedAndGivenBack(t *testing.T) {
 	slots := NewSlots(2)
 	a, b := slots.newHolder(), slots.newHolder()
