@@ -56,7 +56,7 @@ func (w *watchers) enter(id domain.OrderID) (entered *watcher, leave func()) {
 // wake wakes the watchers of the orders. REQUIRES: what changed them is written; a watcher that enters after the count
 // was looked at reads it.
 func (w *watchers) wake(orders []domain.OrderID) {
-	if w.count.Load() == 0 {
+	if len(orders) == 0 || w.count.Load() == 0 {
 		return
 	}
 	w.mu.Lock()
