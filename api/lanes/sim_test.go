@@ -268,7 +268,7 @@ func (s *simulation) request() Request {
 	userID := fmt.Sprintf("user-%d", s.chance.IntN(3))
 	// The user's key as of some time or other: whoever seals may have an old one in memory.
 	key := domain.KeyID(len(s.erased)/3 + s.chance.IntN(3) + 1)
-	switch s.chance.IntN(20) {
+	switch s.chance.IntN(28) {
 	case 8:
 		return eraseUser(userID, id, key)
 	case 9:
@@ -298,9 +298,9 @@ func (s *simulation) request() Request {
 			return cancelOrder(order, id)
 		}
 		fallthrough
-	case 3, 4, 5, 6, 7:
+	case 3, 4, 5, 6, 7, 20, 21, 22, 23, 24, 25, 26, 27:
 		if len(s.placed) > 0 {
-			return s.ofLife(s.orders[s.placed[max(0, len(s.placed)-1-s.chance.IntN(3))]], id)
+			return s.ofLife(s.orders[s.placed[max(0, len(s.placed)-1-s.chance.IntN(2))]], id)
 		}
 		fallthrough
 	default:
