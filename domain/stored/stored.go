@@ -9,6 +9,8 @@ package stored
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -544,6 +546,9 @@ var readers = map[string]reader{
 		return domain.StockReclaimed{SKU: sku, FromLane: lane, ReturnNumber: number, Units: units}, err
 	},
 }
+
+// Types returns the names of all stored types, sorted.
+func Types() []string { return slices.Sorted(maps.Keys(readers)) }
 
 func readOrderPlaced(aggregateID, userID string, payload []byte) (domain.Event, error) {
 	id, err := domain.ParseOrderID(aggregateID)

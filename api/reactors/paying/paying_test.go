@@ -4,14 +4,37 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/api/payments"
 	"github.com/weirhq/weir/api/reactors/paying"
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/domain/stored"
 )
+
+func TestEveryEventThatAsksAProviderIsDecoded(t *testing.T) {
+	cashier := open(t, "sandbox").cashier
+	registration := cashier.Registration()
+	order := domain.NewOrderID(time.Unix(1_700_000_000, 0), 0, [10]byte{}).String()
+	wanted := 0
+	for _, typeName := range stored.Types() {
+		fact, err := stored.Decode(typeName, 1, order, "alice", nil)
+		if err != nil || !registration.Wants(fact) {
+			continue // What no order is of asks nothing of a provider.
+		}
+		wanted++
+		if !slices.Contains(registration.Types, typeName) {
+			t.Errorf("the cashier wants %s and is never given one: a payment that nobody makes (I5)", typeName)
+		}
+	}
+	if wanted != len(registration.Types) {
+		t.Errorf("the cashier wants %d of the %d types that it is given", wanted, len(registration.Types))
+	}
+}
 
 // open starts a shop with stock. It stops with the test.
 func open(t *testing.T, names ...string) *life {

@@ -52,7 +52,6 @@ func (r *Reactor) Registration() reactors.Registration {
 	return reactors.Registration{
 		Reactor: r, Start: reactors.FromBeginning, InFlightMax: inFlightMax,
 		Types: []string{stored.TypePaymentCaptured, stored.TypePaymentRefunded},
-		Wants: func(fact domain.Event) bool { return commandOf(fact, 0) != nil },
 	}
 }
 
