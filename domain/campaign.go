@@ -3,13 +3,27 @@ package domain
 import (
 	"cmp"
 	"fmt"
-	"iter"
-	"strconv"
 	"time"
 )
 
-// LimitMax is the largest limit of a campaign or a coupon.
-const LimitMax = 1_000_000_000
+// A Campaign is the fold of its CampaignPut events. It sells one product at a price of its own, for a while, out of a pool
+// of its own.
+type Campaign struct {
+	// Pool is the stock key of its pool, SKU@CAMPAIGN, and names the campaign: one id may be of several products.
+	Pool                        string
+	Price                       Money
+	OpensAt, ClosesAt           time.Time
+	UserUnitsMax, OrderUnitsMax int64
+	Units                       int64
+	// UpdatedAt is the log time of the newest change.
+	UpdatedAt time.Time
+}
+
+// ID returns the campaign's identifier.
+func (c *Campaign) ID() string { return CampaignOf(c.Pool) }
+
+// SKU returns the product that it sells.
+func (c *Campaign) SKU() string { return HomeKey(c.Pool) }
 
 // PutCampaign creates a campaign or changes it, and moves units between the SKU's account and the campaign's pool. The SKU's
 // home lane decides it.
@@ -26,6 +40,9 @@ type PutCampaign struct {
 	// Units of its pool.
 	Units int64
 }
+
+// LimitMax is the largest limit of a campaign or a coupon.
+const LimitMax = 1_000_000_000
 
 // CampaignPut says that a campaign was created or changed. What it did to the pool is said by the events that follow.
 type CampaignPut struct {
@@ -50,25 +67,6 @@ type PoolDrained struct {
 	Pool  string
 	Units int64
 }
-
-// A Campaign is the fold of its CampaignPut events. It sells one product at a price of its own, for a while, out of a pool
-// of its own.
-type Campaign struct {
-	// Pool is the stock key of its pool, SKU@CAMPAIGN, and names the campaign: one id may be of several products.
-	Pool                        string
-	Price                       Money
-	OpensAt, ClosesAt           time.Time
-	UserUnitsMax, OrderUnitsMax int64
-	Units                       int64
-	// UpdatedAt is the log time of the newest change.
-	UpdatedAt time.Time
-}
-
-// ID returns the campaign's identifier.
-func (c *Campaign) ID() string { return CampaignOf(c.Pool) }
-
-// SKU returns the product that it sells.
-func (c *Campaign) SKU() string { return HomeKey(c.Pool) }
 
 // Evolve returns the campaign after one more of its events, committed at log time at. Other events leave it as it is.
 // REQUIRES: a campaign's event is of this campaign.
@@ -172,174 +170,3 @@ func (c *PlaceOrder) campaign(s State, at time.Time) (Campaign, error) {
 	}
 	return campaign, nil
 }
-
-// A Use is something limited that a user holds: units of a campaign, redemptions of a coupon.
-type Use struct {
-	// Of is the stock key of a campaign's pool, or the code of a coupon.
-	Of     string
-	UserID string
-}
-
-// Uses yields what an event adds to a user's uses; less than 0 when it gives them back.
-func Uses(e Event) iter.Seq2[Use, int64] {
-	return func(yield func(Use, int64) bool) { eachUse(e, yield) }
-}
-
-// What comes back after it was shipped was had all the same: no other event gives or takes.
-func eachUse(e Event, yield func(Use, int64) bool) {
-	if e, ok := e.(OrderPlaced); ok {
-		_ = eachUseOf(&e, yield) && (e.CouponCode == "" || yield(Use{Of: e.CouponCode, UserID: e.UserID}, 1))
-	}
-	if e, ok := e.(OrderCancelled); ok {
-		_ = eachUseBack(e.UserID, e.Released, yield) && eachUseBack(e.UserID, e.Unsold, yield) && couponBack(e.UserID, e.CouponCode, yield)
-	}
-	if e, ok := e.(OrderExpired); ok {
-		_ = eachUseBack(e.UserID, e.Released, yield) && couponBack(e.UserID, e.CouponCode, yield)
-	}
-}
-
-func eachUseOf(e *OrderPlaced, yield func(Use, int64) bool) bool {
-	if e.Pool == "" {
-		return true
-	}
-	var units int64
-	for i := range e.Lines {
-		units += e.Lines[i].Units
-	}
-	return yield(Use{Of: e.Pool, UserID: e.UserID}, units)
-}
-
-func eachUseBack(userID string, released []Release, yield func(Use, int64) bool) bool {
-	for i := range released {
-		if CampaignOf(released[i].SKU) != "" && !yield(Use{Of: released[i].SKU, UserID: userID}, -released[i].Units) {
-			return false
-		}
-	}
-	return true
-}
-
-func couponBack(userID, couponCode string, yield func(Use, int64) bool) bool {
-	return couponCode == "" || yield(Use{Of: couponCode, UserID: userID}, -1)
-}
-
-// CampaignNotFoundError refuses a campaign that is not there, or is not of this SKU.
-type CampaignNotFoundError struct{ CampaignID, SKU string }
-
-func (e *CampaignNotFoundError) Error() string {
-	if e.SKU == "" {
-		return "there is no campaign " + clip(e.CampaignID)
-	}
-	return fmt.Sprintf("there is no campaign %s of %s", clip(e.CampaignID), clip(e.SKU))
-}
-
-// Unwrap returns ErrCampaignNotFound.
-func (e *CampaignNotFoundError) Unwrap() error { return ErrCampaignNotFound }
-
-// Reason returns ReasonCampaignNotFound.
-func (e *CampaignNotFoundError) Reason() Reason { return ReasonCampaignNotFound }
-
-// Facts returns the campaign and the SKU, if one was named.
-func (e *CampaignNotFoundError) Facts() map[string]string {
-	if e.SKU == "" {
-		return map[string]string{"campaign_id": clip(e.CampaignID)}
-	}
-	return map[string]string{"campaign_id": clip(e.CampaignID), "sku": clip(e.SKU)}
-}
-
-// CampaignNotOpenError refuses an order that comes before its campaign opens.
-type CampaignNotOpenError struct {
-	CampaignID string
-	OpensAt    time.Time
-	// OpensIn is how long that is from the log time of the refusal.
-	OpensIn time.Duration
-}
-
-func (e *CampaignNotOpenError) Error() string {
-	return fmt.Sprintf("campaign %s opens at %s", e.CampaignID, timeText(e.OpensAt))
-}
-
-// Unwrap returns ErrCampaignNotOpen.
-func (e *CampaignNotOpenError) Unwrap() error { return ErrCampaignNotOpen }
-
-// Reason returns ReasonCampaignNotOpen.
-func (e *CampaignNotOpenError) Reason() Reason { return ReasonCampaignNotOpen }
-
-// Facts returns the campaign and when it opens.
-func (e *CampaignNotOpenError) Facts() map[string]string {
-	return map[string]string{"campaign_id": e.CampaignID, "opens_at": timeText(e.OpensAt)}
-}
-
-// CampaignClosedError refuses an order that comes after its campaign closed.
-type CampaignClosedError struct {
-	CampaignID string
-	ClosedAt   time.Time
-}
-
-func (e *CampaignClosedError) Error() string {
-	return fmt.Sprintf("campaign %s closed at %s", e.CampaignID, timeText(e.ClosedAt))
-}
-
-// Unwrap returns ErrCampaignClosed.
-func (e *CampaignClosedError) Unwrap() error { return ErrCampaignClosed }
-
-// Reason returns ReasonCampaignClosed.
-func (e *CampaignClosedError) Reason() Reason { return ReasonCampaignClosed }
-
-// Facts returns the campaign and when it closed.
-func (e *CampaignClosedError) Facts() map[string]string {
-	return map[string]string{"campaign_id": e.CampaignID, "closed_at": timeText(e.ClosedAt)}
-}
-
-// CampaignMaxPerOrderError refuses an order that wants more units than one order of the campaign may hold.
-type CampaignMaxPerOrderError struct {
-	CampaignID  string
-	Limit, Want int64
-}
-
-func (e *CampaignMaxPerOrderError) Error() string {
-	return fmt.Sprintf("an order of campaign %s holds at most %d units, %d wanted", e.CampaignID, e.Limit, e.Want)
-}
-
-// Unwrap returns ErrCampaignMaxPerOrder.
-func (e *CampaignMaxPerOrderError) Unwrap() error { return ErrCampaignMaxPerOrder }
-
-// Reason returns ReasonCampaignMaxPerOrder.
-func (e *CampaignMaxPerOrderError) Reason() Reason { return ReasonCampaignMaxPerOrder }
-
-// Facts returns the campaign, the limit and what was wanted.
-func (e *CampaignMaxPerOrderError) Facts() map[string]string {
-	return map[string]string{"campaign_id": e.CampaignID, "limit": decimal(e.Limit), "want": decimal(e.Want)}
-}
-
-// CampaignLimitError refuses units beyond what one user may hold of a campaign over all orders.
-type CampaignLimitError struct {
-	CampaignID           string
-	Limit, Already, Want int64
-}
-
-func (e *CampaignLimitError) Error() string {
-	return fmt.Sprintf("a user holds at most %d units of campaign %s: %d wanted, %d held already", e.Limit, e.CampaignID, e.Want, e.Already)
-}
-
-// Unwrap returns ErrCampaignLimit.
-func (e *CampaignLimitError) Unwrap() error { return ErrCampaignLimit }
-
-// Reason returns ReasonCampaignLimit.
-func (e *CampaignLimitError) Reason() Reason { return ReasonCampaignLimit }
-
-// Facts returns the campaign, the limit, what the user holds and what was wanted.
-func (e *CampaignLimitError) Facts() map[string]string {
-	return map[string]string{
-		"campaign_id": e.CampaignID, "limit": decimal(e.Limit), "already": decimal(e.Already), "want": decimal(e.Want),
-	}
-}
-
-func (*CampaignNotFoundError) isRefusal()    {}
-func (*CampaignNotOpenError) isRefusal()     {}
-func (*CampaignClosedError) isRefusal()      {}
-func (*CampaignMaxPerOrderError) isRefusal() {}
-func (*CampaignLimitError) isRefusal()       {}
-
-func decimal(v int64) string { return strconv.FormatInt(v, 10) }
-
-func timeText(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
