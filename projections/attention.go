@@ -23,6 +23,24 @@ import (
 //
 // A refund that is under way has a key as well: whether it makes up for one that failed depends on its amount.
 
+var attentionProjection = Projection{
+	Name: "payments-attention", Version: 1, space: spaceAttention, open: openAttention,
+	key: func(c *change) string {
+		if !needsAttention(c) {
+			return ""
+		}
+		return c.event.AggregateID
+	},
+	describe: func(suffix []byte) string {
+		if len(suffix) <= len(domain.OrderID{})+1 {
+			return fmt.Sprintf("key %x", suffix)
+		}
+		return fmt.Sprintf("payment or refund %s", suffix[len(domain.OrderID{})+1:])
+	},
+	print:     printAttention,
+	partition: orderPartition,
+}
+
 // An AttentionKind says why somebody should look at a payment. The numbers are those of weir.payment.v1.AttentionKind.
 type AttentionKind uint8
 
@@ -48,15 +66,43 @@ const (
 // openPayments is what a view of payments-attention has in memory: all of its keys, less the prefix. They are few.
 type openPayments map[string][]byte
 
-// applyAttention notes what begins to need attention and removes what does no longer.
-func applyAttention(v *view, c *change) error {
+// attentionApplier notes what begins to need attention and removes what does no longer.
+type attentionApplier struct {
+	*view
+	open openPayments
+}
+
+// openAttention reads the view's keys into memory.
+func openAttention(v *view) (_ applier, err error) {
+	entries, err := v.db.NewIter(&pebble.IterOptions{LowerBound: v.prefix[:], UpperBound: v.prefix.end()})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	a := &attentionApplier{view: v, open: openPayments{}}
+	for valid := entries.First(); valid; valid = entries.Next() {
+		a.open[string(entries.Key()[prefixBytes:])] = bytes.Clone(entries.Value())
+	}
+	return a, entries.Error()
+}
+
+func (a *attentionApplier) finish() error { return nil }
+
+// needsAttention reports whether an event may begin or end what needs attention.
+func needsAttention(c *change) bool {
 	switch c.event.Type {
 	case stored.TypePaymentBecameUnknown, stored.TypePaymentAuthorized, stored.TypePaymentCaptured, stored.TypePaymentDeclined,
 		stored.TypePaymentVoided, stored.TypeStrayPaymentFound, stored.TypeRefundStarted, stored.TypePaymentRefunded, stored.TypeRefundFailed:
-	default:
+		return true
+	}
+	return false
+}
+
+func (a *attentionApplier) apply(c *change) error {
+	if !needsAttention(c) {
 		return nil
 	}
-	if len(v.open) == 0 && (c.kind == kindPaymentCaptured || c.event.Type == stored.TypePaymentAuthorized) {
+	if len(a.open) == 0 && (c.kind == kindPaymentCaptured || c.event.Type == stored.TypePaymentAuthorized) {
 		return nil // As nearly every payment goes: nothing to remove.
 	}
 	event, err := stored.Decode(c.event.Type, c.event.Version, c.event.AggregateID, c.event.UserID, c.event.Payload)
@@ -65,48 +111,48 @@ func applyAttention(v *view, c *change) error {
 	}
 	switch e := any(event).(type) { // None but those above come here, so the set is not the closed one of all events.
 	case domain.PaymentBecameUnknown:
-		return v.openPayment(c, AttentionUnknown, e.PaymentID, domain.Money{})
+		return a.openPayment(c, AttentionUnknown, e.PaymentID, domain.Money{})
 	case domain.PaymentAuthorized:
-		return v.closePayment(c, AttentionUnknown, e.PaymentID)
+		return a.closePayment(c, AttentionUnknown, e.PaymentID)
 	case domain.PaymentCaptured:
-		return v.closePayment(c, AttentionUnknown, e.PaymentID)
+		return a.closePayment(c, AttentionUnknown, e.PaymentID)
 	case domain.PaymentDeclined:
-		return v.closePayment(c, AttentionUnknown, e.PaymentID)
+		return a.closePayment(c, AttentionUnknown, e.PaymentID)
 	case domain.PaymentVoided:
-		return v.closePayment(c, AttentionUnknown, e.PaymentID)
+		return a.closePayment(c, AttentionUnknown, e.PaymentID)
 	case domain.StrayPaymentFound:
 		return errors.Join(
-			v.closePayment(c, AttentionUnknown, e.PaymentID),
-			v.openPayment(c, AttentionStray, e.PaymentID, domain.Money{}))
+			a.closePayment(c, AttentionUnknown, e.PaymentID),
+			a.openPayment(c, AttentionStray, e.PaymentID, domain.Money{}))
 	case domain.RefundStarted:
-		return errors.Join(v.madeUp(c, e), v.openPayment(c, refundUnderWay, e.RefundID, e.Amount))
+		return errors.Join(a.madeUp(c, e), a.openPayment(c, refundUnderWay, e.RefundID, e.Amount))
 	case domain.PaymentRefunded:
 		return errors.Join(
-			v.closePayment(c, refundUnderWay, e.RefundID),
-			v.closePayment(c, AttentionRefundFailed, e.RefundID),
-			v.closePayment(c, AttentionStray, refundPaymentID(e.RefundID)))
+			a.closePayment(c, refundUnderWay, e.RefundID),
+			a.closePayment(c, AttentionRefundFailed, e.RefundID),
+			a.closePayment(c, AttentionStray, refundPaymentID(e.RefundID)))
 	case domain.RefundFailed:
-		amount := attentionAmount(v.open[string(attentionKey(c.order, refundUnderWay, e.RefundID))])
+		amount := attentionAmount(a.open[string(attentionKey(c.order, refundUnderWay, e.RefundID))])
 		return errors.Join(
-			v.closePayment(c, refundUnderWay, e.RefundID),
-			v.openPayment(c, AttentionRefundFailed, e.RefundID, amount))
+			a.closePayment(c, refundUnderWay, e.RefundID),
+			a.openPayment(c, AttentionRefundFailed, e.RefundID, amount))
 	}
 	return nil
 }
 
 // madeUp removes failed refunds of the payment that are no larger than the one that starts.
-func (v *view) madeUp(c *change, started domain.RefundStarted) error {
+func (a *attentionApplier) madeUp(c *change, started domain.RefundStarted) error {
 	of := string(attentionKey(c.order, AttentionRefundFailed, started.PaymentID+"-r"))
 	var done []string
-	for key, value := range v.open {
+	for key, value := range a.open {
 		if strings.HasPrefix(key, of) && attentionAmount(value).Minor <= started.Amount.Minor {
 			done = append(done, key)
 		}
 	}
 	slices.Sort(done) // The same log makes the same batches.
 	for _, key := range done {
-		delete(v.open, key)
-		if err := v.batch.Delete(v.prefix.key([]byte(key)), nil); err != nil {
+		delete(a.open, key)
+		if err := a.batch.Delete(a.prefix.key([]byte(key)), nil); err != nil {
 			return err
 		}
 	}
@@ -121,44 +167,50 @@ func refundPaymentID(refundID string) string {
 	return refundID
 }
 
-func (v *view) openPayment(c *change, kind AttentionKind, id string, amount domain.Money) error {
+func (a *attentionApplier) openPayment(c *change, kind AttentionKind, id string, amount domain.Money) error {
 	key := attentionKey(c.order, kind, id)
 	value := binary.BigEndian.AppendUint64(nil, uint64(c.at.UnixNano()))
 	if amount != (domain.Money{}) {
 		value = append(binary.BigEndian.AppendUint64(value, uint64(amount.Minor)), amount.Currency...)
 	}
-	if v.open == nil {
-		v.open = openPayments{}
-	}
-	v.open[string(key)] = value
-	return v.batch.Set(v.prefix.key(key), value, nil)
+	a.open[string(key)] = value
+	return a.batch.Set(a.prefix.key(key), value, nil)
 }
 
-func (v *view) closePayment(c *change, kind AttentionKind, id string) error {
+func (a *attentionApplier) closePayment(c *change, kind AttentionKind, id string) error {
 	key := attentionKey(c.order, kind, id)
-	if _, open := v.open[string(key)]; !open {
+	if _, open := a.open[string(key)]; !open {
 		return nil
 	}
-	delete(v.open, string(key))
-	return v.batch.Delete(v.prefix.key(key), nil)
+	delete(a.open, string(key))
+	return a.batch.Delete(a.prefix.key(key), nil)
 }
 
-// loadOpen reads the view's keys into memory.
-func (v *view) loadOpen() (err error) {
-	if v.projection.space != spaceAttention {
-		return nil
+// printAttention writes a value of the view as people do.
+func printAttention(suffix, value []byte) (string, error) {
+	if len(suffix) <= len(domain.OrderID{}) || len(value) < 8 {
+		return "", errAttentionDamaged
 	}
-	entries, err := v.db.NewIter(&pebble.IterOptions{LowerBound: v.prefix[:], UpperBound: v.prefix.end()})
-	if err != nil {
-		return err
+	kind := "?"
+	switch AttentionKind(suffix[len(domain.OrderID{})]) {
+	case AttentionUnknown:
+		kind = "its outcome is not known"
+	case AttentionStray:
+		kind = "stray money"
+	case AttentionRefundFailed:
+		kind = "refund failed"
+	case refundUnderWay:
+		kind = "refund under way"
 	}
-	defer func() { err = errors.Join(err, entries.Close()) }()
-	v.open = openPayments{}
-	for valid := entries.First(); valid; valid = entries.Next() {
-		v.open[string(entries.Key()[prefixBytes:])] = bytes.Clone(entries.Value())
+	text := fmt.Sprintf("%s since %s", kind, logTime(value).Format(time.RFC3339Nano))
+	if amount := attentionAmount(value); amount != (domain.Money{}) {
+		text += fmt.Sprintf(", %d %s", amount.Minor, amount.Currency)
 	}
-	return entries.Error()
+	return text, nil
 }
+
+// errAttentionDamaged says that a key or value is not what attentionApplier wrote.
+var errAttentionDamaged = errors.New("the view of payments that need attention is damaged")
 
 func attentionKey(id domain.OrderID, kind AttentionKind, part string) []byte {
 	key := append(make([]byte, 0, len(id)+1+len(part)), id[:]...)
@@ -256,7 +308,7 @@ type attentionEntry struct {
 
 // readAttention appends up to limit entries of a lane from the key after on.
 func (v *Views) readAttention(ctx context.Context, r *Runner, after []byte, limit int, dst []attentionEntry) (_ []attentionEntry, err error) {
-	p := prefixOf(spaceAttention, r.lane)
+	p := r.prefix(&attentionProjection)
 	entries, err := v.db.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p.key(after), UpperBound: p.end()})
 	if err != nil {
 		return dst, fmt.Errorf("read the payments that need attention: %w", err)
@@ -265,13 +317,13 @@ func (v *Views) readAttention(ctx context.Context, r *Runner, after []byte, limi
 	for valid := entries.First(); valid && limit > 0; valid = entries.Next() {
 		key, value := entries.Key()[prefixBytes:], entries.Value()
 		if len(key) <= len(domain.OrderID{})+1 || len(value) < 8 {
-			return dst, errors.New("the view of payments that need attention is damaged")
+			return dst, errAttentionDamaged
 		}
 		if AttentionKind(key[len(domain.OrderID{})]) == refundUnderWay {
 			continue
 		}
 		dst = append(dst, attentionEntry{
-			runner: r, key: bytes.Clone(key), since: time.Unix(0, int64(binary.BigEndian.Uint64(value))).UTC(),
+			runner: r, key: bytes.Clone(key), since: logTime(value),
 		})
 		limit--
 	}

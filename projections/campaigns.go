@@ -18,6 +18,32 @@ import (
 //	campaigns   CAMPAIGN@SKU, the stock key of the pool turned round → the newest CampaignPut, as an Entry
 //	coupons     code → the newest CouponPut, as an Entry
 
+var campaignsProjection = Projection{
+	Name: "campaigns", Version: 1, space: spaceCampaigns, open: stateless(applyCampaigns),
+	key: func(c *change) string {
+		if c.kind != kindCampaignPut {
+			return ""
+		}
+		return c.event.AggregateID
+	},
+	describe:  func(suffix []byte) string { return "campaign " + string(suffix) },
+	print:     printNewest,
+	partition: textPartition,
+}
+
+var couponsProjection = Projection{
+	Name: "coupons", Version: 1, space: spaceCoupons, open: stateless(applyCoupons),
+	key: func(c *change) string {
+		if c.kind != kindCouponPut {
+			return ""
+		}
+		return c.event.AggregateID
+	},
+	describe:  func(suffix []byte) string { return "coupon " + string(suffix) },
+	print:     printNewest,
+	partition: textPartition,
+}
+
 // Limits of a page.
 const (
 	// CampaignsPageDefault and CampaignsPageMax are campaigns or coupons a page.
@@ -126,7 +152,7 @@ func (v *Views) poolOf(ctx context.Context, campaignID string) (string, error) {
 	first := campaignKey(domain.CampaignPool("", campaignID))
 	found := ""
 	for _, r := range v.runners {
-		err := v.eachKey(ctx, prefixOf(spaceCampaigns, r.lane), []byte(first), func(key string, _ []byte) (bool, error) {
+		err := v.eachKey(ctx, r.prefix(&campaignsProjection), []byte(first), func(key string, _ []byte) (bool, error) {
 			if !strings.HasPrefix(key, first) {
 				return false, nil
 			}
@@ -164,7 +190,7 @@ func (v *Views) eachKey(ctx context.Context, p prefix, after []byte, f func(key 
 
 func (v *Views) readCampaign(pool string) (CampaignView, error) {
 	home := v.homeOf(domain.HomeKey(pool))
-	value, err := read(v.db, prefixOf(spaceCampaigns, home.lane).key([]byte(campaignKey(pool))))
+	value, err := home.prefix(&campaignsProjection).read(v.db, campaignKey(pool))
 	if err != nil {
 		return CampaignView{}, missing(err, "campaign", pool)
 	}
@@ -205,7 +231,7 @@ func readNewest(key string, value []byte) (domain.Event, Entry, error) {
 // Campaigns returns a page of campaigns, by id and SKU. Its freshness is that of the lane that is furthest behind.
 func (v *Views) Campaigns(ctx context.Context, query KeysQuery, min Min) (CampaignsPage, Freshness, error) {
 	var page CampaignsPage
-	fresh, err := v.readPage(ctx, "campaigns", spaceCampaigns, query, min, func(key string, lane uint32, value []byte) error {
+	fresh, err := v.readPage(ctx, &campaignsProjection, query, min, func(key string, lane uint32, value []byte) error {
 		campaign, err := v.campaignOf(campaignKey(key), lane, value)
 		page.Campaigns = append(page.Campaigns, campaign)
 		return err
@@ -219,7 +245,7 @@ func (v *Views) Coupon(ctx context.Context, code string, min Min) (CouponView, F
 	var coupon CouponView
 	home := v.homeOf(code)
 	fresh, err := v.readAll(ctx, home, min, func() error {
-		value, err := read(v.db, prefixOf(spaceCoupons, home.lane).key([]byte(code)))
+		value, err := home.prefix(&couponsProjection).read(v.db, code)
 		if err != nil {
 			return missing(err, "coupon", code)
 		}
@@ -245,7 +271,7 @@ func (v *Views) couponOf(code string, lane uint32, value []byte) (CouponView, er
 // Coupons returns a page of coupons, by code. Its freshness is that of the lane that is furthest behind.
 func (v *Views) Coupons(ctx context.Context, query KeysQuery, min Min) (CouponsPage, Freshness, error) {
 	var page CouponsPage
-	fresh, err := v.readPage(ctx, "coupons", spaceCoupons, query, min, func(code string, lane uint32, value []byte) error {
+	fresh, err := v.readPage(ctx, &couponsProjection, query, min, func(code string, lane uint32, value []byte) error {
 		coupon, err := v.couponOf(code, lane, value)
 		page.Coupons = append(page.Coupons, coupon)
 		return err
@@ -256,13 +282,13 @@ func (v *Views) Coupons(ctx context.Context, query KeysQuery, min Min) (CouponsP
 // readPage calls each with the keys of one page of a view, in order over all lanes, and sets next to the token of the next
 // page.
 func (v *Views) readPage(
-	ctx context.Context, list string, space byte, query KeysQuery, min Min,
+	ctx context.Context, p *Projection, query KeysQuery, min Min,
 	each func(key string, lane uint32, value []byte) error, next *string,
 ) (Freshness, error) {
 	size := pageSize(query.PageSize, CampaignsPageDefault, CampaignsPageMax)
 	var after []byte
 	if query.PageToken != "" {
-		cursor, err := v.seal.open(query.PageToken, list)
+		cursor, err := v.seal.open(query.PageToken, p.Name)
 		if err != nil {
 			return Freshness{}, err
 		}
@@ -284,7 +310,7 @@ func (v *Views) readPage(
 	var rows []row
 	for _, r := range v.runners {
 		read := 0
-		if err := v.eachKey(ctx, prefixOf(space, r.lane), after, func(key string, value []byte) (bool, error) {
+		if err := v.eachKey(ctx, r.prefix(p), after, func(key string, value []byte) (bool, error) {
 			rows = append(rows, row{key, r.lane, append([]byte(nil), value...)})
 			read++
 			return read <= size, nil // One more than the page holds, to see whether more follow.
@@ -295,7 +321,7 @@ func (v *Views) readPage(
 	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(a.key, b.key) })
 	if len(rows) > size {
 		rows = rows[:size]
-		*next = v.seal.seal([]byte(rows[size-1].key), list)
+		*next = v.seal.seal([]byte(rows[size-1].key), p.Name)
 	}
 	for _, row := range rows {
 		if err := each(row.key, row.lane, row.value); err != nil {

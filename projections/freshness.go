@@ -183,9 +183,9 @@ func (r *Runner) Status() []ProjectionStatus {
 		stopped = true
 	default:
 	}
-	for i := range Projections {
+	for _, projection := range Projections {
 		statuses = append(statuses, ProjectionStatus{
-			Projection: Projections[i].Name, Version: Projections[i].Version, Freshness: fresh,
+			Projection: projection.Name, Version: projection.Version, Freshness: fresh,
 			Head: fresh.Commit + fresh.LagCommits, Stopped: stopped,
 		})
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
 )
 
 // Two views hold orders.
@@ -17,6 +18,79 @@ import (
 //
 // The complement makes the newest order the first of its user's. How it ended is the status of a cancelled or expired order, which
 // stays; that of any other order changes with its payment and shipments, and follows from its record alone.
+
+var ordersProjection = Projection{
+	Name: "orders", Version: 1, space: spaceOrders, open: stateless(applyOrders),
+	key: orderKey,
+	describe: func(suffix []byte) string {
+		if len(suffix) != len(domain.OrderID{}) {
+			return fmt.Sprintf("key %x", suffix)
+		}
+		return "order " + domain.OrderID(suffix).String()
+	},
+	print:     printRecord,
+	partition: orderPartition,
+}
+
+var ordersByUserProjection = Projection{
+	Name: "orders-by-user", Version: 1, space: spaceOrdersByUser, open: stateless(applyOrdersByUser),
+	key: func(c *change) string {
+		if c.kind != kindOrderPlaced && c.kind != kindOrderCancelled && c.kind != kindOrderExpired {
+			return ""
+		}
+		return orderKey(c)
+	},
+	describe: func(suffix []byte) string {
+		user, rest, ok := cutUser(suffix)
+		if !ok || len(rest) != len(domain.OrderID{}) {
+			return fmt.Sprintf("key %x", suffix)
+		}
+		return fmt.Sprintf("order %s of user %s", domain.OrderID(appendComplement(nil, domain.OrderID(rest))), user)
+	},
+	print: func(_, value []byte) (string, error) {
+		if len(value) != 1 {
+			return "", errIndexDamaged
+		}
+		switch status := domain.OrderStatus(value[0]); status {
+		case statusOpen:
+			return "has not ended", nil
+		default:
+			return status.String(), nil
+		}
+	},
+	partition: userPartition,
+}
+
+// orderKey is the order that an event is about, "" when it is about none.
+func orderKey(c *change) string {
+	if !c.kind.isOrder() {
+		return ""
+	}
+	return c.event.AggregateID
+}
+
+// orderPartition is the partition of a key that begins with an order's id.
+func orderPartition(suffix []byte) uint32 {
+	var id domain.OrderID
+	copy(id[:], suffix)
+	return id.Partition()
+}
+
+// printRecord writes an order's record as people do.
+func printRecord(suffix, value []byte) (string, error) {
+	var id domain.OrderID
+	copy(id[:], suffix)
+	fold := newOrderFold(id)
+	for entry, err := range ReadEntries(value) {
+		if err == nil {
+			err = fold.take(entry)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return fmt.Sprintf("%d events up to commit %d, of user %s, %s", fold.entries, fold.revision, fold.userID, fold.order.Status), nil
+}
 
 // userIDBytesMax is the longest user id that the index takes; the API lets in 64.
 const userIDBytesMax = 255
@@ -78,6 +152,20 @@ func applyOrdersByUser(v *view, c *change) error {
 // appendUser appends the part of an index key that all of a user's orders have.
 func appendUser(key []byte, userID string) []byte {
 	return append(append(key, byte(len(userID))), userID...)
+}
+
+// cutUser takes what appendUser appended off a key.
+func cutUser(suffix []byte) (userID string, rest []byte, ok bool) {
+	if len(suffix) == 0 || len(suffix) < 1+int(suffix[0]) {
+		return "", nil, false
+	}
+	return string(suffix[1 : 1+suffix[0]]), suffix[1+suffix[0]:], true
+}
+
+// userPartition is the partition of a key that begins with a user.
+func userPartition(suffix []byte) uint32 {
+	userID, _, _ := cutUser(suffix)
+	return eventstore.PartitionOf(userID)
 }
 
 // appendComplement appends the order id with every bit turned over; turning it over again gives it back.

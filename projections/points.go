@@ -22,6 +22,31 @@ import (
 //
 // Entries of a user count from 1, and the complement makes the newest the first. Its balance is the user's.
 
+var pointsProjection = Projection{
+	Name: "points", Version: 1, space: spacePoints, open: openPoints,
+	key: func(c *change) string {
+		if !isPoints(c) {
+			return ""
+		}
+		return c.event.UserID
+	},
+	describe: func(suffix []byte) string {
+		user, rest, ok := cutUser(suffix)
+		if !ok || len(rest) != 8 {
+			return fmt.Sprintf("key %x", suffix)
+		}
+		return fmt.Sprintf("entry %d of user %s", ^binary.BigEndian.Uint64(rest), user)
+	},
+	print: func(suffix, value []byte) (string, error) {
+		e, err := readPointsEntry(suffix, value)
+		if err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("%+d makes %d, for %s of order %s", e.Points, e.Balance, e.Part, e.OrderID), nil
+	},
+	partition: userPartition,
+}
+
 // Limits of a page of points.
 const (
 	// PointsPageDefault and PointsPageMax are entries a page.
@@ -53,11 +78,12 @@ func (e *PointsEntry) encode() []byte {
 	return append(append(value, e.OrderID[:]...), e.Part...)
 }
 
-// errPointsDamaged says that a key or value is not what applyPoints wrote.
+// errPointsDamaged says that a key or value is not what pointsApplier wrote.
 var errPointsDamaged = errors.New("the view of points is damaged")
 
+// readPointsEntry reads an entry; of its key, whole or less its prefix, only the end counts.
 func readPointsEntry(key, value []byte) (PointsEntry, error) {
-	if len(key) < prefixBytes+8 || len(value) < pointsBytesMin {
+	if len(key) < 8 || len(value) < pointsBytesMin {
 		return PointsEntry{}, errPointsDamaged
 	}
 	e := PointsEntry{
@@ -70,12 +96,29 @@ func readPointsEntry(key, value []byte) (PointsEntry, error) {
 	return e, nil
 }
 
-// newestPoints are the newest entries that the batch holds, by user.
-type newestPoints map[string]PointsEntry
+// pointsApplier writes the next entry of the user's ledger.
+type pointsApplier struct {
+	*view
+	// newest are the newest entries that the batch holds, by user.
+	newest map[string]PointsEntry
+}
 
-// applyPoints writes the next entry of the user's ledger.
-func applyPoints(v *view, c *change) error {
-	if c.event.Type != stored.TypePointsAwarded && c.event.Type != stored.TypePointsTakenBack {
+func openPoints(v *view) (applier, error) {
+	return &pointsApplier{view: v, newest: make(map[string]PointsEntry)}, nil
+}
+
+// finish forgets what the batch held: it is in the db then.
+func (a *pointsApplier) finish() error {
+	clear(a.newest)
+	return nil
+}
+
+func isPoints(c *change) bool {
+	return c.event.Type == stored.TypePointsAwarded || c.event.Type == stored.TypePointsTakenBack
+}
+
+func (a *pointsApplier) apply(c *change) error {
+	if !isPoints(c) {
 		return nil
 	}
 	event, err := stored.Decode(c.event.Type, c.event.Version, c.event.AggregateID, c.event.UserID, c.event.Payload)
@@ -86,9 +129,9 @@ func applyPoints(v *view, c *change) error {
 	if userID == "" || len(userID) > userIDBytesMax {
 		return fmt.Errorf("a user id has %d bytes, want 1 to %d", len(userID), userIDBytesMax)
 	}
-	newest, inBatch := v.points[userID]
+	newest, inBatch := a.newest[userID]
 	if !inBatch {
-		if newest, err = readNewestPoints(v.db, v.prefix, userID); err != nil {
+		if newest, err = readNewestPoints(a.db, a.prefix, userID); err != nil {
 			return err
 		}
 	}
@@ -100,11 +143,8 @@ func applyPoints(v *view, c *change) error {
 		next.Points, next.Part = -back.Points, back.RefundID
 	}
 	next.Balance += next.Points
-	if v.points == nil {
-		v.points = newestPoints{}
-	}
-	v.points[userID] = next
-	return v.batch.Set(pointsKey(v.prefix, userID, next.Number), next.encode(), nil)
+	a.newest[userID] = next
+	return a.batch.Set(pointsKey(a.prefix, userID, next.Number), next.encode(), nil)
 }
 
 func pointsKey(p prefix, userID string, number uint64) []byte {
@@ -153,7 +193,7 @@ func (v *Views) Points(ctx context.Context, query PointsQuery, min Min) (page Po
 	size := pageSize(query.PageSize, PointsPageDefault, PointsPageMax)
 	binding := []string{"points", query.UserID}
 	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(query.UserID))]
-	p := prefixOf(spacePoints, r.lane)
+	p := r.prefix(&pointsProjection)
 	first := appendUser(p.key(nil), query.UserID)
 	last := keyAfter(first)
 	if query.PageToken != "" {

@@ -5,9 +5,37 @@ import (
 
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/domain/stored"
+	"github.com/weirhq/weir/eventstore"
 )
 
 // The view of products: SKU → the newest ProductPut, as an Entry. It is kept in the SKU's home lane.
+
+var productsProjection = Projection{
+	Name: "products", Version: 1, space: spaceProducts, open: stateless(applyProducts),
+	key: func(c *change) string {
+		if c.kind != kindProductPut {
+			return ""
+		}
+		return c.event.AggregateID
+	},
+	describe:  describeSKU,
+	print:     printNewest,
+	partition: textPartition,
+}
+
+func describeSKU(suffix []byte) string { return "SKU " + string(suffix) }
+
+// textPartition is the partition of a key that is one text.
+func textPartition(suffix []byte) uint32 { return eventstore.PartitionOf(string(suffix)) }
+
+// printNewest writes what keepNewest wrote as people do.
+func printNewest(_, value []byte) (string, error) {
+	entry, _, err := readEntry(value)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s of commit %d, %x", entry.Type, entry.Number, entry.Payload), nil
+}
 
 // applyProducts keeps the newest of a product's events.
 func applyProducts(v *view, c *change) error {

@@ -89,8 +89,8 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 // open opens the views; the runner's position is that of the one furthest behind.
 func (r *Runner) open() error {
 	r.batch = r.db.NewBatch(pebble.WithInitialSizeBytes(batchBytesMax/4), pebble.WithMaxRetainedSizeBytes(2*batchBytesMax))
-	for i := range Projections {
-		v, err := openView(&Projections[i], r.db, r.batch, r.lane, r.topology.Lanes)
+	for i, projection := range Projections {
+		v, err := openView(projection, r.live(projection), r.db, r.batch, r.lane, r.topology.Lanes)
 		if err != nil {
 			return err
 		}
@@ -103,6 +103,12 @@ func (r *Runner) open() error {
 	r.applied.Store(&applied)
 	return nil
 }
+
+// live returns the generation of a projection that answers reads.
+func (r *Runner) live(*Projection) byte { return firstGeneration }
+
+// prefix is that of the keys of a projection that answer reads.
+func (r *Runner) prefix(p *Projection) prefix { return prefixOf(p.space, r.live(p), r.lane) }
 
 // Lane returns the lane that the runner feeds.
 func (r *Runner) Lane() uint32 { return r.lane }
@@ -193,7 +199,7 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 			continue // This view was ahead of another one when it was opened.
 		}
 		for i := range r.changes {
-			if err := v.projection.apply(v, &r.changes[i]); err != nil {
+			if err := v.applier.apply(&r.changes[i]); err != nil {
 				event := r.changes[i].event
 				return &UnreadableError{
 					Lane: r.lane, Number: commit.Number, Event: i + 1, Type: event.Type, Key: event.AggregateID,
@@ -230,7 +236,7 @@ func (r *Runner) flush() error {
 		return nil
 	}
 	for _, v := range r.views {
-		if err := v.finish(r.lane); err != nil {
+		if err := v.finish(); err != nil {
 			return err
 		}
 	}

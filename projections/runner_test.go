@@ -590,10 +590,10 @@ func TestAViewOfAnotherVersionIsMadeAgainWhileTheOthersStay(t *testing.T) {
 
 	n = openNode(t, fs, s.log)
 	old := appendProgress(nil, Projections[1].Version+1, n.runners[0].position)
-	if err := n.store.db.Set(progressKey(Projections[1].space, 0), old, pebble.NoSync); err != nil {
+	if err := n.store.db.Set(progressKey(Projections[1].space, firstGeneration, 0), old, pebble.NoSync); err != nil {
 		t.Fatal(err)
 	}
-	leftover := prefixOf(Projections[1].space, 0).key([]byte("left over"))
+	leftover := n.runners[0].prefix(Projections[1]).key([]byte("left over"))
 	if err := n.store.db.Set(leftover, nil, pebble.NoSync); err != nil {
 		t.Fatal(err)
 	}
@@ -628,11 +628,11 @@ func TestVerifyTellsWhatDiffers(t *testing.T) {
 	}
 	id := s.byUser[s.users[0]][0]
 	key := make([]byte, prefixBytes+len(id))
-	putOrderKey(key, prefixOf(spaceOrders, 0), id)
+	putOrderKey(key, n.runners[0].prefix(&ordersProjection), id)
 	for _, err := range []error{
 		n.store.db.Delete(key, pebble.NoSync),
-		n.store.db.Set(prefixOf(spaceStock, 0).key([]byte(s.skus[0])), account{allotted: 1}.append(nil), pebble.NoSync),
-		n.store.db.Set(prefixOf(spaceProducts, 0).key([]byte("made-up")), nil, pebble.NoSync),
+		n.store.db.Set(n.runners[0].prefix(&stockProjection).key([]byte(s.skus[0])), account{allotted: 1}.append(nil), pebble.NoSync),
+		n.store.db.Set(n.runners[0].prefix(&productsProjection).key([]byte("made-up")), nil, pebble.NoSync),
 	} {
 		if err != nil {
 			t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -16,6 +17,26 @@ import (
 // Every order changes an account, so accounts are added up in memory and written once a batch. And payloads are not
 // decoded whole: the view reads SKUs and units off them by field number, as proto/stored/weir/event/v1/event.proto has
 // them.
+
+var stockProjection = Projection{
+	Name: "stock", Version: 1, space: spaceStock, open: openStock,
+	key:       stockKey,
+	describe:  describeSKU,
+	print:     func(_, value []byte) (string, error) { return printAccount(value) },
+	partition: textPartition,
+}
+
+// stockKey is what the event is about. Accounts are sums: events that are about one SKU and others may change places, so
+// an order that moves units of several SKUs is one key all the same.
+func stockKey(c *change) string {
+	switch c.kind {
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
+		return ""
+	case kindOrderPlaced, kindOrderExpired, kindOrderCancelled, kindPaymentCaptured, kindReturnReceived,
+		kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed, kindPoolFilled, kindPoolDrained:
+	}
+	return c.event.AggregateID
+}
 
 // account counts the units of one stock key in one lane: domain.Account less the numbers of single transfers.
 type account struct {
@@ -48,11 +69,29 @@ func readAccount(value []byte) (account, error) {
 	return a, nil
 }
 
+// printAccount writes an account as people do.
+func printAccount(value []byte) (string, error) {
+	a, err := readAccount(value)
+	if err != nil {
+		return "", err
+	}
+	names := [...]string{"received", "central", "granted", "reclaimed", "allotted", "reserved", "sold", "taken", "returned"}
+	var text []string
+	for i, field := range a.fields() {
+		if *field != 0 {
+			text = append(text, fmt.Sprintf("%s %d", names[i], *field))
+		}
+	}
+	return strings.Join(text, ", "), nil
+}
+
 // accountsMax bounds the accounts that a lane's stock view keeps in memory between batches.
 const accountsMax = 1 << 16
 
-// stockCache holds accounts between batches, and what an event says about them while it is applied.
-type stockCache struct {
+// stockApplier moves the units that events move. It holds accounts between batches, and what an event says about them while
+// it is applied.
+type stockApplier struct {
+	*view
 	accounts map[string]*cachedAccount
 	dirty    []*cachedAccount
 	moves    []move
@@ -74,37 +113,40 @@ type move struct {
 // errNoSKU says that an event that is about a SKU does not name one.
 var errNoSKU = errors.New("the event names no SKU")
 
-// applyStock moves the units that the event moves.
-func applyStock(v *view, c *change) error {
+func openStock(v *view) (applier, error) {
+	return &stockApplier{view: v, accounts: make(map[string]*cachedAccount)}, nil
+}
+
+func (s *stockApplier) apply(c *change) error {
 	// Whatever can fail comes first.
-	moves := v.stock.moves[:0]
+	moves := s.moves[:0]
 	var err error
 	switch c.kind {
 	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
 		return nil
 	case kindOrderPlaced:
-		moves, err = v.readPlaced(moves, c.event.Payload)
+		moves, err = s.readPlaced(moves, c.event.Payload)
 	case kindOrderExpired:
-		moves, err = v.readLines(moves, c.kind, c.event.Payload, 1)
+		moves, err = s.readLines(moves, c.kind, c.event.Payload, 1)
 	case kindPoolFilled:
-		moves, err = v.readPoolMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 1)
+		moves, err = s.readPoolMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 1)
 	case kindPoolDrained:
-		moves, err = v.readPoolMove(moves, c.kind, c.event.AggregateID, c.event.Payload, -1)
+		moves, err = s.readPoolMove(moves, c.kind, c.event.AggregateID, c.event.Payload, -1)
 	case kindOrderCancelled:
-		moves, err = v.readLines(moves, c.kind, c.event.Payload, 3)
+		moves, err = s.readLines(moves, c.kind, c.event.Payload, 3)
 		if err == nil { // Units that were sold go back as those of a return do.
-			moves, err = v.readLines(moves, kindReturnReceived, c.event.Payload, 4)
+			moves, err = s.readLines(moves, kindReturnReceived, c.event.Payload, 4)
 		}
 	case kindPaymentCaptured:
-		moves, err = v.readLines(moves, c.kind, c.event.Payload, 4)
+		moves, err = s.readLines(moves, c.kind, c.event.Payload, 4)
 	case kindReturnReceived:
-		moves, err = v.readLines(moves, c.kind, c.event.Payload, 2)
+		moves, err = s.readLines(moves, c.kind, c.event.Payload, 2)
 	case kindStockReceived:
-		moves, err = v.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 1)
+		moves, err = s.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 1)
 	case kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
-		moves, err = v.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 3)
+		moves, err = s.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 3)
 	}
-	v.stock.moves = moves
+	s.moves = moves
 	if err != nil {
 		return err
 	}
@@ -112,7 +154,7 @@ func applyStock(v *view, c *change) error {
 		m.account.apply(m.kind, m.units)
 		if !m.account.dirty {
 			m.account.dirty = true
-			v.stock.dirty = append(v.stock.dirty, m.account)
+			s.dirty = append(s.dirty, m.account)
 		}
 	}
 	return nil
@@ -157,8 +199,8 @@ func (a *account) apply(k kind, units int64) {
 
 // readPlaced reads what an order took: its lines' units, of the pool in field 10 if there is one, and a unit of the coupon's
 // pool in field 12.
-func (v *view) readPlaced(moves []move, payload []byte) ([]move, error) {
-	moves, err := v.readLines(moves, kindOrderPlaced, payload, 1)
+func (s *stockApplier) readPlaced(moves []move, payload []byte) ([]move, error) {
+	moves, err := s.readLines(moves, kindOrderPlaced, payload, 1)
 	if err != nil {
 		return moves, err
 	}
@@ -167,7 +209,7 @@ func (v *view) readPlaced(moves []move, payload []byte) ([]move, error) {
 		payload = payload[bytes:] // readLines has been here: the payload is sound.
 		if wireType == protowire.BytesType && (number == 10 || number == 12) {
 			key, _ := protowire.ConsumeBytes(payload)
-			account, err := v.account(key)
+			account, err := s.account(key)
 			if err != nil {
 				return moves, err
 			}
@@ -185,12 +227,12 @@ func (v *view) readPlaced(moves []move, payload []byte) ([]move, error) {
 }
 
 // readPoolMove reads units that move from a SKU's centre to its pool's, or back when sign is -1.
-func (v *view) readPoolMove(moves []move, as kind, pool string, payload []byte, sign int64) ([]move, error) {
-	moves, err := v.readMove(moves, as, pool, payload, 1)
+func (s *stockApplier) readPoolMove(moves []move, as kind, pool string, payload []byte, sign int64) ([]move, error) {
+	moves, err := s.readMove(moves, as, pool, payload, 1)
 	if err != nil {
 		return moves, err
 	}
-	sku, err := v.account([]byte(domain.HomeKey(pool)))
+	sku, err := s.account([]byte(domain.HomeKey(pool)))
 	if err != nil {
 		return moves, err
 	}
@@ -200,7 +242,7 @@ func (v *view) readPoolMove(moves []move, as kind, pool string, payload []byte, 
 }
 
 // readLines reads the lines of a payload: messages in the given field, whose field 1 is a SKU and field 2 units.
-func (v *view) readLines(moves []move, as kind, payload []byte, field protowire.Number) ([]move, error) {
+func (s *stockApplier) readLines(moves []move, as kind, payload []byte, field protowire.Number) ([]move, error) {
 	for len(payload) > 0 {
 		number, wireType, tagBytes := protowire.ConsumeTag(payload)
 		if tagBytes < 0 {
@@ -224,7 +266,7 @@ func (v *view) readLines(moves []move, as kind, payload []byte, field protowire.
 		if err != nil {
 			return moves, err
 		}
-		account, err := v.account(sku)
+		account, err := s.account(sku)
 		if err != nil {
 			return moves, err
 		}
@@ -259,7 +301,7 @@ func readLine(line []byte) (sku []byte, units int64, err error) {
 }
 
 // readMove reads the units of an event about one SKU off a field of its payload.
-func (v *view) readMove(moves []move, as kind, sku string, payload []byte, field protowire.Number) ([]move, error) {
+func (s *stockApplier) readMove(moves []move, as kind, sku string, payload []byte, field protowire.Number) ([]move, error) {
 	var units int64
 	for len(payload) > 0 {
 		number, wireType, bytes := protowire.ConsumeTag(payload)
@@ -279,7 +321,7 @@ func (v *view) readMove(moves []move, as kind, sku string, payload []byte, field
 		}
 		payload = payload[bytes:]
 	}
-	account, err := v.account([]byte(sku))
+	account, err := s.account([]byte(sku))
 	if err != nil {
 		return moves, err
 	}
@@ -287,15 +329,15 @@ func (v *view) readMove(moves []move, as kind, sku string, payload []byte, field
 }
 
 // account returns the account of a SKU, zero when nothing is known of it.
-func (v *view) account(sku []byte) (*cachedAccount, error) {
-	if cached, found := v.stock.accounts[string(sku)]; found {
+func (s *stockApplier) account(sku []byte) (*cachedAccount, error) {
+	if cached, found := s.accounts[string(sku)]; found {
 		return cached, nil
 	}
 	if len(sku) == 0 {
 		return nil, errNoSKU
 	}
 	cached := &cachedAccount{sku: string(sku)}
-	value, err := read(v.db, v.prefix.key(sku))
+	value, err := read(s.db, s.prefix.key(sku))
 	switch {
 	case err == nil:
 		cached.account, err = readAccount(value)
@@ -305,25 +347,22 @@ func (v *view) account(sku []byte) (*cachedAccount, error) {
 	case !errors.Is(err, pebble.ErrNotFound):
 		return nil, fmt.Errorf("read the stock of %s: %w", sku, err)
 	}
-	if v.stock.accounts == nil {
-		v.stock.accounts = make(map[string]*cachedAccount)
-	}
-	v.stock.accounts[cached.sku] = cached
+	s.accounts[cached.sku] = cached
 	return cached, nil
 }
 
-// writeStock writes the accounts that the batch has changed.
-func (v *view) writeStock() error {
+// finish writes the accounts that the batch has changed.
+func (s *stockApplier) finish() error {
 	var value [9 * binary.MaxVarintLen64]byte
-	for _, cached := range v.stock.dirty {
-		if err := v.batch.Set(v.prefix.key([]byte(cached.sku)), cached.append(value[:0]), nil); err != nil {
+	for _, cached := range s.dirty {
+		if err := s.batch.Set(s.prefix.key([]byte(cached.sku)), cached.append(value[:0]), nil); err != nil {
 			return err
 		}
 		cached.dirty = false
 	}
-	v.stock.dirty = v.stock.dirty[:0]
-	if len(v.stock.accounts) > accountsMax {
-		clear(v.stock.accounts)
+	s.dirty = s.dirty[:0]
+	if len(s.accounts) > accountsMax {
+		clear(s.accounts)
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func (v *Views) Timeline(ctx context.Context, query TimelineQuery, min Min) (Tim
 	r := v.runners[v.topology.LaneOf(query.OrderID.Partition())]
 	var page TimelinePage
 	fresh, err := v.readKey(ctx, r, min, func() error {
-		entries, more, err := readTimeline(v.db, r.lane, query, from, size)
+		entries, more, err := readTimeline(v.db, r.lane, r.prefix(&ordersProjection), query, from, size)
 		page = TimelinePage{Entries: entries}
 		if more {
 			page.Next = v.seal.seal(binary.BigEndian.AppendUint64(nil, from+uint64(len(entries))), binding...)
@@ -74,9 +74,11 @@ func (v *Views) Timeline(ctx context.Context, query TimelineQuery, min Min) (Tim
 
 // readTimeline reads up to size entries of an order's timeline off its record, from the one with index from on, and
 // whether more follow. Entries are appended to a record and never change, so an index stays that entry's.
-func readTimeline(db pebble.Reader, lane uint32, query TimelineQuery, from uint64, size int) (entries []TimelineEntry, more bool, err error) {
+func readTimeline(
+	db pebble.Reader, lane uint32, p prefix, query TimelineQuery, from uint64, size int,
+) (entries []TimelineEntry, more bool, err error) {
 	var key [prefixBytes + len(domain.OrderID{})]byte
-	putOrderKey(key[:], prefixOf(spaceOrders, lane), query.OrderID)
+	putOrderKey(key[:], p, query.OrderID)
 	text := query.OrderID.String()
 	record, err := read(db, key[:])
 	if errors.Is(err, pebble.ErrNotFound) {

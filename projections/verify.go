@@ -10,7 +10,6 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
-	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 )
 
@@ -78,9 +77,9 @@ func Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, er
 	if err := r.fold(ctx, report.Position); err != nil {
 		return report, fmt.Errorf("verify lane %d: %w", options.Lane, err)
 	}
-	for i := range Projections {
-		if err := compareView(ctx, &Projections[i], snapshot, scratch.db, &report); err != nil {
-			return report, fmt.Errorf("verify view %s of lane %d: %w", Projections[i].Name, options.Lane, err)
+	for _, projection := range Projections {
+		if err := compareView(ctx, projection, snapshot, scratch.db, &report); err != nil {
+			return report, fmt.Errorf("verify view %s of lane %d: %w", projection.Name, options.Lane, err)
 		}
 	}
 	return report, nil
@@ -89,20 +88,20 @@ func Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, er
 // positionOf returns the position that all views of a lane are at.
 func positionOf(from pebble.Reader, lane, lanes uint32) (eventstore.Position, error) {
 	var position eventstore.Position
-	for i := range Projections {
+	for i, projection := range Projections {
 		at := eventstore.Genesis(lane, lanes)
-		value, err := read(from, progressKey(Projections[i].space, lane))
+		value, err := read(from, progressKey(projection.space, firstGeneration, lane))
 		switch {
 		case err == nil:
-			version, progress, err := readProgress(value)
+			version, stored, err := readProgress(value)
 			if err != nil {
 				return position, err
 			}
-			if version == Projections[i].Version {
-				at = progress.Position
+			if version == projection.Version {
+				at = stored.Position
 			}
 		case !errors.Is(err, pebble.ErrNotFound):
-			return position, fmt.Errorf("read the progress of view %s: %w", Projections[i].Name, err)
+			return position, fmt.Errorf("read the progress of view %s: %w", projection.Name, err)
 		}
 		if i > 0 && at != position {
 			return position, fmt.Errorf("the views of lane %d are at commits %d and %d: let them catch up first", lane, position.Number, at.Number)
@@ -153,7 +152,7 @@ func (r *Runner) fold(ctx context.Context, upTo eventstore.Position) error {
 
 // compareView compares a lane's part of a view as stored with what it should be.
 func compareView(ctx context.Context, projection *Projection, stored, folded pebble.Reader, report *VerifyReport) (err error) {
-	p := prefixOf(projection.space, report.Lane)
+	p := prefixOf(projection.space, firstGeneration, report.Lane)
 	got, err := stored.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
 	if err != nil {
 		return err
@@ -169,7 +168,7 @@ func compareView(ctx context.Context, projection *Projection, stored, folded peb
 		report.DifferencesTotal++
 		if len(report.Differences) < DifferencesMax {
 			report.Differences = append(report.Differences, Difference{
-				View: projection.Name, Key: describeKey(projection.space, key[prefixBytes:]), Problem: problem,
+				View: projection.Name, Key: projection.describe(key[prefixBytes:]), Problem: problem,
 			})
 		}
 	}
@@ -195,7 +194,7 @@ func compareView(ctx context.Context, projection *Projection, stored, folded peb
 			want.Next()
 		default:
 			if !bytes.Equal(got.Value(), want.Value()) {
-				differ(got.Key(), fmt.Sprintf("the view has %.80x, the log gives %.80x", got.Value(), want.Value()))
+				differ(got.Key(), projection.difference(got.Key()[prefixBytes:], got.Value(), want.Value()))
 			}
 			got.Next()
 			want.Next()
@@ -204,27 +203,15 @@ func compareView(ctx context.Context, projection *Projection, stored, folded peb
 	return errors.Join(got.Error(), want.Error())
 }
 
-// describeKey writes the part of a key after its prefix as people write it.
-func describeKey(space byte, suffix []byte) string {
+// difference says how a view's value differs from the one that the log gives.
+func (p *Projection) difference(suffix, got, want []byte) string {
+	gotText, gotErr := p.print(suffix, got)
+	wantText, wantErr := p.print(suffix, want)
 	switch {
-	case space == spaceOrders && len(suffix) == len(domain.OrderID{}):
-		return "order " + domain.OrderID(suffix).String()
-	case space == spaceOrdersByUser && len(suffix) > 1+len(domain.OrderID{}):
-		user := suffix[1 : len(suffix)-len(domain.OrderID{})]
-		var id domain.OrderID
-		copy(id[:], suffix[len(suffix)-len(id):])
-		copy(id[:], appendComplement(nil, id))
-		return fmt.Sprintf("order %s of user %s", id, user)
-	case space == spaceAttention && len(suffix) > 1+len(domain.OrderID{}):
-		return fmt.Sprintf("payment or refund %s", suffix[1+len(domain.OrderID{}):])
-	case space == spacePoints && len(suffix) > 1+8:
-		return "points of user " + string(suffix[1:len(suffix)-8])
-	case space == spaceProducts || space == spaceStock:
-		return "SKU " + string(suffix)
-	case space == spaceCampaigns:
-		return "campaign " + string(suffix)
-	case space == spaceCoupons:
-		return "coupon " + string(suffix)
+	case gotErr != nil && wantErr == nil:
+		return fmt.Sprintf("the view has %.80x, which cannot be read (%v), the log gives %s", got, gotErr, wantText)
+	case gotErr != nil || wantErr != nil || gotText == wantText:
+		return fmt.Sprintf("the view has %.80x, the log gives %.80x", got, want)
 	}
-	return fmt.Sprintf("key %x", suffix)
+	return fmt.Sprintf("the view has %s, the log gives %s", gotText, wantText)
 }

@@ -11,7 +11,8 @@ import (
 	"github.com/weirhq/weir/eventstore"
 )
 
-// A Projection is the write side of a view: a name, a version and a pure apply.
+// A Projection is the write side of a view, declared in the view's own file: what apply makes of the log, and how its keys
+// are named, grouped and written down for people. The reads stand beside it, as methods of Views.
 type Projection struct {
 	// Name of the view, for people.
 	Name string
@@ -19,21 +20,52 @@ type Projection struct {
 	Version uint32
 	// space is the first byte of the view's keys after KeySpaceViews; never used again for another view.
 	space byte
-	// apply takes one event into the view of a lane. It is determined by the view and the event alone, and it reads the
-	// event whole before it writes: an error leaves the view as it was.
-	apply func(*view, *change) error
+	// open returns what takes events into one lane's part of the view, with all that it remembers between events.
+	open func(*view) (applier, error)
+	// key names what the event is about, "" when the view passes over it. Events with one key have to be applied in
+	// their order; events with different keys may change places.
+	key func(*change) string
+	// describe writes a key, less its prefix, as people do.
+	describe func(suffix []byte) string
+	// print writes the value at a key as people do.
+	print func(suffix, value []byte) (string, error)
+	// partition is that of a key, less its prefix. It has no meaning but that the same key always has the same one:
+	// views are compared partition by partition.
+	partition func(suffix []byte) uint32
 }
 
-// Projections are the views that a Runner keeps.
-var Projections = [...]Projection{
-	{Name: "orders", Version: 1, space: spaceOrders, apply: applyOrders},
-	{Name: "orders-by-user", Version: 1, space: spaceOrdersByUser, apply: applyOrdersByUser},
-	{Name: "products", Version: 1, space: spaceProducts, apply: applyProducts},
-	{Name: "stock", Version: 1, space: spaceStock, apply: applyStock},
-	{Name: "campaigns", Version: 1, space: spaceCampaigns, apply: applyCampaigns},
-	{Name: "coupons", Version: 1, space: spaceCoupons, apply: applyCoupons},
-	{Name: "payments-attention", Version: 1, space: spaceAttention, apply: applyAttention},
-	{Name: "points", Version: 1, space: spacePoints, apply: applyPoints},
+// An applier takes events into one lane's part of a view. One goroutine uses it.
+type applier interface {
+	// apply takes one event in. It is determined by the view and the event alone, and it reads the event whole before it
+	// writes: an error leaves the view as it was.
+	apply(*change) error
+	// finish writes what was held back into the batch. What the batch holds is in the store when apply is called again.
+	finish() error
+}
+
+// stateless opens a view that remembers nothing between events.
+func stateless(apply func(*view, *change) error) func(*view) (applier, error) {
+	return func(v *view) (applier, error) { return statelessApplier{v, apply}, nil }
+}
+
+type statelessApplier struct {
+	view *view
+	take func(*view, *change) error
+}
+
+func (a statelessApplier) apply(c *change) error { return a.take(a.view, c) }
+func (a statelessApplier) finish() error         { return nil }
+
+// Projections are the views that a Runner keeps. A new one is a file with its Projection and its reads, and a line here.
+var Projections = [...]*Projection{
+	&ordersProjection,
+	&ordersByUserProjection,
+	&productsProjection,
+	&stockProjection,
+	&campaignsProjection,
+	&couponsProjection,
+	&attentionProjection,
+	&pointsProjection,
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -50,15 +82,16 @@ const (
 	spaceAttention    byte = 0x09
 	spacePoints       byte = 0x0a
 
-	// generation tells apart a view that serves and one that is being rebuilt beside it. There is one so far.
-	generation byte = 1
+	// firstGeneration is that of a view in a new store. The generation tells apart a view that serves and one that is
+	// being rebuilt beside it.
+	firstGeneration byte = 1
 
 	prefixBytes = 5
 )
 
 type prefix [prefixBytes]byte
 
-func prefixOf(space byte, lane uint32) prefix {
+func prefixOf(space, generation byte, lane uint32) prefix {
 	p := prefix{KeySpaceViews, space, generation}
 	binary.BigEndian.PutUint16(p[3:], uint16(lane))
 	return p
@@ -91,9 +124,9 @@ type progress struct {
 	at time.Time
 }
 
-// progressKey is where a view's progress in a lane is kept.
-func progressKey(space byte, lane uint32) []byte {
-	return prefixOf(spaceProgress, lane).key([]byte{space, generation})
+// progressKey is where the progress of a generation of a view in a lane is kept.
+func progressKey(space, generation byte, lane uint32) []byte {
+	return prefixOf(spaceProgress, firstGeneration, lane).key([]byte{space, generation})
 }
 
 func appendProgress(dst []byte, version uint32, p progress) []byte {
@@ -112,28 +145,35 @@ func readProgress(value []byte) (version uint32, p progress, err error) {
 	version = binary.BigEndian.Uint32(value)
 	p.Number = binary.BigEndian.Uint64(value[4:])
 	copy(p.Hash[:], value[12:])
-	p.at = time.Unix(0, int64(binary.BigEndian.Uint64(value[12+len(p.Hash):]))).UTC()
+	p.at = logTime(value[12+len(p.Hash):])
 	return version, p, nil
 }
 
-// A view is one lane's part of a projection, open for writing. One goroutine uses it.
+// logTime reads a log time: nanoseconds since the Unix epoch, big endian.
+func logTime(value []byte) time.Time {
+	return time.Unix(0, int64(binary.BigEndian.Uint64(value))).UTC()
+}
+
+// A view is one lane's part of a generation of a projection, open for writing. One goroutine uses it.
 type view struct {
 	projection *Projection
+	lane       uint32
+	generation byte
 	prefix     prefix
 	progress   progress
 	// db is read for what was there before, batch takes what changes.
 	db    *pebble.DB
 	batch *pebble.Batch
-	stock stockCache
-	open  openPayments
-	// points are cleared when the batch is finished: what it held is in the db then.
-	points newestPoints
+	// applier of the projection, made for this view.
+	applier applier
 }
 
 // openView loads a view's progress. Keys of another version are dropped, and the view begins at the lane's genesis.
-func openView(projection *Projection, db *pebble.DB, batch *pebble.Batch, lane, lanes uint32) (*view, error) {
-	v := &view{projection: projection, prefix: prefixOf(projection.space, lane), db: db, batch: batch}
-	key := progressKey(projection.space, lane)
+func openView(projection *Projection, generation byte, db *pebble.DB, batch *pebble.Batch, lane, lanes uint32) (*view, error) {
+	v := &view{
+		projection: projection, lane: lane, generation: generation, prefix: prefixOf(projection.space, generation, lane), db: db, batch: batch,
+	}
+	key := progressKey(projection.space, generation, lane)
 	stale := false
 	value, err := read(db, key)
 	switch {
@@ -162,20 +202,24 @@ func openView(projection *Projection, db *pebble.DB, batch *pebble.Batch, lane, 
 	if v.progress.Number == 0 {
 		v.progress.Position = eventstore.Genesis(lane, lanes)
 	}
-	if err := v.loadOpen(); err != nil {
-		return nil, fmt.Errorf("read view %s: %w", projection.Name, err)
+	if v.applier, err = projection.open(v); err != nil {
+		return nil, fmt.Errorf("open view %s: %w", projection.Name, err)
 	}
 	return v, nil
 }
 
 // finish writes what the view has held back, and its progress, into the batch.
-func (v *view) finish(lane uint32) error {
-	if err := v.writeStock(); err != nil {
+func (v *view) finish() error {
+	if err := v.applier.finish(); err != nil {
 		return err
 	}
-	clear(v.points)
 	var value [progressBytes]byte
-	return v.batch.Set(progressKey(v.projection.space, lane), appendProgress(value[:0], v.projection.Version, v.progress), nil)
+	return v.batch.Set(progressKey(v.projection.space, v.generation, v.lane), appendProgress(value[:0], v.projection.Version, v.progress), nil)
+}
+
+// read returns one key's value of a lane's part of a view, or pebble.ErrNotFound.
+func (p prefix) read(from pebble.Reader, suffix string) ([]byte, error) {
+	return read(from, p.key([]byte(suffix)))
 }
 
 // read returns a copy of the value at key, or pebble.ErrNotFound.

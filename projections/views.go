@@ -131,12 +131,12 @@ func (v *Views) loadOrder(r *Runner, id domain.OrderID, userID string) (OrderVie
 // readOrder folds those entries of an order's record that the fold has not seen, and calls each, if it is not nil,
 // after each of them.
 func (v *Views) readOrder(r *Runner, fold *orderFold, userID string, each func() error) error {
-	return foldStored(v.db, r.lane, fold, userID, each)
+	return foldStored(v.db, r.prefix(&ordersProjection), fold, userID, each)
 }
 
-func foldStored(from pebble.Reader, lane uint32, fold *orderFold, userID string, each func() error) error {
+func foldStored(from pebble.Reader, p prefix, fold *orderFold, userID string, each func() error) error {
 	var key [prefixBytes + len(domain.OrderID{})]byte
-	putOrderKey(key[:], prefixOf(spaceOrders, lane), fold.id)
+	putOrderKey(key[:], p, fold.id)
 	record, err := read(from, key[:])
 	if errors.Is(err, pebble.ErrNotFound) {
 		return ErrNotFound
@@ -283,7 +283,7 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 	size := pageSize(query.PageSize, OrdersPageDefault, OrdersPageMax)
 	binding := []string{"orders", query.UserID, strconv.Itoa(int(query.Status))}
 	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(query.UserID))]
-	index := prefixOf(spaceOrdersByUser, r.lane)
+	index := r.prefix(&ordersByUserProjection)
 	first := appendUser(append([]byte(nil), index[:]...), query.UserID)
 	last := keyAfter(first)
 	if query.PageToken != "" {
@@ -315,6 +315,7 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 func (v *Views) readOrdersPage(
 	ctx context.Context, r *Runner, query OrdersQuery, binding []string, size int, first, last []byte,
 ) (page OrdersPage, err error) {
+	records := r.prefix(&ordersProjection)
 	// One snapshot for the index and the records, so that the filter holds for what is returned.
 	snapshot := v.db.NewSnapshot()
 	defer func() { err = errors.Join(err, snapshot.Close()) }()
@@ -342,7 +343,7 @@ func (v *Views) readOrdersPage(
 		}
 		fold := newOrderFold(id)
 		fold.keep = query.Events
-		if err := foldStored(snapshot, r.lane, fold, query.UserID, nil); err != nil {
+		if err := foldStored(snapshot, records, fold, query.UserID, nil); err != nil {
 			return OrdersPage{}, fmt.Errorf("order %s of the index: %w", id, err)
 		}
 		if query.Status != 0 && fold.order.Status != query.Status {
@@ -379,7 +380,7 @@ func (v *Views) homeOf(sku string) *Runner {
 }
 
 func (v *Views) readProduct(r *Runner, sku string) (ProductView, error) {
-	value, err := read(v.db, prefixOf(spaceProducts, r.lane).key([]byte(sku)))
+	value, err := r.prefix(&productsProjection).read(v.db, sku)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return ProductView{}, ErrNotFound
 	}
@@ -440,7 +441,7 @@ func (v *Views) Products(ctx context.Context, query ProductsQuery, min Min) (Pro
 
 // readProducts appends up to limit products of a lane from the key after on.
 func (v *Views) readProducts(ctx context.Context, r *Runner, after []byte, limit int, dst []ProductView) (_ []ProductView, err error) {
-	p := prefixOf(spaceProducts, r.lane)
+	p := r.prefix(&productsProjection)
 	entries, err := v.db.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p.key(after), UpperBound: p.end()})
 	if err != nil {
 		return dst, fmt.Errorf("read products: %w", err)
@@ -492,7 +493,7 @@ func (v *Views) Stock(ctx context.Context, sku string, min Min) (StockView, Fres
 func (v *Views) sumStock(stock *StockView) (known bool, err error) {
 	var sum account
 	for _, r := range v.runners {
-		value, err := read(v.db, prefixOf(spaceStock, r.lane).key([]byte(stock.SKU)))
+		value, err := r.prefix(&stockProjection).read(v.db, stock.SKU)
 		if errors.Is(err, pebble.ErrNotFound) {
 			continue
 		}

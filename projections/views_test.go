@@ -538,7 +538,7 @@ func TestTheStockViewReadsPayloadsAsTheDomainDoes(t *testing.T) {
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	for sku := range s.accounts {
-		value, err := read(n.store.db, prefixOf(spaceStock, 0).key([]byte(sku)))
+		value, err := n.runners[0].prefix(&stockProjection).read(n.store.db, sku)
 		if err != nil {
 			t.Fatal(err)
 		}
