@@ -59,9 +59,14 @@ type Views interface {
 	// Timeline returns a page of what became of an order. Users as with OrderOf.
 	Timeline(ctx context.Context, query projections.TimelineQuery, min projections.Min) (projections.TimelinePage, projections.Freshness, error)
 	NeedingAttention(ctx context.Context, query projections.AttentionQuery, min projections.Min) (projections.AttentionPage, projections.Freshness, error)
-	// WatchOf calls send with the order as it is now and then after each change, until send fails or ctx ends. Users as
-	// with OrderOf.
-	WatchOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min, send func(projections.OrderView, projections.Freshness) error) error
+	// OrderAsOf returns an order as it was at a moment of the past. Users as with OrderOf.
+	OrderAsOf(ctx context.Context, id domain.OrderID, userID string, moment projections.AsOf, min projections.Min) (projections.OrderView, projections.Freshness, error)
+	// WatchOrder calls send with the order as it is now, or what its watcher missed, and then after each commit that changes
+	// it, until send fails or ctx ends. Users as with OrderOf.
+	WatchOrder(ctx context.Context, query projections.OrderWatch, min projections.Min, send func(projections.OrderView, projections.Freshness) error) error
+	// WatchUser calls ready once what changes from then on will be sent, and send with each order of a user after each commit
+	// that changes it. Errors beside the others': projections.ErrWatchTooOld.
+	WatchUser(ctx context.Context, query projections.UserWatch, min projections.Min, ready func() error, send func(projections.UserChange, projections.Freshness) error) error
 }
 
 // A Sealer keeps personal data out of the log in the clear. sealing.Sealer implements it.

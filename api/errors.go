@@ -56,6 +56,7 @@ const (
 	ReasonPermissionDenied      = Reason("PERMISSION_DENIED")
 	ReasonQueueFull             = Reason("QUEUE_FULL")
 	ReasonTooManyWatches        = Reason("TOO_MANY_WATCHES")
+	ReasonWatchTooOld           = Reason("WATCH_TOO_OLD")
 	ReasonLogFull               = Reason("LOG_FULL")
 	ReasonLaneUnavailable       = Reason("LANE_UNAVAILABLE")
 	ReasonKeysUnavailable       = Reason("KEYS_UNAVAILABLE")
@@ -109,6 +110,7 @@ var reasons = map[Reason]struct {
 	ReasonPermissionDenied:      {connect.CodePermissionDenied, false, []string{"scope"}},
 	ReasonQueueFull:             {connect.CodeResourceExhausted, true, []string{"lane"}},
 	ReasonTooManyWatches:        {connect.CodeResourceExhausted, true, []string{"limit"}},
+	ReasonWatchTooOld:           {connect.CodeOutOfRange, false, nil},
 	ReasonLogFull:               {connect.CodeResourceExhausted, true, nil},
 	ReasonLaneUnavailable:       {connect.CodeUnavailable, true, []string{"lane"}},
 	ReasonKeysUnavailable:       {connect.CodeUnavailable, true, nil},
@@ -292,6 +294,11 @@ func tooManyWatches(limit int) *fault {
 		f.facts = map[string]string{"limit": strconv.Itoa(limit)}
 	}
 	return f
+}
+
+var errWatchTooOld = &fault{
+	reason:  ReasonWatchTooOld,
+	message: "too much has changed since the resume_token was given out; list the orders, and watch from the list's watch_token",
 }
 
 var errShuttingDown = &fault{reason: ReasonShuttingDown, message: "this node is shutting down; call again, another one or this one will answer", retryAfter: time.Second}

@@ -479,8 +479,21 @@ func (v fakeViews) NeedingAttention(_ context.Context, query projections.Attenti
 	return page, v.freshness(), nil
 }
 
-func (v fakeViews) WatchOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min, f func(projections.OrderView, projections.Freshness) error) error {
-	var seen uint64
+func (v fakeViews) OrderAsOf(ctx context.Context, id domain.OrderID, userID string, moment projections.AsOf, min projections.Min) (projections.OrderView, projections.Freshness, error) {
+	view, freshness, err := v.OrderOf(ctx, id, userID, min)
+	if err == nil && (moment.Commit != 0 && view.Revision.Commit > moment.Commit || !moment.At.IsZero() && view.Order.UpdatedAt.After(moment.At)) {
+		err = projections.ErrNotFound // It knows the newest state alone; the real view has its own tests.
+	}
+	return view, freshness, err
+}
+
+// WatchUser is not faked: api/realnode_test.go has the real one.
+func (v fakeViews) WatchUser(context.Context, projections.UserWatch, projections.Min, func() error, func(projections.UserChange, projections.Freshness) error) error {
+	return projections.ErrBadPageToken
+}
+
+func (v fakeViews) WatchOrder(ctx context.Context, query projections.OrderWatch, min projections.Min, f func(projections.OrderView, projections.Freshness) error) error {
+	id, userID, seen := query.OrderID, query.UserID, query.After
 	for {
 		v.mu.Lock()
 		view, ok := v.order(id)

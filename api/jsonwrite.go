@@ -69,6 +69,7 @@ func (w *jsonWriter) listOrders(m *orderv1.ListOrdersResponse) {
 		w.key(`"freshness":`)
 		w.freshness(m.Freshness)
 	}
+	w.textField(`"watchToken":`, m.WatchToken)
 	w.shut()
 }
 

@@ -24,7 +24,7 @@ type Limits struct {
 	IdleTimeMax time.Duration
 	// StreamsPerConnectionMax bounds the calls at once of one HTTP/2 connection; 0 means 250.
 	StreamsPerConnectionMax int
-	// WatchesMax bounds the WatchOrder calls at once; 0 means 10,000.
+	// WatchesMax bounds the calls that follow views at once; 0 means 10,000.
 	WatchesMax int
 	// WatchesPerCallerMax bounds those of one token's subject; 0 means 100.
 	WatchesPerCallerMax int

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"strconv"
 
-	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/weirhq/weir/api/identity"
@@ -123,7 +122,15 @@ func (s orderService) getOrder(ctx context.Context, request *orderv1.GetOrderReq
 	if err != nil {
 		return nil, err
 	}
-	view, freshness, err := s.views.OrderOf(ctx, id, ownerOf(ctx), min)
+	var view projections.OrderView
+	var freshness projections.Freshness
+	if request.AsOf == nil {
+		view, freshness, err = s.views.OrderOf(ctx, id, ownerOf(ctx), min)
+	} else if moment, bad := asOf(request.AsOf, &min); bad != nil {
+		return nil, bad
+	} else {
+		view, freshness, err = s.views.OrderAsOf(ctx, id, ownerOf(ctx), moment, min)
+	}
 	if err != nil {
 		return nil, viewFault(err, min, orderNotFound(id))
 	}
@@ -165,7 +172,7 @@ func (s orderService) listOrders(ctx context.Context, request *orderv1.ListOrder
 		return nil, viewFault(err, min, err)
 	}
 	response := &orderv1.ListOrdersResponse{
-		Orders: make([]*orderv1.Order, len(page.Orders)), NextPageToken: page.Next, Freshness: newFreshness(freshness),
+		Orders: make([]*orderv1.Order, len(page.Orders)), NextPageToken: page.Next, Freshness: newFreshness(freshness), WatchToken: page.Watch,
 	}
 	for i := range page.Orders {
 		if response.Orders[i], err = s.newOrder(ctx, &page.Orders[i]); err != nil {
@@ -185,48 +192,6 @@ func (s orderService) CancelOrder(ctx context.Context, request *orderv1.CancelOr
 		return nil, err
 	}
 	return &orderv1.CancelOrderResponse{Order: order, Revision: revision}, nil
-}
-
-// WatchOrder implements orderv1connect.OrderServiceHandler.
-func (s orderService) WatchOrder(ctx context.Context, request *orderv1.WatchOrderRequest, stream *connect.ServerStream[orderv1.WatchOrderResponse]) error {
-	if err := s.watchOrder(ctx, request, stream); err != nil {
-		return s.fail(ctx, orderv1connect.OrderServiceWatchOrderProcedure, err)
-	}
-	return nil
-}
-
-func (s orderService) watchOrder(ctx context.Context, request *orderv1.WatchOrderRequest, stream *connect.ServerStream[orderv1.WatchOrderResponse]) error {
-	if err := s.validator.check(request); err != nil {
-		return err
-	}
-	id, min, err := s.orderQuery(ctx, request.OrderId, request.MinRevision, request.WaitBudget)
-	if err != nil {
-		return err
-	}
-	ctx, leave, err := s.watches.enter(ctx, identity.FromContext(ctx))
-	if err != nil {
-		return err
-	}
-	defer leave()
-	err = s.views.WatchOf(ctx, id, ownerOf(ctx), min, func(view projections.OrderView, freshness projections.Freshness) error {
-		order, err := s.newOrder(ctx, &view)
-		if err != nil {
-			return err
-		}
-		if err := s.addMerchantNotes(ctx, order, &view.Order); err != nil {
-			return err
-		}
-		return stream.Send(&orderv1.WatchOrderResponse{Order: order, Freshness: newFreshness(freshness)})
-	})
-	var ended *fault
-	switch {
-	case errors.As(context.Cause(ctx), &ended): // This node ended it.
-		return ended
-	case err == nil:
-		return ctx.Err()
-	default:
-		return viewFault(err, min, orderNotFound(id))
-	}
 }
 
 // actFor returns the user that a call is for: the one it names, or else the token's subject.
@@ -298,6 +263,27 @@ func (h *Handler) minOf(revision *typev1.Revision, wait *durationpb.Duration, la
 	return min, nil
 }
 
+// asOf reads a moment of the past. A position is waited for as min_revision is.
+func asOf(request *orderv1.AsOf, min *projections.Min) (projections.AsOf, error) {
+	switch moment := request.Moment.(type) {
+	case *orderv1.AsOf_Time:
+		if !moment.Time.IsValid() || moment.Time.AsTime().IsZero() {
+			return projections.AsOf{}, invalidArgument("as_of.time", "it is not a time")
+		}
+		return projections.AsOf{At: moment.Time.AsTime()}, nil
+	case *orderv1.AsOf_Revision:
+		if moment.Revision.GetLane() != min.Lane {
+			return projections.AsOf{}, invalidArgument("as_of.revision.lane", "the order is in lane "+strconv.FormatUint(uint64(min.Lane), 10))
+		}
+		if moment.Revision.GetCommit() == 0 {
+			return projections.AsOf{}, invalidArgument("as_of.revision.commit", "commits count from 1")
+		}
+		min.Commit = max(min.Commit, moment.Revision.GetCommit())
+		return projections.AsOf{Commit: moment.Revision.GetCommit()}, nil
+	}
+	return projections.AsOf{}, invalidArgument("as_of", "it names neither a time nor a revision")
+}
+
 // viewFault explains the error of a view; missing is what it means that there is no such key.
 func viewFault(err error, min projections.Min, missing error) error {
 	switch {
@@ -307,6 +293,8 @@ func viewFault(err error, min projections.Min, missing error) error {
 		return missing
 	case errors.Is(err, projections.ErrBadPageToken):
 		return invalidArgument("page_token", "it is not a next_page_token of this list")
+	case errors.Is(err, projections.ErrWatchTooOld):
+		return errWatchTooOld
 	case errors.Is(err, projections.ErrTooManyWatchers):
 		return tooManyWatches(0)
 	case errors.Is(err, projections.ErrStopped):

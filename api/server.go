@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
 
 var (
@@ -62,7 +60,7 @@ func badBase64(r *http.Request) bool {
 
 // bound puts a request under the limits: the bytes and the time of its body, and the time of the call.
 func (h *Handler) bound(w http.ResponseWriter, r *http.Request) {
-	watch := r.URL.Path == orderv1connect.OrderServiceWatchOrderProcedure
+	watch := watchMethods[r.URL.Path]
 	if !watch {
 		h.deadlines.clamp(r.Header)
 	}

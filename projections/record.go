@@ -141,18 +141,23 @@ func RecordUserID(record []byte) (string, bool) {
 func FoldOrder(id domain.OrderID, userID string, record []byte, upTo uint64) (order domain.Order, revision uint64, err error) {
 	fold := newOrderFold(id)
 	fold.userID = userID
-	for entry, err := range ReadEntries(record) {
-		if err != nil {
-			return domain.Order{}, 0, fmt.Errorf("order %s: %w", fold.text, err)
-		}
-		if upTo != 0 && entry.Number > upTo {
-			break
-		}
-		if err := fold.take(entry); err != nil {
-			return domain.Order{}, 0, err
-		}
+	if err := fold.read(record, AsOf{Commit: upTo}, nil); err != nil {
+		return domain.Order{}, 0, err
 	}
 	return fold.order, fold.revision, nil
+}
+
+// An AsOf is a moment in the life of an order: after a commit of its lane, or at a log time. The zero AsOf is now.
+type AsOf struct {
+	// Commit is the number of the last commit that counts; 0 for all.
+	Commit uint64
+	// At is the log time of the last commit that may count; zero for any.
+	At time.Time
+}
+
+// before reports whether the moment is before the entry.
+func (a AsOf) before(entry *Entry) bool {
+	return a.Commit != 0 && entry.Number > a.Commit || !a.At.IsZero() && entry.At.After(a.At)
 }
 
 // orderFold folds an order's entries, oldest first.
@@ -170,6 +175,37 @@ type orderFold struct {
 }
 
 func newOrderFold(id domain.OrderID) *orderFold { return &orderFold{id: id, text: id.String()} }
+
+// read folds those entries of the order's record that the fold has not seen, up to a moment. It calls each, if it is not nil,
+// after the last entry of each commit.
+func (f *orderFold) read(record []byte, upTo AsOf, each func() error) error {
+	seen, index := f.entries, 0
+	taken := false
+	for entry, err := range ReadEntries(record) {
+		if err != nil {
+			return fmt.Errorf("order %s: %w", f.text, err)
+		}
+		if index++; index <= seen {
+			continue
+		}
+		if upTo.before(&entry) {
+			break
+		}
+		if taken && each != nil && entry.Number != f.revision {
+			if err := each(); err != nil {
+				return err
+			}
+		}
+		if err := f.take(entry); err != nil {
+			return err
+		}
+		taken = true
+	}
+	if !taken || each == nil {
+		return nil
+	}
+	return each()
+}
 
 func (f *orderFold) take(entry Entry) error {
 	if f.userID == "" {

@@ -53,12 +53,15 @@ type Runner struct {
 	torn     bool     // the batch holds a part of a commit
 	changes  []change // events of the commit that is being taken in
 	changed  []domain.OrderID
+	users    []string // whose orders changed, one for each of changed
 
 	hot      *hotOrders
 	arrivals arrivals
 	watchers watchers
-	started  atomic.Bool
-	stopped  chan struct{} // closed when Run returns
+	// userWatchers follow all orders of a user.
+	userWatchers userWatchers
+	started      atomic.Bool
+	stopped      chan struct{} // closed when Run returns
 
 	applied atomic.Pointer[progress]
 }
@@ -83,6 +86,7 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	}
 	r.arrivals.init(r.position.Number)
 	r.watchers.init()
+	r.userWatchers.init()
 	return r, nil
 }
 
@@ -212,6 +216,7 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 	for i := range r.changes {
 		if r.changes[i].kind.isOrder() {
 			r.changed = append(r.changed, r.changes[i].order)
+			r.users = append(r.users, r.changes[i].event.UserID)
 		}
 	}
 	r.position = progress{Position: at, at: commit.Time}
@@ -252,7 +257,8 @@ func (r *Runner) flush() error {
 	r.applied.Store(&applied)
 	r.arrivals.reached(applied.Number)
 	r.watchers.wake(r.changed)
-	r.changed = r.changed[:0]
+	r.userWatchers.wake(r.changed, r.users, applied.Number)
+	r.changed, r.users = r.changed[:0], r.users[:0]
 	return nil
 }
 

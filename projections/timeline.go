@@ -3,7 +3,6 @@ package projections
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -77,15 +76,10 @@ func (v *Views) Timeline(ctx context.Context, query TimelineQuery, min Min) (Tim
 func readTimeline(
 	db pebble.Reader, lane uint32, p prefix, query TimelineQuery, from uint64, size int,
 ) (entries []TimelineEntry, more bool, err error) {
-	var key [prefixBytes + len(domain.OrderID{})]byte
-	putOrderKey(key[:], p, query.OrderID)
 	text := query.OrderID.String()
-	record, err := read(db, key[:])
-	if errors.Is(err, pebble.ErrNotFound) {
-		return nil, false, ErrNotFound
-	}
+	record, err := readRecord(db, p, query.OrderID)
 	if err != nil {
-		return nil, false, fmt.Errorf("read order %s: %w", text, err)
+		return nil, false, err
 	}
 	owner, _ := RecordUserID(record)
 	if query.UserID != "" && owner != query.UserID {

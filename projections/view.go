@@ -154,6 +154,19 @@ func logTime(value []byte) time.Time {
 	return time.Unix(0, int64(binary.BigEndian.Uint64(value))).UTC()
 }
 
+// readPosition returns the number of the newest commit that a lane's part of a view holds.
+func readPosition(from pebble.Reader, space, generation byte, lane uint32) (uint64, error) {
+	value, err := read(from, progressKey(space, generation, lane))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read how far a view is: %w", err)
+	}
+	_, progress, err := readProgress(value)
+	return progress.Number, err
+}
+
 // A view is one lane's part of a generation of a projection, open for writing. One goroutine uses it.
 type view struct {
 	projection *Projection

@@ -110,6 +110,25 @@ func (v *Views) OrderOf(ctx context.Context, id domain.OrderID, userID string, m
 	return view, fresh, err
 }
 
+// OrderAsOf returns an order of a user as it was at a moment of the past; before it was placed, it is missing. Users as with
+// OrderOf. A moment that the view has not come to is answered with what there is: see its freshness.
+func (v *Views) OrderAsOf(ctx context.Context, id domain.OrderID, userID string, moment AsOf, min Min) (OrderView, Freshness, error) {
+	r := v.runners[v.topology.LaneOf(id.Partition())]
+	var view OrderView
+	fresh, err := v.readKey(ctx, r, min, func() error {
+		fold := newOrderFold(id)
+		if err := foldStored(v.db, r.prefix(&ordersProjection), fold, userID, moment, nil); err != nil {
+			return err
+		}
+		if fold.entries == 0 {
+			return ErrNotFound
+		}
+		view = OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}
+		return nil
+	})
+	return view, fresh, err
+}
+
 // loadOrder returns an order of a user, any user when userID is empty, off the hot orders or off the view.
 func (v *Views) loadOrder(r *Runner, id domain.OrderID, userID string) (OrderView, error) {
 	if view, ok := r.hot.get(id); ok {
@@ -128,46 +147,37 @@ func (v *Views) loadOrder(r *Runner, id domain.OrderID, userID string) (OrderVie
 	return view, nil
 }
 
-// readOrder folds those entries of an order's record that the fold has not seen, and calls each, if it is not nil,
-// after each of them.
+// readOrder folds those entries of an order's record that the fold has not seen, and calls each, if it is not nil, after
+// each commit of them.
 func (v *Views) readOrder(r *Runner, fold *orderFold, userID string, each func() error) error {
-	return foldStored(v.db, r.prefix(&ordersProjection), fold, userID, each)
+	return foldStored(v.db, r.prefix(&ordersProjection), fold, userID, AsOf{}, each)
 }
 
-func foldStored(from pebble.Reader, p prefix, fold *orderFold, userID string, each func() error) error {
-	var key [prefixBytes + len(domain.OrderID{})]byte
-	putOrderKey(key[:], p, fold.id)
-	record, err := read(from, key[:])
-	if errors.Is(err, pebble.ErrNotFound) {
-		return ErrNotFound
-	}
+func foldStored(from pebble.Reader, p prefix, fold *orderFold, userID string, upTo AsOf, each func() error) error {
+	record, err := readRecord(from, p, fold.id)
 	if err != nil {
-		return fmt.Errorf("read order %s: %w", fold.text, err)
+		return err
 	}
 	if userID != "" {
 		if owner, _ := RecordUserID(record); owner != userID {
 			return ErrNotFound
 		}
 	}
-	seen := fold.entries
-	index := 0
-	for entry, err := range ReadEntries(record) {
-		if err != nil {
-			return fmt.Errorf("order %s: %w", fold.text, err)
-		}
-		if index++; index <= seen {
-			continue
-		}
-		if err := fold.take(entry); err != nil {
-			return err
-		}
-		if each != nil {
-			if err := each(); err != nil {
-				return err
-			}
-		}
+	return fold.read(record, upTo, each)
+}
+
+// readRecord returns an order's record off the orders under a prefix, or ErrNotFound.
+func readRecord(from pebble.Reader, p prefix, id domain.OrderID) ([]byte, error) {
+	var key [prefixBytes + len(id)]byte
+	putOrderKey(key[:], p, id)
+	record, err := read(from, key[:])
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, ErrNotFound
 	}
-	return nil
+	if err != nil {
+		return nil, fmt.Errorf("read order %s: %w", id, err)
+	}
+	return record, nil
 }
 
 // readKey reads one key of a lane's view, once the view is as new as min. A key that is missing is looked for again when the
@@ -213,47 +223,6 @@ func (v *Views) await(ctx context.Context, min Min) (bool, error) {
 	return v.runners[min.Lane].await(ctx, min.Commit, min.Wait)
 }
 
-// Watch sends the order as it is now, and then as it was after each change: none is left out, none is sent twice. It
-// returns when ctx ends, when send fails, or when the view's runner stops (ErrStopped).
-func (v *Views) Watch(ctx context.Context, id domain.OrderID, min Min, send func(OrderView, Freshness) error) error {
-	return v.WatchOf(ctx, id, "", min, send)
-}
-
-// WatchOf is Watch for an order of a user, as OrderOf is Order.
-func (v *Views) WatchOf(ctx context.Context, id domain.OrderID, userID string, min Min, send func(OrderView, Freshness) error) error {
-	r := v.runners[v.topology.LaneOf(id.Partition())]
-	// Enter first and read then: a change that the read does not show wakes the watcher.
-	watching, leave := r.watchers.enter(id)
-	if watching == nil {
-		return ErrTooManyWatchers
-	}
-	defer leave()
-	fold := newOrderFold(id)
-	sendNow := func(fresh Freshness) error {
-		return send(OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}, fresh)
-	}
-	fresh, err := v.readKey(ctx, r, min, func() error { return v.readOrder(r, fold, userID, nil) })
-	if err != nil {
-		return err
-	}
-	if err := sendNow(fresh); err != nil {
-		return err
-	}
-	for {
-		select {
-		case <-watching.woken:
-		case <-r.stopped:
-			return ErrStopped
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		fresh := r.freshness()
-		if err := v.readOrder(r, fold, userID, func() error { return sendNow(fresh) }); err != nil {
-			return err
-		}
-	}
-}
-
 // An OrdersQuery asks for a page of a user's orders.
 type OrdersQuery struct {
 	UserID string
@@ -273,6 +242,8 @@ type OrdersPage struct {
 	// Next is the token of the next page, empty at the end. With a filter, a page may hold few orders or none while more
 	// follow.
 	Next string
+	// Watch is the token to watch the user's orders with from here on (WatchUser); only the first page has one.
+	Watch string
 }
 
 // Orders returns a page of a user's orders, newest first. A token of another query is ErrBadPageToken.
@@ -325,6 +296,13 @@ func (v *Views) readOrdersPage(
 	}
 	defer func() { err = errors.Join(err, entries.Close()) }()
 
+	if query.PageToken == "" {
+		at, err := readPosition(snapshot, spaceOrders, r.live(&ordersProjection), r.lane)
+		if err != nil {
+			return OrdersPage{}, err
+		}
+		page.Watch = v.seal.sealWatch(query.UserID, after(at))
+	}
 	scanned := 0
 	var newest domain.OrderID
 	for valid := entries.First(); valid; valid = entries.Next() {
@@ -343,7 +321,7 @@ func (v *Views) readOrdersPage(
 		}
 		fold := newOrderFold(id)
 		fold.keep = query.Events
-		if err := foldStored(snapshot, records, fold, query.UserID, nil); err != nil {
+		if err := foldStored(snapshot, records, fold, query.UserID, AsOf{}, nil); err != nil {
 			return OrdersPage{}, fmt.Errorf("order %s of the index: %w", id, err)
 		}
 		if query.Status != 0 && fold.order.Status != query.Status {

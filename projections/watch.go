@@ -1,12 +1,68 @@
 package projections
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
 
 	"github.com/weirhq/weir/domain"
 )
+
+// An OrderWatch asks to follow one order.
+type OrderWatch struct {
+	OrderID domain.OrderID
+	// UserID is the user whose order it has to be, as with OrderOf; empty means any.
+	UserID string
+	// After is the number of the newest commit of the order that the caller has seen; 0 asks for the order as it is now
+	// first.
+	After uint64
+}
+
+// WatchOrder sends an order as it is now, or what it missed since After, and then the order after each commit that changes
+// it: none is left out, none is sent twice. It returns when ctx ends, when send fails, or when the view's runner stops
+// (ErrStopped).
+func (v *Views) WatchOrder(ctx context.Context, query OrderWatch, min Min, send func(OrderView, Freshness) error) error {
+	r := v.runners[v.topology.LaneOf(query.OrderID.Partition())]
+	// Enter first and read then: a change that the read does not show wakes the watcher.
+	watching, leave := r.watchers.enter(query.OrderID)
+	if watching == nil {
+		return ErrTooManyWatchers
+	}
+	defer leave()
+	fold := newOrderFold(query.OrderID)
+	sendNow := func(fresh Freshness) error {
+		if fold.revision <= query.After {
+			return nil
+		}
+		return send(OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}, fresh)
+	}
+	// What the caller has seen is folded and not sent; without it, all that there is counts as one change.
+	fresh, err := v.readKey(ctx, r, min, func() error {
+		return foldStored(v.db, r.prefix(&ordersProjection), fold, query.UserID, AsOf{Commit: query.After}, nil)
+	})
+	if err == nil && query.After == 0 {
+		err = sendNow(fresh)
+	} else if err == nil {
+		err = v.readOrder(r, fold, query.UserID, func() error { return sendNow(fresh) })
+	}
+	if err != nil {
+		return err
+	}
+	for {
+		select {
+		case <-watching.woken:
+		case <-r.stopped:
+			return ErrStopped
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		fresh := r.freshness()
+		if err := v.readOrder(r, fold, query.UserID, func() error { return sendNow(fresh) }); err != nil {
+			return err
+		}
+	}
+}
 
 // watchersMax bounds the watchers of one lane's orders.
 const watchersMax = 1 << 14

@@ -1725,7 +1725,10 @@ type GetOrderRequest struct {
 	// The answer is at least as new as this revision, or says that it is not.
 	MinRevision *v1.Revision `protobuf:"bytes,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	// How long to wait for min_revision: 0 to 10 s, by default 1 s.
-	WaitBudget    *durationpb.Duration `protobuf:"bytes,3,opt,name=wait_budget,json=waitBudget,proto3" json:"wait_budget,omitempty"`
+	WaitBudget *durationpb.Duration `protobuf:"bytes,3,opt,name=wait_budget,json=waitBudget,proto3" json:"wait_budget,omitempty"`
+	// The order as it was then, instead of as it is; before it was placed it is NOT_FOUND. Personal data that was erased since
+	// stays erased.
+	AsOf          *AsOf `protobuf:"bytes,4,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1781,6 +1784,98 @@ func (x *GetOrderRequest) GetWaitBudget() *durationpb.Duration {
 	return nil
 }
 
+func (x *GetOrderRequest) GetAsOf() *AsOf {
+	if x != nil {
+		return x.AsOf
+	}
+	return nil
+}
+
+// AsOf is a moment of the past.
+type AsOf struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Moment:
+	//
+	//	*AsOf_Time
+	//	*AsOf_Revision
+	Moment        isAsOf_Moment `protobuf_oneof:"moment"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AsOf) Reset() {
+	*x = AsOf{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AsOf) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AsOf) ProtoMessage() {}
+
+func (x *AsOf) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AsOf.ProtoReflect.Descriptor instead.
+func (*AsOf) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *AsOf) GetMoment() isAsOf_Moment {
+	if x != nil {
+		return x.Moment
+	}
+	return nil
+}
+
+func (x *AsOf) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		if x, ok := x.Moment.(*AsOf_Time); ok {
+			return x.Time
+		}
+	}
+	return nil
+}
+
+func (x *AsOf) GetRevision() *v1.Revision {
+	if x != nil {
+		if x, ok := x.Moment.(*AsOf_Revision); ok {
+			return x.Revision
+		}
+	}
+	return nil
+}
+
+type isAsOf_Moment interface {
+	isAsOf_Moment()
+}
+
+type AsOf_Time struct {
+	// A log time: the order after every commit up to and with this time.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3,oneof"`
+}
+
+type AsOf_Revision struct {
+	// A position in the order's lane: the order after this commit.
+	Revision *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3,oneof"`
+}
+
+func (*AsOf_Time) isAsOf_Moment() {}
+
+func (*AsOf_Revision) isAsOf_Moment() {}
+
 // GetOrderResponse is one order.
 type GetOrderResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1794,7 +1889,7 @@ type GetOrderResponse struct {
 
 func (x *GetOrderResponse) Reset() {
 	*x = GetOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[14]
+	mi := &file_weir_order_v1_order_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +1901,7 @@ func (x *GetOrderResponse) String() string {
 func (*GetOrderResponse) ProtoMessage() {}
 
 func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[14]
+	mi := &file_weir_order_v1_order_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +1914,7 @@ func (x *GetOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOrderResponse.ProtoReflect.Descriptor instead.
 func (*GetOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{14}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetOrderResponse) GetOrder() *Order {
@@ -1857,7 +1952,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[15]
+	mi := &file_weir_order_v1_order_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1869,7 +1964,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[15]
+	mi := &file_weir_order_v1_order_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1882,7 +1977,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{15}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListOrdersRequest) GetUserId() string {
@@ -1935,14 +2030,16 @@ type ListOrdersResponse struct {
 	// Token for the next page; empty at the end.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// How fresh the page is.
-	Freshness     *v1.Freshness `protobuf:"bytes,3,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	Freshness *v1.Freshness `protobuf:"bytes,3,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	// With the first page: token for WatchUserOrders, which then begins with the first change that this list does not show.
+	WatchToken    string `protobuf:"bytes,4,opt,name=watch_token,json=watchToken,proto3" json:"watch_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[16]
+	mi := &file_weir_order_v1_order_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2051,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[16]
+	mi := &file_weir_order_v1_order_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2064,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{16}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*Order {
@@ -1991,6 +2088,13 @@ func (x *ListOrdersResponse) GetFreshness() *v1.Freshness {
 	return nil
 }
 
+func (x *ListOrdersResponse) GetWatchToken() string {
+	if x != nil {
+		return x.WatchToken
+	}
+	return ""
+}
+
 // CancelOrderRequest asks to end an order.
 type CancelOrderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2006,7 +2110,7 @@ type CancelOrderRequest struct {
 
 func (x *CancelOrderRequest) Reset() {
 	*x = CancelOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[17]
+	mi := &file_weir_order_v1_order_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2122,7 @@ func (x *CancelOrderRequest) String() string {
 func (*CancelOrderRequest) ProtoMessage() {}
 
 func (x *CancelOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[17]
+	mi := &file_weir_order_v1_order_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2135,7 @@ func (x *CancelOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrderRequest.ProtoReflect.Descriptor instead.
 func (*CancelOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{17}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CancelOrderRequest) GetRequestId() string {
@@ -2068,7 +2172,7 @@ type CancelOrderResponse struct {
 
 func (x *CancelOrderResponse) Reset() {
 	*x = CancelOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[18]
+	mi := &file_weir_order_v1_order_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2184,7 @@ func (x *CancelOrderResponse) String() string {
 func (*CancelOrderResponse) ProtoMessage() {}
 
 func (x *CancelOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[18]
+	mi := &file_weir_order_v1_order_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2197,7 @@ func (x *CancelOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOrderResponse.ProtoReflect.Descriptor instead.
 func (*CancelOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{18}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CancelOrderResponse) GetOrder() *Order {
@@ -2118,14 +2222,17 @@ type WatchOrderRequest struct {
 	// The first message is at least as new as this revision, or says that it is not.
 	MinRevision *v1.Revision `protobuf:"bytes,2,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	// How long to wait for min_revision: 0 to 10 s, by default 1 s.
-	WaitBudget    *durationpb.Duration `protobuf:"bytes,3,opt,name=wait_budget,json=waitBudget,proto3" json:"wait_budget,omitempty"`
+	WaitBudget *durationpb.Duration `protobuf:"bytes,3,opt,name=wait_budget,json=waitBudget,proto3" json:"wait_budget,omitempty"`
+	// The newest revision of the order that the caller has seen: the first message is then the change after it. Without it, the
+	// first message is the order as it is now.
+	AfterRevision *v1.Revision `protobuf:"bytes,4,opt,name=after_revision,json=afterRevision,proto3" json:"after_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchOrderRequest) Reset() {
 	*x = WatchOrderRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[19]
+	mi := &file_weir_order_v1_order_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2244,7 @@ func (x *WatchOrderRequest) String() string {
 func (*WatchOrderRequest) ProtoMessage() {}
 
 func (x *WatchOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[19]
+	mi := &file_weir_order_v1_order_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2257,7 @@ func (x *WatchOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrderRequest.ProtoReflect.Descriptor instead.
 func (*WatchOrderRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{19}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchOrderRequest) GetOrderId() string {
@@ -2174,6 +2281,13 @@ func (x *WatchOrderRequest) GetWaitBudget() *durationpb.Duration {
 	return nil
 }
 
+func (x *WatchOrderRequest) GetAfterRevision() *v1.Revision {
+	if x != nil {
+		return x.AfterRevision
+	}
+	return nil
+}
+
 // WatchOrderResponse is the order after one change.
 type WatchOrderResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2187,7 +2301,7 @@ type WatchOrderResponse struct {
 
 func (x *WatchOrderResponse) Reset() {
 	*x = WatchOrderResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[20]
+	mi := &file_weir_order_v1_order_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2313,7 @@ func (x *WatchOrderResponse) String() string {
 func (*WatchOrderResponse) ProtoMessage() {}
 
 func (x *WatchOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[20]
+	mi := &file_weir_order_v1_order_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2326,7 @@ func (x *WatchOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOrderResponse.ProtoReflect.Descriptor instead.
 func (*WatchOrderResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{20}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchOrderResponse) GetOrder() *Order {
@@ -2227,6 +2341,127 @@ func (x *WatchOrderResponse) GetFreshness() *v1.Freshness {
 		return x.Freshness
 	}
 	return nil
+}
+
+// WatchUserOrdersRequest asks to follow all orders of a user.
+type WatchUserOrdersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// User whose orders are watched. Empty means the token's subject; another user needs act-as or operator.
+	UserId string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// resume_token of the newest message that the caller has, or watch_token of a list. Empty begins with what changes from now
+	// on. Of a user with more than 2,000 orders a watch may not be resumed after a pause: OUT_OF_RANGE WATCH_TOO_OLD; list
+	// the orders and watch from there.
+	ResumeToken   string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchUserOrdersRequest) Reset() {
+	*x = WatchUserOrdersRequest{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchUserOrdersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchUserOrdersRequest) ProtoMessage() {}
+
+func (x *WatchUserOrdersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchUserOrdersRequest.ProtoReflect.Descriptor instead.
+func (*WatchUserOrdersRequest) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *WatchUserOrdersRequest) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *WatchUserOrdersRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+// WatchUserOrdersResponse is one order after one change.
+type WatchUserOrdersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The order right after the change.
+	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// How fresh it is.
+	Freshness *v1.Freshness `protobuf:"bytes,2,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	// Token to go on from here after the stream has ended.
+	ResumeToken   string `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchUserOrdersResponse) Reset() {
+	*x = WatchUserOrdersResponse{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchUserOrdersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchUserOrdersResponse) ProtoMessage() {}
+
+func (x *WatchUserOrdersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchUserOrdersResponse.ProtoReflect.Descriptor instead.
+func (*WatchUserOrdersResponse) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *WatchUserOrdersResponse) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *WatchUserOrdersResponse) GetFreshness() *v1.Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+func (x *WatchUserOrdersResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
 }
 
 // ShipItemsRequest says what left.
@@ -2248,7 +2483,7 @@ type ShipItemsRequest struct {
 
 func (x *ShipItemsRequest) Reset() {
 	*x = ShipItemsRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[21]
+	mi := &file_weir_order_v1_order_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2495,7 @@ func (x *ShipItemsRequest) String() string {
 func (*ShipItemsRequest) ProtoMessage() {}
 
 func (x *ShipItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[21]
+	mi := &file_weir_order_v1_order_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2508,7 @@ func (x *ShipItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipItemsRequest.ProtoReflect.Descriptor instead.
 func (*ShipItemsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{21}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ShipItemsRequest) GetRequestId() string {
@@ -2324,7 +2559,7 @@ type ShipItemsResponse struct {
 
 func (x *ShipItemsResponse) Reset() {
 	*x = ShipItemsResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[22]
+	mi := &file_weir_order_v1_order_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2571,7 @@ func (x *ShipItemsResponse) String() string {
 func (*ShipItemsResponse) ProtoMessage() {}
 
 func (x *ShipItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[22]
+	mi := &file_weir_order_v1_order_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2584,7 @@ func (x *ShipItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipItemsResponse.ProtoReflect.Descriptor instead.
 func (*ShipItemsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{22}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ShipItemsResponse) GetOrder() *Order {
@@ -2381,7 +2616,7 @@ type ConfirmDeliveryRequest struct {
 
 func (x *ConfirmDeliveryRequest) Reset() {
 	*x = ConfirmDeliveryRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[23]
+	mi := &file_weir_order_v1_order_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2628,7 @@ func (x *ConfirmDeliveryRequest) String() string {
 func (*ConfirmDeliveryRequest) ProtoMessage() {}
 
 func (x *ConfirmDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[23]
+	mi := &file_weir_order_v1_order_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2641,7 @@ func (x *ConfirmDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{23}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ConfirmDeliveryRequest) GetRequestId() string {
@@ -2443,7 +2678,7 @@ type ConfirmDeliveryResponse struct {
 
 func (x *ConfirmDeliveryResponse) Reset() {
 	*x = ConfirmDeliveryResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[24]
+	mi := &file_weir_order_v1_order_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2690,7 @@ func (x *ConfirmDeliveryResponse) String() string {
 func (*ConfirmDeliveryResponse) ProtoMessage() {}
 
 func (x *ConfirmDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[24]
+	mi := &file_weir_order_v1_order_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2703,7 @@ func (x *ConfirmDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{24}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ConfirmDeliveryResponse) GetOrder() *Order {
@@ -2502,7 +2737,7 @@ type RequestReturnRequest struct {
 
 func (x *RequestReturnRequest) Reset() {
 	*x = RequestReturnRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[25]
+	mi := &file_weir_order_v1_order_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2514,7 +2749,7 @@ func (x *RequestReturnRequest) String() string {
 func (*RequestReturnRequest) ProtoMessage() {}
 
 func (x *RequestReturnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[25]
+	mi := &file_weir_order_v1_order_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2527,7 +2762,7 @@ func (x *RequestReturnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestReturnRequest.ProtoReflect.Descriptor instead.
 func (*RequestReturnRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{25}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RequestReturnRequest) GetRequestId() string {
@@ -2571,7 +2806,7 @@ type RequestReturnResponse struct {
 
 func (x *RequestReturnResponse) Reset() {
 	*x = RequestReturnResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[26]
+	mi := &file_weir_order_v1_order_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2818,7 @@ func (x *RequestReturnResponse) String() string {
 func (*RequestReturnResponse) ProtoMessage() {}
 
 func (x *RequestReturnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[26]
+	mi := &file_weir_order_v1_order_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2831,7 @@ func (x *RequestReturnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestReturnResponse.ProtoReflect.Descriptor instead.
 func (*RequestReturnResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{26}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RequestReturnResponse) GetOrder() *Order {
@@ -2630,7 +2865,7 @@ type ReceiveReturnRequest struct {
 
 func (x *ReceiveReturnRequest) Reset() {
 	*x = ReceiveReturnRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[27]
+	mi := &file_weir_order_v1_order_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +2877,7 @@ func (x *ReceiveReturnRequest) String() string {
 func (*ReceiveReturnRequest) ProtoMessage() {}
 
 func (x *ReceiveReturnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[27]
+	mi := &file_weir_order_v1_order_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +2890,7 @@ func (x *ReceiveReturnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReceiveReturnRequest.ProtoReflect.Descriptor instead.
 func (*ReceiveReturnRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{27}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ReceiveReturnRequest) GetRequestId() string {
@@ -2699,7 +2934,7 @@ type ReceiveReturnResponse struct {
 
 func (x *ReceiveReturnResponse) Reset() {
 	*x = ReceiveReturnResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[28]
+	mi := &file_weir_order_v1_order_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2711,7 +2946,7 @@ func (x *ReceiveReturnResponse) String() string {
 func (*ReceiveReturnResponse) ProtoMessage() {}
 
 func (x *ReceiveReturnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[28]
+	mi := &file_weir_order_v1_order_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2724,7 +2959,7 @@ func (x *ReceiveReturnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReceiveReturnResponse.ProtoReflect.Descriptor instead.
 func (*ReceiveReturnResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{28}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReceiveReturnResponse) GetOrder() *Order {
@@ -2756,7 +2991,7 @@ type AddNoteRequest struct {
 
 func (x *AddNoteRequest) Reset() {
 	*x = AddNoteRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[29]
+	mi := &file_weir_order_v1_order_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2768,7 +3003,7 @@ func (x *AddNoteRequest) String() string {
 func (*AddNoteRequest) ProtoMessage() {}
 
 func (x *AddNoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[29]
+	mi := &file_weir_order_v1_order_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2781,7 +3016,7 @@ func (x *AddNoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNoteRequest.ProtoReflect.Descriptor instead.
 func (*AddNoteRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{29}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AddNoteRequest) GetRequestId() string {
@@ -2818,7 +3053,7 @@ type AddNoteResponse struct {
 
 func (x *AddNoteResponse) Reset() {
 	*x = AddNoteResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[30]
+	mi := &file_weir_order_v1_order_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +3065,7 @@ func (x *AddNoteResponse) String() string {
 func (*AddNoteResponse) ProtoMessage() {}
 
 func (x *AddNoteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[30]
+	mi := &file_weir_order_v1_order_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +3078,7 @@ func (x *AddNoteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNoteResponse.ProtoReflect.Descriptor instead.
 func (*AddNoteResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{30}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AddNoteResponse) GetOrder() *Order {
@@ -2879,7 +3114,7 @@ type GetTimelineRequest struct {
 
 func (x *GetTimelineRequest) Reset() {
 	*x = GetTimelineRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[31]
+	mi := &file_weir_order_v1_order_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +3126,7 @@ func (x *GetTimelineRequest) String() string {
 func (*GetTimelineRequest) ProtoMessage() {}
 
 func (x *GetTimelineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[31]
+	mi := &file_weir_order_v1_order_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +3139,7 @@ func (x *GetTimelineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimelineRequest.ProtoReflect.Descriptor instead.
 func (*GetTimelineRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{31}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetTimelineRequest) GetOrderId() string {
@@ -2957,7 +3192,7 @@ type GetTimelineResponse struct {
 
 func (x *GetTimelineResponse) Reset() {
 	*x = GetTimelineResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[32]
+	mi := &file_weir_order_v1_order_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3204,7 @@ func (x *GetTimelineResponse) String() string {
 func (*GetTimelineResponse) ProtoMessage() {}
 
 func (x *GetTimelineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[32]
+	mi := &file_weir_order_v1_order_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3217,7 @@ func (x *GetTimelineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimelineResponse.ProtoReflect.Descriptor instead.
 func (*GetTimelineResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{32}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetTimelineResponse) GetEntries() []*TimelineEntry {
@@ -3027,7 +3262,7 @@ type TimelineEntry struct {
 
 func (x *TimelineEntry) Reset() {
 	*x = TimelineEntry{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[33]
+	mi := &file_weir_order_v1_order_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3274,7 @@ func (x *TimelineEntry) String() string {
 func (*TimelineEntry) ProtoMessage() {}
 
 func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[33]
+	mi := &file_weir_order_v1_order_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3287,7 @@ func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineEntry.ProtoReflect.Descriptor instead.
 func (*TimelineEntry) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{33}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TimelineEntry) GetKind() string {
@@ -3110,7 +3345,7 @@ type TimelineFact struct {
 
 func (x *TimelineFact) Reset() {
 	*x = TimelineFact{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[34]
+	mi := &file_weir_order_v1_order_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +3357,7 @@ func (x *TimelineFact) String() string {
 func (*TimelineFact) ProtoMessage() {}
 
 func (x *TimelineFact) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[34]
+	mi := &file_weir_order_v1_order_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +3370,7 @@ func (x *TimelineFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineFact.ProtoReflect.Descriptor instead.
 func (*TimelineFact) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{34}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TimelineFact) GetName() string {
@@ -3280,13 +3515,18 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\acontact\x18\v \x01(\v2\x16.weir.order.v1.ContactR\acontact\"t\n" +
 	"\x12PlaceOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xbb\x01\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xe5\x01\n" +
 	"\x0fGetOrderRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x129\n" +
 	"\fmin_revision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\vminRevision\x12H\n" +
 	"\vwait_budget\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\n" +
 	"2\x00R\n" +
-	"waitBudget\"u\n" +
+	"waitBudget\x12(\n" +
+	"\x05as_of\x18\x04 \x01(\v2\x13.weir.order.v1.AsOfR\x04asOf\"x\n" +
+	"\x04AsOf\x120\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\x04time\x124\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionH\x00R\brevisionB\b\n" +
+	"\x06moment\"u\n" +
 	"\x10GetOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x125\n" +
 	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\xe1\x02\n" +
@@ -3299,11 +3539,13 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\fmin_revision\x18\x05 \x01(\v2\x16.weir.type.v1.RevisionR\vminRevision\x12H\n" +
 	"\vwait_budget\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\n" +
 	"2\x00R\n" +
-	"waitBudget\"\xa1\x01\n" +
+	"waitBudget\"\xc2\x01\n" +
 	"\x12ListOrdersResponse\x12,\n" +
 	"\x06orders\x18\x01 \x03(\v2\x14.weir.order.v1.OrderR\x06orders\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x125\n" +
-	"\tfreshness\x18\x03 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\x98\x01\n" +
+	"\tfreshness\x18\x03 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\x12\x1f\n" +
+	"\vwatch_token\x18\x04 \x01(\tR\n" +
+	"watchToken\"\x98\x01\n" +
 	"\x12CancelOrderRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
@@ -3311,16 +3553,24 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x06reason\"u\n" +
 	"\x13CancelOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xbd\x01\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xfc\x01\n" +
 	"\x11WatchOrderRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x129\n" +
 	"\fmin_revision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\vminRevision\x12H\n" +
 	"\vwait_budget\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\n" +
 	"2\x00R\n" +
-	"waitBudget\"w\n" +
+	"waitBudget\x12=\n" +
+	"\x0eafter_revision\x18\x04 \x01(\v2\x16.weir.type.v1.RevisionR\rafterRevision\"w\n" +
 	"\x12WatchOrderResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x125\n" +
-	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\xf8\x01\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\x7f\n" +
+	"\x16WatchUserOrdersRequest\x128\n" +
+	"\auser_id\x18\x01 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\x06userId\x12+\n" +
+	"\fresume_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\vresumeToken\"\x9f\x01\n" +
+	"\x17WatchUserOrdersResponse\x12*\n" +
+	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x125\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\x12!\n" +
+	"\fresume_token\x18\x03 \x01(\tR\vresumeToken\"\xf8\x01\n" +
 	"\x10ShipItemsRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
@@ -3433,7 +3683,7 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\vCaptureMode\x12\x1c\n" +
 	"\x18CAPTURE_MODE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CAPTURE_MODE_AUTOMATIC\x10\x01\x12\x17\n" +
-	"\x13CAPTURE_MODE_MANUAL\x10\x022\xca\a\n" +
+	"\x13CAPTURE_MODE_MANUAL\x10\x022\xb3\b\n" +
 	"\fOrderService\x12Q\n" +
 	"\n" +
 	"PlaceOrder\x12 .weir.order.v1.PlaceOrderRequest\x1a!.weir.order.v1.PlaceOrderResponse\x12P\n" +
@@ -3442,7 +3692,8 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"ListOrders\x12 .weir.order.v1.ListOrdersRequest\x1a!.weir.order.v1.ListOrdersResponse\"\x03\x90\x02\x01\x12T\n" +
 	"\vCancelOrder\x12!.weir.order.v1.CancelOrderRequest\x1a\".weir.order.v1.CancelOrderResponse\x12X\n" +
 	"\n" +
-	"WatchOrder\x12 .weir.order.v1.WatchOrderRequest\x1a!.weir.order.v1.WatchOrderResponse\"\x03\x90\x02\x010\x01\x12N\n" +
+	"WatchOrder\x12 .weir.order.v1.WatchOrderRequest\x1a!.weir.order.v1.WatchOrderResponse\"\x03\x90\x02\x010\x01\x12g\n" +
+	"\x0fWatchUserOrders\x12%.weir.order.v1.WatchUserOrdersRequest\x1a&.weir.order.v1.WatchUserOrdersResponse\"\x03\x90\x02\x010\x01\x12N\n" +
 	"\tShipItems\x12\x1f.weir.order.v1.ShipItemsRequest\x1a .weir.order.v1.ShipItemsResponse\x12`\n" +
 	"\x0fConfirmDelivery\x12%.weir.order.v1.ConfirmDeliveryRequest\x1a&.weir.order.v1.ConfirmDeliveryResponse\x12Z\n" +
 	"\rRequestReturn\x12#.weir.order.v1.RequestReturnRequest\x1a$.weir.order.v1.RequestReturnResponse\x12Z\n" +
@@ -3463,7 +3714,7 @@ func file_weir_order_v1_order_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_order_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_weir_order_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_weir_order_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_weir_order_v1_order_proto_goTypes = []any{
 	(OrderStatus)(0),                // 0: weir.order.v1.OrderStatus
 	(PaymentState)(0),               // 1: weir.order.v1.PaymentState
@@ -3485,48 +3736,51 @@ var file_weir_order_v1_order_proto_goTypes = []any{
 	(*PlaceOrderRequest)(nil),       // 17: weir.order.v1.PlaceOrderRequest
 	(*PlaceOrderResponse)(nil),      // 18: weir.order.v1.PlaceOrderResponse
 	(*GetOrderRequest)(nil),         // 19: weir.order.v1.GetOrderRequest
-	(*GetOrderResponse)(nil),        // 20: weir.order.v1.GetOrderResponse
-	(*ListOrdersRequest)(nil),       // 21: weir.order.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),      // 22: weir.order.v1.ListOrdersResponse
-	(*CancelOrderRequest)(nil),      // 23: weir.order.v1.CancelOrderRequest
-	(*CancelOrderResponse)(nil),     // 24: weir.order.v1.CancelOrderResponse
-	(*WatchOrderRequest)(nil),       // 25: weir.order.v1.WatchOrderRequest
-	(*WatchOrderResponse)(nil),      // 26: weir.order.v1.WatchOrderResponse
-	(*ShipItemsRequest)(nil),        // 27: weir.order.v1.ShipItemsRequest
-	(*ShipItemsResponse)(nil),       // 28: weir.order.v1.ShipItemsResponse
-	(*ConfirmDeliveryRequest)(nil),  // 29: weir.order.v1.ConfirmDeliveryRequest
-	(*ConfirmDeliveryResponse)(nil), // 30: weir.order.v1.ConfirmDeliveryResponse
-	(*RequestReturnRequest)(nil),    // 31: weir.order.v1.RequestReturnRequest
-	(*RequestReturnResponse)(nil),   // 32: weir.order.v1.RequestReturnResponse
-	(*ReceiveReturnRequest)(nil),    // 33: weir.order.v1.ReceiveReturnRequest
-	(*ReceiveReturnResponse)(nil),   // 34: weir.order.v1.ReceiveReturnResponse
-	(*AddNoteRequest)(nil),          // 35: weir.order.v1.AddNoteRequest
-	(*AddNoteResponse)(nil),         // 36: weir.order.v1.AddNoteResponse
-	(*GetTimelineRequest)(nil),      // 37: weir.order.v1.GetTimelineRequest
-	(*GetTimelineResponse)(nil),     // 38: weir.order.v1.GetTimelineResponse
-	(*TimelineEntry)(nil),           // 39: weir.order.v1.TimelineEntry
-	(*TimelineFact)(nil),            // 40: weir.order.v1.TimelineFact
-	(*v1.Money)(nil),                // 41: weir.type.v1.Money
-	(*timestamppb.Timestamp)(nil),   // 42: google.protobuf.Timestamp
-	(*v1.Revision)(nil),             // 43: weir.type.v1.Revision
-	(*durationpb.Duration)(nil),     // 44: google.protobuf.Duration
-	(*v1.Freshness)(nil),            // 45: weir.type.v1.Freshness
+	(*AsOf)(nil),                    // 20: weir.order.v1.AsOf
+	(*GetOrderResponse)(nil),        // 21: weir.order.v1.GetOrderResponse
+	(*ListOrdersRequest)(nil),       // 22: weir.order.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),      // 23: weir.order.v1.ListOrdersResponse
+	(*CancelOrderRequest)(nil),      // 24: weir.order.v1.CancelOrderRequest
+	(*CancelOrderResponse)(nil),     // 25: weir.order.v1.CancelOrderResponse
+	(*WatchOrderRequest)(nil),       // 26: weir.order.v1.WatchOrderRequest
+	(*WatchOrderResponse)(nil),      // 27: weir.order.v1.WatchOrderResponse
+	(*WatchUserOrdersRequest)(nil),  // 28: weir.order.v1.WatchUserOrdersRequest
+	(*WatchUserOrdersResponse)(nil), // 29: weir.order.v1.WatchUserOrdersResponse
+	(*ShipItemsRequest)(nil),        // 30: weir.order.v1.ShipItemsRequest
+	(*ShipItemsResponse)(nil),       // 31: weir.order.v1.ShipItemsResponse
+	(*ConfirmDeliveryRequest)(nil),  // 32: weir.order.v1.ConfirmDeliveryRequest
+	(*ConfirmDeliveryResponse)(nil), // 33: weir.order.v1.ConfirmDeliveryResponse
+	(*RequestReturnRequest)(nil),    // 34: weir.order.v1.RequestReturnRequest
+	(*RequestReturnResponse)(nil),   // 35: weir.order.v1.RequestReturnResponse
+	(*ReceiveReturnRequest)(nil),    // 36: weir.order.v1.ReceiveReturnRequest
+	(*ReceiveReturnResponse)(nil),   // 37: weir.order.v1.ReceiveReturnResponse
+	(*AddNoteRequest)(nil),          // 38: weir.order.v1.AddNoteRequest
+	(*AddNoteResponse)(nil),         // 39: weir.order.v1.AddNoteResponse
+	(*GetTimelineRequest)(nil),      // 40: weir.order.v1.GetTimelineRequest
+	(*GetTimelineResponse)(nil),     // 41: weir.order.v1.GetTimelineResponse
+	(*TimelineEntry)(nil),           // 42: weir.order.v1.TimelineEntry
+	(*TimelineFact)(nil),            // 43: weir.order.v1.TimelineFact
+	(*v1.Money)(nil),                // 44: weir.type.v1.Money
+	(*timestamppb.Timestamp)(nil),   // 45: google.protobuf.Timestamp
+	(*v1.Revision)(nil),             // 46: weir.type.v1.Revision
+	(*durationpb.Duration)(nil),     // 47: google.protobuf.Duration
+	(*v1.Freshness)(nil),            // 48: weir.type.v1.Freshness
 }
 var file_weir_order_v1_order_proto_depIdxs = []int32{
-	41, // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
-	41, // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
-	41, // 2: weir.order.v1.OrderItem.discount:type_name -> weir.type.v1.Money
-	41, // 3: weir.order.v1.OrderItem.tax:type_name -> weir.type.v1.Money
+	44, // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
+	44, // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
+	44, // 2: weir.order.v1.OrderItem.discount:type_name -> weir.type.v1.Money
+	44, // 3: weir.order.v1.OrderItem.tax:type_name -> weir.type.v1.Money
 	0,  // 4: weir.order.v1.Order.status:type_name -> weir.order.v1.OrderStatus
 	9,  // 5: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
-	41, // 6: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
-	42, // 7: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
-	42, // 8: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
-	42, // 9: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
-	43, // 10: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
-	41, // 11: weir.order.v1.Order.subtotal:type_name -> weir.type.v1.Money
-	41, // 12: weir.order.v1.Order.discount:type_name -> weir.type.v1.Money
-	41, // 13: weir.order.v1.Order.tax:type_name -> weir.type.v1.Money
+	44, // 6: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
+	45, // 7: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
+	45, // 8: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
+	45, // 9: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
+	46, // 10: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
+	44, // 11: weir.order.v1.Order.subtotal:type_name -> weir.type.v1.Money
+	44, // 12: weir.order.v1.Order.discount:type_name -> weir.type.v1.Money
+	44, // 13: weir.order.v1.Order.tax:type_name -> weir.type.v1.Money
 	1,  // 14: weir.order.v1.Order.payment_state:type_name -> weir.order.v1.PaymentState
 	2,  // 15: weir.order.v1.Order.fulfilment_state:type_name -> weir.order.v1.FulfilmentState
 	11, // 16: weir.order.v1.Order.payments:type_name -> weir.order.v1.Payment
@@ -3537,88 +3791,96 @@ var file_weir_order_v1_order_proto_depIdxs = []int32{
 	7,  // 21: weir.order.v1.Order.shipping_address:type_name -> weir.order.v1.ShippingAddress
 	8,  // 22: weir.order.v1.Order.contact:type_name -> weir.order.v1.Contact
 	1,  // 23: weir.order.v1.Payment.state:type_name -> weir.order.v1.PaymentState
-	41, // 24: weir.order.v1.Payment.amount:type_name -> weir.type.v1.Money
-	41, // 25: weir.order.v1.Payment.captured:type_name -> weir.type.v1.Money
-	41, // 26: weir.order.v1.Payment.refunded:type_name -> weir.type.v1.Money
+	44, // 24: weir.order.v1.Payment.amount:type_name -> weir.type.v1.Money
+	44, // 25: weir.order.v1.Payment.captured:type_name -> weir.type.v1.Money
+	44, // 26: weir.order.v1.Payment.refunded:type_name -> weir.type.v1.Money
 	5,  // 27: weir.order.v1.Payment.capture_mode:type_name -> weir.order.v1.CaptureMode
 	3,  // 28: weir.order.v1.Refund.state:type_name -> weir.order.v1.RefundState
-	41, // 29: weir.order.v1.Refund.amount:type_name -> weir.type.v1.Money
+	44, // 29: weir.order.v1.Refund.amount:type_name -> weir.type.v1.Money
 	13, // 30: weir.order.v1.Shipment.items:type_name -> weir.order.v1.ItemUnits
-	42, // 31: weir.order.v1.Shipment.shipped_at:type_name -> google.protobuf.Timestamp
-	42, // 32: weir.order.v1.Shipment.delivered_at:type_name -> google.protobuf.Timestamp
+	45, // 31: weir.order.v1.Shipment.shipped_at:type_name -> google.protobuf.Timestamp
+	45, // 32: weir.order.v1.Shipment.delivered_at:type_name -> google.protobuf.Timestamp
 	13, // 33: weir.order.v1.Return.items:type_name -> weir.order.v1.ItemUnits
-	42, // 34: weir.order.v1.Return.requested_at:type_name -> google.protobuf.Timestamp
-	42, // 35: weir.order.v1.Return.received_at:type_name -> google.protobuf.Timestamp
+	45, // 34: weir.order.v1.Return.requested_at:type_name -> google.protobuf.Timestamp
+	45, // 35: weir.order.v1.Return.received_at:type_name -> google.protobuf.Timestamp
 	13, // 36: weir.order.v1.Return.restocked:type_name -> weir.order.v1.ItemUnits
-	42, // 37: weir.order.v1.MerchantNote.added_at:type_name -> google.protobuf.Timestamp
+	45, // 37: weir.order.v1.MerchantNote.added_at:type_name -> google.protobuf.Timestamp
 	6,  // 38: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
 	7,  // 39: weir.order.v1.PlaceOrderRequest.shipping_address:type_name -> weir.order.v1.ShippingAddress
 	8,  // 40: weir.order.v1.PlaceOrderRequest.contact:type_name -> weir.order.v1.Contact
 	10, // 41: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
-	43, // 42: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
-	43, // 43: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	44, // 44: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	10, // 45: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
-	45, // 46: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	0,  // 47: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
-	43, // 48: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
-	44, // 49: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
-	10, // 50: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
-	45, // 51: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
-	10, // 52: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
-	43, // 53: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
-	43, // 54: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	44, // 55: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	10, // 56: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
-	45, // 57: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	6,  // 58: weir.order.v1.ShipItemsRequest.items:type_name -> weir.order.v1.ItemRequest
-	10, // 59: weir.order.v1.ShipItemsResponse.order:type_name -> weir.order.v1.Order
-	43, // 60: weir.order.v1.ShipItemsResponse.revision:type_name -> weir.type.v1.Revision
-	10, // 61: weir.order.v1.ConfirmDeliveryResponse.order:type_name -> weir.order.v1.Order
-	43, // 62: weir.order.v1.ConfirmDeliveryResponse.revision:type_name -> weir.type.v1.Revision
-	6,  // 63: weir.order.v1.RequestReturnRequest.items:type_name -> weir.order.v1.ItemRequest
-	10, // 64: weir.order.v1.RequestReturnResponse.order:type_name -> weir.order.v1.Order
-	43, // 65: weir.order.v1.RequestReturnResponse.revision:type_name -> weir.type.v1.Revision
-	6,  // 66: weir.order.v1.ReceiveReturnRequest.restock:type_name -> weir.order.v1.ItemRequest
-	10, // 67: weir.order.v1.ReceiveReturnResponse.order:type_name -> weir.order.v1.Order
-	43, // 68: weir.order.v1.ReceiveReturnResponse.revision:type_name -> weir.type.v1.Revision
-	10, // 69: weir.order.v1.AddNoteResponse.order:type_name -> weir.order.v1.Order
-	43, // 70: weir.order.v1.AddNoteResponse.revision:type_name -> weir.type.v1.Revision
-	43, // 71: weir.order.v1.GetTimelineRequest.min_revision:type_name -> weir.type.v1.Revision
-	44, // 72: weir.order.v1.GetTimelineRequest.wait_budget:type_name -> google.protobuf.Duration
-	39, // 73: weir.order.v1.GetTimelineResponse.entries:type_name -> weir.order.v1.TimelineEntry
-	45, // 74: weir.order.v1.GetTimelineResponse.freshness:type_name -> weir.type.v1.Freshness
-	42, // 75: weir.order.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
-	4,  // 76: weir.order.v1.TimelineEntry.actor:type_name -> weir.order.v1.Actor
-	40, // 77: weir.order.v1.TimelineEntry.facts:type_name -> weir.order.v1.TimelineFact
-	43, // 78: weir.order.v1.TimelineEntry.revision:type_name -> weir.type.v1.Revision
-	17, // 79: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
-	19, // 80: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
-	21, // 81: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
-	23, // 82: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
-	25, // 83: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
-	27, // 84: weir.order.v1.OrderService.ShipItems:input_type -> weir.order.v1.ShipItemsRequest
-	29, // 85: weir.order.v1.OrderService.ConfirmDelivery:input_type -> weir.order.v1.ConfirmDeliveryRequest
-	31, // 86: weir.order.v1.OrderService.RequestReturn:input_type -> weir.order.v1.RequestReturnRequest
-	33, // 87: weir.order.v1.OrderService.ReceiveReturn:input_type -> weir.order.v1.ReceiveReturnRequest
-	35, // 88: weir.order.v1.OrderService.AddNote:input_type -> weir.order.v1.AddNoteRequest
-	37, // 89: weir.order.v1.OrderService.GetTimeline:input_type -> weir.order.v1.GetTimelineRequest
-	18, // 90: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
-	20, // 91: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
-	22, // 92: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
-	24, // 93: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
-	26, // 94: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
-	28, // 95: weir.order.v1.OrderService.ShipItems:output_type -> weir.order.v1.ShipItemsResponse
-	30, // 96: weir.order.v1.OrderService.ConfirmDelivery:output_type -> weir.order.v1.ConfirmDeliveryResponse
-	32, // 97: weir.order.v1.OrderService.RequestReturn:output_type -> weir.order.v1.RequestReturnResponse
-	34, // 98: weir.order.v1.OrderService.ReceiveReturn:output_type -> weir.order.v1.ReceiveReturnResponse
-	36, // 99: weir.order.v1.OrderService.AddNote:output_type -> weir.order.v1.AddNoteResponse
-	38, // 100: weir.order.v1.OrderService.GetTimeline:output_type -> weir.order.v1.GetTimelineResponse
-	90, // [90:101] is the sub-list for method output_type
-	79, // [79:90] is the sub-list for method input_type
-	79, // [79:79] is the sub-list for extension type_name
-	79, // [79:79] is the sub-list for extension extendee
-	0,  // [0:79] is the sub-list for field type_name
+	46, // 42: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
+	46, // 43: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	47, // 44: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	20, // 45: weir.order.v1.GetOrderRequest.as_of:type_name -> weir.order.v1.AsOf
+	45, // 46: weir.order.v1.AsOf.time:type_name -> google.protobuf.Timestamp
+	46, // 47: weir.order.v1.AsOf.revision:type_name -> weir.type.v1.Revision
+	10, // 48: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
+	48, // 49: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	0,  // 50: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
+	46, // 51: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
+	47, // 52: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
+	10, // 53: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
+	48, // 54: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
+	10, // 55: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
+	46, // 56: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
+	46, // 57: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	47, // 58: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	46, // 59: weir.order.v1.WatchOrderRequest.after_revision:type_name -> weir.type.v1.Revision
+	10, // 60: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
+	48, // 61: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	10, // 62: weir.order.v1.WatchUserOrdersResponse.order:type_name -> weir.order.v1.Order
+	48, // 63: weir.order.v1.WatchUserOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
+	6,  // 64: weir.order.v1.ShipItemsRequest.items:type_name -> weir.order.v1.ItemRequest
+	10, // 65: weir.order.v1.ShipItemsResponse.order:type_name -> weir.order.v1.Order
+	46, // 66: weir.order.v1.ShipItemsResponse.revision:type_name -> weir.type.v1.Revision
+	10, // 67: weir.order.v1.ConfirmDeliveryResponse.order:type_name -> weir.order.v1.Order
+	46, // 68: weir.order.v1.ConfirmDeliveryResponse.revision:type_name -> weir.type.v1.Revision
+	6,  // 69: weir.order.v1.RequestReturnRequest.items:type_name -> weir.order.v1.ItemRequest
+	10, // 70: weir.order.v1.RequestReturnResponse.order:type_name -> weir.order.v1.Order
+	46, // 71: weir.order.v1.RequestReturnResponse.revision:type_name -> weir.type.v1.Revision
+	6,  // 72: weir.order.v1.ReceiveReturnRequest.restock:type_name -> weir.order.v1.ItemRequest
+	10, // 73: weir.order.v1.ReceiveReturnResponse.order:type_name -> weir.order.v1.Order
+	46, // 74: weir.order.v1.ReceiveReturnResponse.revision:type_name -> weir.type.v1.Revision
+	10, // 75: weir.order.v1.AddNoteResponse.order:type_name -> weir.order.v1.Order
+	46, // 76: weir.order.v1.AddNoteResponse.revision:type_name -> weir.type.v1.Revision
+	46, // 77: weir.order.v1.GetTimelineRequest.min_revision:type_name -> weir.type.v1.Revision
+	47, // 78: weir.order.v1.GetTimelineRequest.wait_budget:type_name -> google.protobuf.Duration
+	42, // 79: weir.order.v1.GetTimelineResponse.entries:type_name -> weir.order.v1.TimelineEntry
+	48, // 80: weir.order.v1.GetTimelineResponse.freshness:type_name -> weir.type.v1.Freshness
+	45, // 81: weir.order.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	4,  // 82: weir.order.v1.TimelineEntry.actor:type_name -> weir.order.v1.Actor
+	43, // 83: weir.order.v1.TimelineEntry.facts:type_name -> weir.order.v1.TimelineFact
+	46, // 84: weir.order.v1.TimelineEntry.revision:type_name -> weir.type.v1.Revision
+	17, // 85: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
+	19, // 86: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
+	22, // 87: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
+	24, // 88: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
+	26, // 89: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
+	28, // 90: weir.order.v1.OrderService.WatchUserOrders:input_type -> weir.order.v1.WatchUserOrdersRequest
+	30, // 91: weir.order.v1.OrderService.ShipItems:input_type -> weir.order.v1.ShipItemsRequest
+	32, // 92: weir.order.v1.OrderService.ConfirmDelivery:input_type -> weir.order.v1.ConfirmDeliveryRequest
+	34, // 93: weir.order.v1.OrderService.RequestReturn:input_type -> weir.order.v1.RequestReturnRequest
+	36, // 94: weir.order.v1.OrderService.ReceiveReturn:input_type -> weir.order.v1.ReceiveReturnRequest
+	38, // 95: weir.order.v1.OrderService.AddNote:input_type -> weir.order.v1.AddNoteRequest
+	40, // 96: weir.order.v1.OrderService.GetTimeline:input_type -> weir.order.v1.GetTimelineRequest
+	18, // 97: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
+	21, // 98: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
+	23, // 99: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
+	25, // 100: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
+	27, // 101: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
+	29, // 102: weir.order.v1.OrderService.WatchUserOrders:output_type -> weir.order.v1.WatchUserOrdersResponse
+	31, // 103: weir.order.v1.OrderService.ShipItems:output_type -> weir.order.v1.ShipItemsResponse
+	33, // 104: weir.order.v1.OrderService.ConfirmDelivery:output_type -> weir.order.v1.ConfirmDeliveryResponse
+	35, // 105: weir.order.v1.OrderService.RequestReturn:output_type -> weir.order.v1.RequestReturnResponse
+	37, // 106: weir.order.v1.OrderService.ReceiveReturn:output_type -> weir.order.v1.ReceiveReturnResponse
+	39, // 107: weir.order.v1.OrderService.AddNote:output_type -> weir.order.v1.AddNoteResponse
+	41, // 108: weir.order.v1.OrderService.GetTimeline:output_type -> weir.order.v1.GetTimelineResponse
+	97, // [97:109] is the sub-list for method output_type
+	85, // [85:97] is the sub-list for method input_type
+	85, // [85:85] is the sub-list for extension type_name
+	85, // [85:85] is the sub-list for extension extendee
+	0,  // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_weir_order_v1_order_proto_init() }
@@ -3626,13 +3888,17 @@ func file_weir_order_v1_order_proto_init() {
 	if File_weir_order_v1_order_proto != nil {
 		return
 	}
+	file_weir_order_v1_order_proto_msgTypes[14].OneofWrappers = []any{
+		(*AsOf_Time)(nil),
+		(*AsOf_Revision)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_order_v1_order_proto_rawDesc), len(file_weir_order_v1_order_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   35,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

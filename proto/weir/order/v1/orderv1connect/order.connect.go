@@ -45,6 +45,9 @@ const (
 	OrderServiceCancelOrderProcedure = "/weir.order.v1.OrderService/CancelOrder"
 	// OrderServiceWatchOrderProcedure is the fully-qualified name of the OrderService's WatchOrder RPC.
 	OrderServiceWatchOrderProcedure = "/weir.order.v1.OrderService/WatchOrder"
+	// OrderServiceWatchUserOrdersProcedure is the fully-qualified name of the OrderService's
+	// WatchUserOrders RPC.
+	OrderServiceWatchUserOrdersProcedure = "/weir.order.v1.OrderService/WatchUserOrders"
 	// OrderServiceShipItemsProcedure is the fully-qualified name of the OrderService's ShipItems RPC.
 	OrderServiceShipItemsProcedure = "/weir.order.v1.OrderService/ShipItems"
 	// OrderServiceConfirmDeliveryProcedure is the fully-qualified name of the OrderService's
@@ -80,6 +83,10 @@ type OrderServiceClient interface {
 	CancelOrder(context.Context, *v1.CancelOrderRequest) (*v1.CancelOrderResponse, error)
 	// WatchOrder sends the order as it is now, then once more after each change, until the caller leaves.
 	WatchOrder(context.Context, *v1.WatchOrderRequest) (*connect.ServerStreamForClient[v1.WatchOrderResponse], error)
+	// WatchUserOrders sends each order of a user after each change, in the order of the log, until the caller leaves. It begins
+	// where a list ended (watch_token) or an earlier watch (resume_token), without a gap or a repeat, and without either with
+	// what changes from now on.
+	WatchUserOrders(context.Context, *v1.WatchUserOrdersRequest) (*connect.ServerStreamForClient[v1.WatchUserOrdersResponse], error)
 	// ShipItems records that units of a paid order left. Operators only.
 	// It may be called once for each parcel; each gets a shipment with an id of its own.
 	ShipItems(context.Context, *v1.ShipItemsRequest) (*v1.ShipItemsResponse, error)
@@ -139,6 +146,13 @@ func NewOrderServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		watchUserOrders: connect.NewClient[v1.WatchUserOrdersRequest, v1.WatchUserOrdersResponse](
+			httpClient,
+			baseURL+OrderServiceWatchUserOrdersProcedure,
+			connect.WithSchema(orderServiceMethods.ByName("WatchUserOrders")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		shipItems: connect.NewClient[v1.ShipItemsRequest, v1.ShipItemsResponse](
 			httpClient,
 			baseURL+OrderServiceShipItemsProcedure,
@@ -186,6 +200,7 @@ type orderServiceClient struct {
 	listOrders      *connect.Client[v1.ListOrdersRequest, v1.ListOrdersResponse]
 	cancelOrder     *connect.Client[v1.CancelOrderRequest, v1.CancelOrderResponse]
 	watchOrder      *connect.Client[v1.WatchOrderRequest, v1.WatchOrderResponse]
+	watchUserOrders *connect.Client[v1.WatchUserOrdersRequest, v1.WatchUserOrdersResponse]
 	shipItems       *connect.Client[v1.ShipItemsRequest, v1.ShipItemsResponse]
 	confirmDelivery *connect.Client[v1.ConfirmDeliveryRequest, v1.ConfirmDeliveryResponse]
 	requestReturn   *connect.Client[v1.RequestReturnRequest, v1.RequestReturnResponse]
@@ -233,6 +248,11 @@ func (c *orderServiceClient) CancelOrder(ctx context.Context, req *v1.CancelOrde
 // WatchOrder calls weir.order.v1.OrderService.WatchOrder.
 func (c *orderServiceClient) WatchOrder(ctx context.Context, req *v1.WatchOrderRequest) (*connect.ServerStreamForClient[v1.WatchOrderResponse], error) {
 	return c.watchOrder.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// WatchUserOrders calls weir.order.v1.OrderService.WatchUserOrders.
+func (c *orderServiceClient) WatchUserOrders(ctx context.Context, req *v1.WatchUserOrdersRequest) (*connect.ServerStreamForClient[v1.WatchUserOrdersResponse], error) {
+	return c.watchUserOrders.CallServerStream(ctx, connect.NewRequest(req))
 }
 
 // ShipItems calls weir.order.v1.OrderService.ShipItems.
@@ -306,6 +326,10 @@ type OrderServiceHandler interface {
 	CancelOrder(context.Context, *v1.CancelOrderRequest) (*v1.CancelOrderResponse, error)
 	// WatchOrder sends the order as it is now, then once more after each change, until the caller leaves.
 	WatchOrder(context.Context, *v1.WatchOrderRequest, *connect.ServerStream[v1.WatchOrderResponse]) error
+	// WatchUserOrders sends each order of a user after each change, in the order of the log, until the caller leaves. It begins
+	// where a list ended (watch_token) or an earlier watch (resume_token), without a gap or a repeat, and without either with
+	// what changes from now on.
+	WatchUserOrders(context.Context, *v1.WatchUserOrdersRequest, *connect.ServerStream[v1.WatchUserOrdersResponse]) error
 	// ShipItems records that units of a paid order left. Operators only.
 	// It may be called once for each parcel; each gets a shipment with an id of its own.
 	ShipItems(context.Context, *v1.ShipItemsRequest) (*v1.ShipItemsResponse, error)
@@ -361,6 +385,13 @@ func NewOrderServiceHandler(svc OrderServiceHandler, opts ...connect.HandlerOpti
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	orderServiceWatchUserOrdersHandler := connect.NewServerStreamHandlerSimple(
+		OrderServiceWatchUserOrdersProcedure,
+		svc.WatchUserOrders,
+		connect.WithSchema(orderServiceMethods.ByName("WatchUserOrders")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	orderServiceShipItemsHandler := connect.NewUnaryHandlerSimple(
 		OrderServiceShipItemsProcedure,
 		svc.ShipItems,
@@ -410,6 +441,8 @@ func NewOrderServiceHandler(svc OrderServiceHandler, opts ...connect.HandlerOpti
 			orderServiceCancelOrderHandler.ServeHTTP(w, r)
 		case OrderServiceWatchOrderProcedure:
 			orderServiceWatchOrderHandler.ServeHTTP(w, r)
+		case OrderServiceWatchUserOrdersProcedure:
+			orderServiceWatchUserOrdersHandler.ServeHTTP(w, r)
 		case OrderServiceShipItemsProcedure:
 			orderServiceShipItemsHandler.ServeHTTP(w, r)
 		case OrderServiceConfirmDeliveryProcedure:
@@ -449,6 +482,10 @@ func (UnimplementedOrderServiceHandler) CancelOrder(context.Context, *v1.CancelO
 
 func (UnimplementedOrderServiceHandler) WatchOrder(context.Context, *v1.WatchOrderRequest, *connect.ServerStream[v1.WatchOrderResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.WatchOrder is not implemented"))
+}
+
+func (UnimplementedOrderServiceHandler) WatchUserOrders(context.Context, *v1.WatchUserOrdersRequest, *connect.ServerStream[v1.WatchUserOrdersResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.WatchUserOrders is not implemented"))
 }
 
 func (UnimplementedOrderServiceHandler) ShipItems(context.Context, *v1.ShipItemsRequest) (*v1.ShipItemsResponse, error) {
