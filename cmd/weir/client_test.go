@@ -129,6 +129,21 @@ func (s orderShop) WatchOrder(ctx context.Context, q *orderv1.WatchOrderRequest,
 	return nil
 }
 
+func (s orderShop) WatchUserOrders(ctx context.Context, q *orderv1.WatchUserOrdersRequest, stream *connect.ServerStream[orderv1.WatchUserOrdersResponse]) error {
+	if err := s.ask(q); err != nil {
+		return err
+	}
+	for _, status := range s.watched {
+		if err := stream.Send(&orderv1.WatchUserOrdersResponse{Order: s.order(status), Freshness: testFresh, ResumeToken: "resume"}); err != nil {
+			return err
+		}
+	}
+	if !s.watchEnds {
+		<-ctx.Done()
+	}
+	return nil
+}
+
 type catalogShop struct{ *shop }
 
 type campaignShop struct{ *shop }
