@@ -64,7 +64,7 @@ func readPosition(src []byte) (at Position) {
 
 // Append writes the next commit. One that is not the next of its chain is a *ChainError, and nothing of it is written.
 func (s *SegmentWriter) Append(record Record) error {
-	next, err := nextIn(s.lane, s.at, record)
+	_, next, err := nextIn(s.lane, s.at, record)
 	if err != nil {
 		return err
 	}
@@ -74,14 +74,15 @@ func (s *SegmentWriter) Append(record Record) error {
 	return errors.Join(s.write(head), s.write(record.Data))
 }
 
-// nextIn checks that the record is what comes after a position of a lane (I2), and returns its own.
-func nextIn(lane uint32, at Position, record Record) (Position, error) {
+// nextIn reads the commit that a record is, checks that it is the one after a position of a lane (I2), and returns it with its own
+// position.
+func nextIn(lane uint32, at Position, record Record) (*Commit, Position, error) {
 	commit, err := DecodeCommit(record.Data)
 	if err != nil {
-		return at, &ChainError{Lane: lane, Number: record.Number, Reason: err.Error()}
+		return nil, at, &ChainError{Lane: lane, Number: record.Number, Reason: err.Error()}
 	}
 	next := Position{Number: record.Number, Hash: HashOf(record.Data)}
-	return next, at.CheckAt(commit, next, lane)
+	return commit, next, at.CheckAt(commit, next, lane)
 }
 
 // Position returns the newest commit that was written.
@@ -166,11 +167,11 @@ func (s *SegmentReader) Next() (Record, error) {
 	if err := s.read(record.Data); err != nil {
 		return Record{}, err
 	}
-	next, err := nextIn(s.lane, s.at, record)
+	commit, next, err := nextIn(s.lane, s.at, record)
 	if err != nil {
 		return Record{}, err
 	}
-	record.Hash, record.Prev = next.Hash, s.at.Hash
+	record.Hash, record.Prev, record.Headers = next.Hash, s.at.Hash, headers(commit)
 	s.at = next
 	return record, nil
 }

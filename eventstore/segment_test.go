@@ -11,20 +11,16 @@ import (
 	"time"
 )
 
-// chainOf returns a lane's first commits, of some bytes each.
-func chainOf(tb testing.TB, lane, lanes uint32, sizes ...int) []Record {
+// segmentChain returns a lane's first commits, of some bytes each.
+func segmentChain(tb testing.TB, lane, lanes uint32, sizes ...int) []Record {
 	tb.Helper()
 	at := Genesis(lane, lanes)
 	records := make([]Record, len(sizes))
 	for i, size := range sizes {
-		data, err := EncodeCommit(&Commit{
+		records[i] = EncodeCommit(&Commit{
 			Lane: lane, Number: at.Number + 1, Epoch: 1, Time: time.Unix(1_700_000_000, int64(i)), PrevHash: at.Hash,
 			Events: []Event{{Type: "Test", Version: 1, Payload: bytes.Repeat([]byte{byte(i)}, size)}},
 		})
-		if err != nil {
-			tb.Fatal(err)
-		}
-		records[i] = Record{Number: at.Number + 1, Hash: HashOf(data), Prev: at.Hash, Data: data}
 		at = Position{Number: records[i].Number, Hash: records[i].Hash}
 	}
 	return records
@@ -68,7 +64,7 @@ func readSegment(data []byte, lane, lanes uint32, after Position) (records []Rec
 }
 
 func TestASegmentIsReadAsItWasWritten(t *testing.T) {
-	records := chainOf(t, 3, 4, 0, 10, 100_000, 1<<20, 5)
+	records := segmentChain(t, 3, 4, 0, 10, 100_000, 1<<20, 5)
 	genesis := Genesis(3, 4)
 	for cut := range len(records) + 1 {
 		after := genesis
@@ -90,13 +86,13 @@ func TestASegmentIsReadAsItWasWritten(t *testing.T) {
 }
 
 func TestASegmentTakesNoCommitThatDoesNotFollow(t *testing.T) {
-	records := chainOf(t, 0, 1, 1, 2, 3)
+	records := segmentChain(t, 0, 1, 1, 2, 3)
 	w, err := NewSegmentWriter(io.Discard, 0, 1, Genesis(0, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var chain *ChainError
-	for what, record := range map[string]Record{"a gap": records[1], "another lane": chainOf(t, 1, 1, 1)[0], "no commit": {Number: 1, Data: []byte("x")}} {
+	for what, record := range map[string]Record{"a gap": records[1], "another lane": segmentChain(t, 1, 1, 1)[0], "no commit": {Number: 1, Data: []byte("x")}} {
 		if err := w.Append(record); !errors.As(err, &chain) {
 			t.Errorf("%s: got %v, want a *ChainError", what, err)
 		}
@@ -107,7 +103,7 @@ func TestASegmentTakesNoCommitThatDoesNotFollow(t *testing.T) {
 }
 
 func TestADamagedSegmentIsNeverReadAsAWholeOne(t *testing.T) {
-	records := chainOf(t, 0, 1, 40, 4000, 7, 20_000)
+	records := segmentChain(t, 0, 1, 40, 4000, 7, 20_000)
 	genesis := Genesis(0, 1)
 	whole := segmentOf(t, 0, 1, genesis, records)
 	if _, err := readSegment(whole, 0, 1, Position{Number: 1, Hash: records[0].Hash}); err == nil || !strings.Contains(err.Error(), "follows commit 0") {
