@@ -60,6 +60,17 @@ func HashOf(data []byte) Hash { return sha256.Sum256(data) }
 // String returns the hash in hexadecimal; it is the commit's Nats-Msg-Id.
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
+// ParseHash reads what String writes.
+func ParseHash(text string) (Hash, error) {
+	var h Hash
+	data, err := hex.DecodeString(text)
+	if err != nil || len(data) != len(h) {
+		return h, fmt.Errorf("%q is not a hash: want %d hexadecimal digits", text, 2*len(h))
+	}
+	copy(h[:], data)
+	return h, nil
+}
+
 // GenesisHash is what the first commit of a lane chains to. It binds the chain to its lane and to the number of lanes.
 func GenesisHash(lane, lanes uint32) Hash {
 	return sha256.Sum256([]byte("weir genesis lane " + strconv.Itoa(int(lane)) + " of " + strconv.Itoa(int(lanes))))

@@ -140,6 +140,31 @@ func (k *UserKeys) Used(ctx context.Context) (bool, error) {
 	return status.Values() > 0, nil
 }
 
+// Each calls each with every user's value. What is made or erased meanwhile may be among them or not.
+func (k *UserKeys) Each(ctx context.Context, each func(userID string, value []byte) error) error {
+	watcher, err := k.bucket.WatchAll(ctx, jetstream.IgnoreDeletes())
+	if err != nil {
+		return fmt.Errorf("read the user keys: %w", err)
+	}
+	defer func() { _ = watcher.Stop() }() // The subscription ends with the connection at the latest.
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case entry, open := <-watcher.Updates():
+			switch {
+			case !open:
+				return errors.New("read the user keys: the subscription ended")
+			case entry == nil: // The end of what was there.
+				return nil
+			}
+			if err := each(entry.Key(), entry.Value()); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // Create stores a value for a user who has none, and returns the one that is stored: of several callers at once, all
 // get the same. Users as with Get.
 func (k *UserKeys) Create(ctx context.Context, userID string, value []byte) (stored []byte, err error) {

@@ -34,7 +34,9 @@ func (s *shop) changesOf(user string) []string {
 	return texts
 }
 
-func describeChange(view *OrderView) string { return fmt.Sprintf("%d %+v", view.Revision.Commit, view.Order) }
+func describeChange(view *OrderView) string {
+	return fmt.Sprintf("%d %+v", view.Revision.Commit, view.Order)
+}
 
 func noted() error { return nil }
 

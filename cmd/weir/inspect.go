@@ -18,13 +18,15 @@ import (
 )
 
 // The inspection endpoint of a running node: the commands that look inside (log, projections) reach it on loopback, with
-// the token of the node's record. It reads; nothing here changes anything.
+// the token of the node's record.
 //
 //	GET /node                                  lanes of the node
 //	GET /log/head?lane=L                       number of the newest commit
 //	GET /log?lane=L&from=N                     commits as frames, see writeFrame, until the reader leaves
 //	GET /projections                           how far every view is
 //	GET /reactors                              how far every reactor is, and how payments stand
+//	GET /keys                                  every user's wrapped key, a JSON object each
+//	POST /checkpoint                           copy the state into a directory beside it, and name that
 //	GET /verify                                compare every view with the fold of the log: progress, then differences
 const (
 	inspectNode        = "/node"
@@ -33,6 +35,8 @@ const (
 	inspectProjections = "/projections"
 	inspectReactors    = "/reactors"
 	inspectVerify      = "/verify"
+	inspectKeys        = "/keys"
+	inspectCheckpoint  = "/checkpoint"
 )
 
 // frameHead is number (8 bytes), hash and length (4 bytes) of a commit's frame; its data follows.
@@ -116,6 +120,7 @@ type inspector struct {
 	log      func(lane uint32) laneReader
 	views    viewSource
 	reactors reactorSource
+	copier   copier
 }
 
 // handler returns the endpoint. Every request needs the token.
@@ -127,6 +132,8 @@ func (i *inspector) handler() http.Handler {
 	mux.HandleFunc("GET "+inspectProjections, i.serveProjections)
 	mux.HandleFunc("GET "+inspectReactors, i.serveReactors)
 	mux.HandleFunc("GET "+inspectVerify, i.serveVerify)
+	mux.HandleFunc("GET "+inspectKeys, i.serveKeys)
+	mux.HandleFunc("POST "+inspectCheckpoint, i.serveCheckpoint)
 	want := []byte("Bearer " + i.token)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
@@ -209,6 +216,36 @@ func (i *inspector) serveLog(w http.ResponseWriter, r *http.Request) {
 	_ = out.Flush()
 }
 
+// keyLine is one line of the answer to inspectKeys. The last one says whether all were sent.
+type keyLine struct {
+	User  string `json:"user,omitempty"`
+	Value []byte `json:"value,omitempty"`
+	End   bool   `json:"end,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+func (i *inspector) serveKeys(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	out := bufio.NewWriterSize(w, 64<<10)
+	end := keyLine{End: true}
+	err := i.copier.Keys(r.Context(), func(userID string, value []byte) error {
+		return writeJSON(out, keyLine{User: userID, Value: value})
+	})
+	if err != nil {
+		end.Error = err.Error()
+	}
+	_ = errors.Join(writeJSON(out, end), out.Flush()) // The caller has left when it fails.
+}
+
+func (i *inspector) serveCheckpoint(w http.ResponseWriter, r *http.Request) {
+	dir, err := i.copier.Checkpoint(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	respond(w, dir)
+}
+
 // A remoteNode reads through the inspection endpoint of a running node.
 type remoteNode struct {
 	record nodeRecord
@@ -239,7 +276,11 @@ func dialNode(ctx context.Context, record *nodeRecord) (*remoteNode, eventstore.
 
 // get asks for a path. The caller closes the body.
 func (n *remoteNode) get(ctx context.Context, path string, query url.Values) (io.ReadCloser, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, n.record.Inspect+path+"?"+query.Encode(), nil)
+	return n.ask(ctx, http.MethodGet, path, query)
+}
+
+func (n *remoteNode) ask(ctx context.Context, method, path string, query url.Values) (io.ReadCloser, error) {
+	request, err := http.NewRequestWithContext(ctx, method, n.record.Inspect+path+"?"+query.Encode(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -261,6 +302,38 @@ func (n *remoteNode) getJSON(ctx context.Context, path string, query url.Values,
 		return err
 	}
 	return errors.Join(json.NewDecoder(body).Decode(answer), body.Close())
+}
+
+// Keys implements copier.
+func (n *remoteNode) Keys(ctx context.Context, each func(userID string, value []byte) error) error {
+	body, err := n.get(ctx, inspectKeys, nil)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	for lines := json.NewDecoder(body); ; {
+		var line keyLine
+		switch err := lines.Decode(&line); {
+		case err != nil:
+			return &problem{code: exitUnavailable, what: "the node stopped while its users' keys were read", cause: err, next: "run the command again"}
+		case line.Error != "":
+			return errors.New(line.Error)
+		case line.End:
+			return nil
+		}
+		if err := each(line.User, line.Value); err != nil {
+			return err
+		}
+	}
+}
+
+// Checkpoint implements copier.
+func (n *remoteNode) Checkpoint(ctx context.Context) (dir string, err error) {
+	body, err := n.ask(ctx, http.MethodPost, inspectCheckpoint, nil)
+	if err != nil {
+		return "", err
+	}
+	return dir, errors.Join(json.NewDecoder(body).Decode(&dir), body.Close())
 }
 
 // remoteLane is one lane of a running node.

@@ -259,6 +259,32 @@ func (l *openLog) sayWhatIsLost(ctx context.Context, missing *eventstore.Missing
 	return missing
 }
 
+// A localCopier copies what this process has open. It implements copier.
+type localCopier struct {
+	dir dataDir
+	// keys opens the users' keys.
+	keys func(ctx context.Context) (*eventstore.UserKeys, error)
+	// store is nil where there is no state.
+	store *projections.Store
+}
+
+// Keys implements copier.
+func (c *localCopier) Keys(ctx context.Context, each func(userID string, value []byte) error) error {
+	keys, err := c.keys(ctx)
+	if err != nil {
+		return err
+	}
+	return keys.Each(ctx, each)
+}
+
+// Checkpoint implements copier.
+func (c *localCopier) Checkpoint(context.Context) (string, error) {
+	if c.store == nil {
+		return "", nil
+	}
+	return c.dir.checkpoint(c.store.Checkpoint)
+}
+
 // openStopped reads the log of a directory on which no node runs, or of a NATS server.
 func (p *process) openStopped(ctx context.Context, dir dataDir, address string) (_ *source, err error) {
 	logger := slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
@@ -281,6 +307,10 @@ func (p *process) openStopped(ctx context.Context, dir dataDir, address string) 
 		return nil, err
 	}
 	s.lane = func(lane uint32) laneReader { return l.streams.Log(lane) }
+	copying := &localCopier{dir: dir, keys: func(ctx context.Context) (*eventstore.UserKeys, error) {
+		return eventstore.OpenUserKeys(ctx, l.nc, eventstore.UserKeysOptions{Topology: l.topology})
+	}}
+	s.copier = copying
 	if _, err := os.Stat(dir.state()); errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	}
@@ -296,6 +326,7 @@ func (p *process) openStopped(ctx context.Context, dir dataDir, address string) 
 		return nil, err
 	}
 	s.close = func() error { return errors.Join(store.Close(), l.close()) }
+	copying.store = store
 	views := &localViews{store: store, topology: s.topology, log: l.streams.Log, logger: logger}
 	for lane := range s.topology.Lanes {
 		runner, err := projections.NewRunner(projections.RunnerOptions{Store: store, Lane: lane, Lanes: s.topology.Lanes, Log: l.streams.Log(lane), Logger: logger})

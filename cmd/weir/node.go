@@ -156,6 +156,9 @@ func (n *node) openDir(ctx context.Context) error {
 			next: "use that node, stop it, or choose another directory with --data",
 		}
 	}
+	if err := n.options.data.removeCheckpoints(); err != nil {
+		return err
+	}
 	n.signing, err = identity.OpenOrCreateSigningKey(string(n.options.data))
 	return err
 }
@@ -555,5 +558,9 @@ func (n *node) inspector() *inspector {
 		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
 		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
+		copier: &localCopier{
+			dir: n.options.data, store: n.store,
+			keys: func(context.Context) (*eventstore.UserKeys, error) { return n.log.keys, nil },
+		},
 	}
 }

@@ -20,6 +20,8 @@ type source struct {
 	views viewSource
 	// reactors of the node; nil when the log is read from a NATS server.
 	reactors reactorSource
+	// copier hands out what a backup takes beside the log.
+	copier copier
 	// running says that a node runs on the directory.
 	running bool
 	close   func() error
@@ -81,7 +83,7 @@ func (p *process) openSource(ctx context.Context, f *sourceFlags) (*source, erro
 		}
 		if node, topology := dialNode(ctx, record); node != nil {
 			return &source{
-				topology: topology, running: true, views: node, reactors: node,
+				topology: topology, running: true, views: node, reactors: node, copier: node,
 				lane:  func(lane uint32) laneReader { return remoteLane{node, lane} },
 				close: func() error { node.client.CloseIdleConnections(); return nil },
 			}, nil
