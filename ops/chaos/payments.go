@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"path/filepath"
 	"strconv"
@@ -34,6 +35,8 @@ const (
 const (
 	// recentOrders are those that a client does something with: it picks among its newest ones, so that they get somewhere.
 	recentOrders = 12
+	// errorBurst is how many calls to the provider fail one after the other in every third round or so.
+	errorBurst = 20
 	// settleInterval is between two looks at payments that are not over.
 	settleInterval = 100 * time.Millisecond
 	// ledgerPagesMax bounds the pages of the provider's ledger, of 10,000 entries each.
@@ -98,6 +101,16 @@ func (b *bank) start(ctx context.Context) error {
 		return err
 	}
 	return b.misbehave(ctx, b.faults)
+}
+
+// turn draws what goes wrong from now on: the same rates, and now and then a burst of calls that all fail.
+func (b *bank) turn(ctx context.Context, random *rand.Rand) error {
+	faults := b.faults
+	faults.Seed = random.Uint64()
+	if random.IntN(3) == 0 {
+		faults.ErrorBurst = errorBurst
+	}
+	return b.misbehave(ctx, faults)
 }
 
 // restart kills it and starts it again.

@@ -389,6 +389,11 @@ func (c *chaos) torment(ctx context.Context) error {
 	if c.kind.fault == losesReplies {
 		c.proxy.setLoss(lossShare)
 	}
+	if c.bank != nil {
+		if err := c.bank.turn(ctx, c.random); err != nil {
+			return err
+		}
+	}
 	loaded, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var working sync.WaitGroup
