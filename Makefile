@@ -61,11 +61,11 @@ fuzz: ## Fuzz every fuzz target for FUZZTIME (10s), one after the other.
 	done
 
 .PHONY: bench
-bench: build ## Measure Weir beside its yardsticks (about ten minutes; flags in ARGS).
+bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags in ARGS).
 	./weir bench $(ARGS)
 
 .PHONY: chaos
-chaos: build ## Kill weir dev at random under load and check that nothing acknowledged is lost (flags in ARGS).
+chaos: build ## Torment weir dev under load and check that nothing acknowledged is lost or done twice (about five minutes; flags in ARGS).
 	go build -o $(BIN)/chaos ./ops/chaos
 	$(BIN)/chaos -weir ./weir $(ARGS)
 

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -46,7 +48,8 @@ func (p *process) flashSaleCommand() *cobra.Command {
 it as fast as this machine allows, and check the books from outside. Every buyer is a user of its own and wants one
 unit; who got one asks for another, in vain. Most pay their order, through the sandbox provider, which takes no real
 money; some are declined (--declined) and some never pay (--unpaid). When their orders have expired, the units are
-sold once more, to buyers who pay. Then it ends, with a report.
+sold once more, to buyers who pay. Then it ends, with a report, after about 12 seconds; when this machine is too slow
+for that, it is held again with more time to pay.
 
 It starts a node in a temporary directory, and removes both at the end. With --addr it goes to a node that runs, with
 an operator's token (--token, WEIR_TOKEN) or the key of that node's data directory (--data). It leaves a product
@@ -82,12 +85,12 @@ minutes.`,
 	flags.IntVar(&f.options.Connections, "connections", f.options.Connections, "`NUMBER` of connections that the buyers come over")
 	flags.Uint64Var(&f.options.Seed, "seed", f.options.Seed, "`SEED` that the users are drawn by")
 	flags.IntVar(&f.options.Lanes, "lanes", f.options.Lanes, "`NUMBER` of lanes of the node, a power of two")
-	flags.DurationVar(&f.options.PayWithin, "pay-within", f.options.PayWithin, "how long an order keeps its unit unpaid; the rush must be over by then")
+	flags.DurationVar(&f.options.PayWithin, "pay-within", f.options.PayWithin, "how long an order keeps its unit unpaid; the rush must be over by then (0: 7s, and longer on a machine that is slower than that)")
 	flags.BoolVar(&f.options.Kill, "kill", false, "kill the node with kill -9 in the middle, and start it again")
 	flags.StringVar(&f.options.Dir, "dir", "", "`DIR` where the node's data is made and removed (default: the system's for temporary files)")
 	flags.StringVar(&f.weir, "weir", "", "`FILE`: the binary to start (default: this one)")
 	// Not settings: a sale on a node that runs is asked for by name.
-	flags.StringVar(&f.addr, "addr", "", "`URL` of a node that runs; without it one is started")
+	flags.StringVar(&f.addr, "addr", "", "`URL` of a node that runs, http or https; without it one is started")
 	flags.StringVar(&f.data, "data", "", "`DIR` with the data of the node at --addr, whose key makes an operator's token")
 	flags.StringVar(&f.token, "token", "", "bearer `TOKEN`; WEIR_TOKEN keeps it out of the process list")
 	setting(flags, "token")
@@ -136,10 +139,17 @@ func (p *process) flashSaleOptions(cmd *cobra.Command, f flashSaleFlags) (flashs
 			}
 		}
 		at, err := url.Parse(f.addr)
-		if err != nil || at.Scheme != "http" || at.Port() == "" || strings.Trim(at.Path, "/") != "" || at.RawQuery != "" || at.User != nil {
-			return o, usagef("%q is not the address of a node as this command needs it: http://HOST:PORT", f.addr).then("give --addr as %s", defaultAddr)
+		isHTTPS := err == nil && at.Scheme == "https"
+		if err != nil || !isHTTPS && (at.Scheme != "http" || at.Port() == "") || at.Hostname() == "" || strings.Trim(at.Path, "/") != "" || at.RawQuery != "" || at.User != nil {
+			return o, usagef("%q is not the address of a node as this command needs it: http://HOST:PORT or https://HOST", f.addr).then("give --addr as %s", defaultAddr)
 		}
 		o.Addr, o.Token, o.Data = at.Host, f.token, f.data
+		if isHTTPS {
+			o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+			if at.Port() == "" {
+				o.Addr = net.JoinHostPort(at.Hostname(), "443")
+			}
+		}
 		if f.data != "" {
 			key, err := openTokenKey(dataDir(f.data))
 			if err != nil {

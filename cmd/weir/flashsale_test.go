@@ -83,7 +83,9 @@ func TestAFlashSaleRefusesFlagsThatDoNotFit(t *testing.T) {
 		{[]string{"--data", missing}, "--data is for a node that runs"},
 		{[]string{"--addr", "http://127.0.0.1:1"}, "operator's token"},
 		{[]string{"--addr", "127.0.0.1:1"}, "http://HOST:PORT"},
-		{[]string{"--addr", "https://127.0.0.1:1"}, "http://HOST:PORT"},
+		{[]string{"--addr", "https://127.0.0.1:1"}, "operator's token"},
+		{[]string{"--addr", "ftp://127.0.0.1:1"}, "http://HOST:PORT or https://HOST"},
+		{[]string{"--addr", "https://"}, "http://HOST:PORT or https://HOST"},
 		{[]string{"--addr", "http://127.0.0.1:1/shop", "--token", "x"}, "http://HOST:PORT"},
 		{[]string{"--addr", "http://127.0.0.1:1", "--token", "x", "--kill"}, "--kill is for a node that is started here"},
 		{[]string{"--addr", "http://127.0.0.1:1", "--token", "x", "--lanes", "2"}, "--lanes is for a node that is started here"},
@@ -92,4 +94,5 @@ func TestAFlashSaleRefusesFlagsThatDoNotFit(t *testing.T) {
 		wantText(t, weir(t, nil, append([]string{"demo", "flash-sale"}, c.args...)...).want(t, exitUsage).stderr, c.want)
 	}
 	weir(t, nil, "demo", "flash-sale", "--addr", "http://127.0.0.1:1", "--token", "x").want(t, exitUnavailable)
+	weir(t, nil, "demo", "flash-sale", "--addr", "https://127.0.0.1:1", "--token", "x").want(t, exitUnavailable)
 }

@@ -39,9 +39,9 @@ type Options struct {
 }
 
 // Groups are the names for Options.Only.
-var Groups = []string{"place", "json", "get", "quarter", "lanes", "flash", "peers", "million"}
+var Groups = []string{"place", "json", "get", "quarter", "lanes", "hot4", "campaign", "pay", "flash", "peers", "million"}
 
-// DefaultOptions measure everything in about ten minutes.
+// DefaultOptions measure everything in about twelve minutes.
 func DefaultOptions() Options {
 	return Options{Runs: 3, Duration: 5 * time.Second, Warmup: time.Second, Connections: 256, Orders: 1_000_000}
 }

@@ -55,7 +55,8 @@ func run(ctx context.Context, options Options, out, progress io.Writer) (err err
 	b.report.Machine = machine()
 	b.say("%s", b.report.Machine)
 	groups := map[string]func(context.Context) error{
-		"place": b.place, "json": b.json, "get": b.get, "quarter": b.quarter, "lanes": b.lanes, "flash": b.flash, "peers": b.peers, "million": b.million,
+		"place": b.place, "json": b.json, "get": b.get, "quarter": b.quarter, "lanes": b.lanes,
+		"hot4": b.hot4, "campaign": b.campaign, "pay": b.pay, "flash": b.flash, "peers": b.peers, "million": b.million,
 	}
 	for _, name := range Groups {
 		if len(b.Only) > 0 && !slices.Contains(b.Only, name) {
@@ -101,6 +102,23 @@ type contestant struct {
 	rate float64
 	// answered says which replies are wanted; nil means status 200.
 	answered func(status int, body []byte) bool
+	// run makes a run that source alone cannot; nil for all others.
+	run func(context.Context) (*load.Result, error)
+}
+
+// measured makes one run.
+func (c *contestant) measured(ctx context.Context, options Options) (*load.Result, error) {
+	if c.run != nil {
+		return c.run(ctx)
+	}
+	source, err := c.source()
+	if err != nil {
+		return nil, err
+	}
+	return load.Run(ctx, load.Options{
+		Addr: c.server.Addr, Connections: options.Connections, Rate: c.rate, Warmup: options.Warmup, Duration: options.Duration,
+		Source: source, Processes: c.server.processes(), Answered: c.answered,
+	})
 }
 
 // measure lets the contestants take turns, each as often as Options.Runs says and each round in another order, and adds
@@ -124,17 +142,10 @@ func (b *bench) measure(ctx context.Context, group string, contestants []contest
 					return nil, err
 				}
 			}
-			source, err := c.source()
-			if err != nil {
-				return nil, err
-			}
 			if err := settle(ctx, servers...); err != nil {
 				return nil, err
 			}
-			result, err := load.Run(ctx, load.Options{
-				Addr: c.server.Addr, Connections: b.Connections, Rate: c.rate, Warmup: b.Warmup, Duration: b.Duration,
-				Source: source, Processes: c.server.processes(), Answered: c.answered,
-			})
+			result, err := c.measured(ctx, b.Options)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w: %s", c.name, err, c.server.Printed())
 			}
@@ -168,13 +179,13 @@ func (b *bench) measure(ctx context.Context, group string, contestants []contest
 func inMicros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 // withWeir runs f with a stocked node of its own on an empty directory, and removes both.
-func (b *bench) withWeir(ctx context.Context, lanes int, f func(*weir) error) (err error) {
+func (b *bench) withWeir(ctx context.Context, lanes int, f func(*weir) error, flags ...string) (err error) {
 	data, err := os.MkdirTemp(b.dir, "data-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(data)) }()
-	w, _, err := startWeir(ctx, b.Weir, data, lanes)
+	w, _, err := startWeir(ctx, b.Weir, data, lanes, flags...)
 	if err != nil {
 		return err
 	}
@@ -304,6 +315,42 @@ func (b *bench) lanes(ctx context.Context) error {
 			b.report.check("4 lanes : 1 lane", figures[1].PerSecond/figures[0].PerSecond, "×", 0.85, false)
 			return nil
 		})
+	})
+}
+
+// hot4 is one hot SKU against many, on four lanes that each have units of it.
+func (b *bench) hot4(ctx context.Context) error {
+	return b.withWeir(ctx, 4, func(w *weir) error {
+		if err := w.preheat(ctx); err != nil {
+			return err
+		}
+		figures, err := b.measure(ctx, "hot4", []contestant{
+			w.placing("Weir, 4 lanes, 1 SKU", protoType, 1), w.placing("Weir, 4 lanes, 1000 SKUs", protoType, skusMany),
+		})
+		if err != nil {
+			return err
+		}
+		b.report.check("4 lanes: 1 SKU : 1000 SKUs", figures[0].PerSecond/figures[1].PerSecond, "×", 0.9, false)
+		return nil
+	})
+}
+
+// campaign is orders of an open campaign, with its price, its stock and its limit for each user, against plain ones of one SKU.
+func (b *bench) campaign(ctx context.Context) error {
+	return b.withWeir(ctx, 1, func(w *weir) error {
+		if err := w.openCampaign(ctx); err != nil {
+			return err
+		}
+		figures, err := b.measure(ctx, "campaign", []contestant{
+			{name: "Weir, campaign", server: w.server(), source: func() (load.Source, error) { return w.campaignSource() }},
+			w.placing("Weir, plain", protoType, 1),
+		})
+		if err != nil {
+			return err
+		}
+		b.report.check("campaign : plain", figures[0].PerSecond/figures[1].PerSecond, "×", 0.9, false)
+		b.report.check("campaign : plain, server CPU of an order", figures[0].ServerMicros/figures[1].ServerMicros, "×", 0, true)
+		return nil
 	})
 }
 

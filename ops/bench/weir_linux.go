@@ -14,12 +14,16 @@ import (
 	"syscall"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirhq/weir/ops/bench/load"
 	"github.com/weirhq/weir/ops/launch"
+	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
@@ -33,6 +37,12 @@ const (
 	usersMax = 1_000_000
 	// stockUnits of each SKU: more than any run can sell.
 	stockUnits = 1_000_000_000
+	// setUpMax is how many calls at a time make what is measured.
+	setUpMax = 64
+	// A user may have campaignUserUnits of skuCampaign in the campaign: more than one will get in any run.
+	skuCampaign       = "flash-sku"
+	campaignID        = "flash-sale"
+	campaignUserUnits = 100_000
 	// flashUnits of the product of the flash sale, skuFlash, are sold before anything is measured.
 	flashUnits = 1000
 	skuFlash   = "flash"
@@ -56,8 +66,8 @@ type weir struct{ *launch.Node }
 var sources atomic.Uint64
 
 // startWeir runs a node on a data directory and returns how long it took to serve.
-func startWeir(ctx context.Context, binary, data string, lanes int) (*weir, time.Duration, error) {
-	node := &launch.Node{Binary: binary, Data: data, Lanes: lanes}
+func startWeir(ctx context.Context, binary, data string, lanes int, flags ...string) (*weir, time.Duration, error) {
+	node := &launch.Node{Binary: binary, Data: data, Lanes: lanes, Flags: flags}
 	took, err := node.Start(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -71,8 +81,7 @@ func (w *weir) server() *server { return &server{Server: w.Server} }
 // stock puts and stocks the products sku-000 and so on.
 func (w *weir) stock(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	const parallelMax = 64
-	group.SetLimit(parallelMax)
+	group.SetLimit(setUpMax)
 	for i := range skusMany {
 		group.Go(func() error {
 			return w.put(ctx, fmt.Sprintf("sku-%03d", i), stockUnits)
@@ -112,6 +121,57 @@ func (w *weir) sample(ctx context.Context) (*orderv1.PlaceOrderResponse, *orderv
 		return nil, nil, fmt.Errorf("get the order: %w", err)
 	}
 	return placed, got, nil
+}
+
+// preheat gives every lane units of the products.
+func (w *weir) preheat(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(setUpMax)
+	for i := range skusMany {
+		group.Go(func() error {
+			sku := fmt.Sprintf("sku-%03d", i)
+			_, err := w.Catalog(http.DefaultClient).PreheatStock(ctx, &catalogv1.PreheatStockRequest{RequestId: "preheat-" + sku, Sku: sku})
+			if err != nil {
+				return fmt.Errorf("preheat %s: %w", sku, err)
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// openCampaign puts a campaign that no run closes, sells out or takes to a user's limit.
+func (w *weir) openCampaign(ctx context.Context) error {
+	if err := w.put(ctx, skuCampaign, stockUnits); err != nil {
+		return err
+	}
+	campaigns := campaignv1connect.NewCampaignServiceClient(http.DefaultClient, "http://"+w.Addr, connect.WithInterceptors(launch.Bearer(w.Operator)))
+	now := time.Now()
+	_, err := campaigns.PutCampaign(ctx, &campaignv1.PutCampaignRequest{
+		RequestId: "bench-campaign", CampaignId: campaignID, Sku: skuCampaign, Price: &typev1.Money{CurrencyCode: "EUR", Units: 999},
+		OpensAt: timestamppb.New(now.Add(-time.Hour)), ClosesAt: timestamppb.New(now.Add(24 * time.Hour)),
+		UserUnitsMax: campaignUserUnits, OrderUnitsMax: 1, Units: stockUnits,
+	})
+	if err != nil {
+		return fmt.Errorf("put the campaign: %w", err)
+	}
+	return nil
+}
+
+// campaignSource makes PlaceOrder requests for a unit of the campaign, from random users.
+func (w *weir) campaignSource() (load.Source, error) {
+	run := sources.Add(1)
+	body, err := proto.Marshal(&orderv1.PlaceOrderRequest{
+		RequestId: requestPlace, UserId: userPlace, CampaignId: campaignID, Items: []*orderv1.ItemRequest{{Sku: skuCampaign, Quantity: 1}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	random := rand.New(rand.NewPCG(run, 0))
+	return load.NewTemplate(placePath, protoType, w.Trusted, body,
+		load.Field{Placeholder: requestPlace, Fill: load.Counter(fmt.Sprintf("bench-%04d-", run%10_000))},
+		load.Field{Placeholder: userPlace, Fill: load.Draw(random, "u", usersMax)},
+	)
 }
 
 // placeSource makes PlaceOrder requests over that many SKUs, from random users.

@@ -29,6 +29,7 @@ func TestEveryBrokenPromiseIsSeen(t *testing.T) {
 		// atCrash breaks something; nil for an honest node.
 		atCrash func(*fakeNode)
 		verify  error
+		audit   error
 		want    string
 	}{
 		{name: "an honest node"},
@@ -57,13 +58,14 @@ func TestEveryBrokenPromiseIsSeen(t *testing.T) {
 			atCrash: func(n *fakeNode) { n.stock[skuName(3)].Available++; n.stock[skuName(3)].Reserved-- },
 		},
 		{name: "the log does not verify", want: "(I2)", verify: errors.New("a gap")},
+		{name: "the stock does not add up in the log", want: "(I3)", audit: errors.New("a unit too many")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			fake := &fakeNode{
-				atCrash: c.atCrash, verify: c.verify,
+				atCrash: c.atCrash, verify: c.verify, audit: c.audit,
 				orders: map[string]*orderv1.Order{}, replies: map[string]fakeReply{}, stock: map[string]*catalogv1.Stock{},
 			}
-			options := Options{Rounds: 2, Clients: 4, Lanes: 1, Seed: 1, LoadMax: 60 * time.Millisecond, ServingMax: 5 * time.Second, ViewWait: 50 * time.Millisecond}
+			options := Options{Kind: "orders", Rounds: 2, Clients: 4, Lanes: 1, Seed: 1, LoadMax: 60 * time.Millisecond, ServingMax: 5 * time.Second, ViewWait: 50 * time.Millisecond}
 			var printed strings.Builder
 			err := run(t.Context(), options, fake, t.TempDir(), &printed)
 			switch {
@@ -101,6 +103,7 @@ type fakeNode struct {
 	catalogv1connect.UnimplementedCatalogServiceHandler
 	atCrash func(*fakeNode)
 	verify  error
+	audit   error
 	server  *httptest.Server
 
 	mu      sync.Mutex
@@ -122,6 +125,11 @@ func (n *fakeNode) Begin(context.Context) error {
 
 func (n *fakeNode) Serving(context.Context) (time.Duration, error) { return time.Millisecond, nil }
 func (n *fakeNode) Verify(context.Context) error                   { return n.verify }
+func (n *fakeNode) Audit(context.Context) error                    { return n.audit }
+func (n *fakeNode) Events(context.Context) ([]event, error)        { return nil, nil }
+func (n *fakeNode) PayAt(string, string)                           {}
+func (n *fakeNode) Pause() error                                   { return nil }
+func (n *fakeNode) Resume() error                                  { return nil }
 func (n *fakeNode) URL() string                                    { return n.server.URL }
 func (n *fakeNode) Tokens() (trusted, operator string)             { return "trusted", "operator" }
 

@@ -27,12 +27,15 @@ const (
 	placeOrder   = orderv1connect.OrderServicePlaceOrderProcedure
 	cancelOrder  = orderv1connect.OrderServiceCancelOrderProcedure
 	getOrder     = orderv1connect.OrderServiceGetOrderProcedure
+	shipItems    = orderv1connect.OrderServiceShipItemsProcedure
 	putProduct   = catalogv1connect.CatalogServicePutProductProcedure
 	receiveStock = catalogv1connect.CatalogServiceReceiveStockProcedure
 	getStock     = catalogv1connect.CatalogServiceGetStockProcedure
 )
 
 const (
+	// callTimeout is how long one call may take before its outcome counts as unknown.
+	callTimeout = 30 * time.Second
 	// resolveWait is how long a request may be retried until its outcome is known.
 	resolveWait = 30 * time.Second
 	// retryInterval is between two tries.
@@ -52,7 +55,7 @@ type request struct {
 	Reply     []byte `json:"reply"`
 
 	message proto.Message
-	// of is the order that a cancellation is for.
+	// of is the order that it changes, or placed.
 	of *order
 }
 
@@ -62,6 +65,8 @@ type order struct {
 	latest    *orderv1.Order
 	revision  *typev1.Revision
 	cancelled bool
+	// fresh says that the view that showed latest was not behind the log, settled that it waited for no payment.
+	fresh, settled bool
 }
 
 // A client orders for one user, one call at a time, and remembers everything that was acknowledged.
@@ -85,18 +90,17 @@ func newClient(c *chaos, number int) *client {
 
 func (c *client) user() string { return fmt.Sprintf("user-%d", c.number) }
 
-// work makes calls until the node does not answer any more, or ctx ends.
+// work makes calls until ctx ends.
 func (c *client) work(ctx context.Context) {
 	for ctx.Err() == nil {
 		var err error
 		switch draw := c.random.IntN(100); {
-		case draw < 68 || len(c.orders) == 0:
+		case len(c.orders) == 0 || !c.kind.pays && draw < 68 || c.kind.pays && draw < 20:
 			err = c.mutate(ctx, c.newOrder())
+		case draw < 84 && c.kind.pays:
+			err = c.mutate(ctx, c.newOrderChange())
 		case draw < 84:
-			target := c.orders[c.random.IntN(len(c.orders))]
-			err = c.mutate(ctx, c.newRequest(cancelOrder, target, func(id string) proto.Message {
-				return &orderv1.CancelOrderRequest{RequestId: id, OrderId: target.latest.GetOrderId(), Reason: "changed my mind"}
-			}))
+			err = c.mutate(ctx, c.newCancellation(c.orders[c.random.IntN(len(c.orders))]))
 		case draw < 94:
 			err = c.repeat(ctx, c.requests[c.random.IntN(len(c.requests))])
 		case draw < 96:
@@ -106,8 +110,13 @@ func (c *client) work(ctx context.Context) {
 		default:
 			err = c.receive(ctx, skuName(c.random.IntN(skuCount)), int64(1+c.random.IntN(100)))
 		}
-		if err != nil {
-			return // The node is gone; check asks again what is not known.
+		if err == nil {
+			continue
+		}
+		// It asks for patience, its reply was lost, or it is gone: then ctx ends soon, and check asks again what is not known.
+		wait(ctx, retryInterval)
+		if c.resolve(ctx) != nil {
+			return
 		}
 	}
 }
@@ -137,6 +146,12 @@ func (c *client) newOrder() *request {
 	})
 }
 
+func (c *client) newCancellation(target *order) *request {
+	return c.newRequest(cancelOrder, target, func(id string) proto.Message {
+		return &orderv1.CancelOrderRequest{RequestId: id, OrderId: target.latest.GetOrderId(), Reason: "changed my mind"}
+	})
+}
+
 // receive adds units of a product.
 func (c *client) receive(ctx context.Context, sku string, units int64) error {
 	return c.mutate(ctx, c.newRequest(receiveStock, nil, func(id string) proto.Message {
@@ -162,7 +177,7 @@ func (c *client) attempt(ctx context.Context, r *request) error {
 	}
 	c.unknown = nil
 	if refusal != "" {
-		if r.Procedure != placeOrder || (refusal != "OUT_OF_STOCK" && refusal != "STOCK_MOVING") {
+		if !c.expected(r.Procedure, refusal) {
 			c.violated(fmt.Errorf("%s %s was refused: %s", r.Procedure, r.ID, refusal))
 		}
 		return nil
@@ -171,19 +186,25 @@ func (c *client) attempt(ctx context.Context, r *request) error {
 	return c.settled(r)
 }
 
+// expected reports whether a refusal may be.
+func (c *client) expected(procedure, refusal string) bool {
+	switch procedure {
+	case placeOrder:
+		return refusal == "OUT_OF_STOCK"
+	case receiveStock:
+		return false
+	}
+	return c.kind.pays && harmless[refusal]
+}
+
 // settled takes an acknowledged request into what the client knows.
 func (c *client) settled(r *request) error {
 	var err error
 	switch message := r.message.(type) {
-	case *orderv1.PlaceOrderRequest:
-		var placed orderv1.PlaceOrderResponse
-		if err = proto.Unmarshal(r.Reply, &placed); err == nil {
-			c.orders = append(c.orders, &order{latest: placed.GetOrder(), revision: placed.GetRevision()})
-		}
-	case *orderv1.CancelOrderRequest:
-		var cancelled orderv1.CancelOrderResponse
-		if err = proto.Unmarshal(r.Reply, &cancelled); err == nil {
-			r.of.latest, r.of.revision, r.of.cancelled = cancelled.GetOrder(), cancelled.GetRevision(), true
+	default:
+		reply := replyOf(r.Procedure)
+		if err = proto.Unmarshal(r.Reply, reply); err == nil {
+			c.took(r, reply)
 		}
 	case *catalogv1.ReceiveStockRequest:
 		var received catalogv1.ReceiveStockResponse
@@ -199,6 +220,19 @@ func (c *client) settled(r *request) error {
 	}
 	c.requests = append(c.requests, r)
 	return c.acknowledge(r)
+}
+
+// took takes an order as a command answered it into what the client knows.
+func (c *client) took(r *request, reply changedOrder) {
+	if r.Procedure == placeOrder {
+		r.of = &order{}
+		c.orders = append(c.orders, r.of)
+	}
+	if reply.GetRevision().GetCommit() < r.of.revision.GetCommit() {
+		return // A view has shown a newer one.
+	}
+	r.of.latest, r.of.revision, r.of.settled = reply.GetOrder(), reply.GetRevision(), false
+	r.of.cancelled = r.of.cancelled || r.Procedure == cancelOrder
 }
 
 // resolve asks again what is not known until it is.
@@ -223,11 +257,30 @@ func (c *client) repeat(ctx context.Context, r *request) error {
 	case err != nil:
 		return err
 	case refusal != "":
-		c.violated(fmt.Errorf("request %s was acknowledged and is refused now: %s (I1, I4)", r.ID, refusal))
+		c.broken(r, fmt.Errorf("request %s was acknowledged and is refused now: %s (I1, I4)", r.ID, refusal))
 	case !bytes.Equal(reply, r.Reply):
-		c.violated(fmt.Errorf("request %s answers %x now, %x before (I4)", r.ID, reply, r.Reply))
+		c.broken(r, fmt.Errorf("request %s answers %x now, %x before (I4)", r.ID, reply, r.Reply))
 	}
 	return nil
+}
+
+// broken notes that a request is answered otherwise than before. One to capture or void what was captured or voided already leaves
+// nothing in the log, and is decided anew each time: whether it is one of those is known when the log is read.
+func (c *client) broken(r *request, what error) {
+	reply := replyOf(r.Procedure)
+	if r.Procedure != capturePayment && r.Procedure != voidPayment || proto.Unmarshal(r.Reply, reply) != nil {
+		c.violated(what)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.suspects[effectKey(c.user(), r.ID)] = suspect{what: what, commit: reply.GetRevision().GetCommit()}
+}
+
+// A suspect is a request that is answered otherwise than before, and the commit as of which it was acknowledged.
+type suspect struct {
+	what   error
+	commit uint64
 }
 
 // reuse sends another body under an acknowledged order's request id: it is refused.
@@ -297,6 +350,13 @@ func (c *client) checkOrder(ctx context.Context, o *order) error {
 		return nil
 	case err != nil:
 		return err
+	case c.kind.pays:
+		// Its payments go on by themselves.
+		if what := regression(o.latest, got.GetOrder()); what != "" {
+			c.violated(fmt.Errorf("order %s: %s\n  %v now, before\n  %v (I1, I6)", o.latest.GetOrderId(), what, got.GetOrder(), o.latest))
+			return nil
+		}
+		o.latest, o.revision, o.fresh = got.GetOrder(), got.GetOrder().GetRevision(), got.GetFreshness().GetState() == typev1.Freshness_STATE_FRESH
 	case !proto.Equal(got.GetOrder(), o.latest):
 		c.violated(fmt.Errorf("order %s is\n  %v now, the command answered\n  %v (I1, I6)", o.latest.GetOrderId(), got.GetOrder(), o.latest))
 	}
@@ -331,14 +391,14 @@ func (c *chaos) call(ctx context.Context, procedure string, message proto.Messag
 
 // post makes one call from its bytes to its bytes.
 func (c *chaos) post(ctx context.Context, procedure string, body []byte) (reply []byte, refusal string, err error) {
-	message, err := http.NewRequestWithContext(ctx, http.MethodPost, c.node.URL()+procedure, bytes.NewReader(body))
+	message, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url()+procedure, bytes.NewReader(body))
 	if err != nil {
 		return nil, "", err
 	}
 	trusted, operator := c.node.Tokens()
 	token := trusted
 	switch procedure {
-	case putProduct, receiveStock, getStock:
+	case putProduct, receiveStock, getStock, shipItems, capturePayment, voidPayment, refundPayment, listAttention:
 		token = operator
 	}
 	message.Header.Set("Content-Type", "application/proto")

@@ -1,6 +1,8 @@
-// Command chaos kills 'weir dev' at random under load, again and again, and checks after every restart that nothing that it
-// acknowledged is lost or changed: every order is there (I1), every request answers as before, byte for byte (I4), stock is
-// conserved (I3), views equal what commands answered (I6), and the log verifies (I2).
+// Command chaos torments 'weir dev' under load and checks after every round that nothing that it acknowledged is lost, changed or done
+// twice: every order is there (I1), every request answers as before, byte for byte (I4), stock is conserved (I3), views equal what
+// commands answered (I6), and the log verifies (I2). It kills the node at random, stops it for a while or loses its replies. Where the
+// clients pay, the provider is a sandbox in a process of its own that goes wrong; in the end no payment is unresolved (I5), and the
+// provider's ledger, the log and the views say the same to the minor unit (I4). 'chaos -help' lists the kinds.
 package main
 
 import (
@@ -12,24 +14,38 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
 
-// Options say how much is killed.
+// Options say how a node is tormented, and how much.
 type Options struct {
 	// Weir is the binary.
 	Weir string
-	// Rounds of load, kill, restart and check.
+	// Kind of torment: a name of kinds.
+	Kind string
+	// Rounds of load, fault, restart and check.
 	Rounds int
 	// Clients that order at the same time, each for its own user.
 	Clients int
+	// Buyers that ask for one unit at the same time, in the kind scarce.
+	Buyers int
 	// Lanes of the node.
 	Lanes int
 	// Seed of everything random here. When the node is killed depends on time too, so a seed repeats the pattern, not the instant.
 	Seed uint64
-	// LoadMax is the longest that a round's load lasts before the kill.
+	// LoadMax is the longest that a round's load lasts before the fault.
 	LoadMax time.Duration
+	// CallsMin is how many changes must be acknowledged before a round's load ends, however long that takes, up to a minute.
+	CallsMin int
+	// PauseFor is how long the node is stopped in the kind pauses.
+	PauseFor time.Duration
+	// Silences is how many payments of a round are made with a method that gets no answer at all.
+	Silences int
+	// SettleMax is how long payments may take until all are over, after the last fault.
+	SettleMax time.Duration
 	// ServingMax is how long a restart may take to serve.
 	ServingMax time.Duration
 	// ViewWait is how long a view may take to show what was acknowledged, at most 10 s.
@@ -40,13 +56,26 @@ type Options struct {
 
 // Validate returns an error that says what is wrong with the options.
 func (o *Options) Validate() error {
+	_, known := kinds[o.Kind]
 	switch {
+	case !known:
+		return fmt.Errorf("there is no kind %q, only %v", o.Kind, kindNames)
 	case o.Rounds < 1 || o.Rounds > 100_000:
 		return fmt.Errorf("rounds must be 1 to 100000, not %d", o.Rounds)
 	case o.Clients < 1 || o.Clients > 4096:
 		return fmt.Errorf("clients must be 1 to 4096, not %d", o.Clients)
+	case o.Buyers < 2 || o.Buyers > 10_000:
+		return fmt.Errorf("buyers must be 2 to 10000, not %d", o.Buyers)
 	case o.LoadMax < 10*time.Millisecond || o.LoadMax > time.Hour:
 		return fmt.Errorf("load must last 10ms to 1h, not %v", o.LoadMax)
+	case o.CallsMin < 0 || o.CallsMin > 1_000_000:
+		return fmt.Errorf("calls must be 0 to 1000000, not %d", o.CallsMin)
+	case o.PauseFor < 0 || o.PauseFor > time.Hour:
+		return fmt.Errorf("a pause must last 0 to 1h, not %v", o.PauseFor)
+	case o.Silences < 0 || o.Silences > 1000:
+		return fmt.Errorf("silences must be 0 to 1000, not %d", o.Silences)
+	case o.SettleMax < time.Second || o.SettleMax > 24*time.Hour:
+		return fmt.Errorf("payments must be given 1s to 24h to settle, not %v", o.SettleMax)
 	}
 	return nil
 }
@@ -63,22 +92,73 @@ func main() {
 
 func command(ctx context.Context, arguments []string, out io.Writer) error {
 	options := Options{Seed: rand.Uint64()}
+	var names, lanes string
 	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	flags.StringVar(&options.Weir, "weir", "./weir", "binary to torment")
-	flags.IntVar(&options.Rounds, "rounds", 50, "rounds of load, kill -9, restart and check")
-	flags.IntVar(&options.Clients, "clients", 48, "clients that order at the same time")
-	flags.IntVar(&options.Lanes, "lanes", 1, "lanes of the node")
+	flags.StringVar(&names, "kind", strings.Join(kindNames, ","), "kinds of torment, with commas between them:\n"+kindsText())
+	flags.IntVar(&options.Rounds, "rounds", 0, "rounds of load, fault, restart and check (0: as many as the kind has)")
+	flags.IntVar(&options.Clients, "clients", 0, "clients at the same time (0: 48, and 12 where they pay)")
+	flags.IntVar(&options.Buyers, "buyers", 1000, "buyers that ask for one unit at the same time")
+	flags.StringVar(&lanes, "lanes", "1,4", "lanes of the node; with commas between them, one after the other")
 	flags.Uint64Var(&options.Seed, "seed", options.Seed, "seed of everything random here")
-	flags.DurationVar(&options.LoadMax, "load", time.Second, "longest load before a kill")
+	flags.DurationVar(&options.LoadMax, "load", time.Second, "longest load before a fault")
+	flags.IntVar(&options.CallsMin, "calls", 100, "changes that are acknowledged before a fault, however long that takes, up to a minute")
+	flags.DurationVar(&options.PauseFor, "pause", 5*time.Second, "how long the node is stopped with SIGSTOP")
+	flags.IntVar(&options.Silences, "silences", 1, "payments of a round that the provider does not answer at all")
+	flags.DurationVar(&options.SettleMax, "settle-max", 5*time.Minute, "longest that payments may be unresolved after the last fault")
 	flags.DurationVar(&options.ServingMax, "serving-max", 5*time.Second, "longest restart that is no failure")
 	flags.DurationVar(&options.ViewWait, "view-wait", 10*time.Second, "longest that a view may take to show what was acknowledged, at most 10s")
 	flags.StringVar(&options.Dir, "dir", "", "where data is made (default: the system's folder for temporary files)")
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
-	if err := options.Validate(); err != nil {
-		return err
+	var runs []Options
+	for _, name := range strings.Split(names, ",") {
+		for _, text := range strings.Split(lanes, ",") {
+			one := options.of(name)
+			var err error
+			if one.Lanes, err = strconv.Atoi(text); err != nil {
+				return fmt.Errorf("lanes are numbers with commas between them, not %q", lanes)
+			}
+			if err := one.Validate(); err != nil {
+				return err
+			}
+			runs = append(runs, one)
+		}
 	}
+	for _, one := range runs {
+		if err := torment(ctx, one, out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// of returns the options of a run of a kind, with what that kind has where nothing else was said.
+func (o Options) of(name string) Options {
+	o.Kind = name
+	if o.Rounds == 0 {
+		o.Rounds = kinds[name].rounds
+	}
+	if o.Clients == 0 {
+		o.Clients = 48
+		if kinds[name].pays {
+			o.Clients = 12
+		}
+	}
+	return o
+}
+
+func kindsText() string {
+	var b strings.Builder
+	for _, name := range kindNames {
+		fmt.Fprintf(&b, "%-9s %s\n", name, kinds[name].says)
+	}
+	return b.String()
+}
+
+// torment makes one run in a directory of its own, and removes that when all is well.
+func torment(ctx context.Context, options Options, out io.Writer) error {
 	dir, err := os.MkdirTemp(options.Dir, "weir-chaos-")
 	if err != nil {
 		return err
@@ -88,7 +168,7 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 		err = run(ctx, options, node, dir, out)
 	}
 	if err != nil {
-		return fmt.Errorf("seed %d: %w\nthe data directory and the acknowledgements are kept in %s", options.Seed, err, dir)
+		return fmt.Errorf("%s with %d lanes, seed %d: %w\nthe data directory and the acknowledgements are kept in %s", options.Kind, options.Lanes, options.Seed, err, dir)
 	}
 	return os.RemoveAll(dir)
 }

@@ -12,13 +12,17 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weirhq/weir/api/payments/sandbox"
 	"github.com/weirhq/weir/ops/launch"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -30,8 +34,15 @@ type node interface {
 	// Crash kills it, End stops it cleanly.
 	Crash() error
 	End() error
-	// Verify checks its log while it runs.
+	// Pause stops it where it is, Resume lets it go on.
+	Pause() error
+	Resume() error
+	// Verify checks its log while it runs, Audit every unit in it, Events reads those of eventTypes.
 	Verify(ctx context.Context) error
+	Audit(ctx context.Context) error
+	Events(ctx context.Context) ([]event, error)
+	// PayAt has it ask the sandbox at a URL from its next start on; a file holds what signs its webhooks.
+	PayAt(url, secretFile string)
 	// URL of its API, and the tokens of a trusted backend and of an operator.
 	URL() string
 	Tokens() (trusted, operator string)
@@ -57,6 +68,32 @@ func (n *devNode) Verify(ctx context.Context) error {
 	return err
 }
 
+// Audit runs 'weir audit stock'.
+func (n *devNode) Audit(ctx context.Context) error {
+	_, err := launch.Output(ctx, nil, n.Binary, "audit", "stock", "--data", n.Data)
+	return err
+}
+
+// Events runs 'weir log cat'.
+func (n *devNode) Events(ctx context.Context) ([]event, error) {
+	arguments := []string{"log", "cat", "--data", n.Data}
+	for _, name := range eventTypes {
+		arguments = append(arguments, "--type", name)
+	}
+	var events []event
+	err := launch.Lines(ctx, func(line []byte) error {
+		e, err := decodeEvent(line)
+		events = append(events, e)
+		return err
+	}, n.Binary, arguments...)
+	return events, err
+}
+
+// PayAt makes the flags for it.
+func (n *devNode) PayAt(url, secretFile string) {
+	n.Flags = []string{"--sandbox-url", url, "--payment-provider", "sandbox", "--sandbox-webhook-secret-file", secretFile, "--log-level", "error"}
+}
+
 // URL is where its API is.
 func (n *devNode) URL() string { return "http://" + n.Addr }
 
@@ -70,6 +107,14 @@ const (
 	scarceUnits = 200
 	// plentyUnits is the first receipt of every other one.
 	plentyUnits = 10_000_000
+	// loadWaitMax is how long a round's load may take to come to Options.CallsMin.
+	loadWaitMax = time.Minute
+	// bankKillRounds is after how many rounds the payment provider is killed too.
+	bankKillRounds = 5
+	// lossShare is the share of replies that are lost in kinds that lose them.
+	lossShare = 0.05
+	// webhookPath is where a node takes the sandbox's webhooks.
+	webhookPath = "/webhooks/payments/" + sandbox.Name
 	// violationsMax ends the run: what follows says nothing new.
 	violationsMax = 20
 )
@@ -79,20 +124,59 @@ func skuName(number int) string { return fmt.Sprintf("chaos-%02d", number) }
 // chaos is one run.
 type chaos struct {
 	Options
+	kind kind
 	node node
 	http *http.Client
 	out  io.Writer
+	// proxy stands before the node for webhooks, and for clients when replies are lost; nil in kinds that need none.
+	proxy *proxy
+	// bank is the payment provider of kinds that pay.
+	bank *bank
+	// secretFile holds what signs its webhooks.
+	secretFile string
+	// silences is how many more payments of this round may be made with a method that gets no answer.
+	silences atomic.Int64
 	// random is the run's own; every client has one of its own.
 	random *rand.Rand
 
 	mu           sync.Mutex
+	nodeAddr     string
 	record       *json.Encoder
 	acknowledged int
 	violations   []error
+	// suspects are captures and voids that are answered otherwise than before, by effectKey.
+	suspects map[string]suspect
 
 	clients []*client
 	// received counts the units that receipts acknowledged, by SKU.
 	received map[string]int64
+}
+
+// url is where the clients find the node.
+func (c *chaos) url() string {
+	if c.kind.fault == losesReplies {
+		return c.proxy.URL()
+	}
+	return c.node.URL()
+}
+
+// behind is where the node is now, for the proxy.
+func (c *chaos) behind() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.nodeAddr
+}
+
+// serving waits until the node serves, and tells the proxy where.
+func (c *chaos) serving(ctx context.Context) (time.Duration, error) {
+	took, err := c.node.Serving(ctx)
+	if err != nil {
+		return 0, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.nodeAddr = strings.TrimPrefix(c.node.URL(), "http://")
+	return took, nil
 }
 
 // run torments the node and returns an error that joins every violation.
@@ -103,18 +187,50 @@ func run(ctx context.Context, options Options, tormented node, dir string, out i
 	}
 	buffered := bufio.NewWriter(file)
 	defer func() { err = errors.Join(err, buffered.Flush(), file.Close()) }()
-	transport := &http.Transport{MaxIdleConnsPerHost: options.Clients + 1}
+	transport := &http.Transport{MaxIdleConnsPerHost: max(options.Clients, options.Buyers) + 1}
 	defer transport.CloseIdleConnections()
 	c := &chaos{
-		Options: options, node: tormented, http: &http.Client{Transport: transport, Timeout: 30 * time.Second}, out: out,
+		Options: options, kind: kinds[options.Kind], node: tormented, http: &http.Client{Transport: transport, Timeout: callTimeout}, out: out,
 		random: rand.New(rand.NewPCG(options.Seed, 0)), record: json.NewEncoder(buffered),
-		received: map[string]int64{},
+		received: map[string]int64{}, suspects: map[string]suspect{},
 	}
 	for i := range options.Clients {
 		c.clients = append(c.clients, newClient(c, i))
 	}
-	fmt.Fprintf(out, "seed %d: %d rounds, %d clients, %d lanes\n", options.Seed, options.Rounds, options.Clients, options.Lanes)
-	return c.run(ctx)
+	fmt.Fprintf(out, "%s, seed %d: %d rounds, %d clients, %d lanes\n", options.Kind, options.Seed, options.Rounds, options.Clients, options.Lanes)
+	if !c.kind.pays {
+		return c.run(ctx)
+	}
+	if c.proxy, err = newProxy(ctx, options.Seed, 0, c.behind); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.proxy.Run(ctx) })
+	group.Go(func() error {
+		defer cancel()
+		return c.withBank(ctx, dir, func() error { return c.run(ctx) })
+	})
+	return group.Wait()
+}
+
+// withBank runs f beside the payment provider.
+func (c *chaos) withBank(ctx context.Context, dir string, f func() error) (err error) {
+	binary, err := filepath.Abs(c.Weir)
+	if err != nil {
+		return err
+	}
+	c.bank = newBank(c.Options, dir, binary, c.proxy.URL()+webhookPath)
+	c.secretFile = filepath.Join(dir, "webhook-secret")
+	if err := os.WriteFile(c.secretFile, []byte(c.bank.sandbox.Secret.Encode()+"\n"), 0o600); err != nil {
+		return err
+	}
+	if err := c.bank.start(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.bank.sandbox.End()) }()
+	c.node.PayAt(c.bank.sandbox.URL(), c.secretFile)
+	return f()
 }
 
 func (c *chaos) run(ctx context.Context) (err error) {
@@ -122,61 +238,97 @@ func (c *chaos) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.node.End()) }()
-	if _, err := c.node.Serving(ctx); err != nil {
+	if _, err := c.serving(ctx); err != nil {
 		return err
+	}
+	if c.kind.scarce {
+		return c.scarce(ctx)
 	}
 	if err := c.stock(ctx); err != nil {
 		return err
 	}
+	killed := 0
 	var servings []time.Duration
 	for round := 1; round <= c.Rounds; round++ {
 		if err := c.torment(ctx); err != nil {
 			return err
 		}
 		c.http.CloseIdleConnections()
-		killed := 1
-		// Now and then it is killed again while it starts.
-		for ; killed < 4 && c.random.IntN(5) == 0; killed++ {
-			if err := c.node.Begin(ctx); err != nil {
-				return err
+		did := c.kind.fault.String()
+		if c.kind.fault == kills {
+			times, serving, err := c.restart(ctx, round)
+			if err != nil {
+				return fmt.Errorf("round %d: after the kill: %w", round, err)
 			}
-			wait(ctx, time.Duration(c.random.Int64N(int64(300*time.Millisecond))))
-			if err := c.node.Crash(); err != nil {
-				return err
+			killed, servings = killed+times, append(servings, serving)
+			did = fmt.Sprintf("killed %d times, serving after %4d ms", times, serving.Milliseconds())
+			if serving > c.ServingMax {
+				c.violated(fmt.Errorf("round %d: the restart took %v to serve, at most %v", round, serving, c.ServingMax))
 			}
-		}
-		if err := c.node.Begin(ctx); err != nil {
-			return err
-		}
-		serving, err := c.node.Serving(ctx)
-		if err != nil {
-			return fmt.Errorf("round %d: after the kill: %w", round, err)
-		}
-		servings = append(servings, serving)
-		if serving > c.ServingMax {
-			c.violated(fmt.Errorf("round %d: the restart took %v to serve, at most %v", round, serving, c.ServingMax))
 		}
 		if err := c.check(ctx, false); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 		if round%10 == 0 || round == c.Rounds {
-			if err := c.node.Verify(ctx); err != nil {
-				c.violated(fmt.Errorf("round %d: the log does not verify (I2): %w", round, err))
+			if err := c.checkLog(ctx); err != nil {
+				c.violated(fmt.Errorf("round %d: %w", round, err))
 			}
 		}
-		fmt.Fprintf(c.out, "round %3d: killed %d times, serving after %4d ms, %d acknowledged in all\n", round, killed, serving.Milliseconds(), c.acknowledged)
+		fmt.Fprintf(c.out, "round %3d: %s, %d acknowledged in all\n", round, did, c.acknowledged)
 		if len(c.violations) > 0 {
 			return fmt.Errorf("round %d: %w", round, errors.Join(c.violations...))
+		}
+	}
+	return c.finish(ctx, killed, servings)
+}
+
+// restart starts the node after a kill. Now and then it is killed again while it starts, and its payment provider with it.
+func (c *chaos) restart(ctx context.Context, round int) (killed int, serving time.Duration, err error) {
+	if c.bank != nil && round%bankKillRounds == 0 {
+		if err := c.bank.restart(ctx); err != nil {
+			return 0, 0, err
+		}
+		c.node.PayAt(c.bank.sandbox.URL(), c.secretFile)
+	}
+	for killed = 1; killed < 4 && c.random.IntN(5) == 0; killed++ {
+		if err := c.node.Begin(ctx); err != nil {
+			return 0, 0, err
+		}
+		wait(ctx, time.Duration(c.random.Int64N(int64(300*time.Millisecond))))
+		if err := c.node.Crash(); err != nil {
+			return 0, 0, err
+		}
+	}
+	if err := c.node.Begin(ctx); err != nil {
+		return 0, 0, err
+	}
+	serving, err = c.serving(ctx)
+	return killed, serving, err
+}
+
+// finish checks everything that was ever acknowledged.
+func (c *chaos) finish(ctx context.Context, killed int, servings []time.Duration) error {
+	var events []event
+	if c.kind.pays {
+		var err error
+		if events, err = c.checkMoney(ctx); err != nil {
+			return err
+		}
+		if err := c.checkHeld(ctx); err != nil {
+			return err
 		}
 	}
 	fmt.Fprintf(c.out, "checking all %d acknowledged requests\n", c.acknowledged)
 	if err := c.check(ctx, true); err != nil {
 		return err
 	}
+	c.checkSuspects(events)
+	if err := c.checkLog(ctx); err != nil {
+		c.violated(err)
+	}
 	if len(c.violations) > 0 {
 		return errors.Join(c.violations...)
 	}
-	slices.Sort(servings)
 	orders, cancelled := 0, 0
 	for _, each := range c.clients {
 		orders += len(each.orders)
@@ -187,8 +339,29 @@ func (c *chaos) run(ctx context.Context) (err error) {
 		}
 	}
 	fmt.Fprintf(c.out, "%d rounds: %d orders, %d of them cancelled; every acknowledged request is there and answers as before, stock is conserved, the log verifies\n", c.Rounds, orders, cancelled)
-	fmt.Fprintf(c.out, "serving again after (min, median, max): %v, %v, %v\n", servings[0].Round(time.Millisecond),
-		servings[len(servings)/2].Round(time.Millisecond), servings[len(servings)-1].Round(time.Millisecond))
+	switch {
+	case c.kind.fault == losesReplies:
+		lost := c.proxy.losses()
+		fmt.Fprintf(c.out, "%d replies were lost\n", lost)
+		if lost == 0 {
+			return errors.New("no reply was lost: this run has shown nothing; give it more load")
+		}
+	case len(servings) > 0:
+		slices.Sort(servings)
+		fmt.Fprintf(c.out, "%d kills; serving again after (min, median, max): %v, %v, %v\n", killed, servings[0].Round(time.Millisecond),
+			servings[len(servings)/2].Round(time.Millisecond), servings[len(servings)-1].Round(time.Millisecond))
+	}
+	return nil
+}
+
+// checkLog has the node's log verified and every unit in it audited (I2, I3, I6).
+func (c *chaos) checkLog(ctx context.Context) error {
+	if err := c.node.Verify(ctx); err != nil {
+		return fmt.Errorf("the log does not verify (I2): %w", err)
+	}
+	if err := c.node.Audit(ctx); err != nil {
+		return fmt.Errorf("the stock does not add up in the log (I3): %w", err)
+	}
 	return nil
 }
 
@@ -210,36 +383,74 @@ func (c *chaos) stock(ctx context.Context) error {
 	return nil
 }
 
-// torment lets all clients work until the node is killed under them.
+// torment lets all clients work until the fault has come, and a while after it if the node goes on.
 func (c *chaos) torment(ctx context.Context) error {
+	c.silences.Store(int64(c.Silences))
+	if c.kind.fault == losesReplies {
+		c.proxy.setLoss(lossShare)
+	}
+	if c.bank != nil {
+		if err := c.bank.turn(ctx, c.random); err != nil {
+			return err
+		}
+	}
 	loaded, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var working sync.WaitGroup
 	for _, each := range c.clients {
 		working.Go(func() { each.work(loaded) })
 	}
-	wait(ctx, 10*time.Millisecond+time.Duration(c.random.Int64N(int64(c.LoadMax))))
-	err := c.node.Crash()
+	c.load(ctx)
+	var err error
+	switch c.kind.fault {
+	case kills:
+		err = c.node.Crash()
+	case pauses:
+		err = c.node.Pause()
+		wait(ctx, c.PauseFor)
+		err = errors.Join(err, c.node.Resume())
+		c.load(ctx)
+	case losesReplies: // All the time.
+	}
 	cancel()
 	working.Wait()
 	return errors.Join(err, ctx.Err())
 }
 
+// load waits for a while that is drawn, and until enough was acknowledged in it.
+func (c *chaos) load(ctx context.Context) {
+	acknowledged := func() int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.acknowledged
+	}
+	before, end := acknowledged(), time.Now().Add(loadWaitMax)
+	wait(ctx, 10*time.Millisecond+time.Duration(c.random.Int64N(int64(c.LoadMax))))
+	for acknowledged() < before+c.CallsMin && ctx.Err() == nil && time.Now().Before(end) {
+		wait(ctx, retryInterval)
+	}
+}
+
+// each does something for all clients at once.
+func (c *chaos) each(ctx context.Context, f func(*client) error) error {
+	group, _ := errgroup.WithContext(ctx)
+	for _, one := range c.clients {
+		group.Go(func() error { return f(one) })
+	}
+	return group.Wait()
+}
+
 // check resolves what was not acknowledged, and then compares everything that was since the last check, or ever, with what
 // the node says now.
 func (c *chaos) check(ctx context.Context, all bool) error {
-	each := func(f func(*client) error) error {
-		group, _ := errgroup.WithContext(ctx)
-		for _, one := range c.clients {
-			group.Go(func() error { return f(one) })
-		}
-		return group.Wait()
-	}
 	// A request whose outcome is unknown is asked again, under its own id, until it is known.
-	if err := each(func(one *client) error { return one.resolve(ctx) }); err != nil {
+	if err := c.each(ctx, func(one *client) error { return one.resolve(ctx) }); err != nil {
 		return err
 	}
-	if err := each(func(one *client) error { return one.check(ctx, all) }); err != nil {
+	if c.proxy != nil {
+		c.proxy.setLoss(0) // What is read now is compared, and not what was heard of it.
+	}
+	if err := c.each(ctx, func(one *client) error { return one.check(ctx, all) }); err != nil {
 		return err
 	}
 	return c.checkStock(ctx)
@@ -266,7 +477,11 @@ func (c *chaos) checkStock(ctx context.Context) error {
 			if err := c.read(ctx, getStock, &catalogv1.GetStockRequest{Sku: sku}, &got); err != nil {
 				return fmt.Errorf("stock of %s: %w", sku, err)
 			}
-			wrong = checkAccount(got.GetStock(), c.received[sku], reserved[sku])
+			open := reserved[sku]
+			if c.kind.pays {
+				open = got.GetStock().GetReserved() // What is reserved and what is sold goes on by itself.
+			}
+			wrong = checkAccount(got.GetStock(), c.received[sku], open)
 			// With several lanes a view may still be on its way there.
 			if wrong == nil || len(c.violations) > 0 || time.Now().After(end) || ctx.Err() != nil {
 				break
@@ -275,6 +490,39 @@ func (c *chaos) checkStock(ctx context.Context) error {
 		}
 		if wrong != nil {
 			c.violated(fmt.Errorf("stock of %s: %w", sku, wrong))
+		}
+	}
+	return ctx.Err()
+}
+
+// checkHeld compares what is reserved and sold of each SKU with the orders that hold units, once all payments are over (I3).
+func (c *chaos) checkHeld(ctx context.Context) error {
+	held := map[string]int64{}
+	for _, one := range c.clients {
+		for _, o := range one.orders {
+			if status := o.latest.GetStatus(); status == orderv1.OrderStatus_ORDER_STATUS_CANCELLED || status == orderv1.OrderStatus_ORDER_STATUS_EXPIRED {
+				continue
+			}
+			for _, item := range o.latest.GetItems() {
+				held[item.GetSku()] += item.GetQuantity()
+			}
+		}
+	}
+	for i := range skuCount {
+		sku := skuName(i)
+		for end := time.Now().Add(c.ViewWait); ; wait(ctx, retryInterval) {
+			var got catalogv1.GetStockResponse
+			if err := c.read(ctx, getStock, &catalogv1.GetStockRequest{Sku: sku}, &got); err != nil {
+				return fmt.Errorf("stock of %s: %w", sku, err)
+			}
+			stock := got.GetStock()
+			if stock.GetReserved()+stock.GetSold() == held[sku] {
+				break
+			}
+			if time.Now().After(end) || ctx.Err() != nil {
+				c.violated(fmt.Errorf("stock of %s: orders hold %d units, its account says %v (I3)", sku, held[sku], stock))
+				break
+			}
 		}
 	}
 	return ctx.Err()

@@ -5,6 +5,7 @@ package flashsale
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -22,13 +23,16 @@ type Options struct {
 	Weir string
 	// Addr of a node that runs, host:port; empty starts one.
 	Addr string
+	// TLS is how the node at Addr is reached over TLS; nil means in the clear.
+	TLS *tls.Config
 	// Token of an operator for the node at Addr.
 	Token string
 	// Data directory of the node at Addr; empty when it is not known.
 	Data string
 	// Lanes of the node that is started.
 	Lanes int
-	// PayWithin is how long an order on the node that is started keeps its units unpaid.
+	// PayWithin is how long an order on the node that is started keeps its units unpaid. 0 means the shortest of payWindows that
+	// this machine is fast enough for.
 	PayWithin time.Duration
 	// Kill kills the node that was started with kill -9 when half of the units are sold, and starts it again.
 	Kill bool
@@ -64,9 +68,13 @@ const (
 	runMax = time.Hour
 )
 
+// payWindows are how long unpaid orders keep their units when nobody says. When the rush or paying takes longer, the sale is held once more,
+// on a new node with the next one.
+var payWindows = []time.Duration{7 * time.Second, 25 * time.Second, 2 * time.Minute}
+
 // DefaultOptions are the sale of 1,000 units to 100,000 buyers.
 func DefaultOptions() Options {
-	return Options{Lanes: 1, PayWithin: 20 * time.Second, Units: 1000, Attempts: 100_000, DeclinedPercent: 5, UnpaidPercent: 5, Connections: 256, Seed: 1, ViewWait: 10 * time.Second}
+	return Options{Lanes: 1, Units: 1000, Attempts: 100_000, DeclinedPercent: 5, UnpaidPercent: 5, Connections: 256, Seed: 1, ViewWait: 10 * time.Second}
 }
 
 // Validate returns an error that says what is wrong with the options.
@@ -80,8 +88,10 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("the shares of buyers who are declined and who never pay must be 0 to 100 percent together, not %d and %d", o.DeclinedPercent, o.UnpaidPercent)
 	case o.Connections < 1 || o.Connections > connectionsMax:
 		return fmt.Errorf("connections must be 1 to %d, not %d", connectionsMax, o.Connections)
-	case o.Addr == "" && o.PayWithin < payWithinMin:
+	case o.Addr == "" && o.PayWithin != 0 && o.PayWithin < payWithinMin:
 		return fmt.Errorf("an unpaid order must keep its units for at least %v, not %v", payWithinMin, o.PayWithin)
+	case o.Addr == "" && o.TLS != nil:
+		return errors.New("a node that is started here is reached in the clear")
 	case o.Addr != "" && o.Kill:
 		return errors.New("only a node that was started here is killed")
 	}
@@ -193,13 +203,38 @@ func (r *Report) wrong(format string, arguments ...any) {
 
 // Run holds the sale and blocks until it is over and everything that it started has ended. It returns an error when the
 // sale could not be held to its end; whether it was a good one, its report says.
-func Run(ctx context.Context, options Options) (report *Report, err error) {
+func Run(ctx context.Context, options Options) (*Report, error) {
 	if err := options.Validate(); err != nil {
 		return nil, err
 	}
 	if options.Addr != "" {
 		return hold(ctx, options, &foreignNode{addr: options.Addr, token: options.Token, data: options.Data})
 	}
+	return tryWindows(options, func(options Options) (*Report, error) { return holdOwn(ctx, options) })
+}
+
+// tryWindows holds a sale with the time to pay that was asked for, or with one after the other until the sale does not outlast it.
+func tryWindows(options Options, holdOne func(Options) (*Report, error)) (*Report, error) {
+	if options.PayWithin != 0 {
+		return holdOne(options)
+	}
+	for i, window := range payWindows {
+		options.PayWithin = window
+		report, err := holdOne(options)
+		var slow *TooSlowError
+		switch {
+		case errors.As(err, &slow) && i+1 < len(payWindows):
+			continue
+		case err == nil && i > 0:
+			report.Notes = append(report.Notes, fmt.Sprintf("this machine needed longer than %v, so the sale was held again and unpaid orders kept their units for %v", payWindows[i-1], window))
+		}
+		return report, err
+	}
+	panic("flashsale: bug: there are no times to pay")
+}
+
+// holdOwn holds the sale on a node of its own, in a directory that is removed.
+func holdOwn(ctx context.Context, options Options) (report *Report, err error) {
 	dir, err := os.MkdirTemp(options.Dir, "weir-flash-sale-")
 	if err != nil {
 		return nil, err
@@ -231,7 +266,7 @@ func hold(ctx context.Context, options Options, on node) (report *Report, err er
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, on.End()) }()
-	transport := &http.Transport{MaxIdleConnsPerHost: options.Connections}
+	transport := &http.Transport{MaxIdleConnsPerHost: options.Connections, TLSClientConfig: options.TLS.Clone()}
 	defer transport.CloseIdleConnections()
 	s := &sale{Options: options, node: on, http: &http.Client{Transport: transport, Timeout: callTimeout}}
 	// Request ids are for ever, so that another run on the same node needs others. Nothing of the totals depends on it.

@@ -2,12 +2,16 @@ package flashsale
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -214,6 +218,59 @@ func TestASaleThatOutlastsTheTimeToPayIsNoResult(t *testing.T) {
 	}
 }
 
+func TestASaleThatOutlastsTheTimeToPayIsHeldAgainWithMore(t *testing.T) {
+	slow := &TooSlowError{Took: time.Minute, PayWithin: time.Second}
+	for _, c := range []struct {
+		name      string
+		asked     time.Duration
+		slowTimes int
+		want      []time.Duration
+		note      bool
+		slow      bool
+	}{
+		{name: "a fast machine", want: payWindows[:1]},
+		{name: "a slow machine", slowTimes: 1, want: payWindows[:2], note: true},
+		{name: "one that is too slow", slowTimes: len(payWindows), want: payWindows, slow: true},
+		{name: "a time that was asked for", asked: time.Minute, slowTimes: 1, want: []time.Duration{time.Minute}, slow: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			options := testOptions(1)
+			options.PayWithin = c.asked
+			var tried []time.Duration
+			report, err := tryWindows(options, func(o Options) (*Report, error) {
+				if tried = append(tried, o.PayWithin); len(tried) <= c.slowTimes {
+					return nil, slow
+				}
+				return &Report{}, nil
+			})
+			if !slices.Equal(tried, c.want) || errors.Is(err, slow) != c.slow {
+				t.Fatalf("held with %v, error %v, want %v and too slow: %t", tried, err, c.want, c.slow)
+			}
+			if !c.slow && len(report.Notes) > 0 != c.note {
+				t.Errorf("notes are %q, want any: %t", report.Notes, c.note)
+			}
+		})
+	}
+}
+
+func TestASaleIsHeldOverTLS(t *testing.T) {
+	shop := newFakeShop(t)
+	shop.tls = true
+	options := testOptions(1)
+	options.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+	if _, err := hold(t.Context(), options, shop); err == nil {
+		t.Fatal("a sale with a shop whose certificate nobody trusts was held")
+	}
+	// The certificate is the same for every test server.
+	known := httptest.NewTLSServer(http.NotFoundHandler())
+	defer known.Close()
+	options.TLS.RootCAs.AddCert(known.Certificate())
+	report, err := hold(t.Context(), options, shop)
+	if err != nil || len(report.Wrong) > 0 || report.Totals.Sold != 20 || report.Totals.Paid != 18 {
+		t.Fatalf("seed %d: %v, report %+v, want 20 sold and 18 paid", options.Seed, err, report)
+	}
+}
+
 func TestASaleEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	shop := newFakeShop(t)
@@ -254,7 +311,7 @@ func TestOptionsThatCannotWorkAreRefused(t *testing.T) {
 		"less than nobody":     func(o *Options) { o.UnpaidPercent = -1 },
 		"no connections":       func(o *Options) { o.Connections = 0 },
 		"too many connections": func(o *Options) { o.Connections = connectionsMax + 1 },
-		"no time to pay":       func(o *Options) { o.PayWithin = 0 },
+		"no time to pay":       func(o *Options) { o.PayWithin = payWithinMin - 1 },
 		"somebody else's node": func(o *Options) { o.Addr, o.Kill = "127.0.0.1:1", true },
 	} {
 		options := DefaultOptions()
@@ -276,6 +333,8 @@ type fakeShop struct {
 	paymentv1connect.UnimplementedPaymentServiceHandler
 	t *testing.T
 
+	// tls makes it serve over TLS.
+	tls bool
 	// extra units are sold on top of the received ones, leak units vanish from the account.
 	extra, leak int64
 	// busy is how many calls are told to come later, dropEvery how often a call's reply is lost after it took effect.
@@ -321,7 +380,10 @@ func (s *fakeShop) Start(context.Context) error {
 	if !s.free {
 		mux.Handle(paymentv1connect.NewPaymentServiceHandler(s))
 	}
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.tls && r.Host != r.Context().Value(http.LocalAddrContextKey).(net.Addr).String() {
+			s.t.Errorf("%s was asked of the host %q", r.URL.Path, r.Host)
+		}
 		if r.Header.Get("Authorization") != "Bearer operator" {
 			s.t.Errorf("%s came with %q", r.URL.Path, r.Header.Get("Authorization"))
 		}
@@ -331,6 +393,11 @@ func (s *fakeShop) Start(context.Context) error {
 		}
 		mux.ServeHTTP(w, r)
 	}))
+	if s.tls {
+		server.StartTLS()
+	} else {
+		server.Start()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.server = server

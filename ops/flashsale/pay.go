@@ -123,7 +123,7 @@ func (s *sale) pay(ctx context.Context, name string, orders []placed, dealt []fa
 }
 
 func (s *sale) paymentService() paymentv1connect.PaymentServiceClient {
-	return paymentv1connect.NewPaymentServiceClient(s.http, "http://"+s.node.Addr(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
+	return paymentv1connect.NewPaymentServiceClient(s.http, s.url(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
 }
 
 // payOne starts an order's payment and waits until it is over.

@@ -89,16 +89,32 @@ func (s *sale) order() *orderv1.PlaceOrderRequest {
 	}
 }
 
+// url is where the node's API is now.
+func (s *sale) url() string {
+	if s.TLS != nil {
+		return "https://" + s.node.Addr()
+	}
+	return "http://" + s.node.Addr()
+}
+
+// dial connects to the node.
+func (s *sale) dial(ctx context.Context) (*load.Conn, error) {
+	if s.TLS != nil {
+		return load.DialTLS(ctx, s.node.Addr(), s.TLS)
+	}
+	return load.Dial(ctx, s.node.Addr())
+}
+
 func (s *sale) catalog() catalogv1connect.CatalogServiceClient {
-	return catalogv1connect.NewCatalogServiceClient(s.http, "http://"+s.node.Addr(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
+	return catalogv1connect.NewCatalogServiceClient(s.http, s.url(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
 }
 
 func (s *sale) campaigns() campaignv1connect.CampaignServiceClient {
-	return campaignv1connect.NewCampaignServiceClient(s.http, "http://"+s.node.Addr(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
+	return campaignv1connect.NewCampaignServiceClient(s.http, s.url(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
 }
 
 func (s *sale) orders() orderv1connect.OrderServiceClient {
-	return orderv1connect.NewOrderServiceClient(s.http, "http://"+s.node.Addr(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
+	return orderv1connect.NewOrderServiceClient(s.http, s.url(), connect.WithInterceptors(launch.Bearer(s.node.Token())))
 }
 
 // crowd draws the users: a walk through all 32-bit numbers with an odd stride meets none twice.
@@ -214,7 +230,7 @@ func (r *rush) newBuyer() (*buyer, error) {
 		return nil, err
 	}
 	b := &buyer{rush: r, kind: kindFirst, refused: map[string]int64{}, decoder: newDecoder()}
-	b.request, err = load.NewTemplate(orderv1connect.OrderServicePlaceOrderProcedure, "application/proto", r.node.Token(), body,
+	b.request, err = load.NewTemplateFor(r.node.Addr(), orderv1connect.OrderServicePlaceOrderProcedure, "application/proto", r.node.Token(), body,
 		load.Field{Placeholder: requestPlace, Fill: func(dst []byte) { copy(dst, fmt.Sprintf("%s-%010d", b.kind, b.attempt)) }},
 		load.Field{Placeholder: userPlace, Fill: func(dst []byte) { copy(dst, fmt.Sprintf("buyer-%08x", b.crowd.user(b.attempt))) }},
 	)
@@ -291,7 +307,7 @@ func (b *buyer) resolve(ctx context.Context) (answer, error) {
 // ask sends the request once. An error means that its outcome is not known.
 func (b *buyer) ask(ctx context.Context) (answer, error) {
 	if b.conn == nil {
-		conn, err := load.Dial(ctx, b.node.Addr())
+		conn, err := b.dial(ctx)
 		if err != nil {
 			return answer{}, err
 		}

@@ -3,6 +3,7 @@
 package launch
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -78,6 +79,12 @@ func (s *Server) Stop(signal os.Signal) error {
 	}
 }
 
+// Pause stops the process where it is (SIGSTOP), Resume lets it go on (SIGCONT). In between it can be killed, but not ended cleanly.
+func (s *Server) Pause() error { return s.command.Process.Signal(syscall.SIGSTOP) }
+
+// Resume lets a paused process go on.
+func (s *Server) Resume() error { return s.command.Process.Signal(syscall.SIGCONT) }
+
 // Ready asks until the answer is nil. It returns an error when the server ends or takes too long.
 func (s *Server) Ready(ctx context.Context, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWait)
@@ -126,6 +133,44 @@ func Output(ctx context.Context, user *syscall.Credential, name string, argument
 		return "", fmt.Errorf("%s %s: %w: %s%s", filepath.Base(name), strings.Join(arguments, " "), err, &stderr, &stdout)
 	}
 	return strings.TrimSpace(stdout.String()), nil
+}
+
+// lineBytesMax bounds a line for Lines.
+const lineBytesMax = 4 << 20
+
+// Lines runs a command to its end and gives every line that it prints on stdout to take. An error of take ends the command.
+func Lines(ctx context.Context, take func(line []byte) error, name string, arguments ...string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	command := exec.CommandContext(ctx, name, arguments...)
+	var stderr tail
+	command.Stderr = &stderr
+	stdout, err := command.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	failed := func(err error) error {
+		return fmt.Errorf("%s %s: %w: %s", filepath.Base(name), strings.Join(arguments, " "), err, &stderr)
+	}
+	if err := command.Start(); err != nil {
+		return failed(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	lines.Buffer(nil, lineBytesMax)
+	for lines.Scan() {
+		if err = take(lines.Bytes()); err != nil {
+			break
+		}
+	}
+	if err = errors.Join(err, lines.Err()); err != nil {
+		cancel()
+		_ = command.Wait() // It was cut off.
+		return failed(err)
+	}
+	if err := command.Wait(); err != nil {
+		return failed(err)
+	}
+	return nil
 }
 
 // tail keeps the end of what is written to it.

@@ -30,6 +30,8 @@ type Node struct {
 	Lanes        int
 	// PayWithin is how long an order stays open unpaid; 0 means a day, so that none expires while it is looked at.
 	PayWithin time.Duration
+	// Flags are further flags of 'weir dev'.
+	Flags []string
 	// Operator and Trusted are tokens: for everything, and for ordering for any user.
 	Operator, Trusted string
 
@@ -42,7 +44,8 @@ func (n *Node) Begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	command := exec.Command(n.Binary, "dev", "--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)) //nolint:noctx // Stop ends it.
+	arguments := append([]string{"dev", "--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)}, n.Flags...)
+	command := exec.Command(n.Binary, arguments...) //nolint:noctx // Stop ends it.
 	payWithin := n.PayWithin
 	if payWithin == 0 {
 		payWithin = payWithinDefault

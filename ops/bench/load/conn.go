@@ -2,6 +2,7 @@ package load
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -20,6 +21,17 @@ type Conn struct {
 // Dial connects to a server, host:port.
 func Dial(ctx context.Context, addr string) (*Conn, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{conn: conn, buffer: make([]byte, readSize)}, nil
+}
+
+// DialTLS connects to a server over TLS, as HTTP/1.1. Without a ServerName in config, it must be good for the host of addr.
+func DialTLS(ctx context.Context, addr string, config *tls.Config) (*Conn, error) {
+	config = config.Clone()
+	config.NextProtos = []string{"http/1.1"}
+	conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}

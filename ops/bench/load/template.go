@@ -30,10 +30,15 @@ type templateField struct {
 	fill    func([]byte)
 }
 
-// NewTemplate makes a POST to path. Every field's placeholder must stand in the body.
+// NewTemplate makes a POST to path on a server of this machine. Every field's placeholder must stand in the body.
 func NewTemplate(path, contentType, bearer string, body []byte, fields ...Field) (*Template, error) {
+	return NewTemplateFor("127.0.0.1", path, contentType, bearer, body, fields...)
+}
+
+// NewTemplateFor makes a POST to path on the server of that name, with its port unless that is the usual one.
+func NewTemplateFor(host, path, contentType, bearer string, body []byte, fields ...Field) (*Template, error) {
 	var request bytes.Buffer
-	fmt.Fprintf(&request, "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\nContent-Length: %d\r\n", path, contentType, len(body))
+	fmt.Fprintf(&request, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n", path, host, contentType, len(body))
 	if contentType == "application/proto" || contentType == "application/json" {
 		request.WriteString("Connect-Protocol-Version: 1\r\n")
 	}
