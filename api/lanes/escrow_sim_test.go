@@ -82,6 +82,7 @@ type fleetPlant struct {
 type host struct {
 	name    string
 	fs      *vfs.MemFS
+	flushed bool // something is left after a crash
 	store   *projections.Store
 	catalog *Catalog
 	conns   []*eventstore.FaultLog
@@ -301,15 +302,20 @@ func (f *fleet) act() error {
 	case h.lanes == nil:
 		return f.start(h)
 	case dice < 3 && !f.calm:
-		chance := rand.New(rand.NewPCG(f.chance.Uint64(), 0xc4a5)) // As in the simulation of one lane.
-		after := h.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: chance.IntN(101), RNG: chance})
+		after, err := afterCrash(h.fs, h.flushed, f.chance.Uint64())
+		if err != nil {
+			return f.failf("crash: %v", err)
+		}
 		f.stop(h)
 		h.fs = after
 		return nil
 	case dice < 4 && !f.calm:
 		f.stop(h)
-		h.fs = vfs.NewCrashableMem() // The disk is lost; the logs are not.
+		h.fs, h.flushed = vfs.NewCrashableMem(), false // The disk is lost; the logs are not.
 		return nil
+	case dice >= 10 && dice < 16 && !f.calm:
+		h.flushed = true
+		return h.store.Flush()
 	case dice < 10 && !f.calm:
 		return f.open(h, lane) // A takeover, perhaps of what the other host has open.
 	}
@@ -801,6 +807,25 @@ func TestFleetSimulation(t *testing.T) {
 		did.pooled < least.pooled || did.redeemed < least.redeemed || did.cancelled < least.cancelled || did.restocked < least.restocked ||
 		did.filled < least.filled) {
 		t.Errorf("%d seeds did %+v, want at least %+v", seeds, did, least)
+	}
+}
+
+func TestASeedOfAFleetIsReplayedExactly(t *testing.T) {
+	first, seeds := simSeeds(t, simSeedsDefault/20)
+	t.Logf("seeds %d to %d", first, first+seeds-1)
+	for seed := first; seed < first+seeds; seed++ {
+		var ends [2][]eventstore.Position
+		var steps [2]int
+		for i := range ends {
+			f := newFleet(seed, [...]uint32{1, 4, 4, 16}[seed%4], seed%8 >= 4, fleetPlant{})
+			if err := f.run(fleetSteps, fleetCalmMax); err != nil {
+				t.Fatal(err)
+			}
+			ends[i], steps[i] = f.checked, f.step
+		}
+		if !slices.Equal(ends[0], ends[1]) || steps[0] != steps[1] {
+			t.Fatalf("seed %d is replayed otherwise: its logs end at %v after %d steps, then at %v after %d", seed, ends[0], steps[0], ends[1], steps[1])
+		}
 	}
 }
 

@@ -340,24 +340,34 @@ func (m plantedMachine) Due(at time.Time, limit int) []eventstore.Event {
 	return m.Machine.Due(at, limit)
 }
 
-// crash stops a node as a power cut does. What it had flushed is there after it, in the file system's own chance whatever else: that
-// draws as often as there are files, which Pebble makes and deletes in the background.
+// crash stops a node as a power cut does.
 func (s *simulation) crash(n *simNode) error {
-	chance := rand.New(rand.NewPCG(s.chance.Uint64(), 0xc4a5))
+	after, err := afterCrash(n.fs, n.flushed, s.chance.Uint64())
+	if err != nil {
+		return s.failf("crash: %v", err)
+	}
 	if n.flushed {
 		s.did.crashes++
-		root, err := n.fs.OpenDir("/") // Or the file system would forget the directory itself.
-		if err != nil {
-			return s.failf("crash: %v", err)
-		}
-		if err := errors.Join(root.Sync(), root.Close()); err != nil {
-			return s.failf("crash: %v", err)
-		}
 	}
-	after := n.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: chance.IntN(101), RNG: chance})
 	n.close()
 	n.fs = after
 	return nil
+}
+
+// afterCrash returns what a power cut leaves of a store: what was flushed, and of the rest what a chance of its own wants. That draws as
+// often as there are files, which Pebble makes and deletes in the background.
+func afterCrash(fs *vfs.MemFS, flushed bool, seed uint64) (*vfs.MemFS, error) {
+	if flushed { // Or the file system would forget the directory itself.
+		root, err := fs.OpenDir("/")
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(root.Sync(), root.Close()); err != nil {
+			return nil, err
+		}
+	}
+	chance := rand.New(rand.NewPCG(seed, 0xc4a5))
+	return fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: chance.IntN(101), RNG: chance}), nil
 }
 
 func (n *simNode) close() {
