@@ -852,6 +852,10 @@ func simSeeds(t *testing.T, count uint64) (first, seeds uint64) {
 	return number("WEIR_SIM_SEED", uint64(time.Now().UnixNano())), number("WEIR_SIM_SEEDS", count)
 }
 
+// plantedFirst is the seed from which a planted bug is looked for: seeds are replayed exactly, so that it is found or not, and never by
+// luck.
+const plantedFirst = 1
+
 const simSteps = 280
 
 // counts returns what a simulation did.
@@ -999,14 +1003,13 @@ func TestTheSimulationFindsPlantedBugs(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			first, _ := simSeeds(t, 1)
-			for seed := first; seed < first+1000; seed++ {
+			for seed := uint64(plantedFirst); seed < plantedFirst+1000; seed++ {
 				if err := newSimulation(seed, bug).run(simSteps); err != nil {
-					t.Logf("found after %d seeds: %v", seed-first+1, err)
+					t.Logf("found after %d seeds: %v", seed-plantedFirst+1, err)
 					return
 				}
 			}
-			t.Errorf("not found in 1,000 seeds from %d on", first)
+			t.Errorf("not found in 1,000 seeds from %d on", plantedFirst)
 		})
 	}
 }
