@@ -139,7 +139,7 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 	placed.Lines = make([]Line, len(c.Lines))
 	taxed := false
 	var events []Event // Grants of the home lane to itself come before the order that needs them.
-	var moving error
+	var moving *StockMovingError
 	for i := range c.Lines {
 		want := &c.Lines[i]
 		product, known := s.Product(want.SKU)
@@ -165,7 +165,7 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 		case err == nil:
 			events = append(events, covering...)
 		case errors.Is(err, ErrStockMoving):
-			moving = err // Unless another line is sold out.
+			moving = movingFirst(moving, err) // Unless another line is sold out.
 		default:
 			return nil, err
 		}
@@ -177,13 +177,14 @@ func (c *PlaceOrder) decide(s State, at time.Time) ([]Event, error) {
 		case err == nil:
 			events = append(events, covering...)
 		case errors.Is(err, ErrStockMoving):
-			moving = err
+			moving = movingFirst(moving, err)
 		default:
 			return nil, err
 		}
 		discountMinor = discount
 	}
 	if moving != nil {
+		moving.Pledges = placed.pledges(s, moving.SKU)
 		return nil, moving
 	}
 	if taxed || discountMinor != 0 {

@@ -1,6 +1,7 @@
 package domain
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -61,6 +62,8 @@ type AllotStock struct {
 // Deciding it again, or an older one, changes nothing.
 type ReturnStock struct {
 	SKU string
+	// Keep are units that stay, since orders that wait for another SKU are about to take them.
+	Keep int64
 	// After is the newest return that whoever asks knows of: nothing is returned while a later one is on its way.
 	After uint64
 	Least int64
@@ -233,7 +236,7 @@ func (c AllotStock) decide(s State) ([]Event, error) {
 func (c ReturnStock) decide(s State) ([]Event, error) {
 	supply := s.Supply(c.SKU)
 	account := s.Stock(c.SKU)
-	units := min(account.Allotted, max(c.Least, account.Allotted/2))
+	units := min(account.Allotted-c.Keep, max(c.Least, account.Allotted/2))
 	if account.Returned.Number != c.After || units < 1 {
 		return nil, nil // Same command again, or an older one, or nothing is idle.
 	}
@@ -292,6 +295,37 @@ type StockMovingError struct {
 	// Short is how many of them the lane lacks, Taken the newest grant that it has taken, Returned its newest return.
 	Short           int64
 	Taken, Returned uint64
+	// Pledges are what the lane has of the order's other stock keys, as far as they come before this one. While the order waits
+	// they should stay: an order gets its keys in their order, so that no two wait for each other.
+	Pledges []Release
+}
+
+// movingFirst returns the one of two refusals whose stock key comes first. before may be nil.
+// REQUIRES: err is a *StockMovingError.
+func movingFirst(before *StockMovingError, err error) *StockMovingError {
+	var moving *StockMovingError
+	assert(errors.As(err, &moving), "%v does not say which units are moving", err)
+	if before != nil && before.SKU < moving.SKU {
+		return before
+	}
+	return moving
+}
+
+// pledges returns what the lane has of the order's stock keys before one.
+func (e *OrderPlaced) pledges(s State, before string) []Release {
+	var pledges []Release
+	pledge := func(stockKey string, units int64) {
+		if units = min(units, s.Stock(stockKey).Allotted); stockKey < before && units > 0 {
+			pledges = append(pledges, Release{SKU: stockKey, Units: units})
+		}
+	}
+	for i := range e.Lines {
+		pledge(e.stockKey(i), e.Lines[i].Units)
+	}
+	if e.CouponPool != "" {
+		pledge(e.CouponPool, 1)
+	}
+	return pledges
 }
 
 func (e *StockMovingError) Error() string {

@@ -24,6 +24,8 @@ type board struct {
 	moved bool
 	// resubmitting counts the orders by SKU that were woken and not decided yet.
 	resubmitting map[string]int
+	// pledged are the units by SKU that orders which wait for another SKU are about to take.
+	pledged map[string]int64
 	// poke is signalled when there is a note or something has moved.
 	poke chan struct{}
 }
@@ -45,7 +47,7 @@ const skusMax = 1 << 16
 func newBoard(clock eventstore.Clock) *board {
 	return &board{
 		clock: clock, verdicts: map[string]verdict{}, watched: map[string]time.Time{}, notes: map[string]domain.Account{},
-		resubmitting: map[string]int{}, poke: make(chan struct{}, 1),
+		resubmitting: map[string]int{}, pledged: map[string]int64{}, poke: make(chan struct{}, 1),
 	}
 }
 
@@ -130,6 +132,27 @@ func (b *board) resubmits(sku string) bool {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	return b.resubmitting[sku] > 0
+}
+
+// pledge counts units that stay for an order that waits (sign 1), until it was decided again or has left (-1).
+func (b *board) pledge(pledges []domain.Release, sign int64) {
+	if len(pledges) == 0 {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range pledges {
+		if b.pledged[p.SKU] += sign * p.Units; b.pledged[p.SKU] == 0 {
+			delete(b.pledged, p.SKU)
+		}
+	}
+}
+
+// pledgedUnits returns how many units of a SKU are to stay.
+func (b *board) pledgedUnits(sku string) int64 {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.pledged[sku]
 }
 
 // expire forgets what does not count any more, and reports whether anything is left.

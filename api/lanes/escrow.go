@@ -353,7 +353,7 @@ func (e *escrow) recalled(now time.Time, m Message) {
 	} else if d != nil {
 		d.skips = 0
 	}
-	e.submit(task{domain.ReturnStock{SKU: m.SKU, After: m.Number, Least: m.Units}, m.Round})
+	e.submit(task{domain.ReturnStock{SKU: m.SKU, Keep: e.board.pledgedUnits(m.SKU), After: m.Number, Least: m.Units}, m.Round})
 }
 
 // answered notes what a lane said. Once all have, the asks are tried again.
@@ -434,7 +434,9 @@ func (e *escrow) look(now time.Time) {
 // freed sends units of a scarce SKU that came free home; at home, it tells the other lanes that there are some.
 func (e *escrow) freed(now time.Time, sku string, account domain.Account) {
 	if account.Allotted > 0 {
-		e.submit(task{command: domain.ReturnStock{SKU: sku, After: account.Returned.Number, Least: math.MaxInt64}})
+		e.submit(task{command: domain.ReturnStock{
+			SKU: sku, Keep: e.board.pledgedUnits(sku), After: account.Returned.Number, Least: math.MaxInt64,
+		}})
 	}
 	if e.homeOf(sku) != e.lane {
 		return

@@ -16,7 +16,8 @@ import (
 	"github.com/weirhq/weir/projections"
 )
 
-// The simulation of a fleet: two hosts, many lanes, each lane owned by the host that opened it last, buyers at every lane.
+// The simulation of a fleet: two hosts, many lanes, each lane owned by the host that opened it last, buyers at every lane who want one
+// product or two, at a campaign, with a coupon; orders that are paid, shipped, cancelled all the same, sent back and sold again.
 // Hosts crash and lose disks, lanes are taken over, connections to the logs are bad, messages between escrows are lost,
 // repeated and overtake each other. One goroutine, all chance from one seed, as in the simulation of one lane.
 //
@@ -41,15 +42,32 @@ type fleet struct {
 
 	messages []Message
 	buyers   []*buyer
-	orders   []domain.Order
+	placed   []domain.OrderID
+	orders   map[domain.OrderID]domain.Order // folded
 	requests int
 
 	checked  []eventstore.Position
-	accounts map[string]map[uint32]domain.Account
-	cameFree map[string]time.Time // when units of a SKU last came in or came free
-	soldOut  int
-	placed   int
-	woken    int
+	accounts map[string]map[uint32]domain.Account // by stock key
+	cameFree map[string]time.Time                 // when units of a stock key last came in or came free
+	facts    []func(*Catalog)                     // campaigns and coupons, as every host comes to know them
+	did      fleetCounts
+}
+
+// fleetCounts count what a fleet did, so that one that does nothing is noticed.
+type fleetCounts struct {
+	orders    int
+	soldOut   int
+	woken     int
+	pooled    int // orders at a campaign
+	redeemed  int // orders with a coupon that counts its redemptions
+	cancelled int // after their money was taken
+	restocked int // returns of which units are sold again
+	filled    int // units moved between a product and its campaign
+}
+
+func (c *fleetCounts) add(o fleetCounts) {
+	c.orders, c.soldOut, c.woken, c.pooled = c.orders+o.orders, c.soldOut+o.soldOut, c.woken+o.woken, c.pooled+o.pooled
+	c.redeemed, c.cancelled, c.restocked, c.filled = c.redeemed+o.redeemed, c.cancelled+o.cancelled, c.restocked+o.restocked, c.filled+o.filled
 }
 
 // A fleetPlant is a bug put in on purpose.
@@ -62,12 +80,14 @@ type fleetPlant struct {
 
 // A host is one process.
 type host struct {
-	name  string
-	fs    *vfs.MemFS
-	store *projections.Store
-	conns []*eventstore.FaultLog
-	lanes []*hostLane // nil when it is down
-	heard []func()    // what escrows must hear after this step
+	name    string
+	fs      *vfs.MemFS
+	flushed bool // something is left after a crash
+	store   *projections.Store
+	catalog *Catalog
+	conns   []*eventstore.FaultLog
+	lanes   []*hostLane // nil when it is down
+	heard   []func()    // what escrows must hear after this step
 }
 
 type hostLane struct {
@@ -78,16 +98,33 @@ type hostLane struct {
 	waiting []eventstore.Ask[Request, Outcome]
 }
 
-// A buyer wants units and asks until it has them, or is told that there are none.
+// A buyer wants units and asks until it has them, or is told that there are none. The keeper of the shop asks in the same way for units
+// of a product to sell at its campaign.
 type buyer struct {
 	user    string
 	lane    uint32
-	sku     string
-	units   int64
+	sku     string // that it wants, perhaps among others
+	want    domain.PlaceOrder
+	keeper  bool
 	request Request
 	since   time.Time // of this attempt; zero when none is under way
 	waits   time.Time // until when it waits for units, zero when it does not
+	letGo   func()    // takes back what it pledges while it waits
+	refusal error     // the newest
 	done    bool
+}
+
+// cut ends what is under way: connections are cut, and who asked asks again.
+func (b *buyer) cut() {
+	b.since, b.waits = time.Time{}, time.Time{}
+	b.unpledge()
+}
+
+func (b *buyer) unpledge() {
+	if b.letGo != nil {
+		b.letGo()
+		b.letGo = nil
+	}
 }
 
 // fleetStep is how long a step takes with one lane. More lanes take steps in the same time.
@@ -100,6 +137,7 @@ func newFleet(seed uint64, lanes uint32, sale bool, plant fleetPlant) *fleet {
 	f := &fleet{
 		seed: seed, chance: rand.New(rand.NewPCG(seed, 0xf1ee7)), plant: plant, sale: sale, receiveMax: 30,
 		owners: make([]*host, lanes), accounts: map[string]map[uint32]domain.Account{}, cameFree: map[string]time.Time{},
+		orders: map[domain.OrderID]domain.Order{},
 	}
 	harsh := f.chance.Float64()
 	rate := func(most float64) float64 { return f.chance.Float64() * harsh * most }
@@ -121,11 +159,44 @@ func newFleet(seed uint64, lanes uint32, sale bool, plant fleetPlant) *fleet {
 	skus := 1 + f.chance.IntN(2)
 	for i := range max(int(lanes), 6) {
 		lane := uint32(i) % lanes
-		f.buyers = append(f.buyers, &buyer{
-			user: f.userOf(lane, i), lane: lane, sku: fmt.Sprintf("sku-%d", f.chance.IntN(skus)), units: 1 + f.chance.Int64N(3),
-		})
+		b := &buyer{user: f.userOf(lane, i), lane: lane, sku: fmt.Sprintf("sku-%d", f.chance.IntN(skus))}
+		f.wish(b)
+		f.buyers = append(f.buyers, b)
+	}
+	for i := range 2 {
+		if sku := fmt.Sprintf("sku-%d", i); !sale {
+			f.buyers = append(f.buyers, &buyer{user: "operator", lane: homeLane(f.topology(), sku), sku: sku, keeper: true, done: true})
+		}
 	}
 	return f
+}
+
+// wish lets a buyer want something new.
+func (f *fleet) wish(b *buyer) {
+	b.request = Request{}
+	b.want = domain.PlaceOrder{UserID: b.user, Lines: []domain.LineRequest{{SKU: b.sku, Units: 1 + f.chance.Int64N(3)}}}
+	if f.sale {
+		return
+	}
+	switch f.chance.IntN(4) {
+	case 0: // The other product too, in either order.
+		b.want.Lines = append(b.want.Lines, domain.LineRequest{SKU: otherSKU(b.sku), Units: 1})
+		if f.chance.IntN(2) == 0 {
+			slices.Reverse(b.want.Lines)
+		}
+	case 1:
+		b.want.CampaignID = "flash"
+	}
+	if f.chance.IntN(3) == 0 {
+		b.want.CouponCode = "TEN"
+	}
+}
+
+func otherSKU(sku string) string {
+	if sku == "sku-0" {
+		return "sku-1"
+	}
+	return "sku-0"
 }
 
 // userOf finds a user of a lane.
@@ -173,6 +244,12 @@ func (f *fleet) run(steps, calmMax int) (err error) {
 				hear := h.heard[0]
 				h.heard = h.heard[1:]
 				hear()
+			}
+		}
+		for _, b := range f.buyers {
+			if !b.waits.IsZero() && f.now().After(b.waits) {
+				b.waits = time.Time{}
+				b.unpledge()
 			}
 		}
 		if err := f.check(); err != nil {
@@ -225,14 +302,20 @@ func (f *fleet) act() error {
 	case h.lanes == nil:
 		return f.start(h)
 	case dice < 3 && !f.calm:
-		after := h.fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: f.chance.IntN(101), RNG: f.chance})
+		after, err := afterCrash(h.fs, h.flushed, f.chance.Uint64())
+		if err != nil {
+			return f.failf("crash: %v", err)
+		}
 		f.stop(h)
 		h.fs = after
 		return nil
 	case dice < 4 && !f.calm:
 		f.stop(h)
-		h.fs = vfs.NewCrashableMem() // The disk is lost; the logs are not.
+		h.fs, h.flushed = vfs.NewCrashableMem(), false // The disk is lost; the logs are not.
 		return nil
+	case dice >= 10 && dice < 16 && !f.calm:
+		h.flushed = true
+		return h.store.Flush()
 	case dice < 10 && !f.calm:
 		return f.open(h, lane) // A takeover, perhaps of what the other host has open.
 	}
@@ -275,10 +358,16 @@ func (f *fleet) start(h *host) error {
 	}
 	h.store = store
 	catalog := NewCatalog()
+	h.catalog = catalog
 	for i := range 2 {
 		sku := fmt.Sprintf("sku-%d", i)
 		catalog.put(CatalogEntry{Product: domain.Product{SKU: sku, Title: sku, Price: domain.Money{Currency: "EUR", Minor: 100}}})
 	}
+	defer func() {
+		for _, put := range f.facts {
+			put(catalog)
+		}
+	}()
 	payWithin := time.Second
 	if f.sale {
 		payWithin = time.Hour
@@ -346,8 +435,8 @@ func (f *fleet) stop(h *host) {
 			f.owners[lane] = nil
 		}
 	}
-	for _, b := range f.buyers { // Connections are cut; who asked asks again.
-		b.since, b.waits = time.Time{}, time.Time{}
+	for _, b := range f.buyers {
+		b.cut()
 	}
 }
 
@@ -415,10 +504,15 @@ func (f *fleet) shop(h *host, lane uint32) error {
 		f.command(h, l, catalogRequest(sku, f.requestID(), domain.ReceiveStock{SKU: sku, Units: 1 + f.chance.Int64N(f.receiveMax)}))
 	case lane == home && dice == 1:
 		f.command(h, l, catalogRequest(sku, f.requestID(), domain.PreheatStock{SKU: sku, UnitsPerLane: f.chance.Int64N(2)}))
-	case dice == 2 && len(f.orders) > 0 && !f.calm && !f.sale:
-		order := f.orders[f.chance.IntN(len(f.orders))]
-		if f.topology().LaneOf(order.ID.Partition()) == lane {
-			f.command(h, l, cancelOrder(order, f.requestID()))
+	case lane == homeLane(f.topology(), "TEN") && dice == 2 && !f.calm && !f.sale:
+		f.command(h, l, couponRequest("TEN", f.requestID(), domain.CouponTerms{
+			Kind: domain.CouponPercentage, RateBps: 100, UserUsesMax: f.chance.Int64N(9), UsesMax: 1 + f.chance.Int64N(20),
+		}))
+	case dice >= 3 && dice < 9 && !f.calm && !f.sale:
+		for _, id := range f.placed {
+			if f.topology().LaneOf(id.Partition()) == lane && f.chance.IntN(3) == 0 {
+				f.live(h, l, f.orders[id])
+			}
 		}
 	default:
 		for _, b := range f.buyers {
@@ -428,6 +522,28 @@ func (f *fleet) shop(h *host, lane uint32) error {
 		}
 	}
 	return nil
+}
+
+// live takes an order a step further, unless it is over.
+func (f *fleet) live(h *host, l *hostLane, order domain.Order) {
+	units := []domain.LineRequest{{SKU: order.Lines[0].SKU, Units: 1}}
+	switch {
+	case order.Ending != domain.EndingNone || order.Fulfilment == domain.FulfilmentReturned:
+	case f.chance.IntN(8) == 0:
+		f.command(h, l, cancelOrder(order, f.requestID()))
+	case order.Payment == domain.PayNone:
+		f.command(h, l, pay(order, f.requestID()))
+	case order.Payment == domain.PayPending:
+		f.command(h, l, result(order, len(order.Payments), domain.ResultCaptured))
+	case len(order.Returns) > 0 && order.Returns[len(order.Returns)-1].ReceivedAt.IsZero():
+		f.command(h, l, ofOrder(order, f.requestID(), domain.ReceiveReturn{
+			OrderID: order.ID, ReturnID: order.Returns[len(order.Returns)-1].ID, Restock: units,
+		}))
+	case len(order.Shipments) > 0:
+		f.command(h, l, ofOrder(order, f.requestID(), domain.RequestReturn{OrderID: order.ID, Lines: units}))
+	default:
+		f.command(h, l, ofOrder(order, f.requestID(), domain.ShipItems{OrderID: order.ID}))
+	}
 }
 
 func (f *fleet) requestID() string {
@@ -444,7 +560,13 @@ func (f *fleet) command(_ *host, l *hostLane, request Request) {
 func (f *fleet) buy(h *host, l *hostLane, b *buyer) {
 	if b.since.IsZero() && b.done && !f.calm {
 		b.done = false // There may be more by now.
-		b.units = 1 + f.chance.Int64N(3)
+		f.wish(b)
+		if b.keeper {
+			b.request = catalogRequest(b.sku, f.requestID(), domain.PutCampaign{
+				CampaignID: "flash", SKU: b.sku, Price: euros5, OpensAt: start, ClosesAt: start.Add(time.Hour),
+				Units: f.chance.Int64N(12), UserUnitsMax: f.chance.Int64N(20),
+			})
+		}
 	}
 	if b.done || f.now().Before(b.waits) || (!b.since.IsZero() && f.now().Sub(b.since) < time.Second) || f.accounts[b.sku][homeLane(f.topology(), b.sku)].Received == 0 {
 		return
@@ -455,7 +577,9 @@ func (f *fleet) buy(h *host, l *hostLane, b *buyer) {
 // submit submits a buyer's order; decided is called when it is, unless the host stops.
 func (f *fleet) submit(h *host, l *hostLane, b *buyer, decided func()) {
 	if b.request.Command == nil {
-		b.request = place(b.user, f.requestID(), b.sku, b.units)
+		b.request = Request{
+			UserID: b.user, RequestID: f.requestID(), Fingerprint: fingerprint(b.want), Partition: eventstore.PartitionOf(b.user), Command: b.want,
+		}
 	}
 	since := f.now()
 	b.since = since
@@ -465,56 +589,94 @@ func (f *fleet) submit(h *host, l *hostLane, b *buyer, decided func()) {
 			return // The connection was cut.
 		}
 		b.since = time.Time{}
+		b.unpledge()
+		b.refusal = outcome.Refusal
 		var moving *domain.StockMovingError
 		switch {
 		case err != nil:
-		case outcome.Refusal == nil:
-			f.orders = append(f.orders, outcome.Reply.Order)
-			b.request = Request{}
-			b.done = f.calm && !f.sale
-			f.placed++
-		case errors.Is(outcome.Refusal, domain.ErrOutOfStock):
-			f.refused(b, since)
-			b.request = Request{}
-			b.units--
-			b.done = b.units == 0
 		case errors.As(outcome.Refusal, &moving):
-			until := f.now().Add(StockWaitDefault)
-			b.waits = until
-			h.heard = append(h.heard, func() {
-				if !l.escrow.await(f.now(), moving, &waiter{
-					short: moving.Short,
-					wake: func() {
-						if b.waits.Equal(until) {
-							b.waits = time.Time{}
-							f.woken++
-							l.board.resubmit(b.sku, 1)
-							h.heard = append(h.heard, func() { f.submit(h, l, b, func() { l.board.resubmit(b.sku, -1) }) })
-						}
-					},
-					left: func() bool { return !b.waits.Equal(until) || f.now().After(until) },
-				}) {
-					b.waits = time.Time{}
-				}
-			})
+			f.wait(h, l, b, moving)
+		case b.keeper:
+			b.done = true
+		case outcome.Refusal == nil:
+			f.did.orders++
+			f.wish(b)
+			b.done = f.calm && !f.sale
 		default:
-			panic(fmt.Sprintf("%s is refused: %v", b.user, outcome.Refusal))
+			f.refused(b, since, outcome.Refusal)
 		}
 	}})
 }
 
-// refused checks that OUT_OF_STOCK is true: nothing came in or came free since a while before the buyer asked, so what there is
-// now is at most what there was when it was decided.
-func (f *fleet) refused(b *buyer, asked time.Time) {
-	f.soldOut++
+// wait lets a buyer wait for units that are moving, as a Set does.
+func (f *fleet) wait(h *host, l *hostLane, b *buyer, moving *domain.StockMovingError) {
+	until := f.now().Add(StockWaitDefault)
+	b.waits = until
+	l.board.pledge(moving.Pledges, 1)
+	b.letGo = func() { l.board.pledge(moving.Pledges, -1) }
+	h.heard = append(h.heard, func() {
+		if !l.escrow.await(f.now(), moving, &waiter{
+			short: moving.Short,
+			wake: func() {
+				if b.waits.Equal(until) {
+					b.waits = time.Time{}
+					f.did.woken++
+					l.board.resubmit(moving.SKU, 1)
+					h.heard = append(h.heard, func() { f.submit(h, l, b, func() { l.board.resubmit(moving.SKU, -1) }) })
+				}
+			},
+			left: func() bool { return !b.waits.Equal(until) || f.now().After(until) },
+		}) {
+			b.waits = time.Time{}
+			b.unpledge()
+		}
+	})
+}
+
+// refused checks that OUT_OF_STOCK is true, also of a coupon's redemptions: nothing came in or came free since a while before the buyer
+// asked, so what there is now is at most what there was when it was decided. The buyer wants less.
+func (f *fleet) refused(b *buyer, asked time.Time, refusal error) {
+	b.request = Request{}
+	var out *domain.OutOfStockError
+	var coupon *domain.CouponLimitError
+	switch {
+	case errors.As(refusal, &coupon):
+		b.want.CouponCode = ""
+		if coupon.Scope == domain.CouponLimitTotal {
+			f.soldOut(b, asked, domain.CouponPool("TEN"), 1)
+		}
+	case errors.Is(refusal, domain.ErrCouponInvalid):
+		b.want.CouponCode = ""
+	case errors.Is(refusal, domain.ErrCampaignNotFound), errors.Is(refusal, domain.ErrCampaignLimit):
+		b.want.CampaignID = ""
+	case errors.As(refusal, &out):
+		f.soldOut(b, asked, out.SKU, out.Want)
+		b.want.Lines = slices.Clone(b.want.Lines)
+		for i := range b.want.Lines {
+			if line := &b.want.Lines[i]; line.SKU == domain.HomeKey(out.SKU) {
+				if line.Units--; line.Units == 0 {
+					b.want.Lines = slices.Delete(b.want.Lines, i, i+1)
+				}
+				break
+			}
+		}
+		b.done = len(b.want.Lines) == 0
+	default:
+		panic(fmt.Sprintf("%s is refused: %v", b.user, refusal))
+	}
+}
+
+// soldOut checks that no more units can be had than a buyer was told.
+func (f *fleet) soldOut(b *buyer, asked time.Time, stockKey string, want int64) {
+	f.did.soldOut++
 	if err := f.check(); err != nil { // The answer may come with the commit that took the last units.
 		panic(err.Error())
 	}
-	if f.cameFree[b.sku].After(asked.Add(-2 * fleetVerdictFor)) {
+	if f.cameFree[stockKey].After(asked.Add(-2 * fleetVerdictFor)) {
 		return
 	}
-	if l := domain.Sum(f.accounts[b.sku]); l.Central+l.InTransit+l.Allotted >= b.units {
-		panic(fmt.Sprintf("%s is told that %d units of %s are sold out, but %+v", b.user, b.units, b.sku, l))
+	if l := domain.Sum(f.accounts[stockKey]); l.Central+l.InTransit+l.Allotted >= want {
+		panic(fmt.Sprintf("%s is told that %d units of %s are sold out, but %+v", b.user, want, stockKey, l))
 	}
 }
 
@@ -549,6 +711,9 @@ func (f *fleet) fold(commit *eventstore.Commit, envelope *eventstore.Event) erro
 	if err != nil {
 		return f.failf("decode: %v", err)
 	}
+	if moved, ok := event.(domain.PoolFilled); ok {
+		f.did.filled += int(moved.Units)
+	}
 	for sku := range domain.SKUs(event) {
 		accounts := f.accounts[sku]
 		if accounts == nil {
@@ -560,11 +725,57 @@ func (f *fleet) fold(commit *eventstore.Commit, envelope *eventstore.Event) erro
 			return f.failf("after commit %d of lane %d, %s: %v", commit.Number, commit.Lane, sku, err)
 		}
 		switch event.(type) {
-		case domain.StockReceived, domain.OrderCancelled, domain.OrderExpired:
+		case domain.StockReceived, domain.OrderCancelled, domain.OrderExpired, domain.ReturnReceived, domain.PoolFilled, domain.PoolDrained:
 			f.cameFree[sku] = f.now()
 		}
 	}
+	if id, ok := domain.OrderOf(event); ok {
+		f.count(event, f.orders[id])
+		f.orders[id] = f.orders[id].Evolve(event, commit.Time)
+	}
+	if put, ok := event.(domain.CampaignPut); ok {
+		f.know(func(c *Catalog) {
+			c.putCampaign(CampaignEntry{Campaign: domain.Campaign{}.Evolve(put, commit.Time), Commit: commit.Number})
+		})
+	}
+	if put, ok := event.(domain.CouponPut); ok {
+		f.know(func(c *Catalog) {
+			c.putCoupon(CouponEntry{Coupon: domain.Coupon{}.Evolve(put, commit.Time), Commit: commit.Number})
+		})
+	}
 	return nil
+}
+
+// know tells every host of a campaign or a coupon: what it does not own the home lane of, it would learn late otherwise.
+func (f *fleet) know(put func(*Catalog)) {
+	f.facts = append(f.facts, put)
+	for _, h := range f.hosts {
+		if h.catalog != nil {
+			put(h.catalog)
+		}
+	}
+}
+
+// count counts what an event did to an order.
+func (f *fleet) count(event domain.Event, before domain.Order) {
+	switch event := event.(type) {
+	case domain.OrderPlaced:
+		f.placed = append(f.placed, event.OrderID)
+		if event.Pool != "" {
+			f.did.pooled++
+		}
+		if event.CouponPool != "" {
+			f.did.redeemed++
+		}
+	case domain.OrderCancelled:
+		if before.Payment == domain.PayCaptured {
+			f.did.cancelled++
+		}
+	case domain.ReturnReceived:
+		if len(event.Restocked) > 0 {
+			f.did.restocked++
+		}
+	}
 }
 
 const (
@@ -573,22 +784,48 @@ const (
 	fleetCalmMax = 30_000
 )
 
+// fleetCountsLeast is the least that hundred seeds do of everything: see simCountsLeast.
+var fleetCountsLeast = fleetCounts{
+	orders: 500, soldOut: 2000, woken: 500, pooled: 50, redeemed: 60, cancelled: 15, restocked: 90, filled: 350,
+}
+
 func TestFleetSimulation(t *testing.T) {
 	first, seeds := simSeeds(t, simSeedsDefault/10)
 	t.Logf("seeds %d to %d", first, first+seeds-1)
 	began := time.Now()
-	placed, soldOut, woken := 0, 0, 0
+	var did fleetCounts
 	for seed := first; seed < first+seeds; seed++ {
 		lanes := [...]uint32{1, 4, 4, 16}[seed%4]
 		f := newFleet(seed, lanes, seed%8 >= 4, fleetPlant{})
 		if err := f.run(fleetSteps, fleetCalmMax); err != nil {
 			t.Fatalf("%v\nreplay: WEIR_SIM_SEED=%d WEIR_SIM_SEEDS=1 go test ./api/lanes -run 'TestFleetSimulation$'", err, seed)
 		}
-		placed, soldOut, woken = placed+f.placed, soldOut+f.soldOut, woken+f.woken
+		did.add(f.did)
 	}
-	t.Logf("%d seeds in %s: %d orders, %d times sold out, %d orders woken", seeds, time.Since(began).Round(time.Millisecond), placed, soldOut, woken)
-	if seeds > 50 && (placed == 0 || soldOut == 0 || woken == 0) {
-		t.Errorf("the simulation does nothing: %d orders, %d times sold out, %d woken", placed, soldOut, woken)
+	t.Logf("%d seeds in %s: %+v", seeds, time.Since(began).Round(time.Millisecond), did)
+	if least := fleetCountsLeast; seeds >= 100 && (did.orders < least.orders || did.soldOut < least.soldOut || did.woken < least.woken ||
+		did.pooled < least.pooled || did.redeemed < least.redeemed || did.cancelled < least.cancelled || did.restocked < least.restocked ||
+		did.filled < least.filled) {
+		t.Errorf("%d seeds did %+v, want at least %+v", seeds, did, least)
+	}
+}
+
+func TestASeedOfAFleetIsReplayedExactly(t *testing.T) {
+	first, seeds := simSeeds(t, simSeedsDefault/20)
+	t.Logf("seeds %d to %d", first, first+seeds-1)
+	for seed := first; seed < first+seeds; seed++ {
+		var ends [2][]eventstore.Position
+		var steps [2]int
+		for i := range ends {
+			f := newFleet(seed, [...]uint32{1, 4, 4, 16}[seed%4], seed%8 >= 4, fleetPlant{})
+			if err := f.run(fleetSteps, fleetCalmMax); err != nil {
+				t.Fatal(err)
+			}
+			ends[i], steps[i] = f.checked, f.step
+		}
+		if !slices.Equal(ends[0], ends[1]) || steps[0] != steps[1] {
+			t.Fatalf("seed %d is replayed otherwise: its logs end at %v after %d steps, then at %v after %d", seed, ends[0], steps[0], ends[1], steps[1])
+		}
 	}
 }
 
@@ -655,14 +892,13 @@ func TestTheFleetSimulationFindsPlantedBugs(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			first, _ := simSeeds(t, 1)
-			for seed := first; seed < first+300; seed++ {
+			for seed := uint64(plantedFirst); seed < plantedFirst+3000; seed++ {
 				if err := newFleet(seed, 4, seed%2 == 0, bug).run(fleetSteps, fleetCalmMax/5); err != nil {
-					t.Logf("found after %d seeds: %v", seed-first+1, err)
+					t.Logf("found after %d seeds: %v", seed-plantedFirst+1, err)
 					return
 				}
 			}
-			t.Errorf("not found in 300 seeds from %d on", first)
+			t.Errorf("not found in 3,000 seeds from %d on", plantedFirst)
 		})
 	}
 }

@@ -3,4 +3,4 @@
 package lanes
 
 // simSeedsDefault is small under the race detector, which has nothing to find in one goroutine and is slow.
-const simSeedsDefault = 100
+const simSeedsDefault = 60

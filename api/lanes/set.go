@@ -169,9 +169,17 @@ func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 func (s *Set) submitAgain(ctx context.Context, lane uint32, request Request, moving *domain.StockMovingError) (Reply, error) {
 	bounded, cancel := context.WithTimeout(ctx, s.options.StockWait)
 	defer cancel()
-	for s.agents[lane].await(bounded, moving) {
+	a := s.agents[lane]
+	for {
+		waitsFor, pledges := moving.SKU, moving.Pledges
+		a.board.pledge(pledges, 1)
+		if !a.await(bounded, moving) {
+			a.board.pledge(pledges, -1)
+			break
+		}
 		reply, err := s.submitTo(ctx, lane, request)
-		s.agents[lane].board.resubmit(moving.SKU, -1)
+		a.board.resubmit(waitsFor, -1)
+		a.board.pledge(pledges, -1)
 		if !errors.As(err, &moving) {
 			return reply, err
 		}

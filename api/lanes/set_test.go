@@ -484,6 +484,34 @@ func TestAnOrderWhoseUnitsDoNotComeInTimeIsToldToComeAgain(t *testing.T) {
 	n.must(t, request)
 }
 
+func TestWhatAnOrderKeepsWhileItWaitsIsFreeOnceItHasLeft(t *testing.T) {
+	n := startNode(t, 4)
+	n.close(t)
+	n.transport, n.stockWait = nowhere{}, 30*time.Millisecond
+	n.start(t)
+	n.stock(t, "tea", 10)
+	kept := "cup-0" // A product before tea, and of another lane.
+	for i := 1; homeLane(n.options.Topology, kept) == homeLane(n.options.Topology, "tea"); i++ {
+		kept = fmt.Sprint("cup-", i)
+	}
+	n.stock(t, kept, 3)
+	home := homeLane(n.options.Topology, kept)
+	user := n.userIn(home, "ann")
+	n.must(t, cancelOrder(n.must(t, place(user, "r1", kept, 3)).Order, "r2")) // Now they are idle in the lane.
+	request := place(user, "r3", "tea", 1)
+	command := request.Command.(domain.PlaceOrder)
+	command.Lines = append(command.Lines, domain.LineRequest{SKU: kept, Units: 2})
+	request.Command = command
+	var moving *domain.StockMovingError
+	_, err := n.Submit(t.Context(), request)
+	if want := []domain.Release{{SKU: kept, Units: 2}}; !errors.As(err, &moving) || !slices.Equal(moving.Pledges, want) {
+		t.Fatalf("got %v with pledges %v, want it to wait for tea and to keep %v", err, moving.Pledges, want)
+	}
+	if got := n.agents[home].board.pledgedUnits(kept); got != 0 {
+		t.Errorf("%d units are still pledged", got)
+	}
+}
+
 func TestGrantsThatWereOnTheirWayAtAStopArriveAfterTheNextStart(t *testing.T) {
 	n := startNode(t, 4)
 	n.close(t)
