@@ -13,6 +13,6 @@ func TestAttacksAreRefusedAndWriteNothing(t *testing.T) {
 	n := serve(t, func(o *api.Options) { o.Limits = limits })
 	attacktest.Run(t, attacktest.Target{
 		URL: n.url, Key: n.key, Head: n.head, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
-		StreamsPerConnectionMax: 250, Payments: true, Logs: n.logs.String,
+		StreamsPerConnectionMax: 250, Logs: n.logs.String,
 	})
 }

@@ -138,15 +138,26 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		}
 		return entry.reply, nil
 	}
+	if request.Refusal != nil {
+		return lanes.Reply{}, request.Refusal
+	}
 	events, err := domain.Decide(n, command, n.now)
 	if err != nil {
 		return lanes.Reply{}, err
+	}
+	if len(events) == 0 && request.RequestID != "" {
+		if answered, remembered := domain.Answered(n, command); remembered {
+			events = append(events, answered)
+		}
 	}
 	if len(events) > 0 {
 		n.commit++
 	}
 	reply := lanes.Reply{Commit: n.commit, At: n.now}
-	for _, event := range events {
+	for i, event := range events {
+		if i == 0 {
+			reply.PartID = domain.PartOf(event)
+		}
 		if id, ok := domain.OrderOf(event); ok {
 			order, _ := n.Order(id)
 			n.orders[id] = append(n.orders[id], version{order.Evolve(event, n.now), n.commit})
@@ -200,7 +211,7 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		newest := versions[len(versions)-1]
 		reply.Order, reply.OrderCommit, reply.Commit = newest.order, newest.commit, newest.commit
 	}
-	if request.RequestID != "" && len(events) > 0 {
+	if request.RequestID != "" {
 		n.ledger[key] = ledgerEntry{request.Fingerprint, reply}
 	}
 	n.now = n.now.Add(time.Millisecond)

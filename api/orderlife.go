@@ -49,32 +49,44 @@ type orderChange interface {
 	GetOrderId() string
 }
 
+// A changedOrder is what the reply to such a request says.
+type changedOrder struct {
+	order    *orderv1.Order
+	revision *typev1.Revision
+	// partID is what of the order the request made, or was about.
+	partID string
+}
+
 // changeOrder takes a request to change an order: it checks it, submits the command that compose makes of it in the name of
 // the caller, and returns the order after it. Its errors are those of an RPC.
 func (h *Handler) changeOrder(
 	ctx context.Context, procedure string, request orderChange,
 	compose func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error),
-) (*orderv1.Order, *typev1.Revision, error) {
-	order, revision, err := h.submitChange(ctx, request, compose)
+) (changedOrder, error) {
+	changed, err := h.submitChange(ctx, request, func(id domain.OrderID, change *lanes.Request) (err error) {
+		change.Command, change.Fingerprint, err = compose(id, change.UserID)
+		return err
+	})
 	if err != nil {
-		return nil, nil, h.fail(ctx, procedure, err)
+		return changedOrder{}, h.fail(ctx, procedure, err)
 	}
-	return order, revision, nil
+	return changed, nil
 }
 
+// submitChange is changeOrder with its own errors; compose completes the lane's request.
 func (h *Handler) submitChange(
-	ctx context.Context, request orderChange, compose func(domain.OrderID, string) (domain.Command, lanes.Fingerprint, error),
-) (*orderv1.Order, *typev1.Revision, error) {
+	ctx context.Context, request orderChange, compose func(domain.OrderID, *lanes.Request) error,
+) (changedOrder, error) {
 	id, change, err := h.changeRequest(ctx, request)
 	if err != nil {
-		return nil, nil, err
+		return changedOrder{}, err
 	}
-	if change.Command, change.Fingerprint, err = compose(id, change.UserID); err != nil {
-		return nil, nil, err
+	if err := compose(id, &change); err != nil {
+		return changedOrder{}, err
 	}
 	reply, err := h.commands.Submit(ctx, change)
 	if err != nil {
-		return nil, nil, err
+		return changedOrder{}, err
 	}
 	return h.changedOrder(ctx, &reply)
 }
@@ -99,16 +111,16 @@ func (h *Handler) changeRequest(ctx context.Context, request orderChange) (domai
 }
 
 // changedOrder returns the order after a change, as its caller may see it.
-func (h *Handler) changedOrder(ctx context.Context, reply *lanes.Reply) (*orderv1.Order, *typev1.Revision, error) {
+func (h *Handler) changedOrder(ctx context.Context, reply *lanes.Reply) (changedOrder, error) {
 	person, err := h.openPersonal(ctx, &reply.Order)
 	if err != nil {
-		return nil, nil, err
+		return changedOrder{}, err
 	}
 	order := newOrder(&reply.Order, reply.Lane, reply.OrderCommit, &person)
 	if err := h.addMerchantNotes(ctx, order, &reply.Order); err != nil {
-		return nil, nil, err
+		return changedOrder{}, err
 	}
-	return order, revisionOf(*reply, order), nil
+	return changedOrder{order: order, revision: revisionOf(*reply, order), partID: reply.PartID}, nil
 }
 
 // linesOf reads the items of a field; which of two lines of one SKU was meant, nobody can say.
@@ -127,7 +139,7 @@ func linesOf(field string, items []*orderv1.ItemRequest) ([]domain.LineRequest, 
 
 // ShipItems implements orderv1connect.OrderServiceHandler.
 func (s orderService) ShipItems(ctx context.Context, request *orderv1.ShipItemsRequest) (*orderv1.ShipItemsResponse, error) {
-	order, revision, err := s.changeOrder(ctx, orderv1connect.OrderServiceShipItemsProcedure, request,
+	changed, err := s.changeOrder(ctx, orderv1connect.OrderServiceShipItemsProcedure, request,
 		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
 			lines, err := linesOf("items", request.Items)
 			command := domain.ShipItems{OrderID: id, Lines: lines, Carrier: request.Carrier, Tracking: request.Tracking, By: by}
@@ -136,12 +148,12 @@ func (s orderService) ShipItems(ctx context.Context, request *orderv1.ShipItemsR
 	if err != nil {
 		return nil, err
 	}
-	return &orderv1.ShipItemsResponse{Order: order, Revision: revision}, nil
+	return &orderv1.ShipItemsResponse{Order: changed.order, Revision: changed.revision, ShipmentId: changed.partID}, nil
 }
 
 // ConfirmDelivery implements orderv1connect.OrderServiceHandler.
 func (s orderService) ConfirmDelivery(ctx context.Context, request *orderv1.ConfirmDeliveryRequest) (*orderv1.ConfirmDeliveryResponse, error) {
-	order, revision, err := s.changeOrder(ctx, orderv1connect.OrderServiceConfirmDeliveryProcedure, request,
+	changed, err := s.changeOrder(ctx, orderv1connect.OrderServiceConfirmDeliveryProcedure, request,
 		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
 			command := domain.ConfirmDelivery{OrderID: id, ShipmentID: request.ShipmentId, By: by}
 			return command, fingerprintConfirmDelivery(id, request), nil
@@ -149,12 +161,12 @@ func (s orderService) ConfirmDelivery(ctx context.Context, request *orderv1.Conf
 	if err != nil {
 		return nil, err
 	}
-	return &orderv1.ConfirmDeliveryResponse{Order: order, Revision: revision}, nil
+	return &orderv1.ConfirmDeliveryResponse{Order: changed.order, Revision: changed.revision}, nil
 }
 
 // RequestReturn implements orderv1connect.OrderServiceHandler.
 func (s orderService) RequestReturn(ctx context.Context, request *orderv1.RequestReturnRequest) (*orderv1.RequestReturnResponse, error) {
-	order, revision, err := s.changeOrder(ctx, orderv1connect.OrderServiceRequestReturnProcedure, request,
+	changed, err := s.changeOrder(ctx, orderv1connect.OrderServiceRequestReturnProcedure, request,
 		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
 			lines, err := linesOf("items", request.Items)
 			command := domain.RequestReturn{OrderID: id, Lines: lines, Reason: request.Reason, By: by}
@@ -163,12 +175,12 @@ func (s orderService) RequestReturn(ctx context.Context, request *orderv1.Reques
 	if err != nil {
 		return nil, err
 	}
-	return &orderv1.RequestReturnResponse{Order: order, Revision: revision}, nil
+	return &orderv1.RequestReturnResponse{Order: changed.order, Revision: changed.revision, ReturnId: changed.partID}, nil
 }
 
 // ReceiveReturn implements orderv1connect.OrderServiceHandler.
 func (s orderService) ReceiveReturn(ctx context.Context, request *orderv1.ReceiveReturnRequest) (*orderv1.ReceiveReturnResponse, error) {
-	order, revision, err := s.changeOrder(ctx, orderv1connect.OrderServiceReceiveReturnProcedure, request,
+	changed, err := s.changeOrder(ctx, orderv1connect.OrderServiceReceiveReturnProcedure, request,
 		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
 			restock, err := linesOf("restock", request.Restock)
 			command := domain.ReceiveReturn{OrderID: id, ReturnID: request.ReturnId, Restock: restock, By: by}
@@ -177,7 +189,7 @@ func (s orderService) ReceiveReturn(ctx context.Context, request *orderv1.Receiv
 	if err != nil {
 		return nil, err
 	}
-	return &orderv1.ReceiveReturnResponse{Order: order, Revision: revision}, nil
+	return &orderv1.ReceiveReturnResponse{Order: changed.order, Revision: changed.revision}, nil
 }
 
 // AddNote implements orderv1connect.OrderServiceHandler.
@@ -216,11 +228,11 @@ func (s orderService) addNote(ctx context.Context, request *orderv1.AddNoteReque
 	if err != nil {
 		return nil, err
 	}
-	order, revision, err := s.changedOrder(ctx, &reply)
+	changed, err := s.changedOrder(ctx, &reply)
 	if err != nil {
 		return nil, err
 	}
-	return &orderv1.AddNoteResponse{Order: order, Revision: revision}, nil
+	return &orderv1.AddNoteResponse{Order: changed.order, Revision: changed.revision, NoteId: changed.partID}, nil
 }
 
 // userOf returns the user whose order it is. That never changes, so any view of the order will do; one that has not seen the
@@ -254,7 +266,7 @@ func (h *Handler) addMerchantNotes(ctx context.Context, m *orderv1.Order, order 
 		default:
 			return &keysError{err}
 		}
-		m.MerchantNotes[i] = &orderv1.MerchantNote{By: note.By, AddedAt: newTime(note.At), Text: string(text)}
+		m.MerchantNotes[i] = &orderv1.MerchantNote{By: note.By, AddedAt: newTime(note.At), Text: string(text), NoteId: domain.NoteID(order.ID, i+1)}
 	}
 	return nil
 }

@@ -19,6 +19,8 @@ import (
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
+	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
@@ -61,7 +63,7 @@ func (k till) refunded(orderID, refundID string, minor int64, succeeded bool) {
 func (n *node) paid(t *testing.T, k till, ada client, requestID string) *orderv1.Order {
 	t.Helper()
 	order := must(ada.PlaceOrder(t.Context(), request(requestID, "a", 2)))(t).Order
-	must(ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: requestID + "-pay", OrderId: order.OrderId}))(t)
+	must(ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: requestID + "-pay", OrderId: order.OrderId, Method: "tok_ok"}))(t)
 	k.says(order.OrderId, 1, domain.ResultCaptured, 2598)
 	return order
 }
@@ -82,14 +84,14 @@ func orderLife(t *testing.T, n *node, k till, user string, options ...connect.Cl
 		payment.CaptureMode != orderv1.CaptureMode_CAPTURE_MODE_AUTOMATIC || !proto.Equal(started.Revision, started.Order.Revision) {
 		t.Errorf("started %v", started)
 	}
-	_, err := ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "r3", OrderId: id})
+	_, err := ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "r3", OrderId: id, Method: "tok_ok"})
 	info := wantError(t, "a second payment at once", err, connect.CodeFailedPrecondition, api.ReasonPaymentState)
 	if info.GetMetadata()["payment"] != "pending" {
 		t.Errorf("facts: got %v", info.GetMetadata())
 	}
 	k.says(id, 1, domain.ResultDeclined, 0)
 	started = must(ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{
-		RequestId: "r4", OrderId: id, Provider: "other", CaptureMode: orderv1.CaptureMode_CAPTURE_MODE_MANUAL,
+		RequestId: "r4", OrderId: id, Provider: "other", Method: "tok_ok", CaptureMode: orderv1.CaptureMode_CAPTURE_MODE_MANUAL,
 	}))(t)
 	if got := started.Order.Payments; len(got) != 2 || got[0].DeclineCode != "insufficient_funds" || got[0].DeclineMessage != "no money" ||
 		got[1].Provider != "other" || got[1].CaptureMode != orderv1.CaptureMode_CAPTURE_MODE_MANUAL {
@@ -257,7 +259,7 @@ func TestPaymentsThatNeedAttentionAreListedUntilTheyAreSettled(t *testing.T) {
 				n.awaitUnits(t, user, "a")
 				c := n.client(user, 0)
 				id := must(c.PlaceOrder(t.Context(), request("r", "a", 2)))(t).Order.OrderId
-				must(c.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "p", OrderId: id}))(t)
+				must(c.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "p", OrderId: id, Method: "tok_ok"}))(t)
 				return c, id
 			}
 			// list returns what is listed as of every change that there is.
@@ -344,7 +346,7 @@ func TestPaymentIsVoidedBeforeItIsTaken(t *testing.T) {
 	n.stock("a")
 	k, ada, boss := till{t, n.fakeNode}, n.client("ada", 0), n.client("boss", identity.ScopeOperator)
 	id := must(ada.PlaceOrder(t.Context(), request("r1", "a", 2)))(t).Order.OrderId
-	must(ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "p", OrderId: id, CaptureMode: orderv1.CaptureMode_CAPTURE_MODE_MANUAL}))(t)
+	must(ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "p", OrderId: id, Method: "tok_ok", CaptureMode: orderv1.CaptureMode_CAPTURE_MODE_MANUAL}))(t)
 	k.says(id, 1, domain.ResultAuthorized, 2598)
 	voided := must(boss.VoidPayment(t.Context(), &paymentv1.VoidPaymentRequest{RequestId: "v", OrderId: id, Reason: "fraud"}))(t)
 	if !voided.Order.Payments[0].VoidRequested {
@@ -368,6 +370,163 @@ func TestPaymentStartsOnlyWithAProviderThatTheNodeHas(t *testing.T) {
 		info := wantError(t, name, err, connect.CodeInvalidArgument, api.ReasonInvalidArgument)
 		if info.GetMetadata()["argument"] != "provider" || n.head() != head {
 			t.Errorf("%s: facts %v, head %d, want %d", name, info.GetMetadata(), n.head(), head)
+		}
+	}
+}
+
+// TestRepeatedPaymentAnswersAsBeforeOnceItsProviderIsGone: what a node is configured with does not change what was done (I4).
+func TestRepeatedPaymentAnswersAsBeforeOnceItsProviderIsGone(t *testing.T) {
+	var real *realNode
+	var options api.Options
+	n := serve(t, func(o *api.Options) {
+		real = useRealNode(t, o, 1)
+		options = *o
+	})
+	n.stock("a")
+	ada := n.client("ada", 0)
+	id := must(ada.PlaceOrder(t.Context(), request("r1", "a", 2)))(t).Order.OrderId
+	ask := &paymentv1.StartPaymentRequest{RequestId: "p", OrderId: id, Provider: "other", Method: "tok_ok"}
+	started := must(ada.StartPayment(t.Context(), ask))(t)
+	for name, providers := range map[string][]string{"another": {"sandbox"}, "none": nil} {
+		later := serve(t, func(o *api.Options) {
+			o.Commands, o.Views, o.PaymentProviders = options.Commands, options.Views, providers
+		})
+		ada := later.client("ada", 0)
+		head := real.head()
+		if again := must(ada.StartPayment(t.Context(), ask))(t); !proto.Equal(again, started) {
+			t.Errorf("%s: got %v, want %v (I4)", name, again, started)
+		}
+		_, err := ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "p", OrderId: id, Provider: "other", Method: "tok_other"})
+		wantError(t, name+", another body", err, connect.CodeFailedPrecondition, api.ReasonKeyReused)
+		_, err = ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "new", OrderId: id, Provider: "other", Method: "tok_ok"})
+		if info := wantError(t, name+", a new request", err, connect.CodeInvalidArgument, api.ReasonInvalidArgument); info.GetMetadata()["argument"] != "provider" {
+			t.Errorf("%s: facts %v", name, info.GetMetadata())
+		}
+		if real.head() != head {
+			t.Errorf("%s: the log went from %d to %d", name, head, real.head())
+		}
+	}
+}
+
+func TestPaymentNeedsAMethodUnlessTheOrderCostsNothing(t *testing.T) {
+	n := serve(t, nil)
+	n.stock("a")
+	boss, ada := n.client("boss", identity.ScopeOperator), n.client("ada", 0)
+	must(boss.PutProduct(t.Context(), &catalogv1.PutProductRequest{Sku: "gift", Title: "Gift", Price: &typev1.Money{CurrencyCode: "EUR"}}))(t)
+	must(boss.ReceiveStock(t.Context(), &catalogv1.ReceiveStockRequest{RequestId: "gift", Sku: "gift", Quantity: 1}))(t)
+	costs := must(ada.PlaceOrder(t.Context(), request("r1", "a", 1)))(t).Order.OrderId
+	free := must(ada.PlaceOrder(t.Context(), request("r2", "gift", 1)))(t).Order.OrderId
+	head := n.head()
+	_, err := ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "p1", OrderId: costs})
+	info := wantError(t, "no method", err, connect.CodeInvalidArgument, api.ReasonInvalidArgument)
+	if info.GetMetadata()["argument"] != "method" || !strings.Contains(err.Error(), "say what is paid with") || n.head() != head {
+		t.Errorf("facts %v, %v, head %d, want %d", info.GetMetadata(), err, n.head(), head)
+	}
+	paid := must(ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "p2", OrderId: free}))(t)
+	if paid.Order.Status != orderv1.OrderStatus_ORDER_STATUS_PAID || paid.PaymentId != free+"-p1" {
+		t.Errorf("an order that costs nothing: %v", paid)
+	}
+}
+
+// TestRepliesNameThePartThatWasMade also of changes that found it made already.
+func TestRepliesNameThePartThatWasMade(t *testing.T) {
+	var real *realNode
+	n := serve(t, func(o *api.Options) { real = useRealNode(t, o, 1) })
+	n.stock("a")
+	k, ada, boss := till{t, real.set}, n.client("ada", 0), n.client("boss", identity.ScopeOperator)
+	id := must(ada.PlaceOrder(t.Context(), request("r1", "a", 2)))(t).Order.OrderId
+	check := func(what, got, want string) {
+		t.Helper()
+		if got != id+want {
+			t.Errorf("%s names %q, want %q", what, got, id+want)
+		}
+	}
+	check("start", must(ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{
+		RequestId: "1", OrderId: id, Method: "tok_ok", CaptureMode: orderv1.CaptureMode_CAPTURE_MODE_MANUAL,
+	}))(t).PaymentId, "-p1")
+	k.says(id, 1, domain.ResultAuthorized, 2598)
+	for _, requestID := range []string{"2", "3"} {
+		check("capture "+requestID, must(boss.CapturePayment(t.Context(), &paymentv1.CapturePaymentRequest{RequestId: requestID, OrderId: id}))(t).PaymentId, "-p1")
+	}
+	k.says(id, 1, domain.ResultCaptured, 2598)
+	one := []*orderv1.ItemRequest{{Sku: "a", Quantity: 1}}
+	for number := 1; number <= 2; number++ {
+		ask := &orderv1.ShipItemsRequest{RequestId: fmt.Sprint("s", number), OrderId: id, Items: one}
+		check("ship", must(boss.ShipItems(t.Context(), ask))(t).ShipmentId, fmt.Sprint("-s", number))
+	}
+	check("return", must(ada.RequestReturn(t.Context(), &orderv1.RequestReturnRequest{RequestId: "4", OrderId: id, Items: one}))(t).ReturnId, "-t1")
+	check("refund", must(boss.RefundPayment(t.Context(), &paymentv1.RefundPaymentRequest{
+		RequestId: "5", OrderId: id, Amount: &typev1.Money{CurrencyCode: "EUR", Units: 1},
+	}))(t).RefundId, "-p1-r1")
+	for number := 1; number <= 2; number++ {
+		noted := must(boss.AddNote(t.Context(), &orderv1.AddNoteRequest{RequestId: fmt.Sprint("n", number), OrderId: id, Text: "x"}))(t)
+		check("note", noted.NoteId, fmt.Sprint("-n", number))
+		check("the order's note", noted.Order.MerchantNotes[number-1].NoteId, fmt.Sprint("-n", number))
+	}
+	other := must(ada.PlaceOrder(t.Context(), request("r2", "a", 1)))(t).Order.OrderId
+	must(ada.StartPayment(t.Context(), &paymentv1.StartPaymentRequest{RequestId: "6", OrderId: other, Method: "tok_ok"}))(t)
+	for _, requestID := range []string{"7", "8"} {
+		if got := must(boss.VoidPayment(t.Context(), &paymentv1.VoidPaymentRequest{RequestId: requestID, OrderId: other}))(t).PaymentId; got != other+"-p1" {
+			t.Errorf("void %s names %q, want %q", requestID, got, other+"-p1")
+		}
+	}
+}
+
+// TestChangeThatChangesNothingIsRememberedToo over real lanes: the same bytes again after more has happened, KEY_REUSED for another
+// body, and a commit for the first of each alone (I4).
+func TestChangeThatChangesNothingIsRememberedToo(t *testing.T) {
+	var real *realNode
+	n := serve(t, func(o *api.Options) { real = useRealNode(t, o, 1) })
+	n.stock("a")
+	k, ada, boss := till{t, real.set}, n.client("ada", 0), n.client("boss", identity.ScopeOperator)
+	id := n.paid(t, k, ada, "r1").OrderId
+	must(boss.ShipItems(t.Context(), &orderv1.ShipItemsRequest{RequestId: "ship", OrderId: id}))(t)
+	must(boss.ConfirmDelivery(t.Context(), &orderv1.ConfirmDeliveryRequest{RequestId: "deliver", OrderId: id, ShipmentId: id + "-s1"}))(t)
+	cancelled := must(ada.PlaceOrder(t.Context(), request("r2", "a", 1)))(t).Order.OrderId
+	must(ada.CancelOrder(t.Context(), &orderv1.CancelOrderRequest{RequestId: "cancel", OrderId: cancelled}))(t)
+	put := &catalogv1.PutProductRequest{Sku: "b", Title: "B", Price: &typev1.Money{CurrencyCode: "EUR", Units: 5}}
+	must(boss.PutProduct(t.Context(), put))(t)
+	again, other := proto.CloneOf(put), proto.CloneOf(put)
+	again.RequestId, other.RequestId, other.Title = "n3", "n3", "Bee"
+	operator, customer := n.token("boss", identity.ScopeOperator), n.token("ada", 0)
+	for _, step := range []struct {
+		procedure, token string
+		ask, other       proto.Message
+	}{
+		{
+			orderv1connect.OrderServiceCancelOrderProcedure, customer,
+			&orderv1.CancelOrderRequest{RequestId: "n1", OrderId: cancelled}, &orderv1.CancelOrderRequest{RequestId: "n1", OrderId: cancelled, Reason: "x"},
+		},
+		{
+			orderv1connect.OrderServiceConfirmDeliveryProcedure, operator,
+			&orderv1.ConfirmDeliveryRequest{RequestId: "n2", OrderId: id, ShipmentId: id + "-s1"},
+			&orderv1.ConfirmDeliveryRequest{RequestId: "n2", OrderId: cancelled, ShipmentId: cancelled + "-s1"},
+		},
+		{catalogv1connect.CatalogServicePutProductProcedure, operator, again, other},
+	} {
+		send := func(message proto.Message) (int, []byte) {
+			status, _, body := n.post(t, step.procedure, step.token, "application/proto", must(proto.Marshal(message))(t))
+			return status, body
+		}
+		head := real.head()
+		status, first := send(step.ask)
+		if status != http.StatusOK || real.head() != head+1 {
+			t.Fatalf("%s: got %d %q, the log went from %d to %d", step.procedure, status, first, head, real.head())
+		}
+		for name, order := range map[string]string{"paid": id, "cancelled": cancelled} {
+			must(boss.AddNote(t.Context(), &orderv1.AddNoteRequest{RequestId: name + "-after-" + step.procedure[len(step.procedure)-6:], OrderId: order, Text: "later"}))(t)
+		}
+		put.Title += "!"
+		must(boss.PutProduct(t.Context(), put))(t)
+		head = real.head()
+		if status, got := send(step.ask); status != http.StatusOK || !bytes.Equal(got, first) {
+			t.Errorf("%s again: got %d %q, want %q (I4)", step.procedure, status, got, first)
+		}
+		if status, body := send(step.other); status != http.StatusBadRequest || !bytes.Contains(body, []byte("another body")) {
+			t.Errorf("%s with another body: got %d %q, want KEY_REUSED (I4)", step.procedure, status, body)
+		}
+		if real.head() != head {
+			t.Errorf("%s: the log went from %d to %d", step.procedure, head, real.head())
 		}
 	}
 }
@@ -483,7 +642,7 @@ func TestRepeatedChangeOfAnOrderIsAnsweredByteForByte(t *testing.T) {
 	}{
 		{
 			paymentv1connect.PaymentServiceStartPaymentProcedure, customer,
-			&paymentv1.StartPaymentRequest{RequestId: "c0", OrderId: unpaid}, &paymentv1.StartPaymentRequest{RequestId: "c0", OrderId: unpaid, Method: "x"},
+			&paymentv1.StartPaymentRequest{RequestId: "c0", OrderId: unpaid, Method: "tok_ok"}, &paymentv1.StartPaymentRequest{RequestId: "c0", OrderId: unpaid, Method: "x"},
 		},
 		{
 			paymentv1connect.PaymentServiceVoidPaymentProcedure, boss,

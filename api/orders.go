@@ -184,14 +184,14 @@ func (s orderService) listOrders(ctx context.Context, request *orderv1.ListOrder
 
 // CancelOrder implements orderv1connect.OrderServiceHandler.
 func (s orderService) CancelOrder(ctx context.Context, request *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
-	order, revision, err := s.changeOrder(ctx, orderv1connect.OrderServiceCancelOrderProcedure, request,
+	changed, err := s.changeOrder(ctx, orderv1connect.OrderServiceCancelOrderProcedure, request,
 		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
 			return domain.CancelOrder{OrderID: id, Reason: request.Reason, By: by}, fingerprintCancelOrder(id, request.Reason), nil
 		})
 	if err != nil {
 		return nil, err
 	}
-	return &orderv1.CancelOrderResponse{Order: order, Revision: revision}, nil
+	return &orderv1.CancelOrderResponse{Order: changed.order, Revision: changed.revision}, nil
 }
 
 // actFor returns the user that a call is for: the one it names, or else the token's subject.

@@ -19,18 +19,19 @@ type paymentService struct{ *Handler }
 
 // StartPayment implements paymentv1connect.PaymentServiceHandler.
 func (s paymentService) StartPayment(ctx context.Context, request *paymentv1.StartPaymentRequest) (*paymentv1.StartPaymentResponse, error) {
-	order, revision, err := s.changeOrder(ctx, paymentv1connect.PaymentServiceStartPaymentProcedure, request,
-		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
-			provider, err := s.provider(request.Provider)
-			command := domain.StartPayment{
-				OrderID: id, Provider: provider, Method: request.Method, CaptureNow: captureNow(request), By: by,
-			}
-			return command, fingerprintStartPayment(id, request), err
-		})
+	changed, err := s.submitChange(ctx, request, func(id domain.OrderID, change *lanes.Request) error {
+		provider, refusal := s.provider(request.Provider)
+		change.Command = domain.StartPayment{
+			OrderID: id, Provider: provider, Method: request.Method, CaptureNow: captureNow(request), By: change.UserID,
+		}
+		change.Fingerprint = fingerprintStartPayment(id, request)
+		change.Refusal = refusal // A payment that was started before answers as it did, whichever providers the node has by now.
+		return nil
+	})
 	if err != nil {
-		return nil, err
+		return nil, s.fail(ctx, paymentv1connect.PaymentServiceStartPaymentProcedure, err)
 	}
-	return &paymentv1.StartPaymentResponse{Order: order, Revision: revision}, nil
+	return &paymentv1.StartPaymentResponse{Order: changed.order, Revision: changed.revision, PaymentId: changed.partID}, nil
 }
 
 // provider returns the provider that a payment is to have: the one asked for, or the node's first.
@@ -52,31 +53,31 @@ func captureNow(request *paymentv1.StartPaymentRequest) bool {
 
 // CapturePayment implements paymentv1connect.PaymentServiceHandler.
 func (s paymentService) CapturePayment(ctx context.Context, request *paymentv1.CapturePaymentRequest) (*paymentv1.CapturePaymentResponse, error) {
-	order, revision, err := s.changeOrder(ctx, paymentv1connect.PaymentServiceCapturePaymentProcedure, request,
+	changed, err := s.changeOrder(ctx, paymentv1connect.PaymentServiceCapturePaymentProcedure, request,
 		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
 			return domain.CapturePayment{OrderID: id, By: by}, fingerprintCapturePayment(id), nil
 		})
 	if err != nil {
 		return nil, err
 	}
-	return &paymentv1.CapturePaymentResponse{Order: order, Revision: revision}, nil
+	return &paymentv1.CapturePaymentResponse{Order: changed.order, Revision: changed.revision, PaymentId: changed.partID}, nil
 }
 
 // VoidPayment implements paymentv1connect.PaymentServiceHandler.
 func (s paymentService) VoidPayment(ctx context.Context, request *paymentv1.VoidPaymentRequest) (*paymentv1.VoidPaymentResponse, error) {
-	order, revision, err := s.changeOrder(ctx, paymentv1connect.PaymentServiceVoidPaymentProcedure, request,
+	changed, err := s.changeOrder(ctx, paymentv1connect.PaymentServiceVoidPaymentProcedure, request,
 		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
 			return domain.VoidPayment{OrderID: id, Reason: request.Reason, By: by}, fingerprintVoidPayment(id, request), nil
 		})
 	if err != nil {
 		return nil, err
 	}
-	return &paymentv1.VoidPaymentResponse{Order: order, Revision: revision}, nil
+	return &paymentv1.VoidPaymentResponse{Order: changed.order, Revision: changed.revision, PaymentId: changed.partID}, nil
 }
 
 // RefundPayment implements paymentv1connect.PaymentServiceHandler.
 func (s paymentService) RefundPayment(ctx context.Context, request *paymentv1.RefundPaymentRequest) (*paymentv1.RefundPaymentResponse, error) {
-	order, revision, err := s.changeOrder(ctx, paymentv1connect.PaymentServiceRefundPaymentProcedure, request,
+	changed, err := s.changeOrder(ctx, paymentv1connect.PaymentServiceRefundPaymentProcedure, request,
 		func(id domain.OrderID, by string) (domain.Command, lanes.Fingerprint, error) {
 			command := domain.RefundPayment{OrderID: id, PaymentID: request.PaymentId, Reason: request.Reason, By: by}
 			if request.Amount != nil {
@@ -87,7 +88,7 @@ func (s paymentService) RefundPayment(ctx context.Context, request *paymentv1.Re
 	if err != nil {
 		return nil, err
 	}
-	return &paymentv1.RefundPaymentResponse{Order: order, Revision: revision}, nil
+	return &paymentv1.RefundPaymentResponse{Order: changed.order, Revision: changed.revision, RefundId: changed.partID}, nil
 }
 
 // GetPayment implements paymentv1connect.PaymentServiceHandler.

@@ -104,7 +104,7 @@ func TestAttacksOnRealLanesAreRefusedAndWriteNothing(t *testing.T) {
 			})
 			attacktest.Run(t, attacktest.Target{
 				URL: n.url, Key: n.key, Head: real.head, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
-				StreamsPerConnectionMax: 250, Payments: true, Logs: n.logs.String,
+				StreamsPerConnectionMax: 250, Logs: n.logs.String,
 			})
 		})
 	}

@@ -74,7 +74,7 @@ func (a Account) Evolve(e Event, sku string) Account {
 		a = a.restockAll(e.Restocked, sku)
 	case ProductPut, PaymentStarted, PaymentAuthorized, PaymentCaptureRequested, PaymentDeclined, PaymentBecameUnknown, PaymentVoidRequested,
 		PaymentVoided, RefundStarted, PaymentRefunded, RefundFailed, StrayPaymentFound, ItemsShipped, ShipmentDelivered, ReturnRequested,
-		NoteAdded, PointsAwarded, PointsTakenBack, UserErased, CampaignPut, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
+		NoteAdded, PointsAwarded, PointsTakenBack, UserErased, CampaignPut, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted, RequestAnswered:
 	case StockReceived:
 		if e.SKU == sku {
 			a.Received = e.ReceivedTotal
@@ -225,7 +225,7 @@ func eachSKU(e Event, yield func(string) bool) {
 		eachReleased(e.Restocked, yield)
 	case ProductPut, PaymentStarted, PaymentAuthorized, PaymentCaptureRequested, PaymentDeclined, PaymentBecameUnknown, PaymentVoidRequested,
 		PaymentVoided, RefundStarted, PaymentRefunded, RefundFailed, StrayPaymentFound, ItemsShipped, ShipmentDelivered, ReturnRequested,
-		NoteAdded, PointsAwarded, PointsTakenBack, UserErased, CampaignPut, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
+		NoteAdded, PointsAwarded, PointsTakenBack, UserErased, CampaignPut, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted, RequestAnswered:
 	case StockReceived:
 		yield(e.SKU)
 	case StockGranted:

@@ -68,6 +68,14 @@ type PoolDrained struct {
 	Units int64
 }
 
+// Put returns the event that says the campaign as it is.
+func (c Campaign) Put() CampaignPut {
+	return CampaignPut{
+		Pool: c.Pool, Price: c.Price, OpensAt: c.OpensAt, ClosesAt: c.ClosesAt,
+		UserUnitsMax: c.UserUnitsMax, OrderUnitsMax: c.OrderUnitsMax, Units: c.Units,
+	}
+}
+
 // Evolve returns the campaign after one more of its events, committed at log time at. Other events leave it as it is.
 // REQUIRES: a campaign's event is of this campaign.
 func (c Campaign) Evolve(e Event, at time.Time) Campaign {

@@ -53,6 +53,9 @@ type CouponPut struct {
 	Terms CouponTerms
 }
 
+// Put returns the event that says the coupon as it is.
+func (c Coupon) Put() CouponPut { return CouponPut{Code: c.Code, Terms: c.Terms} }
+
 // Evolve returns the coupon after one more of its events, committed at log time at. Other events leave it as it is.
 // REQUIRES: a coupon's event is of this coupon.
 func (c Coupon) Evolve(e Event, at time.Time) Coupon {

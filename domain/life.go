@@ -157,7 +157,7 @@ func (o Order) evolveLife(e Event, at time.Time) Order {
 	case NoteAdded:
 		o.Notes = append(slices.Clip(o.Notes), Note{By: e.By, At: at, Sealed: e.Sealed})
 	case OrderPlaced, OrderCancelled, OrderExpired, ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
-		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
+		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted, RequestAnswered:
 		return o
 	}
 	o.UpdatedAt = at

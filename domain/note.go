@@ -31,6 +31,8 @@ type NoteAdded struct {
 	UserID  string
 	By      string
 	Sealed  []byte
+	// NoteID names the note; empty in those of old.
+	NoteID string
 }
 
 func (AddNote) isCommand() {}
@@ -53,5 +55,5 @@ func (c AddNote) decide(s State) ([]Event, error) {
 	if s.KeyErased(order.UserID, c.SealKey) {
 		return nil, &KeyErasedError{UserID: order.UserID}
 	}
-	return []Event{NoteAdded{OrderID: order.ID, UserID: order.UserID, By: c.By, Sealed: c.Sealed}}, nil
+	return []Event{NoteAdded{OrderID: order.ID, UserID: order.UserID, By: c.By, Sealed: c.Sealed, NoteID: NoteID(order.ID, c.Number)}}, nil
 }

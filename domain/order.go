@@ -114,7 +114,7 @@ func (o Order) Evolve(e Event, at time.Time) Order {
 		ItemsShipped, ShipmentDelivered, ReturnRequested, ReturnReceived, NoteAdded, PointsAwarded, PointsTakenBack:
 		o = o.evolveLife(e, at)
 	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
-		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
+		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted, RequestAnswered:
 		return o
 	}
 	o.derive()
@@ -208,7 +208,7 @@ func OrderOf(e Event) (OrderID, bool) {
 	case PointsTakenBack:
 		return e.OrderID, true
 	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
-		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
+		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted, RequestAnswered:
 	}
 	return OrderID{}, false
 }
@@ -220,6 +220,11 @@ type Product struct {
 	Tax        Tax
 	// UpdatedAt is the log time of the newest change.
 	UpdatedAt time.Time
+}
+
+// Put returns the event that says the product as it is.
+func (p Product) Put() ProductPut {
+	return ProductPut{SKU: p.SKU, Title: p.Title, Price: p.Price, Tax: p.Tax}
 }
 
 // Evolve returns the product after one more of its events, committed at log time at. Other events leave it as it is.

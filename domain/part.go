@@ -34,6 +34,9 @@ func ShipmentID(order OrderID, number int) string {
 // ReturnID names the return of an order with this number: "<order id>-t<number>".
 func ReturnID(order OrderID, number int) string { return order.String() + "-t" + strconv.Itoa(number) }
 
+// NoteID names the note of an order with this number: "<order id>-n<number>".
+func NoteID(order OrderID, number int) string { return order.String() + "-n" + strconv.Itoa(number) }
+
 // PartOrderID returns the order that a payment, refund, shipment or return is of. Its error is an *InvalidIDError.
 func PartOrderID(partID string) (OrderID, error) {
 	text, _, _ := strings.Cut(partID, "-")
@@ -128,25 +131,4 @@ func CommandOrderID(c Command) (OrderID, bool) {
 		PutWebhookEndpoint, DeleteWebhookEndpoint:
 	}
 	return OrderID{}, false
-}
-
-// DoneBy reports whether an event of the command's order did for good what the command asks for: the command has nothing to say
-// ever after. Commands that may have something to say again are never done.
-func DoneBy(c Command, e Event) bool {
-	switch c := c.(type) {
-	case CancelOrder:
-		_, done := e.(OrderCancelled)
-		return done
-	case ConfirmDelivery:
-		delivered, done := e.(ShipmentDelivered)
-		return done && delivered.ShipmentID == c.ShipmentID
-	case ReceiveReturn:
-		received, done := e.(ReturnReceived)
-		return done && received.ReturnID == c.ReturnID
-	case PlaceOrder, ExpireOrder, PutProduct, ReceiveStock, PreheatStock, GrantStock, AllotStock, ReturnStock, ReclaimStock, StartPayment, CapturePayment, VoidPayment, RecordPaymentResult,
-		RecordStrayPayment, RefundPayment, RecordRefundResult, ShipItems, RequestReturn, AddNote, AwardPoints, TakeBackPoints,
-		EraseUser, PutCampaign, PutCoupon,
-		PutWebhookEndpoint, DeleteWebhookEndpoint:
-	}
-	return false
 }

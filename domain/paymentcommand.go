@@ -5,7 +5,8 @@ type StartPayment struct {
 	OrderID OrderID
 	// Number of the payment, counted from 1; the lane fills in the next.
 	Number int
-	// Provider is the name of the adapter, Method its way to pay, for example a token of a card.
+	// Provider is the name of the adapter, Method its way to pay, for example a token of a card. No provider does without one, but
+	// an order that costs nothing asks none.
 	Provider, Method string
 	// CaptureNow asks for the money with the authorization; otherwise it is held until CapturePayment.
 	CaptureNow bool

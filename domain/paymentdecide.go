@@ -36,6 +36,9 @@ func (c StartPayment) decide(s State, at time.Time) ([]Event, error) {
 	if !order.PayBy.After(at) {
 		return nil, &OrderExpiredError{OrderID: order.ID} // It will be, as soon as the lane comes to it.
 	}
+	if c.Method == "" && order.Total.Minor > 0 {
+		return nil, &InvalidArgumentError{Argument: "method", Problem: "it is empty: say what is paid with, by the provider's token"}
+	}
 	started := PaymentStarted{
 		OrderID: order.ID, UserID: order.UserID, PaymentID: PaymentID(order.ID, c.Number),
 		Provider: c.Provider, Method: c.Method, Amount: order.Total, By: c.By, CaptureNow: c.CaptureNow,

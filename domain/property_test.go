@@ -59,7 +59,7 @@ func drawLife(t *rapid.T, w *world, id domain.OrderID) domain.Command {
 		}
 	}
 	if order.ID.IsZero() {
-		return domain.StartPayment{OrderID: id, Number: 1, Provider: "sandbox"}
+		return domain.StartPayment{OrderID: id, Number: 1, Provider: "sandbox", Method: "card"}
 	}
 	if payments := len(order.Payments); payments > 1 && rapid.IntRange(0, 3).Draw(t, "older") == 0 {
 		return domain.RecordPaymentResult{
@@ -280,8 +280,28 @@ func TestTheSameCommandTwiceDecidesNothingNew(t *testing.T) {
 			if again, err := w.decide(0, c); err != nil || len(again) > 0 {
 				t.Fatalf("%+v yielded %+v; again: %+v, %v", c, events, again, err)
 			}
+			if problem := answeredAmiss(w.lanes[0], c, events); problem != "" {
+				t.Fatalf("%+v yielded %+v; again it is answered about %s", c, events, problem)
+			}
 		}
 	})
+}
+
+// answeredAmiss says what is wrong with the event by which a request of a command is remembered that found nothing to do, after
+// one that led to events: both are about the same.
+func answeredAmiss(s domain.State, c domain.Command, events []domain.Event) string {
+	answered, remembered := domain.Answered(s, c)
+	id, ofOrder := domain.CommandOrderID(c)
+	if _, expires := c.(domain.ExpireOrder); expires || !remembered {
+		return ""
+	}
+	if ofOrder && (answered.About != domain.AboutOrder || answered.Key != id.String()) {
+		return fmt.Sprintf("%s %s, want the order %v", answered.About, answered.Key, id)
+	}
+	if ofOrder && len(events) > 0 && answered.PartID != domain.PartOf(events[0]) {
+		return fmt.Sprintf("part %q, want %q", answered.PartID, domain.PartOf(events[0]))
+	}
+	return ""
 }
 
 // drawEvent draws any event at all, absurd ones included.
@@ -623,7 +643,7 @@ func TestReturnsGiveBackWhatWasPaidAndNoMore(t *testing.T) {
 			}
 			return events
 		}
-		do(domain.StartPayment{OrderID: id, Provider: "sandbox"})
+		do(domain.StartPayment{OrderID: id, Provider: "sandbox", Method: "card"})
 		do(domain.RecordPaymentResult{OrderID: id, PaymentID: domain.PaymentID(id, 1), Result: domain.ResultCaptured, Amount: placed.Total})
 		do(domain.ShipItems{OrderID: id})
 		var refunded int64

@@ -543,6 +543,8 @@ func (s *script) event(e domain.Event) string {
 		return fmt.Sprintf("OrderExpired %s of %s, released %s%s", s.name(e.OrderID), e.UserID, released(e.Released), terms("", e.CouponCode, ""))
 	case domain.UserErased:
 		return fmt.Sprintf("UserErased %s, key %d, by %s", e.UserID, e.Key, e.By)
+	case domain.RequestAnswered:
+		return fmt.Sprintf("RequestAnswered about %s %s", e.About, e.Key)
 	case domain.WebhookEndpointPut:
 		return fmt.Sprintf("WebhookEndpointPut %s at %s, types %v, paused %t, by %s", e.EndpointID, e.URL, e.Types, e.Paused, e.By)
 	case domain.WebhookEndpointDeleted:

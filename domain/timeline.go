@@ -106,7 +106,7 @@ func Timeline(e Event, at time.Time) (TimelineEntry, bool) {
 	case PointsTakenBack:
 		system("points_taken_back", Fact{"refund_id", e.RefundID}, Fact{"points", strconv.FormatInt(e.Points, 10)})
 	case ProductPut, StockReceived, StockGranted, StockAllotted, StockReturned, StockReclaimed, UserErased,
-		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted:
+		CampaignPut, PoolFilled, PoolDrained, CouponPut, WebhookEndpointPut, WebhookEndpointDeleted, RequestAnswered:
 		return TimelineEntry{}, false
 	}
 	return entry, true

@@ -33,6 +33,7 @@ const (
 	kindOrderChanged    // Any other event of an order's life.
 	kindUserErased      // No view holds what is erased in the clear, so none has to forget it.
 	kindWebhookEndpoint // The reactor that delivers keeps endpoints.
+	kindRequestAnswered // Nothing changed: the lanes' ledgers alone remember it.
 )
 
 // payloadVersion is the newest version of any event's payload that the views read.
@@ -94,6 +95,8 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 		c.kind = kindUserErased
 	case stored.TypeWebhookEndpointPut, stored.TypeWebhookEndpointDeleted:
 		c.kind = kindWebhookEndpoint
+	case stored.TypeRequestAnswered:
+		c.kind = kindRequestAnswered
 	case eventstore.TypeLaneOpened:
 		return c, nil
 	default:
@@ -120,7 +123,7 @@ func (k kind) isOrder() bool {
 	case kindOrderPlaced, kindOrderCancelled, kindOrderExpired, kindPaymentCaptured, kindReturnReceived, kindOrderChanged:
 		return true
 	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed, kindUserErased,
-		kindWebhookEndpoint:
+		kindWebhookEndpoint, kindRequestAnswered:
 	}
 	return false
 }

@@ -134,7 +134,7 @@ func applyOrdersByUser(v *view, c *change) error {
 	case kindOrderExpired:
 		status = domain.StatusExpired
 	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed,
-		kindPaymentCaptured, kindReturnReceived, kindOrderChanged, kindUserErased, kindWebhookEndpoint,
+		kindPaymentCaptured, kindReturnReceived, kindOrderChanged, kindUserErased, kindWebhookEndpoint, kindRequestAnswered,
 		kindCampaignPut, kindPoolFilled, kindPoolDrained, kindCouponPut:
 		return nil
 	}

@@ -263,7 +263,7 @@ func (s *shop) live() []domain.Event {
 		refunded = order.Refunds[count-1].Amount
 	}
 	commands := []domain.Command{
-		domain.StartPayment{OrderID: id, Provider: "sandbox", By: order.UserID},
+		domain.StartPayment{OrderID: id, Provider: "sandbox", Method: "card", By: order.UserID},
 		result(domain.ResultAuthorized),
 		domain.CapturePayment{OrderID: id},
 		result(domain.ResultCaptured), result(domain.ResultDeclined), result(domain.ResultUnknown),

@@ -30,7 +30,8 @@ var stockProjection = Projection{
 // an order that moves units of several SKUs is one key all the same.
 func stockKey(c *change) string {
 	switch c.kind {
-	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint,
+		kindRequestAnswered:
 		return ""
 	case kindOrderPlaced, kindOrderExpired, kindOrderCancelled, kindPaymentCaptured, kindReturnReceived,
 		kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed, kindPoolFilled, kindPoolDrained:
@@ -122,7 +123,8 @@ func (s *stockApplier) apply(c *change) error {
 	moves := s.moves[:0]
 	var err error
 	switch c.kind {
-	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint,
+		kindRequestAnswered:
 		return nil
 	case kindOrderPlaced:
 		moves, err = s.readPlaced(moves, c.event.Payload)
@@ -163,7 +165,8 @@ func (s *stockApplier) apply(c *change) error {
 // apply moves units as domain.Account.Evolve does.
 func (a *account) apply(k kind, units int64) {
 	switch k {
-	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint:
+	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint,
+		kindRequestAnswered:
 	case kindPoolFilled, kindPoolDrained:
 		a.received += units
 		a.central += units

@@ -475,6 +475,19 @@ func keyReused(t *testing.T, r *rig) {
 		want(t, "other "+name, r.call(t, r.ada, placeOrder, other), "failed_precondition", "KEY_REUSED")
 	}
 	want(t, "another method", r.call(t, r.ada, cancelOrder, &orderv1.CancelOrderRequest{RequestId: "attack-reuse", OrderId: r.order.OrderId}), "failed_precondition", "KEY_REUSED")
+	if r.Head() != head {
+		t.Errorf("a reused id wrote to the log")
+	}
+	// A change that changed nothing holds its id as well as any other.
+	cancelled := r.place(t, r.ada, "attack-reuse-placed").OrderId
+	for _, requestID := range []string{"attack-reuse-cancel", "attack-reuse-nothing", "attack-reuse-nothing"} {
+		want(t, requestID, r.call(t, r.ada, cancelOrder, &orderv1.CancelOrderRequest{RequestId: requestID, OrderId: cancelled}), "ok", "")
+	}
+	head = r.Head()
+	for name, other := range map[string]*orderv1.CancelOrderRequest{"reason": {OrderId: cancelled, Reason: "x"}, "order": {OrderId: r.order.OrderId}} {
+		other.RequestId = "attack-reuse-nothing"
+		want(t, "nothing was done, other "+name, r.call(t, r.ada, cancelOrder, other), "failed_precondition", "KEY_REUSED")
+	}
 	// The same request in JSON, with the user spelled out, is the same request.
 	want(t, "the same in JSON", r.callJSON(t, r.ada, placeOrder, `{"items":[{"quantity":"1","sku":"`+sku+`"}],"request_id":"attack-reuse","userId":"`+victim+`"}`), "ok", "")
 	if r.Head() != head {

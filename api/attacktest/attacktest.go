@@ -40,8 +40,6 @@ type Target struct {
 	HeaderTimeMax, BodyTimeMax time.Duration
 	// StreamsPerConnectionMax is its limit for HTTP/2.
 	StreamsPerConnectionMax int
-	// Payments says that it has a payment provider.
-	Payments bool
 	// Logs returns what it has logged, nil when that cannot be had.
 	Logs func() string
 }

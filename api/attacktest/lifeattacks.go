@@ -72,7 +72,7 @@ func anothersOrdersLife(t *testing.T, r *rig) {
 			if there.status != notThere.status || there.code() != notThere.code() || there.reason() != notThere.reason() || len(same) != len(notThere.body) {
 				t.Errorf("%s by %s: another's order %s, a missing one %s", c.procedure, stranger, there, notThere)
 			}
-			if there.code() != "not_found" && there.code() != "invalid_argument" { // The latter where a node has no payment provider.
+			if there.code() != "not_found" {
 				t.Errorf("%s by %s: got %s", c.procedure, stranger, there)
 			}
 		}
@@ -100,7 +100,7 @@ func hostileLife(t *testing.T, r *rig) {
 			invalid(fmt.Sprintf("order_id %.20q", name), r.operator, c.procedure, c.request("attack-hostile", name))
 		}
 		invalid("order_id changed", r.operator, c.procedure, c.request("attack-hostile", id[:26]+"I"))
-		want(t, c.procedure+" of no order", r.call(t, r.operator, c.procedure, c.request("attack-missing", missingID(victim))), noOrder(c.procedure, r), "")
+		want(t, c.procedure+" of no order", r.call(t, r.operator, c.procedure, c.request("attack-missing", missingID(victim))), "not_found", "")
 	}
 	for _, part := range append([]string{"", id, id + "-s", id + "-s-1", id + "-s1x", id + "-p1", "-s1", id + "-s" + strings.Repeat("1", 10)}, hostileNames...) {
 		what := fmt.Sprintf("part %.40q", part)
@@ -136,6 +136,7 @@ func hostileLife(t *testing.T, r *rig) {
 	invalid("a long reason", r.operator, refundPayment, &paymentv1.RefundPaymentRequest{RequestId: "attack-long", OrderId: id, Reason: long})
 	invalid("no note", r.operator, addNote, &orderv1.AddNoteRequest{RequestId: "attack-long", OrderId: id})
 	invalid("a long note", r.operator, addNote, &orderv1.AddNoteRequest{RequestId: "attack-long", OrderId: id, Text: strings.Repeat("é", 501)})
+	invalid("no method", r.ada, startPayment, &paymentv1.StartPaymentRequest{RequestId: "attack-method", OrderId: id})
 	invalid("a long method", r.ada, startPayment, &paymentv1.StartPaymentRequest{RequestId: "attack-long", OrderId: id, Method: long[:65]})
 	invalid("a provider that is none", r.ada, startPayment, &paymentv1.StartPaymentRequest{RequestId: "attack-provider", OrderId: id, Provider: "nobody"})
 	invalid("the provider of nothing", r.ada, startPayment, &paymentv1.StartPaymentRequest{RequestId: "attack-provider", OrderId: id, Provider: "none"})
@@ -166,12 +167,4 @@ func hostileLife(t *testing.T, r *rig) {
 			t.Errorf("amount %s: got %s", text, got)
 		}
 	}
-}
-
-// noOrder is what a change of a missing order is refused with: a payment's provider is looked at first.
-func noOrder(procedure string, r *rig) string {
-	if procedure == startPayment && !r.Payments {
-		return "invalid_argument"
-	}
-	return "not_found"
 }

@@ -174,16 +174,9 @@ func (m *Machine) settle(envelope *eventstore.Event, event domain.Event) {
 // write puts what one event changes into the batch, save accounts and deadlines, which many share.
 func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, event domain.Event) error {
 	if envelope.RequestID != "" {
-		entry := ledgerEntry{
-			commit: commit.Number, at: commit.Time,
-			aggregateID: envelope.AggregateID, typeName: envelope.Type, version: envelope.Version,
-		}
-		copy(entry.fingerprint[:], envelope.Fingerprint)
-		id, ofOrder := domain.OrderOf(event)
-		if ofOrder {
-			entry.order = id
-		} else {
-			entry.payload = envelope.Payload
+		entry, err := m.newLedgerEntry(commit, envelope, event)
+		if err != nil {
+			return err
 		}
 		key := requestKey{envelope.UserID, envelope.RequestID}
 		m.known.add(key)

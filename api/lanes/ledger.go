@@ -7,10 +7,12 @@ import (
 
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/domain/stored"
+	"github.com/weirhq/weir/eventstore"
 )
 
 // A ledgerEntry remembers a request: what it asked for, where it took effect, and what its reply is made of. It is derived
-// from the log, so it survives whatever the log survives.
+// from the log, so it survives whatever the log survives. Of a request that found nothing to do it remembers what that found: an order as
+// of the commit that answered, or the event that had said before what the request says.
 type ledgerEntry struct {
 	fingerprint Fingerprint
 	commit      uint64
@@ -20,19 +22,20 @@ type ledgerEntry struct {
 	typeName    string
 	version     uint32
 	order       domain.OrderID // zero for events of products and stock
+	partID      string         // part of the order that it made or was about
 	payload     []byte
 }
 
-// encode writes the entry down: fingerprint, commit, time, order id; and for events that are not an order's, aggregate id,
-// type, version and payload.
+// encode writes the entry down: fingerprint, commit, time, order id; then for an order's the part's id, and for events that
+// are not an order's, aggregate id, type, version and payload.
 func (e *ledgerEntry) encode() []byte {
-	b := make([]byte, 0, 48+len(e.payload)+len(e.aggregateID))
+	b := make([]byte, 0, 48+len(e.partID)+len(e.payload)+len(e.aggregateID))
 	b = append(b, e.fingerprint[:]...)
 	b = binary.AppendUvarint(b, e.commit)
 	b = binary.BigEndian.AppendUint64(b, uint64(e.at.UnixNano()))
 	b = append(b, e.order[:]...)
 	if !e.order.IsZero() {
-		return b
+		return append(b, e.partID...)
 	}
 	b = appendText(b, e.aggregateID)
 	b = appendText(b, e.typeName)
@@ -52,6 +55,8 @@ func decodeLedgerEntry(data []byte) (*ledgerEntry, error) {
 		e.typeName = r.text()
 		e.version = uint32(r.uvarint())
 		e.payload = r.rest
+	} else {
+		e.partID = string(r.rest)
 	}
 	if r.failed {
 		return nil, fmt.Errorf("a ledger entry of %d bytes is cut off", len(data))
@@ -68,11 +73,59 @@ func (m *Machine) ledgerEntry(key requestKey) (*ledgerEntry, error) {
 	return decodeLedgerEntry(value)
 }
 
-// recall makes the reply again that a request was given.
+// newLedgerEntry makes the entry of a request whose event is applied, after all events before it. The entry keeps the payload.
+func (m *Machine) newLedgerEntry(commit *eventstore.Commit, envelope *eventstore.Event, event domain.Event) (ledgerEntry, error) {
+	entry := ledgerEntry{commit: commit.Number, at: commit.Time}
+	copy(entry.fingerprint[:], envelope.Fingerprint)
+	if id, ofOrder := domain.OrderOf(event); ofOrder {
+		entry.order, entry.partID = id, domain.PartOf(event)
+		return entry, nil
+	}
+	if answered, ok := event.(domain.RequestAnswered); ok {
+		return entry, m.fillAnswered(&entry, answered)
+	}
+	entry.aggregateID, entry.typeName, entry.version, entry.payload = envelope.AggregateID, envelope.Type, envelope.Version, envelope.Payload
+	return entry, nil
+}
+
+// fillAnswered fills in what a request found that left nothing to do. Products, campaigns and coupons are decided here, in their
+// home lane, so the catalogue has them as of the event before: a replay finds the same.
+func (m *Machine) fillAnswered(entry *ledgerEntry, answered domain.RequestAnswered) error {
+	var found domain.Event
+	switch answered.About {
+	case domain.AboutOrder:
+		id, err := domain.ParseOrderID(answered.Key)
+		entry.order, entry.partID = id, answered.PartID
+		return err
+	case domain.AboutProduct:
+		if product, ok := m.options.Catalog.Product(answered.Key); ok {
+			entry.commit, entry.at, found = product.Commit, product.Product.UpdatedAt, product.Product.Put()
+		}
+	case domain.AboutCampaign:
+		if campaign, ok := m.options.Catalog.Campaign(answered.Key); ok {
+			entry.commit, entry.at, found = campaign.Commit, campaign.Campaign.UpdatedAt, campaign.Campaign.Put()
+		}
+	case domain.AboutCoupon:
+		if coupon, ok := m.options.Catalog.Coupon(answered.Key); ok {
+			entry.commit, entry.at, found = coupon.Commit, coupon.Coupon.UpdatedAt, coupon.Coupon.Put()
+		}
+	case domain.AboutUser:
+		found = domain.UserErased{UserID: answered.Key, Key: answered.KeyID}
+	}
+	if found == nil {
+		return fmt.Errorf("a request was answered about %s %.64q, which is not there", answered.About, answered.Key)
+	}
+	entry.typeName, entry.version, entry.aggregateID, entry.payload = stored.Encode(found)
+	return nil
+}
+
+// recall makes the reply again that a request was given. Where it found nothing to do, that is at the revision of what it found.
 func (m *Machine) recall(entry *ledgerEntry) (Reply, error) {
 	if !entry.order.IsZero() {
-		reply := Reply{Lane: m.options.Lane, Commit: entry.commit, At: entry.at}
-		return reply, m.fillOrder(&reply, entry.order, entry.commit)
+		reply := Reply{Lane: m.options.Lane, PartID: entry.partID}
+		err := m.fillOrder(&reply, entry.order, entry.commit)
+		reply.Commit, reply.At = reply.OrderCommit, reply.Order.UpdatedAt
+		return reply, err
 	}
 	event, err := stored.Decode(entry.typeName, entry.version, entry.aggregateID, "", entry.payload)
 	if err != nil {

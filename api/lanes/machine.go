@@ -376,12 +376,19 @@ func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outc
 			return decision
 		}
 	}
+	if request.Refusal != nil {
+		return refuse(request.Refusal)
+	}
 	events, err := domain.Decide(m, command, at)
 	if err != nil {
 		return refuse(err)
 	}
 	if len(events) == 0 {
-		return eventstore.Decision[Outcome]{Answer: m.answerAsIs(command)}
+		answered, remembered := domain.Answered(m, command)
+		if !remembered || request.RequestID == "" {
+			return eventstore.Decision[Outcome]{Answer: m.answerAsIs(command)}
+		}
+		events = []domain.Event{answered}
 	}
 	lead := leading(events)
 	envelopes := make([]eventstore.Event, len(events))
@@ -399,6 +406,9 @@ func (m *Machine) Decide(request Request, at time.Time) eventstore.Decision[Outc
 		m.speculate(event, at)
 	}
 	m.fresh = domain.OrderID{}
+	if _, nothing := events[lead].(domain.RequestAnswered); nothing {
+		return eventstore.Decision[Outcome]{Events: envelopes, Answer: m.answerFromLedger(requestKey{userID, request.RequestID})}
+	}
 	return eventstore.Decision[Outcome]{Events: envelopes, Answer: m.answer(events[lead], command)}
 }
 
@@ -456,14 +466,19 @@ func (m *Machine) repeated(key requestKey, request *Request) (eventstore.Decisio
 	if !m.same(before, key.userID, request) {
 		return refuse(&KeyReusedError{UserID: key.userID, RequestID: key.requestID}), true
 	}
-	// By the time this answers, the commit that it repeats is applied and so is its ledger entry.
-	return eventstore.Decision[Outcome]{Answer: func(uint64, time.Time) Outcome {
+	// By the time this answers, the commit that it repeats is applied.
+	return eventstore.Decision[Outcome]{Answer: m.answerFromLedger(key)}, true
+}
+
+// answerFromLedger makes the reply to a request whose ledger entry is applied by then.
+func (m *Machine) answerFromLedger(key requestKey) func(uint64, time.Time) Outcome {
+	return func(uint64, time.Time) Outcome {
 		entry, err := m.ledgerEntry(key)
 		must(err)
 		reply, err := m.recall(entry)
 		must(err)
 		return Outcome{Reply: reply}
-	}}, true
+	}
 }
 
 // same reports whether a request is the one that was decided before, as far as anybody can still tell: the fingerprint of
@@ -509,6 +524,7 @@ func (m *Machine) stockAfter(command domain.Command) domain.Account {
 func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Reply, error) {
 	reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
 	if id, ok := domain.OrderOf(first); ok {
+		reply.PartID = domain.PartOf(first)
 		return reply, m.fillOrder(&reply, id, commit)
 	}
 	if put, ok := first.(domain.ProductPut); ok {
@@ -519,6 +535,7 @@ func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Repl
 	}
 	if erased, ok := first.(domain.UserErased); ok {
 		reply.Erased = erased
+		return reply, m.fillErasure(&reply)
 	}
 	if granted, ok := first.(domain.StockGranted); ok {
 		reply.Granted = granted
@@ -541,7 +558,18 @@ func (m *Machine) fillOrder(reply *Reply, id domain.OrderID, upTo uint64) error 
 	return err
 }
 
-// answerAsIs makes the reply to a command that had nothing to change: things as they are, at their own revision.
+// fillErasure says when the key was erased, which the request may only have found.
+func (m *Machine) fillErasure(reply *Reply) error {
+	value, err := m.get(m.keys.erased(reply.Erased.UserID, reply.Erased.Key))
+	if err != nil {
+		return err
+	}
+	reply.Commit, reply.At, err = decodeErasure(value)
+	return err
+}
+
+// answerAsIs makes the reply to a command that had nothing to change and that no ledger remembers: things as they are, at their own
+// revision.
 func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Outcome {
 	return func(commit uint64, at time.Time) Outcome {
 		reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
@@ -550,9 +578,7 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 			domain.RecordStrayPayment, domain.RefundPayment, domain.RecordRefundResult, domain.ShipItems, domain.ConfirmDelivery,
 			domain.RequestReturn, domain.ReceiveReturn, domain.AddNote, domain.AwardPoints, domain.TakeBackPoints:
 			id, _ := domain.CommandOrderID(command)
-			upTo, err := m.doneAt(id, command)
-			must(err)
-			must(m.fillOrder(&reply, id, upTo))
+			must(m.fillOrder(&reply, id, 0))
 			reply.Commit, reply.At = reply.OrderCommit, reply.Order.UpdatedAt
 		case domain.PutProduct:
 			entry, _ := m.options.Catalog.Product(command.SKU)
@@ -564,40 +590,14 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 			entry, _ := m.options.Catalog.Coupon(command.Code)
 			reply.Commit, reply.At, reply.Coupon = entry.Commit, entry.Coupon.UpdatedAt, entry.Coupon
 		case domain.EraseUser:
-			value, err := m.get(m.keys.erased(command.UserID, command.Key))
-			must(err)
-			reply.Commit, reply.At, err = decodeErasure(value)
-			must(err)
 			reply.Erased = domain.UserErased(command)
+			must(m.fillErasure(&reply))
 		case domain.GrantStock, domain.AllotStock, domain.ReturnStock, domain.ReclaimStock:
 			reply.Stock = m.stockAfter(command)
 		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock, domain.PutWebhookEndpoint, domain.DeleteWebhookEndpoint:
 		}
 		return Outcome{Reply: reply}
 	}
-}
-
-// doneAt returns the commit at which an order's command was done for good, if it is one that is: a repetition is answered as of then,
-// however the order goes on. 0 means as it is now.
-func (m *Machine) doneAt(id domain.OrderID, command domain.Command) (uint64, error) {
-	record, err := m.get(m.keys.order(id))
-	if err != nil {
-		return 0, err
-	}
-	text := id.String()
-	for entry, err := range projections.ReadEntries(record) {
-		if err != nil {
-			return 0, err
-		}
-		event, err := stored.Decode(entry.Type, entry.Version, text, "", entry.Payload)
-		if err != nil {
-			return 0, err
-		}
-		if domain.DoneBy(command, event) {
-			return entry.Number, nil
-		}
-	}
-	return 0, nil
 }
 
 // envelope wraps an event. Its user is the order's, whoever asked.

@@ -28,6 +28,9 @@ type Request struct {
 	Partition uint32
 	// Owner, when set, makes every order that is not this user's a missing one (I7).
 	Owner string
+	// Refusal, when set, is the answer unless the request was accepted before: what makes it invalid here and now, such as this node's
+	// configuration, did not hold then. The command is not decided.
+	Refusal error
 	// Command to decide. The lane fills in what only it may: PlaceOrder's OrderID and PayBy.
 	Command domain.Command
 }
@@ -44,6 +47,9 @@ type Reply struct {
 	// Order after the command, and OrderCommit, its newest change. Set for commands on orders.
 	Order       domain.Order
 	OrderCommit uint64
+	// PartID is the payment, refund, shipment, return or note of the order that the command made, or else the one that it was about.
+	// Empty for commands that are about none, and for notes of old.
+	PartID string
 	// Product after PutProduct.
 	Product domain.Product
 	// Campaign after PutCampaign.

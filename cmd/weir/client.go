@@ -215,7 +215,8 @@ func changeOrder[S, Q any, A orderAnswer](
 	question func(requestID string) Q,
 ) error {
 	return change(cmd, c, request, what, service, do, question, func(answer A) error {
-		return c.p.printOrder(answer.GetOrder(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+		part, id := changedPart(answer)
+		return c.p.printOrder(answer.GetOrder(), part, id, "revision", revisionText(answer.GetRevision()), "request id", request.value)
 	})
 }
 

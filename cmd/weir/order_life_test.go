@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -55,7 +56,7 @@ func (s *shop) refund() *orderv1.Refund {
 var testRevision = &typev1.Revision{Commit: 44}
 
 func (s orderShop) ShipItems(_ context.Context, q *orderv1.ShipItemsRequest) (*orderv1.ShipItemsResponse, error) {
-	return &orderv1.ShipItemsResponse{Order: s.lived(), Revision: testRevision}, s.ask(q)
+	return &orderv1.ShipItemsResponse{Order: s.lived(), Revision: testRevision, ShipmentId: testOrderID + "-s1"}, s.ask(q)
 }
 
 func (s orderShop) ConfirmDelivery(_ context.Context, q *orderv1.ConfirmDeliveryRequest) (*orderv1.ConfirmDeliveryResponse, error) {
@@ -63,7 +64,7 @@ func (s orderShop) ConfirmDelivery(_ context.Context, q *orderv1.ConfirmDelivery
 }
 
 func (s orderShop) RequestReturn(_ context.Context, q *orderv1.RequestReturnRequest) (*orderv1.RequestReturnResponse, error) {
-	return &orderv1.RequestReturnResponse{Order: s.lived(), Revision: testRevision}, s.ask(q)
+	return &orderv1.RequestReturnResponse{Order: s.lived(), Revision: testRevision, ReturnId: testOrderID + "-t1"}, s.ask(q)
 }
 
 func (s orderShop) ReceiveReturn(_ context.Context, q *orderv1.ReceiveReturnRequest) (*orderv1.ReceiveReturnResponse, error) {
@@ -71,7 +72,7 @@ func (s orderShop) ReceiveReturn(_ context.Context, q *orderv1.ReceiveReturnRequ
 }
 
 func (s orderShop) AddNote(_ context.Context, q *orderv1.AddNoteRequest) (*orderv1.AddNoteResponse, error) {
-	return &orderv1.AddNoteResponse{Order: s.lived(), Revision: testRevision}, s.ask(q)
+	return &orderv1.AddNoteResponse{Order: s.lived(), Revision: testRevision, NoteId: testOrderID + "-n1"}, s.ask(q)
 }
 
 func (s orderShop) GetTimeline(_ context.Context, q *orderv1.GetTimelineRequest) (*orderv1.GetTimelineResponse, error) {
@@ -95,19 +96,19 @@ func (s orderShop) GetTimeline(_ context.Context, q *orderv1.GetTimelineRequest)
 type paymentShop struct{ *shop }
 
 func (s paymentShop) StartPayment(_ context.Context, q *paymentv1.StartPaymentRequest) (*paymentv1.StartPaymentResponse, error) {
-	return &paymentv1.StartPaymentResponse{Order: s.lived(), Revision: testRevision}, s.ask(q)
+	return &paymentv1.StartPaymentResponse{Order: s.lived(), Revision: testRevision, PaymentId: testOrderID + "-p2"}, s.ask(q)
 }
 
 func (s paymentShop) CapturePayment(_ context.Context, q *paymentv1.CapturePaymentRequest) (*paymentv1.CapturePaymentResponse, error) {
-	return &paymentv1.CapturePaymentResponse{Order: s.lived(), Revision: testRevision}, s.ask(q)
+	return &paymentv1.CapturePaymentResponse{Order: s.lived(), Revision: testRevision, PaymentId: testOrderID + "-p2"}, s.ask(q)
 }
 
 func (s paymentShop) VoidPayment(_ context.Context, q *paymentv1.VoidPaymentRequest) (*paymentv1.VoidPaymentResponse, error) {
-	return &paymentv1.VoidPaymentResponse{Order: s.lived(), Revision: testRevision}, s.ask(q)
+	return &paymentv1.VoidPaymentResponse{Order: s.lived(), Revision: testRevision, PaymentId: testOrderID + "-p2"}, s.ask(q)
 }
 
 func (s paymentShop) RefundPayment(_ context.Context, q *paymentv1.RefundPaymentRequest) (*paymentv1.RefundPaymentResponse, error) {
-	return &paymentv1.RefundPaymentResponse{Order: s.lived(), Revision: testRevision}, s.ask(q)
+	return &paymentv1.RefundPaymentResponse{Order: s.lived(), Revision: testRevision, RefundId: testOrderID + "-p2-r1"}, s.ask(q)
 }
 
 func (s paymentShop) GetPayment(_ context.Context, q *paymentv1.GetPaymentRequest) (*paymentv1.GetPaymentResponse, error) {
@@ -218,6 +219,14 @@ func TestCommandsOfAnOrdersLifeAskForWhatTheFlagsSay(t *testing.T) {
 			t.Errorf("weir %s\ngot  %v\nwant %v", strings.Join(c.args, " "), got, c.want)
 		}
 	}
+}
+
+// TestPaymentWithoutAMethodIsToldToGiveOne: whether one is needed the node alone can tell, what to do the command line.
+func TestPaymentWithoutAMethodIsToldToGiveOne(t *testing.T) {
+	s := newShop(t)
+	s.fail = refusal(connect.CodeInvalidArgument, "method: it is empty", "INVALID_ARGUMENT", map[string]string{"argument": "method"}, 0)
+	result := weir(t, []string{"WEIR_ADDR=" + s.url}, "payment", "start", testOrderID).want(t, exitUsage)
+	wantText(t, result.stderr, "method: it is empty", "--method tok_ok")
 }
 
 func TestBadArgumentsOfAnOrdersLifeAreRefusedWithoutACall(t *testing.T) {

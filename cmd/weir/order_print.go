@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -19,6 +20,27 @@ func (p *process) printChange(cmd *cobra.Command, answer proto.Message, order *o
 		return writeMessage(p.stdout, answer, "requestId", request)
 	}
 	return p.printOrder(order, "revision", revisionText(revision), "request id", request)
+}
+
+// changedPart returns the part of an order that an answer says was made or asked about, and how it is labelled; both are empty for none.
+func changedPart(answer proto.Message) (name, id string) {
+	switch m := answer.(type) {
+	case *orderv1.ShipItemsResponse:
+		return "shipment made", m.GetShipmentId()
+	case *orderv1.RequestReturnResponse:
+		return "return made", m.GetReturnId()
+	case *orderv1.AddNoteResponse:
+		return "note made", m.GetNoteId()
+	case *paymentv1.StartPaymentResponse:
+		return "payment made", m.GetPaymentId()
+	case *paymentv1.CapturePaymentResponse:
+		return "payment id", m.GetPaymentId()
+	case *paymentv1.VoidPaymentResponse:
+		return "payment id", m.GetPaymentId()
+	case *paymentv1.RefundPaymentResponse:
+		return "refund made", m.GetRefundId()
+	}
+	return "", ""
 }
 
 // printOrder prints one order, then the extra fields, which are pairs of name and value.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -35,6 +36,9 @@ var captureModes = map[string]orderv1.CaptureMode{
 	"manual":    orderv1.CaptureMode_CAPTURE_MODE_MANUAL,
 }
 
+// methodNext is what to do when a payment lacks its method.
+const methodNext = "say what is paid with: --method tok_ok for the sandbox ('weir sandbox-pay --help' lists more), Stripe's pm_… for Stripe"
+
 func (c *client) paymentStart() *cobra.Command {
 	var (
 		request                   requestID
@@ -46,8 +50,9 @@ func (c *client) paymentStart() *cobra.Command {
 		Long: `Begin to pay an order, all of it. One payment of an order is under way at a time; after one was declined or voided,
 start another.
 
-With --capture manual the money is held until 'weir payment capture'.`,
-		Example: `  weir payment start 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2
+--method says what is paid with; only an order that costs nothing needs none. With --capture manual the money is held
+until 'weir payment capture'.`,
+		Example: `  weir payment start 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --method tok_ok
   weir payment start 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --method tok_ok --capture manual`,
 		Args: exactArgs("ORDER_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -55,15 +60,20 @@ With --capture manual the money is held until 'weir payment capture'.`,
 			if !ok {
 				return usagef("--capture %q is unknown", capture).then("one of: automatic, manual")
 			}
-			return changeOrder(cmd, c, &request, "pay order "+args[0], c.payments, paymentv1connect.PaymentServiceClient.StartPayment,
+			err := changeOrder(cmd, c, &request, "pay order "+args[0], c.payments, paymentv1connect.PaymentServiceClient.StartPayment,
 				func(id string) *paymentv1.StartPaymentRequest {
 					return &paymentv1.StartPaymentRequest{RequestId: id, OrderId: args[0], Provider: provider, Method: method, CaptureMode: mode}
 				})
+			var refused *problem
+			if method == "" && errors.As(err, &refused) && refused.facts["argument"] == "method" {
+				refused.next = methodNext // An order that costs nothing needs none: only the node can tell.
+			}
+			return err
 		},
 	}
 	request.addFlag(cmd)
 	cmd.Flags().StringVar(&provider, "provider", "", "payment provider by `NAME`; the node's default one when not given")
-	cmd.Flags().StringVar(&method, "method", "", "the provider's `TOKEN` of what is paid with, never a card number")
+	cmd.Flags().StringVar(&method, "method", "", "the provider's `TOKEN` of what is paid with, such as tok_ok in the sandbox; never a card number")
 	cmd.Flags().StringVar(&capture, "capture", "automatic", "take the money `WHEN`: automatic (at once) or manual")
 	return cmd
 }

@@ -222,6 +222,7 @@ func walkReturnReceived(w *walk, e *domain.ReturnReceived) {
 func walkNoteAdded(w *walk, e *domain.NoteAdded) {
 	w.text(1, &e.By)
 	w.bytes(2, &e.Sealed)
+	w.text(3, &e.NoteID)
 }
 
 func walkPointsAwarded(w *walk, e *domain.PointsAwarded) {

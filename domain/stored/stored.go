@@ -31,6 +31,8 @@ const (
 	TypeOrderExpired   = "OrderExpired"
 	TypeUserErased     = "UserErased"
 
+	TypeRequestAnswered = "RequestAnswered"
+
 	TypeWebhookEndpointPut     = "WebhookEndpointPut"
 	TypeWebhookEndpointDeleted = "WebhookEndpointDeleted"
 
@@ -121,6 +123,8 @@ func nameOf(e domain.Event) (typeName, aggregateID string) {
 		return TypePointsTakenBack, e.OrderID.String()
 	case domain.UserErased:
 		return TypeUserErased, e.UserID
+	case domain.RequestAnswered:
+		return TypeRequestAnswered, e.Key
 	case domain.WebhookEndpointPut:
 		return TypeWebhookEndpointPut, e.EndpointID
 	case domain.WebhookEndpointDeleted:
@@ -203,6 +207,8 @@ func sizeOf(e domain.Event) int {
 		return sizeBy(e, walkPointsTakenBack)
 	case domain.UserErased:
 		return sizeVarint(uint64(e.Key)) + sizeText(e.By)
+	case domain.RequestAnswered:
+		return sizeText(e.About) + sizeText(e.PartID) + sizeVarint(uint64(e.KeyID))
 	case domain.WebhookEndpointPut:
 		return sizeEndpoint(&e)
 	case domain.WebhookEndpointDeleted:
@@ -300,6 +306,10 @@ func AppendPayload(dst []byte, e domain.Event) []byte {
 	case domain.UserErased:
 		dst = appendVarint(dst, 1, uint64(e.Key))
 		return appendText(dst, 2, e.By)
+	case domain.RequestAnswered:
+		dst = appendText(dst, 1, e.About)
+		dst = appendText(dst, 2, e.PartID)
+		return appendVarint(dst, 3, uint64(e.KeyID))
 	case domain.WebhookEndpointPut:
 		return appendEndpoint(dst, &e)
 	case domain.WebhookEndpointDeleted:
@@ -443,7 +453,7 @@ func sizeVarint(v uint64) int {
 	return 1 + protowire.SizeVarint(v)
 }
 
-func sizeText[T string | []byte](text T) int {
+func sizeText[T ~string | []byte](text T) int {
 	if len(text) == 0 {
 		return 0
 	}
@@ -467,7 +477,7 @@ func appendVarint(dst []byte, field, v uint64) []byte {
 	return protowire.AppendVarint(append(dst, byte(field<<3|kindVarint)), v)
 }
 
-func appendText[T string | []byte](dst []byte, field uint64, text T) []byte {
+func appendText[T ~string | []byte](dst []byte, field uint64, text T) []byte {
 	if len(text) == 0 {
 		return dst
 	}
@@ -512,6 +522,8 @@ var readers = map[string]reader{
 	TypeOrderCancelled: readOrderCancelled,
 	TypeOrderExpired:   readOrderExpired,
 	TypeUserErased:     readUserErased,
+
+	TypeRequestAnswered: readRequestAnswered,
 
 	TypeWebhookEndpointPut:     readWebhookEndpointPut,
 	TypeWebhookEndpointDeleted: readWebhookEndpointDeleted,
@@ -684,6 +696,22 @@ func readUserErased(userID, _ string, payload []byte) (domain.Event, error) {
 			e.Key = domain.KeyID(f.v)
 		case 2<<3 | kindBytes:
 			e.By = f.text()
+		}
+	}
+	return e, f.err
+}
+
+func readRequestAnswered(key, _ string, payload []byte) (domain.Event, error) {
+	e := domain.RequestAnswered{Key: key}
+	f := fieldsOf(payload)
+	for f.next() {
+		switch f.tag {
+		case 1<<3 | kindBytes:
+			e.About = domain.Subject(f.text())
+		case 2<<3 | kindBytes:
+			e.PartID = f.text()
+		case 3<<3 | kindVarint:
+			e.KeyID = domain.KeyID(f.v)
 		}
 	}
 	return e, f.err

@@ -47,6 +47,9 @@ var golden = map[string]domain.Event{
 	},
 	"WebhookEndpointDeleted.v1": domain.WebhookEndpointDeleted{EndpointID: "erp", By: "clerk-7"},
 
+	"RequestAnswered.v1":        domain.RequestAnswered{About: domain.AboutOrder, Key: orderID.String(), PartID: domain.ShipmentID(orderID, 1)},
+	"RequestAnswered.v1.erased": domain.RequestAnswered{About: domain.AboutUser, Key: "alice", KeyID: 0xfedcba9876543210},
+
 	"UserErased.v1": domain.UserErased{UserID: "alice", Key: 0xfedcba9876543210, By: "clerk-7"},
 	"OrderPlaced.v1.one-line": domain.OrderPlaced{
 		OrderID: orderID, UserID: "alice", Lines: []domain.Line{{SKU: "mug", Units: 1, Title: "Enamel mug", PriceMinor: 1299}},
@@ -118,6 +121,7 @@ var golden = map[string]domain.Event{
 	"ReturnRequested.v1":         domain.ReturnRequested{OrderID: orderID, UserID: "alice", ReturnID: domain.ReturnID(orderID, 1), Lines: []domain.Release{{SKU: "mug", Units: 2}}, Reason: "too small", By: "alice"},
 	"ReturnReceived.v1":          domain.ReturnReceived{OrderID: orderID, UserID: "alice", ReturnID: domain.ReturnID(orderID, 1), Restocked: []domain.Release{{SKU: "mug", Units: 1}}, By: "clerk-7"},
 	"NoteAdded.v1":               domain.NoteAdded{OrderID: orderID, UserID: "alice", By: "clerk-7", Sealed: []byte{0, 1, 0xff}},
+	"NoteAdded.v1.named":         domain.NoteAdded{OrderID: orderID, UserID: "alice", By: "clerk-7", Sealed: []byte{0, 1, 0xff}, NoteID: domain.NoteID(orderID, 2)},
 	"PointsAwarded.v1":           domain.PointsAwarded{OrderID: orderID, UserID: "alice", PaymentID: domain.PaymentID(orderID, 1), Points: 12, PerMajor: 1},
 	"PointsTakenBack.v1":         domain.PointsTakenBack{OrderID: orderID, UserID: "alice", RefundID: domain.RefundID(domain.PaymentID(orderID, 1), 2), Points: 4},
 }
@@ -189,6 +193,7 @@ var samples = []domain.Event{
 	domain.OrderCancelled{OrderID: orderID},
 	domain.OrderExpired{OrderID: orderID},
 	domain.UserErased{UserID: "alice"},
+	domain.RequestAnswered{Key: "mug"},
 	domain.WebhookEndpointPut{EndpointID: "erp"},
 	domain.WebhookEndpointDeleted{EndpointID: "erp"},
 	domain.ProductPut{SKU: "mug"},
@@ -318,7 +323,9 @@ func drawEvent(t *rapid.T) domain.Event {
 	if content := rapid.SliceOfN(rapid.Byte(), 0, 99).Draw(t, "sealed"); len(content) > 0 {
 		sealed = content
 	}
-	switch rapid.IntRange(0, 34).Draw(t, "event") {
+	switch rapid.IntRange(0, 35).Draw(t, "event") {
+	case 35:
+		return domain.RequestAnswered{About: domain.Subject(text("about")), Key: "mug", PartID: text("part_id"), KeyID: domain.KeyID(number)}
 	case 31:
 		return domain.CampaignPut{
 			Pool: "mug", Price: domain.Money{Currency: text("currency"), Minor: units()}, OpensAt: drawn("opens at"), ClosesAt: drawn("closes at"),
@@ -406,7 +413,7 @@ func drawEvent(t *rapid.T) domain.Event {
 	case 24:
 		return domain.ReturnReceived{OrderID: orderID, UserID: "alice", ReturnID: text("return_id"), Restocked: released, By: text("by")}
 	case 25:
-		return domain.NoteAdded{OrderID: orderID, UserID: "alice", By: text("by"), Sealed: sealed}
+		return domain.NoteAdded{OrderID: orderID, UserID: "alice", By: text("by"), Sealed: sealed, NoteID: text("note_id")}
 	case 26:
 		return domain.PointsAwarded{OrderID: orderID, UserID: "alice", PaymentID: text("payment_id"), Points: units(), PerMajor: units()}
 	case 27:
@@ -444,6 +451,8 @@ var generated = map[string]func() proto.Message{
 	stored.TypeOrderCancelled: func() proto.Message { return &eventv1.OrderCancelled{} },
 	stored.TypeOrderExpired:   func() proto.Message { return &eventv1.OrderExpired{} },
 	stored.TypeUserErased:     func() proto.Message { return &eventv1.UserErased{} },
+
+	stored.TypeRequestAnswered: func() proto.Message { return &eventv1.RequestAnswered{} },
 
 	stored.TypeWebhookEndpointPut:     func() proto.Message { return &eventv1.WebhookEndpointPut{} },
 	stored.TypeWebhookEndpointDeleted: func() proto.Message { return &eventv1.WebhookEndpointDeleted{} },
@@ -508,6 +517,7 @@ var typeNames = []string{
 	stored.TypeUserErased,
 	stored.TypeWebhookEndpointPut,
 	stored.TypeWebhookEndpointDeleted,
+	stored.TypeRequestAnswered,
 }
 
 // FuzzDecode holds Decode to what the generated types read: the same payloads are refused, the others mean the same, and
@@ -537,6 +547,7 @@ func FuzzDecode(f *testing.F) {
 		aggregateID := "mug"
 		if !strings.HasPrefix(typeName, "Stock") && !slices.Contains([]string{
 			stored.TypeProductPut, stored.TypeCampaignPut, stored.TypePoolFilled, stored.TypePoolDrained, stored.TypeCouponPut,
+			stored.TypeRequestAnswered,
 		}, typeName) {
 			aggregateID = orderID.String()
 		}
@@ -671,6 +682,8 @@ func messageOf(e domain.Event) proto.Message {
 		return &eventv1.WebhookEndpointPut{Url: e.URL, SealedSecret: e.SealedSecret, Types: e.Types, Paused: e.Paused, By: e.By}
 	case domain.WebhookEndpointDeleted:
 		return &eventv1.WebhookEndpointDeleted{By: e.By}
+	case domain.RequestAnswered:
+		return &eventv1.RequestAnswered{About: string(e.About), PartId: e.PartID, KeyId: uint64(e.KeyID)}
 	case domain.UserErased:
 		return &eventv1.UserErased{KeyId: uint64(e.Key), By: e.By}
 	case domain.ProductPut:
@@ -720,7 +733,7 @@ func messageOf(e domain.Event) proto.Message {
 	case domain.ReturnReceived:
 		return &eventv1.ReturnReceived{ReturnId: e.ReturnID, Restocked: released(e.Restocked), By: e.By}
 	case domain.NoteAdded:
-		return &eventv1.NoteAdded{By: e.By, Sealed: e.Sealed}
+		return &eventv1.NoteAdded{By: e.By, Sealed: e.Sealed, NoteId: e.NoteID}
 	case domain.PointsAwarded:
 		return &eventv1.PointsAwarded{PaymentId: e.PaymentID, Points: e.Points, PerMajor: e.PerMajor}
 	case domain.PointsTakenBack:
@@ -794,6 +807,8 @@ func eventOf(m proto.Message, id domain.OrderID, userID string) domain.Event {
 		return domain.WebhookEndpointPut{EndpointID: "erp", URL: m.GetUrl(), SealedSecret: bytesOrNil(m.GetSealedSecret()), Types: m.GetTypes(), Paused: m.GetPaused(), By: m.GetBy()}
 	case *eventv1.WebhookEndpointDeleted:
 		return domain.WebhookEndpointDeleted{EndpointID: "erp", By: m.GetBy()}
+	case *eventv1.RequestAnswered:
+		return domain.RequestAnswered{About: domain.Subject(m.GetAbout()), Key: "mug", PartID: m.GetPartId(), KeyID: domain.KeyID(m.GetKeyId())}
 	case *eventv1.UserErased:
 		return domain.UserErased{UserID: userID, Key: domain.KeyID(m.GetKeyId()), By: m.GetBy()}
 	case *eventv1.ProductPut:
@@ -844,7 +859,7 @@ func eventOf(m proto.Message, id domain.OrderID, userID string) domain.Event {
 	case *eventv1.ReturnReceived:
 		return domain.ReturnReceived{OrderID: id, UserID: userID, ReturnID: m.GetReturnId(), Restocked: released(m.GetRestocked()), By: m.GetBy()}
 	case *eventv1.NoteAdded:
-		return domain.NoteAdded{OrderID: id, UserID: userID, By: m.GetBy(), Sealed: sealed(m.GetSealed())}
+		return domain.NoteAdded{OrderID: id, UserID: userID, By: m.GetBy(), Sealed: sealed(m.GetSealed()), NoteID: m.GetNoteId()}
 	case *eventv1.PointsAwarded:
 		return domain.PointsAwarded{OrderID: id, UserID: userID, PaymentID: m.GetPaymentId(), Points: m.GetPoints(), PerMajor: m.GetPerMajor()}
 	case *eventv1.PointsTakenBack:

@@ -47,6 +47,7 @@ func samples() []domain.Event {
 		domain.UserErased{UserID: secret, Key: 7, By: secret},
 		domain.WebhookEndpointPut{EndpointID: "erp", URL: "https://" + secret, SealedSecret: []byte(secret), By: secret},
 		domain.WebhookEndpointDeleted{EndpointID: "erp", By: secret},
+		domain.RequestAnswered{About: domain.AboutUser, Key: secret, KeyID: 7},
 		domain.ProductPut{SKU: "tea", Title: "Tea", Price: eur},
 		domain.StockReceived{SKU: "tea", Units: 5, ReceivedTotal: 9},
 		domain.StockReceived{SKU: domain.CouponPool(secret), Units: 5, ReceivedTotal: 9},

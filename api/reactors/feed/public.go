@@ -81,6 +81,9 @@ func Public(e reactors.Event) (*feedv1.Event, bool) {
 	// It names a person; who has to forget as well is told by the operator.
 	case domain.UserErased:
 		return nil, false
+	// Nothing happened.
+	case domain.RequestAnswered:
+		return nil, false
 	// Written by a person, for the merchant.
 	case domain.NoteAdded:
 		return nil, false

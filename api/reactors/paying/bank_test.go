@@ -154,6 +154,9 @@ func (b *bank) authorize(charge payments.Charge) (payments.Status, error) {
 	if err := payments.CheckCharge(b.name, "authorize", charge); err != nil {
 		return payments.Status{}, err
 	}
+	if charge.Method == "tok_none" {
+		return payments.Status{}, b.rejected(charge, payments.CodeInvalid)
+	}
 	if a == nil {
 		a = &account{charge: charge, state: payments.StatePending}
 		b.accounts[charge.PaymentID] = a

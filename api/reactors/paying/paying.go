@@ -193,7 +193,8 @@ func asker(fact domain.Event) (provider string, asks bool) {
 		domain.ItemsShipped, domain.ShipmentDelivered, domain.ReturnRequested, domain.ReturnReceived, domain.NoteAdded,
 		domain.PointsAwarded, domain.PointsTakenBack, domain.UserErased, domain.ProductPut, domain.StockReceived,
 		domain.StockGranted, domain.StockAllotted, domain.StockReturned, domain.StockReclaimed,
-		domain.CampaignPut, domain.PoolFilled, domain.PoolDrained, domain.CouponPut, domain.WebhookEndpointPut, domain.WebhookEndpointDeleted:
+		domain.CampaignPut, domain.PoolFilled, domain.PoolDrained, domain.CouponPut, domain.WebhookEndpointPut, domain.WebhookEndpointDeleted,
+		domain.RequestAnswered:
 	}
 	return "", false
 }

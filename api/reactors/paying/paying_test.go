@@ -102,7 +102,7 @@ func TestADeclinedPaymentMayBeTriedAgain(t *testing.T) {
 func TestAChargeThatIsRejectedIsDeclined(t *testing.T) {
 	l := open(t, "sandbox")
 	order := l.mustPlace()
-	l.mustDo(order, pay(order, "", true)) // No provider takes a charge without a method.
+	l.mustDo(order, pay(order, "tok_none", true)) // There is no such method.
 	l.settle()
 	if p := l.wantPayment(order.ID, domain.PayNone); p.DeclineCode != payments.CodeInvalid {
 		t.Errorf("declined with %q, want %q", p.DeclineCode, payments.CodeInvalid)

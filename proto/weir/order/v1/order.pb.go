@@ -1497,7 +1497,9 @@ type MerchantNote struct {
 	// Log time at which it was added.
 	AddedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=added_at,json=addedAt,proto3" json:"added_at,omitempty"`
 	// Text; empty when the key of the order's user was erased.
-	Text          string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	Text string `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	// Identifier: the order's, "-n" and a number that counts from 1.
+	NoteId        string `protobuf:"bytes,4,opt,name=note_id,json=noteId,proto3" json:"note_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1549,6 +1551,13 @@ func (x *MerchantNote) GetAddedAt() *timestamppb.Timestamp {
 func (x *MerchantNote) GetText() string {
 	if x != nil {
 		return x.Text
+	}
+	return ""
+}
+
+func (x *MerchantNote) GetNoteId() string {
+	if x != nil {
+		return x.NoteId
 	}
 	return ""
 }
@@ -2552,7 +2561,9 @@ type ShipItemsResponse struct {
 	// The order right after the units left.
 	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	// Position at which it was recorded.
-	Revision      *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Shipment that was made.
+	ShipmentId    string `protobuf:"bytes,3,opt,name=shipment_id,json=shipmentId,proto3" json:"shipment_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2599,6 +2610,13 @@ func (x *ShipItemsResponse) GetRevision() *v1.Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *ShipItemsResponse) GetShipmentId() string {
+	if x != nil {
+		return x.ShipmentId
+	}
+	return ""
 }
 
 // ConfirmDeliveryRequest says which shipment arrived.
@@ -2799,7 +2817,9 @@ type RequestReturnResponse struct {
 	// The order right after the return was announced.
 	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	// Position at which it was recorded.
-	Revision      *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Return that was made.
+	ReturnId      string `protobuf:"bytes,3,opt,name=return_id,json=returnId,proto3" json:"return_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2846,6 +2866,13 @@ func (x *RequestReturnResponse) GetRevision() *v1.Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *RequestReturnResponse) GetReturnId() string {
+	if x != nil {
+		return x.ReturnId
+	}
+	return ""
 }
 
 // ReceiveReturnRequest says which return came in.
@@ -3046,7 +3073,9 @@ type AddNoteResponse struct {
 	// The order right after the note was added.
 	Order *Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	// Position at which it was added.
-	Revision      *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *v1.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Note that was made.
+	NoteId        string `protobuf:"bytes,3,opt,name=note_id,json=noteId,proto3" json:"note_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3093,6 +3122,13 @@ func (x *AddNoteResponse) GetRevision() *v1.Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *AddNoteResponse) GetNoteId() string {
+	if x != nil {
+		return x.NoteId
+	}
+	return ""
 }
 
 // GetTimelineRequest asks for a page of an order's timeline.
@@ -3494,11 +3530,12 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\frequested_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\vrequestedAt\x12;\n" +
 	"\vreceived_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"receivedAt\x126\n" +
-	"\trestocked\x18\x06 \x03(\v2\x18.weir.order.v1.ItemUnitsR\trestocked\"i\n" +
+	"\trestocked\x18\x06 \x03(\v2\x18.weir.order.v1.ItemUnitsR\trestocked\"\x82\x01\n" +
 	"\fMerchantNote\x12\x0e\n" +
 	"\x02by\x18\x01 \x01(\tR\x02by\x125\n" +
 	"\badded_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aaddedAt\x12\x12\n" +
-	"\x04text\x18\x03 \x01(\tR\x04text\"\xe7\x03\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x17\n" +
+	"\anote_id\x18\x04 \x01(\tR\x06noteId\"\xe7\x03\n" +
 	"\x11PlaceOrderRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x128\n" +
@@ -3577,10 +3614,12 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12:\n" +
 	"\x05items\x18\x03 \x03(\v2\x1a.weir.order.v1.ItemRequestB\b\xbaH\x05\x92\x01\x02\x10dR\x05items\x12!\n" +
 	"\acarrier\x18\x04 \x01(\tB\a\xbaH\x04r\x02(dR\acarrier\x12#\n" +
-	"\btracking\x18\x05 \x01(\tB\a\xbaH\x04r\x02(dR\btracking\"s\n" +
+	"\btracking\x18\x05 \x01(\tB\a\xbaH\x04r\x02(dR\btracking\"\x94\x01\n" +
 	"\x11ShipItemsResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xbe\x01\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x1f\n" +
+	"\vshipment_id\x18\x03 \x01(\tR\n" +
+	"shipmentId\"\xbe\x01\n" +
 	"\x16ConfirmDeliveryRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
@@ -3595,10 +3634,11 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
 	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12:\n" +
 	"\x05items\x18\x03 \x03(\v2\x1a.weir.order.v1.ItemRequestB\b\xbaH\x05\x92\x01\x02\x10dR\x05items\x12 \n" +
-	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x06reason\"w\n" +
+	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x06reason\"\x94\x01\n" +
 	"\x15RequestReturnResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\xf8\x01\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x1b\n" +
+	"\treturn_id\x18\x03 \x01(\tR\breturnId\"\xf8\x01\n" +
 	"\x14ReceiveReturnRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
@@ -3613,10 +3653,11 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
 	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12\x1e\n" +
 	"\x04text\x18\x03 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\xe8\aR\x04text\"q\n" +
+	"\xbaH\ar\x05 \x01(\xe8\aR\x04text\"\x8a\x01\n" +
 	"\x0fAddNoteResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\x90\x02\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x17\n" +
+	"\anote_id\x18\x03 \x01(\tR\x06noteId\"\x90\x02\n" +
 	"\x12GetTimelineRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12'\n" +
 	"\tpage_size\x18\x02 \x01(\x05B\n" +

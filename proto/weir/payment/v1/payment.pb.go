@@ -95,6 +95,7 @@ type StartPaymentRequest struct {
 	// Provider to ask; empty means the node's default one. One that the node does not have is INVALID_ARGUMENT.
 	Provider string `protobuf:"bytes,3,opt,name=provider,proto3" json:"provider,omitempty"`
 	// The provider's token of what is paid with, at most 64 bytes. Never a card number: it is kept in the clear.
+	// Every provider needs one: without it a request is INVALID_ARGUMENT, unless the order costs nothing.
 	Method string `protobuf:"bytes,4,opt,name=method,proto3" json:"method,omitempty"`
 	// When the money is taken; unspecified is automatic.
 	CaptureMode   v1.CaptureMode `protobuf:"varint,5,opt,name=capture_mode,json=captureMode,proto3,enum=weir.order.v1.CaptureMode" json:"capture_mode,omitempty"`
@@ -173,7 +174,9 @@ type StartPaymentResponse struct {
 	// The order right after the payment was started, with all of its payments, the newest last.
 	Order *v1.Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	// Position at which it was recorded.
-	Revision      *v11.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *v11.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Payment that was started.
+	PaymentId     string `protobuf:"bytes,3,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -220,6 +223,13 @@ func (x *StartPaymentResponse) GetRevision() *v11.Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *StartPaymentResponse) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
 }
 
 // CapturePaymentRequest asks for the money that is held.
@@ -283,7 +293,9 @@ type CapturePaymentResponse struct {
 	// The order right after the capture was asked for, with all of its payments, the newest last.
 	Order *v1.Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	// Position at which it was recorded.
-	Revision      *v11.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *v11.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Payment whose money was asked for.
+	PaymentId     string `protobuf:"bytes,3,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -330,6 +342,13 @@ func (x *CapturePaymentResponse) GetRevision() *v11.Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *CapturePaymentResponse) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
 }
 
 // VoidPaymentRequest asks to let the money go.
@@ -402,7 +421,9 @@ type VoidPaymentResponse struct {
 	// The order right after the void was asked for, with all of its payments, the newest last.
 	Order *v1.Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	// Position at which it was recorded.
-	Revision      *v11.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *v11.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Payment that is to be voided.
+	PaymentId     string `protobuf:"bytes,3,opt,name=payment_id,json=paymentId,proto3" json:"payment_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +470,13 @@ func (x *VoidPaymentResponse) GetRevision() *v11.Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *VoidPaymentResponse) GetPaymentId() string {
+	if x != nil {
+		return x.PaymentId
+	}
+	return ""
 }
 
 // RefundPaymentRequest asks to give money back.
@@ -539,7 +567,9 @@ type RefundPaymentResponse struct {
 	// The order right after the refund was started, with all of its payments, the newest last.
 	Order *v1.Order `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
 	// Position at which it was recorded.
-	Revision      *v11.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision *v11.Revision `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Refund that was started.
+	RefundId      string `protobuf:"bytes,3,opt,name=refund_id,json=refundId,proto3" json:"refund_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -586,6 +616,13 @@ func (x *RefundPaymentResponse) GetRevision() *v11.Revision {
 		return x.Revision
 	}
 	return nil
+}
+
+func (x *RefundPaymentResponse) GetRefundId() string {
+	if x != nil {
+		return x.RefundId
+	}
+	return ""
 }
 
 // GetPaymentRequest asks for one payment.
@@ -1009,25 +1046,31 @@ const file_weir_payment_v1_payment_proto_rawDesc = "" +
 	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12;\n" +
 	"\bprovider\x18\x03 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\bprovider\x12\x1f\n" +
 	"\x06method\x18\x04 \x01(\tB\a\xbaH\x04r\x02(@R\x06method\x12G\n" +
-	"\fcapture_mode\x18\x05 \x01(\x0e2\x1a.weir.order.v1.CaptureModeB\b\xbaH\x05\x82\x01\x02\x10\x01R\vcaptureMode\"v\n" +
+	"\fcapture_mode\x18\x05 \x01(\x0e2\x1a.weir.order.v1.CaptureModeB\b\xbaH\x05\x82\x01\x02\x10\x01R\vcaptureMode\"\x95\x01\n" +
 	"\x14StartPaymentResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"y\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x03 \x01(\tR\tpaymentId\"y\n" +
 	"\x15CapturePaymentRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
-	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\"x\n" +
+	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\"\x97\x01\n" +
 	"\x16CapturePaymentResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\x98\x01\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x03 \x01(\tR\tpaymentId\"\x98\x01\n" +
 	"\x12VoidPaymentRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
 	"\border_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12 \n" +
-	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x06reason\"u\n" +
+	"\x06reason\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x06reason\"\x94\x01\n" +
 	"\x13VoidPaymentResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\x8c\x02\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x1d\n" +
+	"\n" +
+	"payment_id\x18\x03 \x01(\tR\tpaymentId\"\x8c\x02\n" +
 	"\x14RefundPaymentRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
@@ -1035,10 +1078,11 @@ const file_weir_payment_v1_payment_proto_rawDesc = "" +
 	"\x06amount\x18\x03 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount\x12 \n" +
 	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\xc8\x01R\x06reason\x12C\n" +
 	"\n" +
-	"payment_id\x18\x05 \x01(\tB$\xbaH!\xd8\x01\x01r\x1c2\x1a^[0-9A-Z]{27}-p[0-9]{1,9}$R\tpaymentId\"w\n" +
+	"payment_id\x18\x05 \x01(\tB$\xbaH!\xd8\x01\x01r\x1c2\x1a^[0-9A-Z]{27}-p[0-9]{1,9}$R\tpaymentId\"\x94\x01\n" +
 	"\x15RefundPaymentResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x122\n" +
-	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\"\x82\x02\n" +
+	"\brevision\x18\x02 \x01(\v2\x16.weir.type.v1.RevisionR\brevision\x12\x1b\n" +
+	"\trefund_id\x18\x03 \x01(\tR\brefundId\"\x82\x02\n" +
 	"\x11GetPaymentRequest\x12#\n" +
 	"\border_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x1bR\aorderId\x12C\n" +
 	"\n" +

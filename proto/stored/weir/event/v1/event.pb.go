@@ -499,6 +499,71 @@ func (x *UserErased) GetBy() string {
 	return ""
 }
 
+// RequestAnswered: a request was accepted that left nothing to do. It changes nothing, and is what the ledger of requests remembers it
+// by. The aggregate is what the request was about.
+type RequestAnswered struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it was about: order, product, campaign, coupon or user.
+	About string `protobuf:"bytes,1,opt,name=about,proto3" json:"about,omitempty"`
+	// Payment, refund, shipment, return or note of the order that it was about; empty for none.
+	PartId string `protobuf:"bytes,2,opt,name=part_id,json=partId,proto3" json:"part_id,omitempty"`
+	// Key of the user that was erased before; 0 unless it was about a user.
+	KeyId         uint64 `protobuf:"varint,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestAnswered) Reset() {
+	*x = RequestAnswered{}
+	mi := &file_weir_event_v1_event_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestAnswered) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestAnswered) ProtoMessage() {}
+
+func (x *RequestAnswered) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_event_v1_event_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestAnswered.ProtoReflect.Descriptor instead.
+func (*RequestAnswered) Descriptor() ([]byte, []int) {
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RequestAnswered) GetAbout() string {
+	if x != nil {
+		return x.About
+	}
+	return ""
+}
+
+func (x *RequestAnswered) GetPartId() string {
+	if x != nil {
+		return x.PartId
+	}
+	return ""
+}
+
+func (x *RequestAnswered) GetKeyId() uint64 {
+	if x != nil {
+		return x.KeyId
+	}
+	return 0
+}
+
 // WebhookEndpointPut: public events are delivered to an endpoint, from this log time on if it is new. The aggregate is the
 // endpoint's id.
 type WebhookEndpointPut struct {
@@ -519,7 +584,7 @@ type WebhookEndpointPut struct {
 
 func (x *WebhookEndpointPut) Reset() {
 	*x = WebhookEndpointPut{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[6]
+	mi := &file_weir_event_v1_event_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -531,7 +596,7 @@ func (x *WebhookEndpointPut) String() string {
 func (*WebhookEndpointPut) ProtoMessage() {}
 
 func (x *WebhookEndpointPut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[6]
+	mi := &file_weir_event_v1_event_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -544,7 +609,7 @@ func (x *WebhookEndpointPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WebhookEndpointPut.ProtoReflect.Descriptor instead.
 func (*WebhookEndpointPut) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{6}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WebhookEndpointPut) GetUrl() string {
@@ -593,7 +658,7 @@ type WebhookEndpointDeleted struct {
 
 func (x *WebhookEndpointDeleted) Reset() {
 	*x = WebhookEndpointDeleted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[7]
+	mi := &file_weir_event_v1_event_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +670,7 @@ func (x *WebhookEndpointDeleted) String() string {
 func (*WebhookEndpointDeleted) ProtoMessage() {}
 
 func (x *WebhookEndpointDeleted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[7]
+	mi := &file_weir_event_v1_event_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +683,7 @@ func (x *WebhookEndpointDeleted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WebhookEndpointDeleted.ProtoReflect.Descriptor instead.
 func (*WebhookEndpointDeleted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{7}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WebhookEndpointDeleted) GetBy() string {
@@ -647,7 +712,7 @@ type ProductPut struct {
 
 func (x *ProductPut) Reset() {
 	*x = ProductPut{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[8]
+	mi := &file_weir_event_v1_event_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +724,7 @@ func (x *ProductPut) String() string {
 func (*ProductPut) ProtoMessage() {}
 
 func (x *ProductPut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[8]
+	mi := &file_weir_event_v1_event_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +737,7 @@ func (x *ProductPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProductPut.ProtoReflect.Descriptor instead.
 func (*ProductPut) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{8}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ProductPut) GetTitle() string {
@@ -723,7 +788,7 @@ type StockReceived struct {
 
 func (x *StockReceived) Reset() {
 	*x = StockReceived{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[9]
+	mi := &file_weir_event_v1_event_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -735,7 +800,7 @@ func (x *StockReceived) String() string {
 func (*StockReceived) ProtoMessage() {}
 
 func (x *StockReceived) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[9]
+	mi := &file_weir_event_v1_event_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -748,7 +813,7 @@ func (x *StockReceived) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReceived.ProtoReflect.Descriptor instead.
 func (*StockReceived) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{9}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StockReceived) GetUnits() int64 {
@@ -780,7 +845,7 @@ type StockGranted struct {
 
 func (x *StockGranted) Reset() {
 	*x = StockGranted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[10]
+	mi := &file_weir_event_v1_event_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +857,7 @@ func (x *StockGranted) String() string {
 func (*StockGranted) ProtoMessage() {}
 
 func (x *StockGranted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[10]
+	mi := &file_weir_event_v1_event_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +870,7 @@ func (x *StockGranted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockGranted.ProtoReflect.Descriptor instead.
 func (*StockGranted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{10}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StockGranted) GetToLane() uint32 {
@@ -844,7 +909,7 @@ type StockAllotted struct {
 
 func (x *StockAllotted) Reset() {
 	*x = StockAllotted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[11]
+	mi := &file_weir_event_v1_event_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +921,7 @@ func (x *StockAllotted) String() string {
 func (*StockAllotted) ProtoMessage() {}
 
 func (x *StockAllotted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[11]
+	mi := &file_weir_event_v1_event_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +934,7 @@ func (x *StockAllotted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockAllotted.ProtoReflect.Descriptor instead.
 func (*StockAllotted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{11}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StockAllotted) GetHomeLane() uint32 {
@@ -908,7 +973,7 @@ type StockReturned struct {
 
 func (x *StockReturned) Reset() {
 	*x = StockReturned{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[12]
+	mi := &file_weir_event_v1_event_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -920,7 +985,7 @@ func (x *StockReturned) String() string {
 func (*StockReturned) ProtoMessage() {}
 
 func (x *StockReturned) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[12]
+	mi := &file_weir_event_v1_event_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -933,7 +998,7 @@ func (x *StockReturned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReturned.ProtoReflect.Descriptor instead.
 func (*StockReturned) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{12}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StockReturned) GetHomeLane() uint32 {
@@ -972,7 +1037,7 @@ type StockReclaimed struct {
 
 func (x *StockReclaimed) Reset() {
 	*x = StockReclaimed{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[13]
+	mi := &file_weir_event_v1_event_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1049,7 @@ func (x *StockReclaimed) String() string {
 func (*StockReclaimed) ProtoMessage() {}
 
 func (x *StockReclaimed) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[13]
+	mi := &file_weir_event_v1_event_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1062,7 @@ func (x *StockReclaimed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StockReclaimed.ProtoReflect.Descriptor instead.
 func (*StockReclaimed) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{13}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StockReclaimed) GetFromLane() uint32 {
@@ -1044,7 +1109,7 @@ type CampaignPut struct {
 
 func (x *CampaignPut) Reset() {
 	*x = CampaignPut{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[14]
+	mi := &file_weir_event_v1_event_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1121,7 @@ func (x *CampaignPut) String() string {
 func (*CampaignPut) ProtoMessage() {}
 
 func (x *CampaignPut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[14]
+	mi := &file_weir_event_v1_event_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1134,7 @@ func (x *CampaignPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignPut.ProtoReflect.Descriptor instead.
 func (*CampaignPut) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{14}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CampaignPut) GetCurrencyCode() string {
@@ -1132,7 +1197,7 @@ type PoolFilled struct {
 
 func (x *PoolFilled) Reset() {
 	*x = PoolFilled{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[15]
+	mi := &file_weir_event_v1_event_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1209,7 @@ func (x *PoolFilled) String() string {
 func (*PoolFilled) ProtoMessage() {}
 
 func (x *PoolFilled) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[15]
+	mi := &file_weir_event_v1_event_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1222,7 @@ func (x *PoolFilled) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolFilled.ProtoReflect.Descriptor instead.
 func (*PoolFilled) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{15}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PoolFilled) GetUnits() int64 {
@@ -1178,7 +1243,7 @@ type PoolDrained struct {
 
 func (x *PoolDrained) Reset() {
 	*x = PoolDrained{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[16]
+	mi := &file_weir_event_v1_event_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1255,7 @@ func (x *PoolDrained) String() string {
 func (*PoolDrained) ProtoMessage() {}
 
 func (x *PoolDrained) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[16]
+	mi := &file_weir_event_v1_event_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1268,7 @@ func (x *PoolDrained) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolDrained.ProtoReflect.Descriptor instead.
 func (*PoolDrained) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{16}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PoolDrained) GetUnits() int64 {
@@ -1240,7 +1305,7 @@ type CouponPut struct {
 
 func (x *CouponPut) Reset() {
 	*x = CouponPut{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[17]
+	mi := &file_weir_event_v1_event_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1317,7 @@ func (x *CouponPut) String() string {
 func (*CouponPut) ProtoMessage() {}
 
 func (x *CouponPut) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[17]
+	mi := &file_weir_event_v1_event_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1330,7 @@ func (x *CouponPut) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CouponPut.ProtoReflect.Descriptor instead.
 func (*CouponPut) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{17}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CouponPut) GetKind() uint32 {
@@ -1355,7 +1420,7 @@ type PaymentStarted struct {
 
 func (x *PaymentStarted) Reset() {
 	*x = PaymentStarted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[18]
+	mi := &file_weir_event_v1_event_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1432,7 @@ func (x *PaymentStarted) String() string {
 func (*PaymentStarted) ProtoMessage() {}
 
 func (x *PaymentStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[18]
+	mi := &file_weir_event_v1_event_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1445,7 @@ func (x *PaymentStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentStarted.ProtoReflect.Descriptor instead.
 func (*PaymentStarted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{18}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PaymentStarted) GetPaymentId() string {
@@ -1447,7 +1512,7 @@ type PaymentAuthorized struct {
 
 func (x *PaymentAuthorized) Reset() {
 	*x = PaymentAuthorized{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[19]
+	mi := &file_weir_event_v1_event_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1524,7 @@ func (x *PaymentAuthorized) String() string {
 func (*PaymentAuthorized) ProtoMessage() {}
 
 func (x *PaymentAuthorized) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[19]
+	mi := &file_weir_event_v1_event_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1537,7 @@ func (x *PaymentAuthorized) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentAuthorized.ProtoReflect.Descriptor instead.
 func (*PaymentAuthorized) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{19}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PaymentAuthorized) GetPaymentId() string {
@@ -1515,7 +1580,7 @@ type PaymentCaptureRequested struct {
 
 func (x *PaymentCaptureRequested) Reset() {
 	*x = PaymentCaptureRequested{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[20]
+	mi := &file_weir_event_v1_event_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1592,7 @@ func (x *PaymentCaptureRequested) String() string {
 func (*PaymentCaptureRequested) ProtoMessage() {}
 
 func (x *PaymentCaptureRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[20]
+	mi := &file_weir_event_v1_event_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1605,7 @@ func (x *PaymentCaptureRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentCaptureRequested.ProtoReflect.Descriptor instead.
 func (*PaymentCaptureRequested) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{20}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PaymentCaptureRequested) GetPaymentId() string {
@@ -1595,7 +1660,7 @@ type PaymentCaptured struct {
 
 func (x *PaymentCaptured) Reset() {
 	*x = PaymentCaptured{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[21]
+	mi := &file_weir_event_v1_event_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1607,7 +1672,7 @@ func (x *PaymentCaptured) String() string {
 func (*PaymentCaptured) ProtoMessage() {}
 
 func (x *PaymentCaptured) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[21]
+	mi := &file_weir_event_v1_event_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1620,7 +1685,7 @@ func (x *PaymentCaptured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentCaptured.ProtoReflect.Descriptor instead.
 func (*PaymentCaptured) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{21}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PaymentCaptured) GetPaymentId() string {
@@ -1666,7 +1731,7 @@ type PaymentDeclined struct {
 
 func (x *PaymentDeclined) Reset() {
 	*x = PaymentDeclined{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[22]
+	mi := &file_weir_event_v1_event_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1678,7 +1743,7 @@ func (x *PaymentDeclined) String() string {
 func (*PaymentDeclined) ProtoMessage() {}
 
 func (x *PaymentDeclined) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[22]
+	mi := &file_weir_event_v1_event_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1691,7 +1756,7 @@ func (x *PaymentDeclined) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentDeclined.ProtoReflect.Descriptor instead.
 func (*PaymentDeclined) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{22}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PaymentDeclined) GetPaymentId() string {
@@ -1726,7 +1791,7 @@ type PaymentBecameUnknown struct {
 
 func (x *PaymentBecameUnknown) Reset() {
 	*x = PaymentBecameUnknown{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[23]
+	mi := &file_weir_event_v1_event_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1803,7 @@ func (x *PaymentBecameUnknown) String() string {
 func (*PaymentBecameUnknown) ProtoMessage() {}
 
 func (x *PaymentBecameUnknown) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[23]
+	mi := &file_weir_event_v1_event_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1816,7 @@ func (x *PaymentBecameUnknown) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentBecameUnknown.ProtoReflect.Descriptor instead.
 func (*PaymentBecameUnknown) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{23}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PaymentBecameUnknown) GetPaymentId() string {
@@ -1778,7 +1843,7 @@ type PaymentVoidRequested struct {
 
 func (x *PaymentVoidRequested) Reset() {
 	*x = PaymentVoidRequested{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[24]
+	mi := &file_weir_event_v1_event_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1855,7 @@ func (x *PaymentVoidRequested) String() string {
 func (*PaymentVoidRequested) ProtoMessage() {}
 
 func (x *PaymentVoidRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[24]
+	mi := &file_weir_event_v1_event_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1868,7 @@ func (x *PaymentVoidRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentVoidRequested.ProtoReflect.Descriptor instead.
 func (*PaymentVoidRequested) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{24}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PaymentVoidRequested) GetPaymentId() string {
@@ -1845,7 +1910,7 @@ type PaymentVoided struct {
 
 func (x *PaymentVoided) Reset() {
 	*x = PaymentVoided{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[25]
+	mi := &file_weir_event_v1_event_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +1922,7 @@ func (x *PaymentVoided) String() string {
 func (*PaymentVoided) ProtoMessage() {}
 
 func (x *PaymentVoided) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[25]
+	mi := &file_weir_event_v1_event_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +1935,7 @@ func (x *PaymentVoided) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentVoided.ProtoReflect.Descriptor instead.
 func (*PaymentVoided) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{25}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PaymentVoided) GetPaymentId() string {
@@ -1905,7 +1970,7 @@ type RefundStarted struct {
 
 func (x *RefundStarted) Reset() {
 	*x = RefundStarted{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[26]
+	mi := &file_weir_event_v1_event_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +1982,7 @@ func (x *RefundStarted) String() string {
 func (*RefundStarted) ProtoMessage() {}
 
 func (x *RefundStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[26]
+	mi := &file_weir_event_v1_event_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +1995,7 @@ func (x *RefundStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefundStarted.ProtoReflect.Descriptor instead.
 func (*RefundStarted) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{26}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RefundStarted) GetRefundId() string {
@@ -2004,7 +2069,7 @@ type PaymentRefunded struct {
 
 func (x *PaymentRefunded) Reset() {
 	*x = PaymentRefunded{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[27]
+	mi := &file_weir_event_v1_event_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2081,7 @@ func (x *PaymentRefunded) String() string {
 func (*PaymentRefunded) ProtoMessage() {}
 
 func (x *PaymentRefunded) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[27]
+	mi := &file_weir_event_v1_event_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2094,7 @@ func (x *PaymentRefunded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PaymentRefunded.ProtoReflect.Descriptor instead.
 func (*PaymentRefunded) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{27}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PaymentRefunded) GetRefundId() string {
@@ -2066,7 +2131,7 @@ type RefundFailed struct {
 
 func (x *RefundFailed) Reset() {
 	*x = RefundFailed{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[28]
+	mi := &file_weir_event_v1_event_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2143,7 @@ func (x *RefundFailed) String() string {
 func (*RefundFailed) ProtoMessage() {}
 
 func (x *RefundFailed) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[28]
+	mi := &file_weir_event_v1_event_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2156,7 @@ func (x *RefundFailed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefundFailed.ProtoReflect.Descriptor instead.
 func (*RefundFailed) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{28}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RefundFailed) GetRefundId() string {
@@ -2127,7 +2192,7 @@ type StrayPaymentFound struct {
 
 func (x *StrayPaymentFound) Reset() {
 	*x = StrayPaymentFound{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[29]
+	mi := &file_weir_event_v1_event_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2139,7 +2204,7 @@ func (x *StrayPaymentFound) String() string {
 func (*StrayPaymentFound) ProtoMessage() {}
 
 func (x *StrayPaymentFound) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[29]
+	mi := &file_weir_event_v1_event_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2152,7 +2217,7 @@ func (x *StrayPaymentFound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StrayPaymentFound.ProtoReflect.Descriptor instead.
 func (*StrayPaymentFound) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{29}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StrayPaymentFound) GetPaymentId() string {
@@ -2209,7 +2274,7 @@ type ItemsShipped struct {
 
 func (x *ItemsShipped) Reset() {
 	*x = ItemsShipped{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[30]
+	mi := &file_weir_event_v1_event_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2286,7 @@ func (x *ItemsShipped) String() string {
 func (*ItemsShipped) ProtoMessage() {}
 
 func (x *ItemsShipped) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[30]
+	mi := &file_weir_event_v1_event_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2299,7 @@ func (x *ItemsShipped) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemsShipped.ProtoReflect.Descriptor instead.
 func (*ItemsShipped) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{30}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ItemsShipped) GetShipmentId() string {
@@ -2285,7 +2350,7 @@ type ShipmentDelivered struct {
 
 func (x *ShipmentDelivered) Reset() {
 	*x = ShipmentDelivered{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[31]
+	mi := &file_weir_event_v1_event_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2362,7 @@ func (x *ShipmentDelivered) String() string {
 func (*ShipmentDelivered) ProtoMessage() {}
 
 func (x *ShipmentDelivered) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[31]
+	mi := &file_weir_event_v1_event_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2375,7 @@ func (x *ShipmentDelivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipmentDelivered.ProtoReflect.Descriptor instead.
 func (*ShipmentDelivered) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{31}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ShipmentDelivered) GetShipmentId() string {
@@ -2344,7 +2409,7 @@ type ReturnRequested struct {
 
 func (x *ReturnRequested) Reset() {
 	*x = ReturnRequested{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[32]
+	mi := &file_weir_event_v1_event_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2421,7 @@ func (x *ReturnRequested) String() string {
 func (*ReturnRequested) ProtoMessage() {}
 
 func (x *ReturnRequested) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[32]
+	mi := &file_weir_event_v1_event_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2434,7 @@ func (x *ReturnRequested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnRequested.ProtoReflect.Descriptor instead.
 func (*ReturnRequested) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{32}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReturnRequested) GetReturnId() string {
@@ -2415,7 +2480,7 @@ type ReturnReceived struct {
 
 func (x *ReturnReceived) Reset() {
 	*x = ReturnReceived{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[33]
+	mi := &file_weir_event_v1_event_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2427,7 +2492,7 @@ func (x *ReturnReceived) String() string {
 func (*ReturnReceived) ProtoMessage() {}
 
 func (x *ReturnReceived) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[33]
+	mi := &file_weir_event_v1_event_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2440,7 +2505,7 @@ func (x *ReturnReceived) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnReceived.ProtoReflect.Descriptor instead.
 func (*ReturnReceived) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{33}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReturnReceived) GetReturnId() string {
@@ -2470,14 +2535,16 @@ type NoteAdded struct {
 	// Subject of the token that wrote it.
 	By string `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
 	// Text, sealed under the user's key.
-	Sealed        []byte `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	Sealed []byte `protobuf:"bytes,2,opt,name=sealed,proto3" json:"sealed,omitempty"`
+	// Note: "<order id>-n<number>". Empty in those of old.
+	NoteId        string `protobuf:"bytes,3,opt,name=note_id,json=noteId,proto3" json:"note_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *NoteAdded) Reset() {
 	*x = NoteAdded{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[34]
+	mi := &file_weir_event_v1_event_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2556,7 @@ func (x *NoteAdded) String() string {
 func (*NoteAdded) ProtoMessage() {}
 
 func (x *NoteAdded) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[34]
+	mi := &file_weir_event_v1_event_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2569,7 @@ func (x *NoteAdded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NoteAdded.ProtoReflect.Descriptor instead.
 func (*NoteAdded) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{34}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *NoteAdded) GetBy() string {
@@ -2517,6 +2584,13 @@ func (x *NoteAdded) GetSealed() []byte {
 		return x.Sealed
 	}
 	return nil
+}
+
+func (x *NoteAdded) GetNoteId() string {
+	if x != nil {
+		return x.NoteId
+	}
+	return ""
 }
 
 // PointsAwarded: the user was given points for a payment.
@@ -2534,7 +2608,7 @@ type PointsAwarded struct {
 
 func (x *PointsAwarded) Reset() {
 	*x = PointsAwarded{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[35]
+	mi := &file_weir_event_v1_event_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +2620,7 @@ func (x *PointsAwarded) String() string {
 func (*PointsAwarded) ProtoMessage() {}
 
 func (x *PointsAwarded) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[35]
+	mi := &file_weir_event_v1_event_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +2633,7 @@ func (x *PointsAwarded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointsAwarded.ProtoReflect.Descriptor instead.
 func (*PointsAwarded) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{35}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PointsAwarded) GetPaymentId() string {
@@ -2596,7 +2670,7 @@ type PointsTakenBack struct {
 
 func (x *PointsTakenBack) Reset() {
 	*x = PointsTakenBack{}
-	mi := &file_weir_event_v1_event_proto_msgTypes[36]
+	mi := &file_weir_event_v1_event_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2608,7 +2682,7 @@ func (x *PointsTakenBack) String() string {
 func (*PointsTakenBack) ProtoMessage() {}
 
 func (x *PointsTakenBack) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_event_v1_event_proto_msgTypes[36]
+	mi := &file_weir_event_v1_event_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2621,7 +2695,7 @@ func (x *PointsTakenBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointsTakenBack.ProtoReflect.Descriptor instead.
 func (*PointsTakenBack) Descriptor() ([]byte, []int) {
-	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{36}
+	return file_weir_event_v1_event_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PointsTakenBack) GetRefundId() string {
@@ -2688,7 +2762,11 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\n" +
 	"UserErased\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\x04R\x05keyId\x12\x0e\n" +
-	"\x02by\x18\x02 \x01(\tR\x02by\"\x89\x01\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\"W\n" +
+	"\x0fRequestAnswered\x12\x14\n" +
+	"\x05about\x18\x01 \x01(\tR\x05about\x12\x17\n" +
+	"\apart_id\x18\x02 \x01(\tR\x06partId\x12\x15\n" +
+	"\x06key_id\x18\x03 \x01(\x04R\x05keyId\"\x89\x01\n" +
 	"\x12WebhookEndpointPut\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12#\n" +
 	"\rsealed_secret\x18\x02 \x01(\fR\fsealedSecret\x12\x14\n" +
@@ -2837,10 +2915,11 @@ const file_weir_event_v1_event_proto_rawDesc = "" +
 	"\x0eReturnReceived\x12\x1b\n" +
 	"\treturn_id\x18\x01 \x01(\tR\breturnId\x12:\n" +
 	"\trestocked\x18\x02 \x03(\v2\x1c.weir.event.v1.UnitsReleasedR\trestocked\x12\x0e\n" +
-	"\x02by\x18\x03 \x01(\tR\x02by\"3\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\"L\n" +
 	"\tNoteAdded\x12\x0e\n" +
 	"\x02by\x18\x01 \x01(\tR\x02by\x12\x16\n" +
-	"\x06sealed\x18\x02 \x01(\fR\x06sealed\"c\n" +
+	"\x06sealed\x18\x02 \x01(\fR\x06sealed\x12\x17\n" +
+	"\anote_id\x18\x03 \x01(\tR\x06noteId\"c\n" +
 	"\rPointsAwarded\x12\x1d\n" +
 	"\n" +
 	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12\x16\n" +
@@ -2862,7 +2941,7 @@ func file_weir_event_v1_event_proto_rawDescGZIP() []byte {
 	return file_weir_event_v1_event_proto_rawDescData
 }
 
-var file_weir_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_weir_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_weir_event_v1_event_proto_goTypes = []any{
 	(*OrderLine)(nil),               // 0: weir.event.v1.OrderLine
 	(*OrderPlaced)(nil),             // 1: weir.event.v1.OrderPlaced
@@ -2870,37 +2949,38 @@ var file_weir_event_v1_event_proto_goTypes = []any{
 	(*OrderCancelled)(nil),          // 3: weir.event.v1.OrderCancelled
 	(*OrderExpired)(nil),            // 4: weir.event.v1.OrderExpired
 	(*UserErased)(nil),              // 5: weir.event.v1.UserErased
-	(*WebhookEndpointPut)(nil),      // 6: weir.event.v1.WebhookEndpointPut
-	(*WebhookEndpointDeleted)(nil),  // 7: weir.event.v1.WebhookEndpointDeleted
-	(*ProductPut)(nil),              // 8: weir.event.v1.ProductPut
-	(*StockReceived)(nil),           // 9: weir.event.v1.StockReceived
-	(*StockGranted)(nil),            // 10: weir.event.v1.StockGranted
-	(*StockAllotted)(nil),           // 11: weir.event.v1.StockAllotted
-	(*StockReturned)(nil),           // 12: weir.event.v1.StockReturned
-	(*StockReclaimed)(nil),          // 13: weir.event.v1.StockReclaimed
-	(*CampaignPut)(nil),             // 14: weir.event.v1.CampaignPut
-	(*PoolFilled)(nil),              // 15: weir.event.v1.PoolFilled
-	(*PoolDrained)(nil),             // 16: weir.event.v1.PoolDrained
-	(*CouponPut)(nil),               // 17: weir.event.v1.CouponPut
-	(*PaymentStarted)(nil),          // 18: weir.event.v1.PaymentStarted
-	(*PaymentAuthorized)(nil),       // 19: weir.event.v1.PaymentAuthorized
-	(*PaymentCaptureRequested)(nil), // 20: weir.event.v1.PaymentCaptureRequested
-	(*PaymentCaptured)(nil),         // 21: weir.event.v1.PaymentCaptured
-	(*PaymentDeclined)(nil),         // 22: weir.event.v1.PaymentDeclined
-	(*PaymentBecameUnknown)(nil),    // 23: weir.event.v1.PaymentBecameUnknown
-	(*PaymentVoidRequested)(nil),    // 24: weir.event.v1.PaymentVoidRequested
-	(*PaymentVoided)(nil),           // 25: weir.event.v1.PaymentVoided
-	(*RefundStarted)(nil),           // 26: weir.event.v1.RefundStarted
-	(*PaymentRefunded)(nil),         // 27: weir.event.v1.PaymentRefunded
-	(*RefundFailed)(nil),            // 28: weir.event.v1.RefundFailed
-	(*StrayPaymentFound)(nil),       // 29: weir.event.v1.StrayPaymentFound
-	(*ItemsShipped)(nil),            // 30: weir.event.v1.ItemsShipped
-	(*ShipmentDelivered)(nil),       // 31: weir.event.v1.ShipmentDelivered
-	(*ReturnRequested)(nil),         // 32: weir.event.v1.ReturnRequested
-	(*ReturnReceived)(nil),          // 33: weir.event.v1.ReturnReceived
-	(*NoteAdded)(nil),               // 34: weir.event.v1.NoteAdded
-	(*PointsAwarded)(nil),           // 35: weir.event.v1.PointsAwarded
-	(*PointsTakenBack)(nil),         // 36: weir.event.v1.PointsTakenBack
+	(*RequestAnswered)(nil),         // 6: weir.event.v1.RequestAnswered
+	(*WebhookEndpointPut)(nil),      // 7: weir.event.v1.WebhookEndpointPut
+	(*WebhookEndpointDeleted)(nil),  // 8: weir.event.v1.WebhookEndpointDeleted
+	(*ProductPut)(nil),              // 9: weir.event.v1.ProductPut
+	(*StockReceived)(nil),           // 10: weir.event.v1.StockReceived
+	(*StockGranted)(nil),            // 11: weir.event.v1.StockGranted
+	(*StockAllotted)(nil),           // 12: weir.event.v1.StockAllotted
+	(*StockReturned)(nil),           // 13: weir.event.v1.StockReturned
+	(*StockReclaimed)(nil),          // 14: weir.event.v1.StockReclaimed
+	(*CampaignPut)(nil),             // 15: weir.event.v1.CampaignPut
+	(*PoolFilled)(nil),              // 16: weir.event.v1.PoolFilled
+	(*PoolDrained)(nil),             // 17: weir.event.v1.PoolDrained
+	(*CouponPut)(nil),               // 18: weir.event.v1.CouponPut
+	(*PaymentStarted)(nil),          // 19: weir.event.v1.PaymentStarted
+	(*PaymentAuthorized)(nil),       // 20: weir.event.v1.PaymentAuthorized
+	(*PaymentCaptureRequested)(nil), // 21: weir.event.v1.PaymentCaptureRequested
+	(*PaymentCaptured)(nil),         // 22: weir.event.v1.PaymentCaptured
+	(*PaymentDeclined)(nil),         // 23: weir.event.v1.PaymentDeclined
+	(*PaymentBecameUnknown)(nil),    // 24: weir.event.v1.PaymentBecameUnknown
+	(*PaymentVoidRequested)(nil),    // 25: weir.event.v1.PaymentVoidRequested
+	(*PaymentVoided)(nil),           // 26: weir.event.v1.PaymentVoided
+	(*RefundStarted)(nil),           // 27: weir.event.v1.RefundStarted
+	(*PaymentRefunded)(nil),         // 28: weir.event.v1.PaymentRefunded
+	(*RefundFailed)(nil),            // 29: weir.event.v1.RefundFailed
+	(*StrayPaymentFound)(nil),       // 30: weir.event.v1.StrayPaymentFound
+	(*ItemsShipped)(nil),            // 31: weir.event.v1.ItemsShipped
+	(*ShipmentDelivered)(nil),       // 32: weir.event.v1.ShipmentDelivered
+	(*ReturnRequested)(nil),         // 33: weir.event.v1.ReturnRequested
+	(*ReturnReceived)(nil),          // 34: weir.event.v1.ReturnReceived
+	(*NoteAdded)(nil),               // 35: weir.event.v1.NoteAdded
+	(*PointsAwarded)(nil),           // 36: weir.event.v1.PointsAwarded
+	(*PointsTakenBack)(nil),         // 37: weir.event.v1.PointsTakenBack
 }
 var file_weir_event_v1_event_proto_depIdxs = []int32{
 	0, // 0: weir.event.v1.OrderPlaced.lines:type_name -> weir.event.v1.OrderLine
@@ -2929,7 +3009,7 @@ func file_weir_event_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_event_v1_event_proto_rawDesc), len(file_weir_event_v1_event_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
