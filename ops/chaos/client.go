@@ -257,30 +257,11 @@ func (c *client) repeat(ctx context.Context, r *request) error {
 	case err != nil:
 		return err
 	case refusal != "":
-		c.broken(r, fmt.Errorf("request %s was acknowledged and is refused now: %s (I1, I4)", r.ID, refusal))
+		c.violated(fmt.Errorf("request %s was acknowledged and is refused now: %s (I1, I4)", r.ID, refusal))
 	case !bytes.Equal(reply, r.Reply):
-		c.broken(r, fmt.Errorf("request %s answers %x now, %x before (I4)", r.ID, reply, r.Reply))
+		c.violated(fmt.Errorf("request %s answers %x now, %x before (I4)", r.ID, reply, r.Reply))
 	}
 	return nil
-}
-
-// broken notes that a request is answered otherwise than before. One to capture or void what was captured or voided already leaves
-// nothing in the log, and is decided anew each time: whether it is one of those is known when the log is read.
-func (c *client) broken(r *request, what error) {
-	reply := replyOf(r.Procedure)
-	if r.Procedure != capturePayment && r.Procedure != voidPayment || proto.Unmarshal(r.Reply, reply) != nil {
-		c.violated(what)
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.suspects[effectKey(c.user(), r.ID)] = suspect{what: what, commit: reply.GetRevision().GetCommit()}
-}
-
-// A suspect is a request that is answered otherwise than before, and the commit as of which it was acknowledged.
-type suspect struct {
-	what   error
-	commit uint64
 }
 
 // reuse sends another body under an acknowledged order's request id: it is refused.

@@ -144,8 +144,6 @@ type chaos struct {
 	record       *json.Encoder
 	acknowledged int
 	violations   []error
-	// suspects are captures and voids that are answered otherwise than before, by effectKey.
-	suspects map[string]suspect
 
 	clients []*client
 	// received counts the units that receipts acknowledged, by SKU.
@@ -192,7 +190,7 @@ func run(ctx context.Context, options Options, tormented node, dir string, out i
 	c := &chaos{
 		Options: options, kind: kinds[options.Kind], node: tormented, http: &http.Client{Transport: transport, Timeout: callTimeout}, out: out,
 		random: rand.New(rand.NewPCG(options.Seed, 0)), record: json.NewEncoder(buffered),
-		received: map[string]int64{}, suspects: map[string]suspect{},
+		received: map[string]int64{},
 	}
 	for i := range options.Clients {
 		c.clients = append(c.clients, newClient(c, i))
@@ -308,10 +306,8 @@ func (c *chaos) restart(ctx context.Context, round int) (killed int, serving tim
 
 // finish checks everything that was ever acknowledged.
 func (c *chaos) finish(ctx context.Context, killed int, servings []time.Duration) error {
-	var events []event
 	if c.kind.pays {
-		var err error
-		if events, err = c.checkMoney(ctx); err != nil {
+		if err := c.checkMoney(ctx); err != nil {
 			return err
 		}
 		if err := c.checkHeld(ctx); err != nil {
@@ -322,7 +318,6 @@ func (c *chaos) finish(ctx context.Context, killed int, servings []time.Duration
 	if err := c.check(ctx, true); err != nil {
 		return err
 	}
-	c.checkSuspects(events)
 	if err := c.checkLog(ctx); err != nil {
 		c.violated(err)
 	}
