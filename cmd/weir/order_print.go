@@ -6,20 +6,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
-
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
-
-// printChange prints what a change made of an order, its revision and the request id that names it.
-func (p *process) printChange(cmd *cobra.Command, answer proto.Message, order *orderv1.Order, revision *typev1.Revision, request string) error {
-	if p.json(cmd) {
-		return writeMessage(p.stdout, answer, "requestId", request)
-	}
-	return p.printOrder(order, "revision", revisionText(revision), "request id", request)
-}
 
 // printOrder prints one order, then the extra fields, which are pairs of name and value.
 func (p *process) printOrder(order *orderv1.Order, extra ...string) error {
@@ -105,6 +94,11 @@ func (p *process) printPageEnd(count int, noun, next string, freshness *typev1.F
 	if count != 1 {
 		noun += "s"
 	}
+	return p.printEnd(count, noun, next, freshness)
+}
+
+// printEnd is printPageEnd for a noun that is of the right number already.
+func (p *process) printEnd(count int, noun, next string, freshness *typev1.Freshness) error {
 	text := fmt.Sprintf("%d %s, %s", count, noun, freshnessText(freshness))
 	if next != "" {
 		text += "; more: --page-token " + next
