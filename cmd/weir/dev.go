@@ -21,6 +21,8 @@ const (
 	defaultListen = "127.0.0.1:8080"
 	// defaultGCPercent lets the heap grow to five times what lives on it before it is collected.
 	defaultGCPercent = 400
+	// stockWaitMax bounds --stock-wait: well within the time that a call may take.
+	stockWaitMax = 10 * time.Second
 	// devTokenTTL is how long the tokens that a dev node prints are good.
 	devTokenTTL = 30 * 24 * time.Hour
 
@@ -48,6 +50,8 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.options.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
 	flags.Uint32Var(&f.lanes, "lanes", 0, "`NUMBER` of lanes of a new log, a power of two (0: 1 for dev, 8 for serve); a log keeps the number that it was made with")
 	flags.DurationVar(&f.options.payWithin, "pay-within", lanes.PayWithinDefault, "how long an order that is not paid keeps its units")
+	flags.DurationVar(&f.options.paymentGrace, "payment-grace", lanes.PaymentGraceDefault, "how much longer an order has whose payment is under way")
+	flags.DurationVar(&f.options.stockWait, "stock-wait", lanes.StockWaitDefault, "how long an order waits for units that are on their way between lanes, at most 10s")
 	flags.BoolVar(&f.options.publishEvents, "publish-events", false, "publish every public event on the NATS stream WEIR-EVENTS, for services")
 	flags.StringVar(&f.options.debug, "debug-addr", "", "loopback `HOST:PORT` to serve Go profiles on (/debug/pprof/)")
 	flags.IntVar(&f.options.gcPercent, "gc-percent", defaultGCPercent, "`PERCENT` that the Go heap may grow before it is collected; GOGC overrules it")
@@ -56,7 +60,7 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.Int64Var(&f.options.pointsPerMajor, "points-per-major", domain.PointsPerMajorDefault, "`NUMBER` of points that a whole unit of paid money (1 EUR, 1 JPY) is worth; 0 awards none and takes none back")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "listen", "lanes", "pay-within", "publish-events", "debug-addr", "gc-percent", "points-per-major", "log-level", "log-format")
+	setting(flags, "listen", "lanes", "pay-within", "payment-grace", "stock-wait", "publish-events", "debug-addr", "gc-percent", "points-per-major", "log-level", "log-format")
 }
 
 // finish checks the flags and returns the options.
@@ -70,6 +74,12 @@ func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
 	}
 	if o.payWithin < time.Second {
 		return o, usagef("--pay-within must be at least 1s, not %s", o.payWithin)
+	}
+	if o.paymentGrace < time.Second {
+		return o, usagef("--payment-grace must be at least 1s, not %s", o.paymentGrace)
+	}
+	if o.stockWait < time.Millisecond || o.stockWait > stockWaitMax {
+		return o, usagef("--stock-wait must be 1ms to %s, not %s", stockWaitMax, o.stockWait)
 	}
 	if o.gcPercent < 10 {
 		return o, usagef("--gc-percent must be at least 10, not %d", o.gcPercent)

@@ -58,6 +58,10 @@ type nodeOptions struct {
 	log      logOptions
 	// payWithin is how long an unpaid order keeps its units.
 	payWithin time.Duration
+	// paymentGrace is how much longer an order has whose payment is under way; 0 means the default.
+	paymentGrace time.Duration
+	// stockWait is how long an order waits for units that are on their way; 0 means the default.
+	stockWait time.Duration
 	// publishEvents publishes public events on a stream of their own.
 	publishEvents bool
 	// debug is a loopback address for profiles; empty means none.
@@ -234,8 +238,15 @@ func (n *node) openState(context.Context) (err error) {
 		}
 		n.runners = append(n.runners, runner)
 	}
-	n.lanes, err = lanes.Open(lanes.Options{
-		Topology: topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.owner, PayWithin: n.options.payWithin,
+	n.lanes, err = lanes.Open(n.laneOptions())
+	return err
+}
+
+// laneOptions say how the node's lanes decide.
+func (n *node) laneOptions() lanes.Options {
+	return lanes.Options{
+		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.owner,
+		PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
 				n.log.witness.Note(lane, at)
@@ -245,8 +256,7 @@ func (n *node) openState(context.Context) (err error) {
 		},
 		// One commit under way at a time: while it is fsynced the next one grows.
 		Lane: eventstore.LaneOptions{Logger: n.logger, Writer: eventstore.WriterOptions{InFlightMax: 1}},
-	})
-	return err
+	}
 }
 
 // openViews makes what reads the views, and what opens what users sealed.

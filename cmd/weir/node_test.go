@@ -310,6 +310,9 @@ func TestAnotherNumberOfLanesIsRefused(t *testing.T) {
 func TestBadNodeOptionsAreRefused(t *testing.T) {
 	for args, want := range map[string]string{
 		"dev --pay-within 1ms":                      "--pay-within must be at least 1s",
+		"dev --payment-grace 0":                     "--payment-grace must be at least 1s",
+		"dev --stock-wait 0":                        "--stock-wait must be 1ms to 10s",
+		"dev --stock-wait 11s":                      "--stock-wait must be 1ms to 10s",
 		"dev --gc-percent 1":                        "--gc-percent must be at least 10",
 		"dev --log-level loud":                      "--log-level",
 		"dev --log-format xml":                      "--log-format",
