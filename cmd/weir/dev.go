@@ -129,11 +129,16 @@ Orders are paid through a sandbox payment provider that it runs on a second port
 demand ('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another
 provider, give --payment-provider and what that one needs; with an empty --sandbox-listen there is none.
 
+With --nats-listen other programs of this machine reach its NATS server, for example to read the stream WEIR-EVENTS
+(--publish-events). There is no password: whoever reaches that port may read and write the log itself, so it has to be
+on loopback, on a machine whose users you trust.
+
 Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. A second one stops it at once.
 
 The API is plain HTTP and the tokens that it prints are an operator's too: leave --listen on loopback.`,
 		Example: `  weir dev --demo
   weir dev --data /tmp/shop --listen 127.0.0.1:0 --lanes 4
+  weir dev --publish-events --nats-listen 127.0.0.1:4222
   WEIR_PAY_WITHIN=1m weir dev --log-format json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -149,7 +154,8 @@ The API is plain HTTP and the tokens that it prints are an operator's too: leave
 	f.add(cmd)
 	f.options.payments.addSandbox(cmd)
 	cmd.Flags().BoolVar(&demo, "demo", false, "stock a small catalogue; again changes nothing")
-	setting(cmd.Flags(), "demo")
+	cmd.Flags().StringVar(&f.options.log.listen, "nats-listen", "", "loopback `HOST:PORT` on which other programs reach the embedded NATS server; port 0 takes a free one, empty is none")
+	setting(cmd.Flags(), "demo", "nats-listen")
 	return cmd
 }
 
@@ -232,6 +238,8 @@ type devLines struct {
 	Data  string `json:"data"`
 	Lanes uint32 `json:"lanes"`
 	Debug string `json:"debug,omitempty"`
+	// NATS is where other programs reach the embedded server.
+	NATS string `json:"nats,omitempty"`
 	// Sandbox is where the sandbox payment provider of this process listens.
 	Sandbox  string `json:"sandbox,omitempty"`
 	Customer struct {
@@ -262,6 +270,7 @@ func (p *process) announceDev(ctx context.Context, cmd *cobra.Command, n *node, 
 	if n.debug != nil {
 		lines.Debug = baseURL(n.debug.Addr()) + "/debug/pprof/"
 	}
+	lines.NATS = n.log.embedded.ClientURL()
 	if n.sandbox != nil {
 		lines.Sandbox = baseURL(n.sandboxListener.Addr())
 	}
@@ -286,6 +295,9 @@ func (p *process) devText(n *node, l devLines, demo bool) string {
 	fmt.Fprintf(&b, "%s at %s  (%s, data in %s)\n", paint.bold("Weir is ready"), l.API, laneText, l.Data)
 	if l.Debug != "" {
 		fmt.Fprintf(&b, "Profiles at %s\n", l.Debug)
+	}
+	if l.NATS != "" {
+		fmt.Fprintf(&b, "NATS at %s  (no password: whoever reaches it may read and write the log)\n", l.NATS)
 	}
 	if l.Sandbox != "" {
 		fmt.Fprintf(&b, "Sandbox payments at %s  (no real money; methods such as tok_ok: %s sandbox-pay --help)\n", l.Sandbox, weir)
