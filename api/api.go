@@ -28,6 +28,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
+	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 	"github.com/weirhq/weir/proto/weir/webhook/v1/webhookv1connect"
 )
@@ -59,6 +60,9 @@ type Views interface {
 	// Timeline returns a page of what became of an order. Users as with OrderOf.
 	Timeline(ctx context.Context, query projections.TimelineQuery, min projections.Min) (projections.TimelinePage, projections.Freshness, error)
 	NeedingAttention(ctx context.Context, query projections.AttentionQuery, min projections.Min) (projections.AttentionPage, projections.Freshness, error)
+	// Points returns a user's balance and a page of its ledger, both of the same moment. Who never had any has none: it is never
+	// projections.ErrNotFound.
+	Points(ctx context.Context, query projections.PointsQuery, min projections.Min) (projections.PointsPage, projections.Freshness, error)
 	// OrderAsOf returns an order as it was at a moment of the past. Users as with OrderOf.
 	OrderAsOf(ctx context.Context, id domain.OrderID, userID string, moment projections.AsOf, min projections.Min) (projections.OrderView, projections.Freshness, error)
 	// WatchOrder calls send with the order as it is now, or what its watcher missed, and then after each commit that changes
@@ -123,7 +127,7 @@ type Handler struct {
 	deadlines deadlines
 	errors    *connect.ErrorWriter
 
-	orders, payments, catalog, campaigns, coupons, users, hooks, health, reflectV1, reflectV1Alpha mount
+	orders, payments, catalog, campaigns, coupons, points, users, hooks, health, reflectV1, reflectV1Alpha mount
 }
 
 // mount is a service below its path.
@@ -171,10 +175,11 @@ func NewHandler(options Options) *Handler {
 	h.catalog.path, h.catalog.handler = catalogv1connect.NewCatalogServiceHandler(catalogService{h}, operators...)
 	h.campaigns.path, h.campaigns.handler = campaignv1connect.NewCampaignServiceHandler(campaignService{h}, authenticated...)
 	h.coupons.path, h.coupons.handler = campaignv1connect.NewCouponServiceHandler(couponService{h}, operators...)
+	h.points.path, h.points.handler = pointsv1connect.NewPointsServiceHandler(pointsService{h}, authenticated...)
 	h.users.path, h.users.handler = userv1connect.NewUserServiceHandler(userService{h}, authenticated...)
 	services := []string{
 		orderv1connect.OrderServiceName, paymentv1connect.PaymentServiceName, catalogv1connect.CatalogServiceName, userv1connect.UserServiceName,
-		campaignv1connect.CampaignServiceName, campaignv1connect.CouponServiceName,
+		campaignv1connect.CampaignServiceName, campaignv1connect.CouponServiceName, pointsv1connect.PointsServiceName,
 	}
 	if h.webhooks != nil {
 		h.hooks.path, h.hooks.handler = webhookv1connect.NewWebhookServiceHandler(webhookService{h}, operators...)
@@ -190,7 +195,7 @@ func NewHandler(options Options) *Handler {
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, m := range [...]*mount{
-		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.users, &h.hooks, &h.health, &h.reflectV1, &h.reflectV1Alpha,
+		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.points, &h.users, &h.hooks, &h.health, &h.reflectV1, &h.reflectV1Alpha,
 	} {
 		if m.handler != nil && strings.HasPrefix(r.URL.Path, m.path) {
 			h.bound(w, r)

@@ -32,6 +32,7 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
+	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -65,6 +66,7 @@ type client struct {
 	catalogv1connect.CatalogServiceClient
 	campaignv1connect.CampaignServiceClient
 	campaignv1connect.CouponServiceClient
+	pointsv1connect.PointsServiceClient
 }
 
 // client returns a client over HTTP/2, which every protocol can speak.
@@ -81,6 +83,7 @@ func (n *node) client(subject string, scopes identity.Scopes, options ...connect
 		catalogv1connect.NewCatalogServiceClient(httpClient, n.url, options...),
 		campaignv1connect.NewCampaignServiceClient(httpClient, n.url, options...),
 		campaignv1connect.NewCouponServiceClient(httpClient, n.url, options...),
+		pointsv1connect.NewPointsServiceClient(httpClient, n.url, options...),
 	}
 }
 

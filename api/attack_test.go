@@ -12,7 +12,7 @@ func TestAttacksAreRefusedAndWriteNothing(t *testing.T) {
 	limits := api.Limits{HeaderTimeMax: 300 * time.Millisecond, BodyTimeMax: 300 * time.Millisecond}
 	n := serve(t, func(o *api.Options) { o.Limits = limits })
 	attacktest.Run(t, attacktest.Target{
-		URL: n.url, Key: n.key, Head: n.head, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
+		URL: n.url, Key: n.key, Head: n.head, Commands: n.fakeNode, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
 		StreamsPerConnectionMax: 250, Logs: n.logs.String,
 	})
 }

@@ -39,6 +39,7 @@ type fakeNode struct {
 	products    map[string]projections.ProductView
 	campaigns   map[string]projections.CampaignView // by pool
 	coupons     map[string]projections.CouponView
+	points      map[string][]projections.PointsEntry // by user, oldest first
 	uses        map[domain.Use]int64
 	accounts    map[string]domain.Account
 	ledger      map[[2]string]ledgerEntry
@@ -62,6 +63,7 @@ func newFakeNode() *fakeNode {
 		timelines: map[domain.OrderID][]projections.TimelineEntry{},
 		products:  map[string]projections.ProductView{}, accounts: map[string]domain.Account{},
 		campaigns: map[string]projections.CampaignView{}, coupons: map[string]projections.CouponView{}, uses: map[domain.Use]int64{},
+		points: map[string][]projections.PointsEntry{},
 		ledger: map[[2]string]ledgerEntry{}, changed: make(chan struct{}),
 	}
 }
@@ -183,6 +185,10 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 			n.coupons[event.Code] = projections.CouponView{
 				Coupon: domain.Coupon{}.Evolve(event, n.now), Revision: projections.Revision{Commit: n.commit},
 			}
+		case domain.PointsAwarded:
+			n.addPoints(event.UserID, event.OrderID, event.PaymentID, event.Points)
+		case domain.PointsTakenBack:
+			n.addPoints(event.UserID, event.OrderID, event.RefundID, -event.Points)
 		case domain.StockReceived:
 			reply.Received = event
 		case domain.StockGranted:
@@ -218,6 +224,16 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 	close(n.changed)
 	n.changed = make(chan struct{})
 	return reply, nil
+}
+
+func (n *fakeNode) addPoints(userID string, order domain.OrderID, part string, points int64) {
+	next := projections.PointsEntry{
+		Number: uint64(len(n.points[userID]) + 1), Points: points, Balance: points, At: n.now, Commit: n.commit, OrderID: order, Part: part,
+	}
+	if next.Number > 1 {
+		next.Balance += n.points[userID][next.Number-2].Balance
+	}
+	n.points[userID] = append(n.points[userID], next)
 }
 
 // head returns the number of the newest commit.
@@ -331,6 +347,22 @@ func openToken(binding, token string) (after string, ok bool) {
 	return after, after != "" && token == sealToken(binding, after)
 }
 
+// pageOf returns a page of a list.
+func pageOf[T any](binding, token string, size, sizeDefault int, all []T) (page []T, next string, err error) {
+	after, ok := openToken(binding, token)
+	if !ok {
+		return nil, "", projections.ErrBadPageToken
+	}
+	if size == 0 {
+		size = sizeDefault
+	}
+	from, _ := strconv.Atoi(after) // Nobody but sealToken wrote it.
+	if page = all[min(from, len(all)):]; len(page) > size {
+		page, next = page[:size], sealToken(binding, strconv.Itoa(from+size))
+	}
+	return page, next, nil
+}
+
 func (v fakeViews) Product(_ context.Context, sku string, min projections.Min) (projections.ProductView, projections.Freshness, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -410,15 +442,14 @@ func (v fakeViews) Campaigns(_ context.Context, query projections.KeysQuery, _ p
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var page projections.CampaignsPage
-	if _, ok := openToken("campaigns/", query.PageToken); !ok {
-		return page, v.freshness(), projections.ErrBadPageToken
-	}
-	for _, pool := range slices.Sorted(maps.Keys(v.campaigns)) {
+	pools, next, err := pageOf("campaigns/", query.PageToken, query.PageSize, len(v.campaigns), slices.Sorted(maps.Keys(v.campaigns)))
+	for _, pool := range pools {
 		view := v.campaigns[pool]
 		view.Stock = v.stock(pool)
 		page.Campaigns = append(page.Campaigns, view)
 	}
-	return page, v.freshness(), nil
+	page.Next = next
+	return page, v.freshness(), err
 }
 
 func (v fakeViews) Coupon(_ context.Context, code string, min projections.Min) (projections.CouponView, projections.Freshness, error) {
@@ -436,15 +467,28 @@ func (v fakeViews) Coupons(_ context.Context, query projections.KeysQuery, _ pro
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	var page projections.CouponsPage
-	if _, ok := openToken("coupons/", query.PageToken); !ok {
-		return page, v.freshness(), projections.ErrBadPageToken
-	}
-	for _, code := range slices.Sorted(maps.Keys(v.coupons)) {
+	codes, next, err := pageOf("coupons/", query.PageToken, query.PageSize, len(v.coupons), slices.Sorted(maps.Keys(v.coupons)))
+	for _, code := range codes {
 		view := v.coupons[code]
 		view.Stock = v.stock(domain.CouponPool(code))
 		page.Coupons = append(page.Coupons, view)
 	}
-	return page, v.freshness(), nil
+	page.Next = next
+	return page, v.freshness(), err
+}
+
+func (v fakeViews) Points(_ context.Context, query projections.PointsQuery, _ projections.Min) (projections.PointsPage, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	all := slices.Clone(v.points[query.UserID])
+	slices.Reverse(all)
+	var page projections.PointsPage
+	if len(all) > 0 {
+		page.Balance, page.Revision.Commit = all[0].Balance, all[0].Commit
+	}
+	var err error
+	page.Entries, page.Next, err = pageOf("points/"+query.UserID+"/", query.PageToken, query.PageSize, projections.PointsPageDefault, all)
+	return page, v.freshness(), err
 }
 
 func (v fakeViews) Timeline(_ context.Context, query projections.TimelineQuery, min projections.Min) (projections.TimelinePage, projections.Freshness, error) {

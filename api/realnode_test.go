@@ -103,7 +103,7 @@ func TestAttacksOnRealLanesAreRefusedAndWriteNothing(t *testing.T) {
 				real = useRealNode(t, o, count)
 			})
 			attacktest.Run(t, attacktest.Target{
-				URL: n.url, Key: n.key, Head: real.head, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
+				URL: n.url, Key: n.key, Head: real.head, Commands: real.set, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
 				StreamsPerConnectionMax: 250, Logs: n.logs.String,
 			})
 		})

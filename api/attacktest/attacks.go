@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
@@ -29,6 +30,8 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
+	pointsv1 "github.com/weirhq/weir/proto/weir/points/v1"
+	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
@@ -65,7 +68,9 @@ const (
 	getCampaign     = campaignv1connect.CampaignServiceGetCampaignProcedure
 	putCoupon       = campaignv1connect.CouponServicePutCouponProcedure
 	getCoupon       = campaignv1connect.CouponServiceGetCouponProcedure
+	listCampaigns   = campaignv1connect.CampaignServiceListCampaignsProcedure
 	listCoupons     = campaignv1connect.CouponServiceListCouponsProcedure
+	getPoints       = pointsv1connect.PointsServiceGetPointsProcedure
 )
 
 func badTokens(t *testing.T, r *rig) {
@@ -116,7 +121,7 @@ func badTokens(t *testing.T, r *rig) {
 	} {
 		for _, procedure := range []string{
 			placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser, shipItems, requestReturn, getTimeline, startPayment,
-			refundPayment, listAttention,
+			refundPayment, listAttention, getPoints, listCampaigns,
 		} {
 			got := r.call(t, "", procedure, goodRequest("attack-token"), headers...)
 			want(t, name+" "+procedure, got, "unauthenticated", "UNAUTHENTICATED")
@@ -254,6 +259,7 @@ func hostileIDs(t *testing.T, r *rig) {
 		if name == "" {
 			continue // No user id means the token's subject, no campaign and no coupon the usual terms.
 		}
+		want(t, "campaign's sku "+what, r.call(t, r.ada, getCampaign, &campaignv1.GetCampaignRequest{CampaignId: "attack", Sku: name}), "invalid_argument", "INVALID_ARGUMENT")
 		request = goodRequest("attack-hostile")
 		request.CampaignId = name
 		want(t, "campaign_id "+what, r.call(t, r.ada, placeOrder, request), "invalid_argument", "INVALID_ARGUMENT")
@@ -710,18 +716,139 @@ func pageTokens(t *testing.T, r *rig) {
 	if len(page.Orders) != 1 || token == "" {
 		t.Fatalf("got %v, want one order and a token", &page)
 	}
-	want(t, "as it is", r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageSize: 1, PageToken: token}), "ok", "")
+	tampered(t, token, func(token string) reply {
+		return r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageSize: 1, PageToken: token})
+	})
+	want(t, "of another user", r.call(t, r.ada, listOrders, &orderv1.ListOrdersRequest{PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "of another filter", r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageToken: token, Status: orderv1.OrderStatus_ORDER_STATUS_CANCELLED}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "of another list", r.call(t, r.operator, listProducts, &catalogv1.ListProductsRequest{PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+}
+
+// tampered asks for a page with the token as it is, which is good, and with the token changed in every way.
+func tampered(t *testing.T, token string, ask func(token string) reply) {
+	t.Helper()
+	want(t, "as it is", ask(token), "ok", "")
 	for i := range token {
 		changed := []byte(token)
 		if changed[i] = 'A'; token[i] == 'A' {
 			changed[i] = 'B'
 		}
-		want(t, fmt.Sprintf("character %d changed", i), r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageSize: 1, PageToken: string(changed)}), "invalid_argument", "INVALID_ARGUMENT")
+		want(t, fmt.Sprintf("character %d changed", i), ask(string(changed)), "invalid_argument", "INVALID_ARGUMENT")
 	}
-	want(t, "cut", r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageToken: token[:len(token)-1]}), "invalid_argument", "INVALID_ARGUMENT")
-	want(t, "of another user", r.call(t, r.ada, listOrders, &orderv1.ListOrdersRequest{PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
-	want(t, "of another filter", r.call(t, r.eve, listOrders, &orderv1.ListOrdersRequest{PageToken: token, Status: orderv1.OrderStatus_ORDER_STATUS_CANCELLED}), "invalid_argument", "INVALID_ARGUMENT")
-	want(t, "of another list", r.call(t, r.operator, listProducts, &catalogv1.ListProductsRequest{PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "cut", ask(token[:len(token)-1]), "invalid_argument", "INVALID_ARGUMENT")
+	for _, token := range []string{"x", "====", strings.Repeat("A", 600), "\x00", "AQ"} {
+		want(t, fmt.Sprintf("%.20q", token), ask(token), "invalid_argument", "INVALID_ARGUMENT")
+	}
+}
+
+func operatorsPageTokens(t *testing.T, r *rig) {
+	for _, name := range []string{"attack-1", "attack-2"} {
+		campaign := goodCampaign(sku)
+		campaign.CampaignId, campaign.RequestId = name, name
+		r.mustCall(t, r.operator, putCampaign, campaign, &campaignv1.PutCampaignResponse{})
+		r.mustCall(t, r.operator, putCoupon, &campaignv1.PutCouponRequest{RequestId: name + "-coupon", CouponCode: name, RateBps: 1}, &campaignv1.PutCouponResponse{})
+	}
+	campaignsPage := func(token string) reply {
+		return r.call(t, r.operator, listCampaigns, &campaignv1.ListCampaignsRequest{PageSize: 1, PageToken: token})
+	}
+	couponsPage := func(token string) reply {
+		return r.call(t, r.operator, listCoupons, &campaignv1.ListCouponsRequest{PageSize: 1, PageToken: token})
+	}
+	var campaigns campaignv1.ListCampaignsResponse
+	campaignsToken := r.firstToken(t, campaignsPage, &campaigns, campaigns.GetNextPageToken)
+	tampered(t, campaignsToken, campaignsPage)
+	var coupons campaignv1.ListCouponsResponse
+	couponsToken := r.firstToken(t, couponsPage, &coupons, coupons.GetNextPageToken)
+	tampered(t, couponsToken, couponsPage)
+	want(t, "of another list", campaignsPage(couponsToken), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "of another list", couponsPage(campaignsToken), "invalid_argument", "INVALID_ARGUMENT")
+}
+
+// firstToken asks for first pages until one has a token: what was put may not show at once.
+func (r *rig) firstToken(t *testing.T, ask func(token string) reply, response proto.Message, token func() string) string {
+	t.Helper()
+	for deadline := time.Now().Add(callTimeMax); time.Now().Before(deadline); {
+		got := ask("")
+		if got.code() != "ok" {
+			t.Fatalf("the first page: got %s", got)
+		}
+		if err := proto.Unmarshal(got.body, response); err != nil {
+			t.Fatal(err)
+		}
+		if token() != "" {
+			return token()
+		}
+	}
+	t.Fatal("no first page had a token")
+	return ""
+}
+
+// award has the lanes pay an order of a customer's and award the points for it. It returns where they are.
+func (r *rig) award(t *testing.T, token, requestID string) *typev1.Revision {
+	t.Helper()
+	order := r.place(t, token, requestID)
+	id, err := domain.ParseOrderID(order.OrderId)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payment := domain.PaymentID(id, 1)
+	var awarded lanes.Reply
+	for _, command := range []domain.Command{
+		domain.StartPayment{OrderID: id, Provider: "attack", Method: "attack", CaptureNow: true},
+		domain.RecordPaymentResult{OrderID: id, PaymentID: payment, Result: domain.ResultCaptured, Amount: domain.Money{Currency: "EUR", Minor: order.Total.Units}},
+		domain.AwardPoints{OrderID: id, PaymentID: payment, PerMajor: 1},
+	} {
+		if awarded, err = r.Commands.Submit(t.Context(), lanes.Request{Partition: id.Partition(), Command: command}); err != nil {
+			t.Fatalf("%T: %v", command, err)
+		}
+	}
+	return &typev1.Revision{Lane: awarded.Lane, Commit: awarded.Commit}
+}
+
+func points(t *testing.T, r *rig) {
+	r.award(t, r.ada, "attack-points-1")
+	newest := r.award(t, r.ada, "attack-points-2")
+	for _, token := range []string{r.ada, r.actAs, r.operator} {
+		request, got := &pointsv1.GetPointsRequest{PageSize: 1, MinRevision: newest}, &pointsv1.GetPointsResponse{}
+		if token != r.ada {
+			request.UserId = victim
+		}
+		r.mustCall(t, token, getPoints, request, got)
+		if got.UserId != victim || got.Balance != 24 || len(got.Entries) != 1 || got.NextPageToken == "" {
+			t.Fatalf("got %v, want 24 points of %s, and a token", got, victim)
+		}
+	}
+	for _, stranger := range []string{attacker, neighbour(victim)} {
+		token := r.token(t, stranger, 0)
+		want(t, "by "+stranger, r.call(t, token, getPoints, &pointsv1.GetPointsRequest{UserId: victim}), "permission_denied", "PERMISSION_DENIED")
+		got := &pointsv1.GetPointsResponse{}
+		r.mustCall(t, token, getPoints, &pointsv1.GetPointsRequest{}, got)
+		if got.UserId != stranger || got.Balance != 0 || len(got.Entries) != 0 || got.Revision != nil {
+			t.Errorf("%s was shown %v, want nothing", stranger, got)
+		}
+	}
+	page := func(token string) reply {
+		return r.call(t, r.ada, getPoints, &pointsv1.GetPointsRequest{PageSize: 1, PageToken: token})
+	}
+	var first pointsv1.GetPointsResponse
+	token := r.firstToken(t, page, &first, first.GetNextPageToken)
+	tampered(t, token, page)
+	want(t, "of another user", r.call(t, r.eve, getPoints, &pointsv1.GetPointsRequest{PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "of another user", r.call(t, r.operator, getPoints, &pointsv1.GetPointsRequest{UserId: attacker, PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "of another list", r.call(t, r.ada, listOrders, &orderv1.ListOrdersRequest{PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+	var orders orderv1.ListOrdersResponse
+	r.mustCall(t, r.ada, listOrders, &orderv1.ListOrdersRequest{PageSize: 1}, &orders)
+	want(t, "of the orders", page(orders.NextPageToken), "invalid_argument", "INVALID_ARGUMENT")
+	for _, size := range []int32{-1, 501, math.MaxInt32, math.MinInt32} {
+		want(t, fmt.Sprintf("page of %d", size), r.call(t, r.ada, getPoints, &pointsv1.GetPointsRequest{PageSize: size}), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	for _, name := range hostileNames {
+		want(t, fmt.Sprintf("user_id %.20q", name), r.call(t, r.operator, getPoints, &pointsv1.GetPointsRequest{UserId: name}), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	want(t, "a lane that is none", r.call(t, r.ada, getPoints, &pointsv1.GetPointsRequest{MinRevision: &typev1.Revision{Lane: 1023, Commit: 1}}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "a long wait", r.call(t, r.ada, getPoints, &pointsv1.GetPointsRequest{WaitBudget: durationpb.New(math.MaxInt64)}), "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "GET without a token", r.send(t, http.MethodGet, getPoints+"?connect=v1&encoding=json&message=%7B%7D", "", nil), "unauthenticated", "UNAUTHENTICATED")
+	want(t, "GET", r.send(t, http.MethodGet, getPoints+"?connect=v1&encoding=json&message=%7B%7D", r.ada, nil), "ok", "")
 }
 
 func openServices(t *testing.T, r *rig) {
@@ -731,7 +858,7 @@ func openServices(t *testing.T, r *rig) {
 	}
 	got = r.send(t, http.MethodPost, "/grpc.health.v1.Health/Check", "", strings.NewReader(`{"service":"nobody"}`), "Content-Type", "application/json")
 	want(t, "health of an unknown service", got, "not_found", "")
-	for _, service := range []string{"grpc.health.v1.Health", orderv1connect.OrderServiceName, paymentv1connect.PaymentServiceName, catalogv1connect.CatalogServiceName} {
+	for _, service := range []string{"grpc.health.v1.Health", orderv1connect.OrderServiceName, paymentv1connect.PaymentServiceName, catalogv1connect.CatalogServiceName, pointsv1connect.PointsServiceName} {
 		if names := r.reflectionLists(t); !slices.Contains(names, service) {
 			t.Errorf("reflection lists %v, want %s among them", names, service)
 		}

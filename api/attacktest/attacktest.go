@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/api/lanes"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
@@ -40,6 +41,8 @@ type Target struct {
 	HeaderTimeMax, BodyTimeMax time.Duration
 	// StreamsPerConnectionMax is its limit for HTTP/2.
 	StreamsPerConnectionMax int
+	// Commands are its lanes: the attacks have them pay orders and award points, which nobody may do over the wire.
+	Commands lanes.Commands
 	// Logs returns what it has logged, nil when that cannot be had.
 	Logs func() string
 }
@@ -111,6 +114,8 @@ func Run(t *testing.T, target Target) {
 		{"ReadsAnswerGET", readsAnswerGET, false},
 		{"TimeoutsAreReadStrictly", timeouts, false},
 		{"TamperedPageTokenIsInvalid", pageTokens, true},
+		{"TamperedPageTokenOfAnOperatorIsInvalid", operatorsPageTokens, true},
+		{"AnothersPointsAreNotShown", points, true},
 		{"SlowClientIsCut", slowClients, false},
 		{"HTTP2StreamsAreBounded", manyStreams, false},
 		{"HealthAndReflectionNeedNoToken", openServices, false},

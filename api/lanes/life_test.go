@@ -417,6 +417,21 @@ func TestAPaidOrderLeavesTheDeadlineIndex(t *testing.T) {
 	}
 }
 
+func TestAPaymentUnderWayDefersTheDeadlineByTheGraceThatIsSet(t *testing.T) {
+	n := startNode(t, 1)
+	n.grace = time.Minute
+	n.restart(t)
+	n.stock(t, "tea", 1)
+	order := n.must(t, place("ann", "r1", "tea", 1)).Order
+	n.must(t, pay(order, "pay"))
+	n.advance(PayWithinDefault + time.Minute - time.Nanosecond)
+	if reply := n.must(t, result(order, 1, domain.ResultUnknown)); reply.Order.Status != domain.StatusPaymentProcessing {
+		t.Fatalf("within its grace the order is %v", reply.Order.Status)
+	}
+	n.advance(time.Nanosecond)
+	eventually(t, "the order expires", func() bool { return n.deadlines(t) == 0 })
+}
+
 func TestAnotherUserPaysNoOrderOfMine(t *testing.T) {
 	n := startNode(t, 1)
 	n.stock(t, "tea", 1)

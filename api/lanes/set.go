@@ -38,6 +38,8 @@ type Options struct {
 	Observe func(lane uint32) eventstore.Observer
 	// PayWithin is how long an unpaid order keeps its units; 0 means PayWithinDefault.
 	PayWithin time.Duration
+	// PaymentGrace is how much longer an order has whose payment is under way; 0 means PaymentGraceDefault.
+	PaymentGrace time.Duration
 	// SlotsMax bounds the commits on their way to the disk over all lanes; 0 means 2.
 	SlotsMax int
 	// Lane is what every lane starts from: limits, clock, logger. Its Writer's Lane, Lanes, Owner and Observe, and its
@@ -74,7 +76,7 @@ func Open(options Options) (*Set, error) {
 		}
 		machine, err := OpenMachine(MachineOptions{
 			Lane: lane, Topology: options.Topology, Store: options.Store, Catalog: s.catalog,
-			PayWithin: options.PayWithin, Entropy: entropy, board: s.addAgent(lane),
+			PayWithin: options.PayWithin, PaymentGrace: options.PaymentGrace, Entropy: entropy, board: s.addAgent(lane),
 		})
 		if err != nil {
 			return nil, err

@@ -27,6 +27,7 @@ type node struct {
 
 	transport Transport
 	stockWait time.Duration
+	grace     time.Duration
 
 	mu    sync.Mutex
 	now   time.Time
@@ -58,7 +59,7 @@ func (n *node) start(t testing.TB) {
 		Topology: eventstore.Topology{Lanes: uint32(len(n.logs))}, Store: n.store, Owner: "test",
 		Log:       func(lane uint32) eventstore.Log { return n.logs[lane] },
 		Lane:      eventstore.LaneOptions{Clock: n.clock, TickEvery: time.Millisecond},
-		Transport: n.transport, StockWait: n.stockWait,
+		Transport: n.transport, StockWait: n.stockWait, PaymentGrace: n.grace,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -55,7 +55,7 @@ func (c *inOrder) Flush(ctx context.Context) error {
 			next = min(done+BatchEventsMax, len(c.events))
 			attempt = func() error { return batches.ReactAll(ctx, c.events[done:next]) }
 		}
-		if err := c.track.react(ctx, nil, attempt, c.events[done].ID); err != nil {
+		if err := c.track.react(ctx, nil, nil, attempt, c.events[done].ID); err != nil {
 			return err
 		}
 		done = next
@@ -180,7 +180,11 @@ func (c *byKey) work(ctx context.Context, key string, next task) {
 	for more := true; more; {
 		event := next.event
 		attempt := func() error { return c.track.registration.Reactor.React(ctx, event) }
-		if c.track.react(ctx, c.slots, attempt, event.ID) != nil {
+		held := func() <-chan struct{} { return nil }
+		if c.track.registration.Held != nil {
+			held = func() <-chan struct{} { return c.track.registration.Held(event) }
+		}
+		if c.track.react(ctx, c.slots, held, attempt, event.ID) != nil {
 			return // It stops, and this event is not done.
 		}
 		next, more = c.arrive(key, next.flight)

@@ -77,6 +77,10 @@ type Registration struct {
 	Types []string
 	// Wants tells of those the events that it reacts to; nil means every event.
 	Wants func(fact domain.Event) bool
+	// Held is asked before each attempt at an event when InFlightMax is above 1; nil means that nothing is ever held. It returns nil
+	// when the event may be tried, and else what is closed when it is to be asked again. What is held up takes no place of those
+	// that may be under way.
+	Held func(e Event) <-chan struct{}
 	// RetryMin is the pause after a first failure, RetryMax the longest; it doubles with each failure in a row, and is
 	// jittered. 0 means RetryMinDefault and RetryMaxDefault.
 	RetryMin, RetryMax time.Duration

@@ -153,14 +153,24 @@ func (t *track) begin(ctx context.Context) (progress, error) {
 }
 
 // react has the effects of the events, and tries until they succeeded or ctx ends (R1). slots bounds the attempts that are
-// under way; nil means that there is one anyway.
-func (t *track) react(ctx context.Context, slots chan struct{}, attempt func() error, event string) error {
+// under way; nil means that there is one anyway. held says what an attempt has to wait for, nil for nothing: it waits without a
+// slot, which what it waits for may need.
+func (t *track) react(ctx context.Context, slots chan struct{}, held func() <-chan struct{}, attempt func() error, event string) error {
 	for failures := 0; ; {
 		if slots != nil {
 			select {
 			case slots <- struct{}{}:
 			case <-ctx.Done():
 				return ctx.Err()
+			}
+			if wait := held(); wait != nil {
+				<-slots
+				select {
+				case <-wait:
+					continue
+				case <-ctx.Done():
+					return ctx.Err()
+				}
 			}
 		}
 		err := attempt()
@@ -257,12 +267,14 @@ func (t *track) advance(done progress) error {
 //	TablePositions    name 0x00 lane (2 bytes)     number, hash and log time of the position; this package
 //	TableEndpoints    endpoint id                  what is known of it; package webhooks
 //	TableDeliveries   endpoint id 0x00 number      what came of an attempt; package webhooks
+//	TableRaised       endpoint id                  why an endpoint is raised; package webhooks
 //	TableWork         order id (16 bytes)          what an order waits for; package paying
 //	TableOrphans      payment id                   money without an order; package paying
 const (
 	TablePositions  byte = 'p'
 	TableEndpoints  byte = 'w'
 	TableDeliveries byte = 'd'
+	TableRaised     byte = 'r'
 	TableWork       byte = 'o'
 	TableOrphans    byte = 'u'
 )

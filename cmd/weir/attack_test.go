@@ -69,7 +69,7 @@ func TestAttacksOnADevNodeAreRefusedAndDoNotMoveTheLog(t *testing.T) {
 	}
 	attacktest.Run(t, attacktest.Target{
 		URL: n.record.API, Key: n.signing, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
-		StreamsPerConnectionMax: 250, Logs: logged.String,
+		StreamsPerConnectionMax: 250, Logs: logged.String, Commands: n.lanes,
 		Head: func() uint64 {
 			var sum uint64
 			for lane := range n.log.topology.Lanes {

@@ -7,10 +7,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirhq/weir/domain"
 	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -65,24 +67,15 @@ expired.`,
 			if err != nil {
 				return err
 			}
-			campaigns, err := c.campaigns()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "put campaign "+args[0], campaigns.PutCampaign, &campaignv1.PutCampaignRequest{
-				RequestId: request.value, CampaignId: args[0], Sku: sku, Price: money, OpensAt: opensAt, ClosesAt: closesAt,
-				UserUnitsMax: perUser, OrderUnitsMax: perOrder, Units: units,
-			})
-			if err != nil {
-				return request.remind(err)
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer, "requestId", request.value)
-			}
-			return c.p.printCampaign(answer.GetCampaign(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+			return change(cmd, c, &request, "put campaign "+args[0], c.campaigns, campaignv1connect.CampaignServiceClient.PutCampaign,
+				func(id string) *campaignv1.PutCampaignRequest {
+					return &campaignv1.PutCampaignRequest{
+						RequestId: id, CampaignId: args[0], Sku: sku, Price: money, OpensAt: opensAt, ClosesAt: closesAt,
+						UserUnitsMax: perUser, OrderUnitsMax: perOrder, Units: units,
+					}
+				}, func(answer *campaignv1.PutCampaignResponse) error {
+					return c.p.printCampaign(answer.GetCampaign(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+				})
 		},
 	}
 	request.addFlag(cmd)
@@ -109,30 +102,18 @@ func (c *client) campaignGet() *cobra.Command {
   weir campaign get singles --sku tea -o json`,
 		Args: exactArgs("CAMPAIGN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
-			campaigns, err := c.campaigns()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "get campaign "+args[0], campaigns.GetCampaign, &campaignv1.GetCampaignRequest{
-				CampaignId: args[0], Sku: sku, MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			campaign := answer.GetCampaign()
-			return c.p.printCampaign(campaign,
-				"remaining", remainingText(campaign),
-				"reserved", groupDigits(campaign.GetReserved()),
-				"sold", groupDigits(campaign.GetSold()),
-				"revision", revisionText(campaign.GetRevision()),
-				"freshness", freshnessText(answer.GetFreshness()))
+			return read(cmd, c, &min, "get campaign "+args[0], c.campaigns, campaignv1connect.CampaignServiceClient.GetCampaign,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *campaignv1.GetCampaignRequest {
+					return &campaignv1.GetCampaignRequest{CampaignId: args[0], Sku: sku, MinRevision: revision, WaitBudget: wait}
+				}, func(answer *campaignv1.GetCampaignResponse) error {
+					campaign := answer.GetCampaign()
+					return c.p.printCampaign(campaign,
+						"remaining", remainingText(campaign),
+						"reserved", groupDigits(campaign.GetReserved()),
+						"sold", groupDigits(campaign.GetSold()),
+						"revision", revisionText(campaign.GetRevision()),
+						"freshness", freshnessText(answer.GetFreshness()))
+				})
 		},
 	}
 	min.addFlags(cmd)
@@ -142,9 +123,8 @@ func (c *client) campaignGet() *cobra.Command {
 
 func (c *client) campaignList() *cobra.Command {
 	var (
-		min      minRevision
-		pageSize int32
-		token    string
+		min  minRevision
+		page pageFlags
 	)
 	cmd := &cobra.Command{
 		Use:     "list",
@@ -153,37 +133,27 @@ func (c *client) campaignList() *cobra.Command {
 		Example: `  weir campaign list`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
-			campaigns, err := c.campaigns()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "list campaigns", campaigns.ListCampaigns, &campaignv1.ListCampaignsRequest{
-				PageSize: pageSize, PageToken: token, MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			rows := newTable("CAMPAIGN", "SKU", ">PRICE", ">UNITS", ">REMAINING", "OPENS", "CLOSES")
-			for _, campaign := range answer.GetCampaigns() {
-				rows.row(campaign.GetCampaignId(), campaign.GetSku(), moneyText(campaign.GetPrice()), groupDigits(campaign.GetUnits()),
-					remainingText(campaign), timeText(campaign.GetOpensAt()), timeText(campaign.GetClosesAt()))
-			}
-			if err := rows.print(c.p.stdout, c.p.painterFor(c.p.stdout)); err != nil {
-				return err
-			}
-			return c.p.printPageEnd(len(answer.GetCampaigns()), "campaign", answer.GetNextPageToken(), answer.GetFreshness())
+			return read(cmd, c, &min, "list campaigns", c.campaigns, campaignv1connect.CampaignServiceClient.ListCampaigns,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *campaignv1.ListCampaignsRequest {
+					return &campaignv1.ListCampaignsRequest{PageSize: page.size, PageToken: page.token, MinRevision: revision, WaitBudget: wait}
+				}, c.p.printCampaigns)
 		},
 	}
 	min.addFlags(cmd)
-	addPageFlags(cmd, &pageSize, &token, "campaigns")
+	page.addFlags(cmd, "campaigns", 1000)
 	return cmd
+}
+
+func (p *process) printCampaigns(answer *campaignv1.ListCampaignsResponse) error {
+	rows := newTable("CAMPAIGN", "SKU", ">PRICE", ">UNITS", ">REMAINING", "OPENS", "CLOSES")
+	for _, campaign := range answer.GetCampaigns() {
+		rows.row(campaign.GetCampaignId(), campaign.GetSku(), moneyText(campaign.GetPrice()), groupDigits(campaign.GetUnits()),
+			remainingText(campaign), timeText(campaign.GetOpensAt()), timeText(campaign.GetClosesAt()))
+	}
+	if err := rows.print(p.stdout, p.painterFor(p.stdout)); err != nil {
+		return err
+	}
+	return p.printPageEnd(len(answer.GetCampaigns()), "campaign", answer.GetNextPageToken(), answer.GetFreshness())
 }
 
 func (p *process) printCampaign(campaign *campaignv1.Campaign, extra ...string) error {
@@ -212,11 +182,6 @@ func limitText(limit int64) string {
 		return ""
 	}
 	return groupDigits(limit)
-}
-
-func addPageFlags(cmd *cobra.Command, pageSize *int32, token *string, noun string) {
-	cmd.Flags().Int32Var(pageSize, "page-size", 0, noun+" a page, at most 1000; 0 lets the server choose")
-	cmd.Flags().StringVar(token, "page-token", "", "`TOKEN` of the next page, as the page before printed it")
 }
 
 func (p *process) couponCommand() *cobra.Command {
@@ -273,22 +238,13 @@ The limit in all is exact, over all lanes; it can be raised later, not lowered. 
 			if question.ValidUntil, err = c.p.parseWhen("--until", until); err != nil {
 				return err
 			}
-			coupons, err := c.coupons()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			question.RequestId = request.value
-			answer, err := call(cmd.Context(), c, "put coupon "+args[0], coupons.PutCoupon, question)
-			if err != nil {
-				return request.remind(err)
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer, "requestId", request.value)
-			}
-			return c.p.printCoupon(answer.GetCoupon(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+			return change(cmd, c, &request, "put coupon "+args[0], c.coupons, campaignv1connect.CouponServiceClient.PutCoupon,
+				func(id string) *campaignv1.PutCouponRequest {
+					question.RequestId = id
+					return question
+				}, func(answer *campaignv1.PutCouponResponse) error {
+					return c.p.printCoupon(answer.GetCoupon(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+				})
 		},
 	}
 	request.addFlag(cmd)
@@ -311,26 +267,14 @@ func (c *client) couponGet() *cobra.Command {
 		Example: `  weir coupon get WELCOME`,
 		Args:    exactArgs("CODE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
-			coupons, err := c.coupons()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "get coupon "+args[0], coupons.GetCoupon, &campaignv1.GetCouponRequest{
-				CouponCode: args[0], MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			coupon := answer.GetCoupon()
-			return c.p.printCoupon(coupon, "redeemed", redeemedText(coupon), "revision", revisionText(coupon.GetRevision()),
-				"freshness", freshnessText(answer.GetFreshness()))
+			return read(cmd, c, &min, "get coupon "+args[0], c.coupons, campaignv1connect.CouponServiceClient.GetCoupon,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *campaignv1.GetCouponRequest {
+					return &campaignv1.GetCouponRequest{CouponCode: args[0], MinRevision: revision, WaitBudget: wait}
+				}, func(answer *campaignv1.GetCouponResponse) error {
+					coupon := answer.GetCoupon()
+					return c.p.printCoupon(coupon, "redeemed", redeemedText(coupon), "revision", revisionText(coupon.GetRevision()),
+						"freshness", freshnessText(answer.GetFreshness()))
+				})
 		},
 	}
 	min.addFlags(cmd)
@@ -339,9 +283,8 @@ func (c *client) couponGet() *cobra.Command {
 
 func (c *client) couponList() *cobra.Command {
 	var (
-		min      minRevision
-		pageSize int32
-		token    string
+		min  minRevision
+		page pageFlags
 	)
 	cmd := &cobra.Command{
 		Use:     "list",
@@ -350,37 +293,27 @@ func (c *client) couponList() *cobra.Command {
 		Example: `  weir coupon list`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
-			}
-			coupons, err := c.coupons()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "list coupons", coupons.ListCoupons, &campaignv1.ListCouponsRequest{
-				PageSize: pageSize, PageToken: token, MinRevision: revision, WaitBudget: wait,
-			})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			rows := newTable("COUPON", ">OFF", ">MIN", ">PER USER", "REDEEMED", "UNTIL")
-			for _, coupon := range answer.GetCoupons() {
-				rows.row(coupon.GetCouponCode(), offText(coupon), moneyText(coupon.GetMinSubtotal()), limitText(coupon.GetUserUsesMax()),
-					redeemedText(coupon), timeText(coupon.GetValidUntil()))
-			}
-			if err := rows.print(c.p.stdout, c.p.painterFor(c.p.stdout)); err != nil {
-				return err
-			}
-			return c.p.printPageEnd(len(answer.GetCoupons()), "coupon", answer.GetNextPageToken(), answer.GetFreshness())
+			return read(cmd, c, &min, "list coupons", c.coupons, campaignv1connect.CouponServiceClient.ListCoupons,
+				func(revision *typev1.Revision, wait *durationpb.Duration) *campaignv1.ListCouponsRequest {
+					return &campaignv1.ListCouponsRequest{PageSize: page.size, PageToken: page.token, MinRevision: revision, WaitBudget: wait}
+				}, c.p.printCoupons)
 		},
 	}
 	min.addFlags(cmd)
-	addPageFlags(cmd, &pageSize, &token, "coupons")
+	page.addFlags(cmd, "coupons", 1000)
 	return cmd
+}
+
+func (p *process) printCoupons(answer *campaignv1.ListCouponsResponse) error {
+	rows := newTable("COUPON", ">OFF", ">MIN", ">PER USER", "REDEEMED", "UNTIL")
+	for _, coupon := range answer.GetCoupons() {
+		rows.row(coupon.GetCouponCode(), offText(coupon), moneyText(coupon.GetMinSubtotal()), limitText(coupon.GetUserUsesMax()),
+			redeemedText(coupon), timeText(coupon.GetValidUntil()))
+	}
+	if err := rows.print(p.stdout, p.painterFor(p.stdout)); err != nil {
+		return err
+	}
+	return p.printPageEnd(len(answer.GetCoupons()), "coupon", answer.GetNextPageToken(), answer.GetFreshness())
 }
 
 func (p *process) printCoupon(coupon *campaignv1.Coupon, extra ...string) error {

@@ -6,7 +6,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/weirhq/weir/domain"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
@@ -50,33 +49,20 @@ discounts, and rounded half up.`,
 			if err := needFlags(cmd, "sku", "title", "price"); err != nil {
 				return err
 			}
-			money, err := domain.ParseMoney(price)
+			amount, err := parseAmount("--price", price)
 			if err != nil {
-				return usagef("--price %q: %v", price, err).then("write it as \"12.99 EUR\"")
+				return err
 			}
 			rate, err := parsePercent("--tax", tax)
 			if err != nil {
 				return err
 			}
-			catalog, err := c.catalog()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "put product "+sku, catalog.PutProduct, &catalogv1.PutProductRequest{
-				RequestId: request.value, Sku: sku, Title: title,
-				Price:      &typev1.Money{CurrencyCode: money.Currency, Units: money.Minor},
-				TaxRateBps: rate, TaxIncluded: taxIncluded,
-			})
-			if err != nil {
-				return request.remind(err)
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer, "requestId", request.value)
-			}
-			return c.p.printProduct(answer.GetProduct(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+			return change(cmd, c, &request, "put product "+sku, c.catalog, catalogv1connect.CatalogServiceClient.PutProduct,
+				func(id string) *catalogv1.PutProductRequest {
+					return &catalogv1.PutProductRequest{RequestId: id, Sku: sku, Title: title, Price: amount, TaxRateBps: rate, TaxIncluded: taxIncluded}
+				}, func(answer *catalogv1.PutProductResponse) error {
+					return c.p.printProduct(answer.GetProduct(), "revision", revisionText(answer.GetRevision()), "request id", request.value)
+				})
 		},
 	}
 	request.addFlag(cmd)
@@ -245,28 +231,17 @@ SKU@CAMPAIGN preheats what a campaign sells of the product.`,
 			if err := needFlags(cmd, "sku"); err != nil {
 				return err
 			}
-			catalog, err := c.catalog()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "preheat stock of "+sku, catalog.PreheatStock, &catalogv1.PreheatStockRequest{
-				RequestId: request.value, Sku: sku, UnitsPerLane: units,
-			})
-			if err != nil {
-				return request.remind(err)
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer, "requestId", request.value)
-			}
-			return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
-				"sku", answer.GetSku(),
-				"each lane", groupDigits(answer.GetUnitsPerLane()),
-				"granted", groupDigits(answer.GetGranted()),
-				"revision", revisionText(answer.GetRevision()),
-				"request id", request.value)
+			return change(cmd, c, &request, "preheat stock of "+sku, c.catalog, catalogv1connect.CatalogServiceClient.PreheatStock,
+				func(id string) *catalogv1.PreheatStockRequest {
+					return &catalogv1.PreheatStockRequest{RequestId: id, Sku: sku, UnitsPerLane: units}
+				}, func(answer *catalogv1.PreheatStockResponse) error {
+					return fields(c.p.stdout, c.p.painterFor(c.p.stdout),
+						"sku", answer.GetSku(),
+						"each lane", groupDigits(answer.GetUnitsPerLane()),
+						"granted", groupDigits(answer.GetGranted()),
+						"revision", revisionText(answer.GetRevision()),
+						"request id", request.value)
+				})
 		},
 	}
 	request.addFlag(cmd)

@@ -24,6 +24,7 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
+	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 	"github.com/weirhq/weir/proto/weir/webhook/v1/webhookv1connect"
@@ -113,6 +114,14 @@ func (c *client) payments() (paymentv1connect.PaymentServiceClient, error) {
 		return nil, err
 	}
 	return paymentv1connect.NewPaymentServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) points() (pointsv1connect.PointsServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return pointsv1connect.NewPointsServiceClient(c.http(), base, c.options()...), nil
 }
 
 func (c *client) webhooks() (webhookv1connect.WebhookServiceClient, error) {

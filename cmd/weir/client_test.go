@@ -27,6 +27,8 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
+	pointsv1 "github.com/weirhq/weir/proto/weir/points/v1"
+	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
@@ -57,6 +59,7 @@ func newShop(t *testing.T) *shop {
 	mux.Handle(catalogv1connect.NewCatalogServiceHandler(catalogShop{s}))
 	mux.Handle(campaignv1connect.NewCampaignServiceHandler(campaignShop{s}))
 	mux.Handle(campaignv1connect.NewCouponServiceHandler(couponShop{s}))
+	mux.Handle(pointsv1connect.NewPointsServiceHandler(pointsShop{s}))
 	mux.Handle(userv1connect.NewUserServiceHandler(userShop{s}))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)
@@ -223,6 +226,21 @@ func (s catalogShop) GetStock(_ context.Context, q *catalogv1.GetStockRequest) (
 	return &catalogv1.GetStockResponse{Stock: &catalogv1.Stock{Sku: q.GetSku(), Received: 1100, Available: 1098, Reserved: 2}, Freshness: testFresh}, s.ask(q)
 }
 
+type pointsShop struct{ *shop }
+
+func (s pointsShop) GetPoints(_ context.Context, q *pointsv1.GetPointsRequest) (*pointsv1.GetPointsResponse, error) {
+	payment := testOrderID + "-p1"
+	entries := []*pointsv1.PointsEntry{
+		{Number: 2, Points: -12, Balance: 1238, Time: timestamppb.New(testTime.Add(time.Minute)), OrderId: testOrderID, PaymentId: payment, RefundId: payment + "-r1", Revision: &typev1.Revision{Commit: 44}},
+		{Number: 1, Points: 1250, Balance: 1250, Time: timestamppb.New(testTime), OrderId: testOrderID, PaymentId: payment, Revision: &typev1.Revision{Commit: 42}},
+	}
+	answer := &pointsv1.GetPointsResponse{UserId: "alice", Balance: 1238, Entries: entries, Revision: entries[0].Revision, Freshness: testFresh}
+	if q.GetPageSize() == 1 {
+		answer.Entries, answer.NextPageToken = entries[:1], "next"
+	}
+	return answer, s.ask(q)
+}
+
 type userShop struct{ *shop }
 
 // ExportUser has two pages.
@@ -288,6 +306,8 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"coupon_put", "coupon put WELCOME --amount 12.99_EUR --request-id r6"},
 		{"coupon_get", "coupon get WELCOME"},
 		{"coupon_list", "coupon list"},
+		{"points_get", "points get"},
+		{"points_list", "points list"},
 		{"user_export", "user export --user alice"},
 		{"user_erase", "user erase --user alice --yes --request-id r5"},
 	} {
@@ -416,6 +436,18 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 		},
 		{[]string{"coupon", "get", "TEN"}, &campaignv1.GetCouponRequest{CouponCode: "TEN"}},
 		{[]string{"coupon", "list"}, &campaignv1.ListCouponsRequest{}},
+		{[]string{"coupon", "list", "--page-size", "5", "--page-token", "t"}, &campaignv1.ListCouponsRequest{PageSize: 5, PageToken: "t"}},
+		{[]string{"campaign", "list", "--page-size", "5", "--page-token", "t"}, &campaignv1.ListCampaignsRequest{PageSize: 5, PageToken: "t"}},
+		{
+			[]string{"points", "get", "--user", "bob", "--min-revision", "1:42", "--wait", "3s"},
+			&pointsv1.GetPointsRequest{UserId: "bob", PageSize: 1, MinRevision: min, WaitBudget: durationpb.New(3 * time.Second)},
+		},
+		{[]string{"points", "get"}, &pointsv1.GetPointsRequest{PageSize: 1}},
+		{
+			[]string{"points", "list", "--user", "bob", "--page-size", "5", "--page-token", "t", "--min-revision", "1:42", "--wait", "3s"},
+			&pointsv1.GetPointsRequest{UserId: "bob", PageSize: 5, PageToken: "t", MinRevision: min, WaitBudget: durationpb.New(3 * time.Second)},
+		},
+		{[]string{"points", "list"}, &pointsv1.GetPointsRequest{}},
 		{
 			[]string{"stock", "receive", "--sku", "tea", "--quantity", "5", "--request-id", "r"},
 			&catalogv1.ReceiveStockRequest{RequestId: "r", Sku: "tea", Quantity: 5},

@@ -1,9 +1,15 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weirhq/weir/api/lanes"
 )
 
 // configFile writes a configuration file.
@@ -40,6 +46,43 @@ func TestASettingComesFromFlagThenEnvironmentThenFile(t *testing.T) {
 			}
 			if got := c.shop.token.Load(); got != "Bearer "+c.token {
 				t.Fatalf("authorization %q, want the token %q", got, c.token)
+			}
+		})
+	}
+}
+
+func TestWhatANodesLanesWaitForIsASetting(t *testing.T) {
+	file := configFile(t, "stock-wait: 3s\npayment-grace: 3m\n")
+	for _, c := range []struct {
+		name         string
+		env, args    []string
+		config       string
+		stock, grace time.Duration
+	}{
+		{"flag", []string{"WEIR_STOCK_WAIT=2s", "WEIR_PAYMENT_GRACE=2m"}, []string{"--stock-wait", "1s", "--payment-grace", "1m"}, file, time.Second, time.Minute},
+		{"environment", []string{"WEIR_STOCK_WAIT=2s", "WEIR_PAYMENT_GRACE=2m"}, nil, file, 2 * time.Second, 2 * time.Minute},
+		{"file", nil, nil, file, 3 * time.Second, 3 * time.Minute},
+		{"default", nil, nil, "", lanes.StockWaitDefault, lanes.PaymentGraceDefault},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := &process{stderr: io.Discard, environ: c.env}
+			f, root, cmd := &nodeFlags{}, &cobra.Command{}, &cobra.Command{Run: func(*cobra.Command, []string) {}}
+			f.add(cmd)
+			root.AddCommand(cmd)
+			if err := cmd.ParseFlags(c.args); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.configure(root, cmd, c.config); err != nil {
+				t.Fatal(err)
+			}
+			options, err := f.finish(lanesOfDev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What the lanes of such a node are opened with.
+			got := (&node{options: options, log: &openLog{}}).laneOptions()
+			if got.StockWait != c.stock || got.PaymentGrace != c.grace {
+				t.Errorf("the lanes wait %s for stock and give %s of grace, want %s and %s", got.StockWait, got.PaymentGrace, c.stock, c.grace)
 			}
 		})
 	}

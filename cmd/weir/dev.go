@@ -21,6 +21,8 @@ const (
 	defaultListen = "127.0.0.1:8080"
 	// defaultGCPercent lets the heap grow to five times what lives on it before it is collected.
 	defaultGCPercent = 400
+	// stockWaitMax bounds --stock-wait: well within the time that a call may take.
+	stockWaitMax = 10 * time.Second
 	// devTokenTTL is how long the tokens that a dev node prints are good.
 	devTokenTTL = 30 * 24 * time.Hour
 
@@ -48,15 +50,17 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.StringVar(&f.options.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
 	flags.Uint32Var(&f.lanes, "lanes", 0, "`NUMBER` of lanes of a new log, a power of two (0: 1 for dev, 8 for serve); a log keeps the number that it was made with")
 	flags.DurationVar(&f.options.payWithin, "pay-within", lanes.PayWithinDefault, "how long an order that is not paid keeps its units")
+	flags.DurationVar(&f.options.paymentGrace, "payment-grace", lanes.PaymentGraceDefault, "how much longer an order has whose payment is under way")
+	flags.DurationVar(&f.options.stockWait, "stock-wait", lanes.StockWaitDefault, "how long an order waits for units that are on their way between lanes, at most 10s")
 	flags.BoolVar(&f.options.publishEvents, "publish-events", false, "publish every public event on the NATS stream WEIR-EVENTS, for services")
 	flags.StringVar(&f.options.debug, "debug-addr", "", "loopback `HOST:PORT` to serve Go profiles on (/debug/pprof/)")
 	flags.IntVar(&f.options.gcPercent, "gc-percent", defaultGCPercent, "`PERCENT` that the Go heap may grow before it is collected; GOGC overrules it")
 	flags.StringArrayVar(&f.options.log.acceptLoss, "accept-loss", nil, "give up what a lane's log has lost: `lane=3@40` keeps lane 3 up to commit 40; repeat it for more")
 	f.options.payments.add(cmd)
-	flags.Int64Var(&f.options.pointsPerMajor, "points-per-major", domain.PointsPerMajorDefault, "`NUMBER` of points that a whole unit of paid money (1 EUR, 1 JPY) is worth; 0 awards none")
+	flags.Int64Var(&f.options.pointsPerMajor, "points-per-major", domain.PointsPerMajorDefault, "`NUMBER` of points that a whole unit of paid money (1 EUR, 1 JPY) is worth; 0 awards none and takes none back")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "listen", "lanes", "pay-within", "publish-events", "debug-addr", "gc-percent", "points-per-major", "log-level", "log-format")
+	setting(flags, "listen", "lanes", "pay-within", "payment-grace", "stock-wait", "publish-events", "debug-addr", "gc-percent", "points-per-major", "log-level", "log-format")
 }
 
 // finish checks the flags and returns the options.
@@ -70,6 +74,12 @@ func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
 	}
 	if o.payWithin < time.Second {
 		return o, usagef("--pay-within must be at least 1s, not %s", o.payWithin)
+	}
+	if o.paymentGrace < time.Second {
+		return o, usagef("--payment-grace must be at least 1s, not %s", o.paymentGrace)
+	}
+	if o.stockWait < time.Millisecond || o.stockWait > stockWaitMax {
+		return o, usagef("--stock-wait must be 1ms to %s, not %s", stockWaitMax, o.stockWait)
 	}
 	if o.gcPercent < 10 {
 		return o, usagef("--gc-percent must be at least 10, not %d", o.gcPercent)
@@ -119,11 +129,16 @@ Orders are paid through a sandbox payment provider that it runs on a second port
 demand ('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another
 provider, give --payment-provider and what that one needs; with an empty --sandbox-listen there is none.
 
+With --nats-listen other programs of this machine reach its NATS server, for example to read the stream WEIR-EVENTS
+(--publish-events). There is no password: whoever reaches that port may read and write the log itself, so it has to be
+on loopback, on a machine whose users you trust.
+
 Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. A second one stops it at once.
 
 The API is plain HTTP and the tokens that it prints are an operator's too: leave --listen on loopback.`,
 		Example: `  weir dev --demo
   weir dev --data /tmp/shop --listen 127.0.0.1:0 --lanes 4
+  weir dev --publish-events --nats-listen 127.0.0.1:4222
   WEIR_PAY_WITHIN=1m weir dev --log-format json`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -139,7 +154,8 @@ The API is plain HTTP and the tokens that it prints are an operator's too: leave
 	f.add(cmd)
 	f.options.payments.addSandbox(cmd)
 	cmd.Flags().BoolVar(&demo, "demo", false, "stock a small catalogue; again changes nothing")
-	setting(cmd.Flags(), "demo")
+	cmd.Flags().StringVar(&f.options.log.listen, "nats-listen", "", "loopback `HOST:PORT` on which other programs reach the embedded NATS server; port 0 takes a free one, empty is none")
+	setting(cmd.Flags(), "demo", "nats-listen")
 	return cmd
 }
 
@@ -222,6 +238,8 @@ type devLines struct {
 	Data  string `json:"data"`
 	Lanes uint32 `json:"lanes"`
 	Debug string `json:"debug,omitempty"`
+	// NATS is where other programs reach the embedded server.
+	NATS string `json:"nats,omitempty"`
 	// Sandbox is where the sandbox payment provider of this process listens.
 	Sandbox  string `json:"sandbox,omitempty"`
 	Customer struct {
@@ -252,6 +270,7 @@ func (p *process) announceDev(ctx context.Context, cmd *cobra.Command, n *node, 
 	if n.debug != nil {
 		lines.Debug = baseURL(n.debug.Addr()) + "/debug/pprof/"
 	}
+	lines.NATS = n.log.embedded.ClientURL()
 	if n.sandbox != nil {
 		lines.Sandbox = baseURL(n.sandboxListener.Addr())
 	}
@@ -276,6 +295,9 @@ func (p *process) devText(n *node, l devLines, demo bool) string {
 	fmt.Fprintf(&b, "%s at %s  (%s, data in %s)\n", paint.bold("Weir is ready"), l.API, laneText, l.Data)
 	if l.Debug != "" {
 		fmt.Fprintf(&b, "Profiles at %s\n", l.Debug)
+	}
+	if l.NATS != "" {
+		fmt.Fprintf(&b, "NATS at %s  (no password: whoever reaches it may read and write the log)\n", l.NATS)
 	}
 	if l.Sandbox != "" {
 		fmt.Fprintf(&b, "Sandbox payments at %s  (no real money; methods such as tok_ok: %s sandbox-pay --help)\n", l.Sandbox, weir)

@@ -29,7 +29,9 @@ const (
 // logOptions say where the log is.
 type logOptions struct {
 	// nats is the URL of a server; empty means the embedded one.
-	nats        string
+	nats string
+	// listen is a loopback address for other clients of the embedded server; empty means none.
+	listen      string
 	credentials string
 	replicas    int
 	// monitors are the HTTP monitoring addresses of the servers, separated by commas.
@@ -60,7 +62,7 @@ func connectLog(dir dataDir, options logOptions, logger *slog.Logger) (l *openLo
 	l = &openLog{logger: logger}
 	if options.nats == "" {
 		l.server = dir.log()
-		l.embedded, err = embedded.Start(embedded.Options{Dir: dir.log(), Logger: logger})
+		l.embedded, err = embedded.Start(embedded.Options{Dir: dir.log(), Listen: options.listen, Logger: logger})
 		if err != nil {
 			return nil, err
 		}

@@ -58,6 +58,10 @@ type nodeOptions struct {
 	log      logOptions
 	// payWithin is how long an unpaid order keeps its units.
 	payWithin time.Duration
+	// paymentGrace is how much longer an order has whose payment is under way; 0 means the default.
+	paymentGrace time.Duration
+	// stockWait is how long an order waits for units that are on their way; 0 means the default.
+	stockWait time.Duration
 	// publishEvents publishes public events on a stream of their own.
 	publishEvents bool
 	// debug is a loopback address for profiles; empty means none.
@@ -164,21 +168,39 @@ func (n *node) openDir(ctx context.Context) error {
 }
 
 func (n *node) openListeners(ctx context.Context) (err error) {
+	if address := n.options.log.listen; address != "" && !isLoopback(address) {
+		return usagef("--nats-listen %q is not a loopback address: whoever reaches it may read and write the log", address).then("give it as 127.0.0.1:4222")
+	}
+	if address := n.options.debug; address != "" && !isLoopback(address) {
+		return usagef("--debug-addr %q is not a loopback address: profiles show what the node works on", address).then("give it as 127.0.0.1:6060")
+	}
 	if n.listener, err = n.listen(ctx, n.options.listen, "--listen"); err != nil {
 		return err
 	}
 	if n.inspect, err = n.listen(ctx, "127.0.0.1:0", "the inspection endpoint"); err != nil {
 		return err
 	}
-	if n.options.debug == "" {
-		return nil
+	if n.options.log.listen != "" {
+		// The server itself listens, later, and would not say so well that it cannot.
+		probe, err := n.listen(ctx, n.options.log.listen, "--nats-listen")
+		if err != nil {
+			return err
+		}
+		if err := probe.Close(); err != nil {
+			return err
+		}
 	}
-	host, _, err := net.SplitHostPort(n.options.debug)
-	if ip := net.ParseIP(host); err != nil || (host != "localhost" && (ip == nil || !ip.IsLoopback())) {
-		return usagef("--debug-addr %q is not a loopback address: profiles show what the node works on", n.options.debug).then("give it as 127.0.0.1:6060")
+	if n.options.debug != "" {
+		n.debug, err = n.listen(ctx, n.options.debug, "--debug-addr")
 	}
-	n.debug, err = n.listen(ctx, n.options.debug, "--debug-addr")
 	return err
+}
+
+// isLoopback reports whether an address, HOST:PORT, can be reached from this machine only.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || (ip != nil && ip.IsLoopback()))
 }
 
 // listen opens one address, and closes it with the node.
@@ -234,8 +256,15 @@ func (n *node) openState(context.Context) (err error) {
 		}
 		n.runners = append(n.runners, runner)
 	}
-	n.lanes, err = lanes.Open(lanes.Options{
-		Topology: topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.owner, PayWithin: n.options.payWithin,
+	n.lanes, err = lanes.Open(n.laneOptions())
+	return err
+}
+
+// laneOptions say how the node's lanes decide.
+func (n *node) laneOptions() lanes.Options {
+	return lanes.Options{
+		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.owner,
+		PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
 				n.log.witness.Note(lane, at)
@@ -245,8 +274,7 @@ func (n *node) openState(context.Context) (err error) {
 		},
 		// One commit under way at a time: while it is fsynced the next one grows.
 		Lane: eventstore.LaneOptions{Logger: n.logger, Writer: eventstore.WriterOptions{InFlightMax: 1}},
-	})
-	return err
+	}
 }
 
 // openViews makes what reads the views, and what opens what users sealed.

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/weirhq/weir/eventstore"
@@ -283,6 +284,8 @@ func TestAPortThatIsTakenIsSaidSo(t *testing.T) {
 	defer listener.Close()
 	r := live(t, nil, "dev", "--data", t.TempDir(), "--listen", listener.Addr().String()).want(t, exitFailure)
 	wantText(t, r.stderr, listener.Addr().String()+" is taken", "--listen")
+	r = live(t, nil, "dev", "--data", t.TempDir(), "--listen", "127.0.0.1:0", "--nats-listen", listener.Addr().String()).want(t, exitFailure)
+	wantText(t, r.stderr, listener.Addr().String()+" is taken", "--nats-listen")
 }
 
 func TestADirectoryInUseIsSaidSo(t *testing.T) {
@@ -310,6 +313,11 @@ func TestAnotherNumberOfLanesIsRefused(t *testing.T) {
 func TestBadNodeOptionsAreRefused(t *testing.T) {
 	for args, want := range map[string]string{
 		"dev --pay-within 1ms":                      "--pay-within must be at least 1s",
+		"dev --nats-listen 0.0.0.0:4222":            "--nats-listen \"0.0.0.0:4222\" is not a loopback address",
+		"dev --nats-listen :4222":                   "whoever reaches it may read and write the log",
+		"dev --payment-grace 0":                     "--payment-grace must be at least 1s",
+		"dev --stock-wait 0":                        "--stock-wait must be 1ms to 10s",
+		"dev --stock-wait 11s":                      "--stock-wait must be 1ms to 10s",
 		"dev --gc-percent 1":                        "--gc-percent must be at least 10",
 		"dev --log-level loud":                      "--log-level",
 		"dev --log-format xml":                      "--log-format",
@@ -719,6 +727,34 @@ func TestPublishedEventsAreOnTheirStreamOnceAndSoAfterARestart(t *testing.T) {
 	}
 	if types["OrderPlaced"] != 2 || types["ProductPut"] == 0 || types["ProductPut"] != types["StockReceived"] {
 		t.Errorf("published %v, want two orders, and the catalogue once", types)
+	}
+}
+
+func TestAnotherProgramReadsTheEventsOfADevNode(t *testing.T) {
+	if quiet := startDev(t, t.TempDir()); quiet.lines.NATS != "" {
+		t.Errorf("a node that was not told to listens for NATS at %s", quiet.lines.NATS)
+	}
+	n := startDev(t, t.TempDir(), "--publish-events", "--nats-listen", "127.0.0.1:0", "--demo")
+	order := place(t, n.customer(), "tea-sencha=2").Order.OrderID
+	nc, err := nats.Connect(n.lines.NATS)
+	if err != nil {
+		t.Fatalf("connect to %q: %v", n.lines.NATS, err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumer, err := js.OrderedConsumer(t.Context(), eventstore.FeedStream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{"weir.events.*.OrderPlaced"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	message, err := consumer.Next(jetstream.FetchMaxWait(30 * time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if event := decode[struct{ Type, OrderID string }](t, string(message.Data())); event.Type != "OrderPlaced" || event.OrderID != order {
+		t.Errorf("read %+v, want the order %s", event, order)
 	}
 }
 

@@ -70,21 +70,13 @@ same --request-id: it answers with the order that was placed, or places it now, 
 			if err != nil {
 				return err
 			}
-			orders, err := c.orders()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "place order", orders.PlaceOrder, &orderv1.PlaceOrderRequest{
-				RequestId: request.value, UserId: user, Items: wanted, Note: note, CampaignId: campaign, CouponCode: coupon,
-				ShippingAddress: person.shippingAddress(), Contact: person.contact(),
-			})
-			if err != nil {
-				return request.remind(err)
-			}
-			return c.p.printChange(cmd, answer, answer.GetOrder(), answer.GetRevision(), request.value)
+			return changeOrder(cmd, c, &request, "place order", c.orders, orderv1connect.OrderServiceClient.PlaceOrder,
+				func(id string) *orderv1.PlaceOrderRequest {
+					return &orderv1.PlaceOrderRequest{
+						RequestId: id, UserId: user, Items: wanted, Note: note, CampaignId: campaign, CouponCode: coupon,
+						ShippingAddress: person.shippingAddress(), Contact: person.contact(),
+					}
+				})
 		},
 	}
 	request.addFlag(cmd)

@@ -6,21 +6,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
-
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
+	"google.golang.org/protobuf/proto"
 )
-
-// printChange prints what a change made of an order, its revision and the request id that names it.
-func (p *process) printChange(cmd *cobra.Command, answer proto.Message, order *orderv1.Order, revision *typev1.Revision, request string) error {
-	if p.json(cmd) {
-		return writeMessage(p.stdout, answer, "requestId", request)
-	}
-	return p.printOrder(order, "revision", revisionText(revision), "request id", request)
-}
 
 // changedPart returns the part of an order that an answer says was made or asked about, and how it is labelled; both are empty for none.
 func changedPart(answer proto.Message) (name, id string) {
@@ -127,6 +117,11 @@ func (p *process) printPageEnd(count int, noun, next string, freshness *typev1.F
 	if count != 1 {
 		noun += "s"
 	}
+	return p.printEnd(count, noun, next, freshness)
+}
+
+// printEnd is printPageEnd for a noun that is of the right number already.
+func (p *process) printEnd(count int, noun, next string, freshness *typev1.Freshness) error {
 	text := fmt.Sprintf("%d %s, %s", count, noun, freshnessText(freshness))
 	if next != "" {
 		text += "; more: --page-token " + next

@@ -8,7 +8,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/weirhq/weir/domain"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
@@ -135,13 +134,9 @@ A return refunds itself when it comes in: weir order receive-return.`,
   weir payment refund 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2`,
 		Args: exactArgs("ORDER_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var money *typev1.Money
-			if amount != "" {
-				m, err := domain.ParseMoney(amount)
-				if err != nil {
-					return usagef("--amount %q: %v", amount, err).then("write it as \"12.99 EUR\"")
-				}
-				money = &typev1.Money{CurrencyCode: m.Currency, Units: m.Minor}
+			money, err := parseAmount("--amount", amount)
+			if err != nil {
+				return err
 			}
 			return changeOrder(cmd, c, &request, "refund order "+args[0], c.payments, paymentv1connect.PaymentServiceClient.RefundPayment,
 				func(id string) *paymentv1.RefundPaymentRequest {

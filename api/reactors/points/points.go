@@ -3,6 +3,9 @@
 //
 // It holds up nobody: orders are placed, paid and shipped whether or not points can be written. While that fails, the reactor's
 // position waits, and from there points are made up from the log when it succeeds again.
+//
+// With 0 points per major unit it submits nothing, neither awards nor what would take some back. Its position moves on all the same:
+// points that are turned on later begin with what is paid from then on.
 package points
 
 import (
@@ -32,7 +35,7 @@ type Reactor struct {
 
 var _ reactors.Reactor = (*Reactor)(nil)
 
-// New returns the reactor. perMajor is how many points a whole major unit of money is worth: 0 to domain.PointsPerMajorMax. Awards
+// New returns the reactor. perMajor is how many points a whole major unit of money is worth: 0 (none are awarded) to domain.PointsPerMajorMax. Awards
 // that were made keep the rule that held. A nil logger means slog.Default.
 func New(sink lanes.Commands, perMajor int64, logger *slog.Logger) (*Reactor, error) {
 	if sink == nil {
@@ -60,6 +63,9 @@ func (r *Reactor) Name() string { return Name }
 
 // React submits the command that follows from the event. It is idempotent by the payment's or the refund's id.
 func (r *Reactor) React(ctx context.Context, e reactors.Event) error {
+	if r.perMajor == 0 {
+		return nil
+	}
 	command := commandOf(e.Fact, r.perMajor)
 	if command == nil {
 		return nil

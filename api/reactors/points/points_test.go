@@ -45,7 +45,10 @@ func (s *shop) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, 
 
 const sku = "tea"
 
-func newShop(t *testing.T) *shop {
+func newShop(t *testing.T) *shop { return newShopOf(t, domain.PointsPerMajorDefault) }
+
+// newShopOf is newShop with a rule of its own.
+func newShopOf(t *testing.T, perMajor int64) *shop {
 	s := &shop{t: t, log: eventstore.OpenMemoryLog(0, 1)}
 	quiet := slog.New(slog.DiscardHandler)
 	topology := eventstore.Topology{Lanes: 1}
@@ -74,7 +77,7 @@ func newShop(t *testing.T) *shop {
 		},
 	})
 	fail(err)
-	reactor, err := points.New(s, domain.PointsPerMajorDefault, quiet)
+	reactor, err := points.New(s, perMajor, quiet)
 	fail(err)
 	registration := reactor.Registration()
 	registration.RetryMin, registration.RetryMax = time.Microsecond, time.Millisecond
@@ -215,6 +218,18 @@ func TestOrdersAreUntouchedWhilePointsFailAndPointsAreMadeUpFromTheLog(t *testin
 		if got := s.balance(user); got != balance {
 			t.Errorf("%s has %d points after the sink healed, want %d", user, got, balance)
 		}
+	}
+}
+
+func TestWithNoPointsAMajorUnitNothingIsSubmitted(t *testing.T) {
+	s := newShopOf(t, 0)
+	order := s.sell("ada", 4)
+	s.refund(order, 1250)
+	if got := s.balance("ada"); got != 0 { // It waits for the reactor to be at the head.
+		t.Errorf("ada has %d points, want 0", got)
+	}
+	if tried := s.tried.Load(); tried != 0 {
+		t.Errorf("%d commands were submitted, want 0", tried)
 	}
 }
 

@@ -41,7 +41,8 @@ type endpoint struct {
 
 	mu     sync.Mutex
 	config *Endpoint // nobody changes it in place
-	// failures in a row, by event. raised says that one of them failed too often: prober, which alone is tried on.
+	// failures in a row, by event. raised says that one of them failed too often: prober, which alone is tried on. After a
+	// restart it is empty, and the next event that comes is.
 	failures map[string]int
 	raised   bool
 	raisedAt time.Time
@@ -62,13 +63,13 @@ func newEndpoint(o *Outbox, config *Endpoint) (*endpoint, error) {
 	if len(newest) > 0 {
 		e.next = newest[0].Number + 1
 	}
-	return e, nil
+	return e, e.loadRaised()
 }
 
 func (e *endpoint) registration() reactors.Registration {
 	return reactors.Registration{
 		Reactor: e, Start: reactors.Since(e.current().CreatedAt), InFlightMax: InFlightMax,
-		RetryMin: RetryMin, RetryMax: RetryMax, Wants: feed.IsPublic,
+		RetryMin: RetryMin, RetryMax: RetryMax, Wants: feed.IsPublic, Held: e.held,
 	}
 }
 
@@ -97,62 +98,103 @@ func (e *endpoint) Name() string { return e.name }
 
 // React implements reactors.Reactor: it delivers one event.
 func (e *endpoint) React(ctx context.Context, event reactors.Event) error {
-	if types := e.current().Types; len(types) > 0 && !slices.Contains(types, event.Type) {
-		return nil
-	}
-	if err := e.pass(ctx, event.ID); err != nil {
-		return err
+	if !e.current().wants(event.Type) {
+		return e.note(event.ID, nil) // Types may have changed since it failed.
 	}
 	_, err := e.deliver(ctx, event, false)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	e.note(event.ID, err)
-	return err
+	return errors.Join(err, e.note(event.ID, err))
 }
 
-// pass waits while nothing is to be delivered: an operator has paused the endpoint, or it was raised, which lets only one pass.
-func (e *endpoint) pass(ctx context.Context, eventID string) error {
-	for {
-		e.mu.Lock()
-		held := e.config.Paused || (e.raised && e.prober != eventID)
-		opened := e.opened
-		e.mu.Unlock()
-		if !held {
-			return nil
-		}
-		select {
-		case <-opened:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+// held returns nil when the event may be delivered, and else what is closed when that may have changed: an operator has paused the
+// endpoint, or it was raised, which lets only one event pass.
+func (e *endpoint) held(event reactors.Event) <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.config.wants(event.Type) {
+		return nil
 	}
+	if e.raised && e.prober == "" {
+		e.prober = event.ID // The first after a restart.
+	}
+	if e.config.Paused || (e.raised && e.prober != event.ID) {
+		return e.opened
+	}
+	return nil
+}
+
+// wants reports whether events of the type are delivered.
+func (c *Endpoint) wants(typeName string) bool {
+	return len(c.Types) == 0 || slices.Contains(c.Types, typeName)
+}
+
+// A raised is since when and why an endpoint is raised, as it lies in the store: a restart finds it so. Which event is tried then
+// is the first that comes, since the one that failed may be far behind others which are held up.
+type raised struct {
+	At    time.Time `json:"at"`
+	Error string    `json:"error"`
 }
 
 // note takes in what came of an attempt.
-func (e *endpoint) note(eventID string, err error) {
+func (e *endpoint) note(eventID string, err error) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	probed := e.raised && e.prober == eventID
 	if err == nil {
-		delete(e.failures, eventID)
-		if e.raised && e.prober == eventID {
+		if probed {
+			// First of all: what fails here is tried again.
+			if err := e.outbox.options.Store.DB().Delete(raisedKey(e.config.ID), pebble.NoSync); err != nil {
+				return err
+			}
 			e.outbox.options.Logger.Info("a webhook endpoint works again", "endpoint", e.config.ID, "url", e.config.URL, "raised", e.raisedAt)
 			e.raised, e.raisedAt, e.prober = false, time.Time{}, ""
 			clear(e.failures)
 			e.open()
 		}
-		if len(e.failures) == 0 {
+		delete(e.failures, eventID)
+		if len(e.failures) == 0 && !e.raised {
 			e.err = nil
 		}
-		return
+		return nil
 	}
 	e.err = err
 	e.failures[eventID]++
 	if failures := e.failures[eventID]; failures >= PauseAfter && !e.raised {
-		e.raised, e.raisedAt, e.prober = true, e.outbox.options.Clock(), eventID
+		e.raised, e.raisedAt, e.prober, probed = true, e.outbox.options.Clock(), eventID, true
 		e.outbox.options.Logger.Error("a webhook endpoint is paused: deliveries failed too often, and nothing is dropped",
 			"endpoint", e.config.ID, "url", e.config.URL, "event", eventID, "failures", failures, "error", err)
 	}
+	if !probed {
+		return nil
+	}
+	value, encodeErr := json.Marshal(raised{At: e.raisedAt, Error: cut(err.Error())})
+	if encodeErr != nil {
+		return encodeErr
+	}
+	return e.outbox.options.Store.DB().Set(raisedKey(e.config.ID), value, pebble.NoSync)
+}
+
+// loadRaised reads whether the endpoint is raised.
+func (e *endpoint) loadRaised() error {
+	value, closer, err := e.outbox.options.Store.DB().Get(raisedKey(e.config.ID))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var r raised
+	if err := errors.Join(json.Unmarshal(value, &r), closer.Close()); err != nil {
+		return fmt.Errorf("why endpoint %s is raised: %w", e.config.ID, err)
+	}
+	e.raised, e.raisedAt, e.err = true, r.At, errors.New(r.Error)
+	return nil
+}
+
+func raisedKey(id string) []byte {
+	return append([]byte{projections.KeySpaceReactors, reactors.TableRaised}, id...)
 }
 
 func (e *endpoint) status() Status {
@@ -233,11 +275,11 @@ func deliveryKey(id string, number uint64) []byte {
 // errorBytesMax is how much of an error is written down.
 const errorBytesMax = 500
 
+func cut(text string) string { return text[:min(len(text), errorBytesMax)] }
+
 // record writes a delivery down, and forgets the one that it makes the oldest but DeliveriesMax.
 func (e *endpoint) record(d *Delivery) error {
-	if len(d.Error) > errorBytesMax {
-		d.Error = d.Error[:errorBytesMax]
-	}
+	d.Error = cut(d.Error)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	d.Number = e.next

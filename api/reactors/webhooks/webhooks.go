@@ -4,7 +4,8 @@
 // no other. Events of one order are delivered one after the other, in the order of the log; different orders go in parallel.
 // A delivery that fails is tried again, at first after RetryMin, then after twice that, up to RetryMax, all jittered. Nothing
 // is ever dropped: after PauseAfter failures of one event in a row its endpoint is paused, which is raised, and that one event is
-// tried on every RetryMax, or when somebody says that it should be. Once it gets through, all goes on from where it stopped.
+// tried on every RetryMax, or when somebody says that it should be. Once it gets through, all goes on from where it stopped. A restart
+// finds it paused.
 //
 // An event may be delivered more than once, always with the same webhook-id: after a crash, and when an answer was lost.
 //
@@ -233,6 +234,7 @@ func (o *Outbox) remove(id string) error {
 	return errors.Join(
 		db.Delete(endpointKey(id), pebble.NoSync),
 		o.runner.Remove(EndpointReactor(id)),
+		db.Delete(raisedKey(id), pebble.NoSync),
 		db.DeleteRange(deliveries, after(deliveries), pebble.NoSync),
 	)
 }

@@ -434,6 +434,120 @@ func TestAnEndpointThatFailsTooOftenIsPausedAndRaisedAndGoesOnWhereItStopped(t *
 	}
 }
 
+// raise starts a node whose endpoint erp fails until it is raised.
+func raise(t *testing.T, fs vfs.FS, s *shop, r *receiver) *node {
+	t.Helper()
+	r.answers(func(string) int { return http.StatusServiceUnavailable })
+	n := startNode(t, fs, s, untilWoken)
+	n.await("it to be raised", func() bool {
+		all := n.outbox.Endpoints()
+		if len(all) != 1 {
+			return false
+		}
+		if err := n.outbox.Resume("erp"); err != nil {
+			t.Fatal(err)
+		}
+		return all[0].Raised
+	})
+	return n
+}
+
+func TestARaisedEndpointIsRaisedAfterARestartUntilItWorks(t *testing.T) {
+	seed := seedOf(t)
+	s, r := newShop(t, seed), newReceiver(t)
+	s.put("erp", r)
+	for range 200 { // Many more orders than may be in flight.
+		s.step()
+	}
+	fs := vfs.NewMem()
+	n := raise(t, fs, s, r)
+	before := n.outbox.Endpoints()[0]
+	n.stop()
+
+	attempted := func() map[string]bool {
+		deliveries, err := n.outbox.Deliveries("erp", 0, DeliveriesMax)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events := map[string]bool{}
+		for _, d := range deliveries {
+			events[fmt.Sprint(d.Number)+" "+d.EventID] = true
+		}
+		return events
+	}
+	n = startNode(t, fs, s, untilWoken)
+	if after := n.outbox.Endpoints()[0]; !after.Raised || !after.RaisedAt.Equal(before.RaisedAt) || !strings.Contains(after.Error, "503") {
+		t.Fatalf("after a restart it is %+v, before %+v", after, before)
+	}
+	known := attempted()
+	n.await("it to be tried", func() bool { return n.paused.Load() >= 1 })
+	probed := map[string]bool{}
+	for attempt := range attempted() {
+		if !known[attempt] {
+			_, event, _ := strings.Cut(attempt, " ")
+			probed[event] = true
+		}
+	}
+	if len(probed) > 1 {
+		t.Errorf("seed %d: after a restart %v were tried, want the one that failed too often alone", seed, probed)
+	}
+	r.answers(nil)
+	n.await("it to go on", func() bool {
+		if err := n.outbox.Resume("erp"); err != nil {
+			t.Fatal(err)
+		}
+		return len(r.firsts()) == len(s.want)
+	})
+	n.reach(s, 1)
+	checkOrders(t, seed, r.firsts(), s.want)
+	n.stop()
+	n = startNode(t, fs, s, untilWoken)
+	if after := n.outbox.Endpoints()[0]; after.Raised || after.Error != "" {
+		t.Errorf("after it worked and a restart it is %+v", after)
+	}
+}
+
+func TestARaisedEndpointGoesOnWhenWhatFailedIsNotWantedAnyMoreOrIsDeleted(t *testing.T) {
+	seed := seedOf(t)
+	s, r := newShop(t, seed), newReceiver(t)
+	s.put("erp", r)
+	s.commit(domain.ProductPut{SKU: "tea", Title: "Tea", Price: domain.Money{Currency: "EUR", Minor: 1}}) // It fails alone.
+	fs := vfs.NewMem()
+	n := raise(t, fs, s, r)
+	s.put("erp", r, stored.TypeOrderPlaced)
+	n.await("the change", func() bool { return len(n.outbox.Endpoints()[0].Types) == 1 })
+	r.answers(nil)
+	s.step()
+	n.await("it to go on", func() bool {
+		if err := n.outbox.Resume("erp"); err != nil {
+			t.Fatal(err)
+		}
+		return len(r.firsts()) > 0
+	})
+	n.reach(s, 1)
+	if after := n.outbox.Endpoints()[0]; after.Raised {
+		t.Errorf("seed %d: it is %+v, and nothing of it fails", seed, after)
+	}
+	n.stop()
+
+	// One that is deleted and put again is another one.
+	n = raise(t, fs, func() *shop {
+		s.step()
+		s.put("erp", r)
+		s.commit(domain.ProductPut{SKU: "cup", Title: "Cup", Price: domain.Money{Currency: "EUR", Minor: 1}})
+		return s
+	}(), r)
+	s.commit(domain.WebhookEndpointDeleted{EndpointID: "erp"})
+	n.reach(s, 0)
+	s.put("erp", r)
+	n.reach(s, 1)
+	n.stop()
+	n = startNode(t, fs, s, untilWoken)
+	if after := n.outbox.Endpoints()[0]; after.Raised {
+		t.Errorf("seed %d: put anew it is %+v", seed, after)
+	}
+}
+
 func TestAPausedEndpointIsGivenNothingUntilItIsNotAndADeletedOneNothingEver(t *testing.T) {
 	seed := seedOf(t)
 	s, r := newShop(t, seed), newReceiver(t)
