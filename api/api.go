@@ -121,6 +121,7 @@ type Handler struct {
 	validator *validator
 	watches   watches
 	deadlines deadlines
+	crowd     crowdRefusals
 	errors    *connect.ErrorWriter
 
 	orders, payments, catalog, campaigns, coupons, users, hooks, health, reflectV1, reflectV1Alpha mount
