@@ -103,7 +103,7 @@ const (
 
 // Outcome is a lane's answer: a reply or a refusal.
 type Outcome struct {
-	Reply   Reply
+	Reply   *Reply // nil in a refusal. Replies are large, and an outcome passes through several hands.
 	Refusal error
 }
 
@@ -462,7 +462,7 @@ func (m *Machine) repeated(key requestKey, request *Request) (eventstore.Decisio
 		must(err)
 		reply, err := m.recall(entry)
 		must(err)
-		return Outcome{Reply: reply}
+		return Outcome{Reply: &reply}
 	}}, true
 }
 
@@ -486,14 +486,14 @@ func (m *Machine) answer(first domain.Event, command domain.Command) func(uint64
 		return func(commit uint64, at time.Time) Outcome {
 			reply := Reply{Lane: m.options.Lane, Commit: commit, At: at, OrderCommit: commit}
 			reply.Order = domain.Order{}.Evolve(placed, at)
-			return Outcome{Reply: reply}
+			return Outcome{Reply: &reply}
 		}
 	}
 	return func(commit uint64, at time.Time) Outcome {
 		reply, err := m.replyTo(first, commit, at)
 		must(err)
 		reply.Stock = m.stockAfter(command)
-		return Outcome{Reply: reply}
+		return Outcome{Reply: &reply}
 	}
 }
 
@@ -573,7 +573,7 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 			reply.Stock = m.stockAfter(command)
 		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock, domain.PutWebhookEndpoint, domain.DeleteWebhookEndpoint:
 		}
-		return Outcome{Reply: reply}
+		return Outcome{Reply: &reply}
 	}
 }
 

@@ -388,7 +388,7 @@ func (s *simulation) ask(n *simNode) eventstore.Ask[Request, Outcome] {
 			s.did.refused++
 		}
 		if outcome.Refusal == nil {
-			s.acknowledged(n, request, outcome.Reply)
+			s.acknowledged(n, request, *outcome.Reply)
 		}
 	}}
 }
@@ -802,7 +802,7 @@ func (s *simulation) finish() error {
 			}
 			answered := false
 			ask := eventstore.Ask[Request, Outcome]{Question: request, Reply: func(outcome Outcome, err error) {
-				answered = err == nil && outcome.Refusal == nil && reflect.DeepEqual(outcome.Reply, before)
+				answered = err == nil && outcome.Refusal == nil && reflect.DeepEqual(*outcome.Reply, before)
 			}}
 			n.writer.Propose([]eventstore.Ask[Request, Outcome]{ask}, s.now(n))
 			if err := s.settleAll(n); err != nil {
