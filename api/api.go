@@ -125,6 +125,7 @@ type Handler struct {
 	validator *validator
 	watches   watches
 	deadlines deadlines
+	crowd     crowdRefusals
 	errors    *connect.ErrorWriter
 
 	orders, payments, catalog, campaigns, coupons, points, users, hooks, health, reflectV1, reflectV1Alpha mount

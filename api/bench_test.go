@@ -126,3 +126,32 @@ func BenchmarkPlaceOrder(b *testing.B) {
 		})
 	}
 }
+
+// soldOut refuses every command in the same words.
+type soldOut struct{}
+
+func (soldOut) Submit(context.Context, lanes.Request) (lanes.Reply, error) {
+	return lanes.Reply{}, &domain.OutOfStockError{SKU: "sku-0001", Want: 1}
+}
+
+// BenchmarkRefusePlaceOrder measures the call of somebody who comes too late, but for the network and the lane.
+func BenchmarkRefusePlaceOrder(b *testing.B) {
+	n := serve(b, func(o *api.Options) { o.Commands = soldOut{} })
+	binary, err := proto.Marshal(benchRequest())
+	if err != nil {
+		b.Fatal(err)
+	}
+	request := httptest.NewRequestWithContext(b.Context(), http.MethodPost, orderv1connect.OrderServicePlaceOrderProcedure, http.NoBody)
+	token := n.token("user-000123", identity.Scopes(0))
+	b.ReportAllocs()
+	for b.Loop() {
+		r := *request
+		r.Header = http.Header{"Content-Type": {"application/proto"}, "Authorization": {"Bearer " + token}}
+		r.Body = body{bytes.NewReader(binary)}
+		w := recorder{header: http.Header{}}
+		n.handler.ServeHTTP(&w, &r)
+		if w.status != http.StatusBadRequest {
+			b.Fatalf("status %d", w.status)
+		}
+	}
+}

@@ -240,12 +240,22 @@ func addDetail(connectErr *connect.Error, detail proto.Message) {
 
 // fail turns the error of a call into the RPC's error, and logs it if nobody expected it.
 func (h *Handler) fail(ctx context.Context, procedure string, err error) error {
+	crowd, isCrowd := crowdKey(err)
+	if isCrowd {
+		if connectErr, kept := h.crowd.connectError(crowd); kept {
+			return connectErr
+		}
+	}
 	f, unexpected := faultOf(err)
 	if unexpected {
 		h.logger.LogAttrs(ctx, slog.LevelError, "call failed",
 			slog.String("procedure", procedure), slog.String("reason", string(f.reason)), slog.Any("error", err))
 	}
-	return f.connectError()
+	connectErr := f.connectError()
+	if isCrowd {
+		h.crowd.miss(ctx, crowd, f, connectErr)
+	}
+	return connectErr
 }
 
 // The refusals of this layer.

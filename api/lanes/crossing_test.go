@@ -76,7 +76,7 @@ func (c *crossing) do(request Request) (reply Reply) {
 		if err := errors.Join(err, outcome.Refusal); err != nil {
 			c.t.Fatalf("%T: %v", request.Command, err)
 		}
-		reply, decided = outcome.Reply, true
+		reply, decided = *outcome.Reply, true
 	}})
 	for range 10 {
 		c.round()

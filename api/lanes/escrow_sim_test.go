@@ -405,7 +405,11 @@ func (f *fleet) startEscrow(h *host, l *hostLane, lane uint32) {
 				if err == nil {
 					err = outcome.Refusal
 				}
-				h.heard = append(h.heard, func() { l.escrow.decided(f.now(), t, outcome.Reply.Stock, err) })
+				var stock domain.Account
+				if outcome.Reply != nil {
+					stock = outcome.Reply.Stock
+				}
+				h.heard = append(h.heard, func() { l.escrow.decided(f.now(), t, stock, err) })
 			}
 			if l.writer.Epoch() == 0 {
 				reply(Outcome{}, &eventstore.UnavailableError{Lane: lane})

@@ -103,7 +103,7 @@ const (
 
 // Outcome is a lane's answer: a reply or a refusal.
 type Outcome struct {
-	Reply   Reply
+	Reply   *Reply // nil in a refusal. Replies are large, and an outcome passes through several hands.
 	Refusal error
 }
 
@@ -477,7 +477,7 @@ func (m *Machine) answerFromLedger(key requestKey) func(uint64, time.Time) Outco
 		must(err)
 		reply, err := m.recall(entry)
 		must(err)
-		return Outcome{Reply: reply}
+		return Outcome{Reply: &reply}
 	}
 }
 
@@ -501,14 +501,14 @@ func (m *Machine) answer(first domain.Event, command domain.Command) func(uint64
 		return func(commit uint64, at time.Time) Outcome {
 			reply := Reply{Lane: m.options.Lane, Commit: commit, At: at, OrderCommit: commit}
 			reply.Order = domain.Order{}.Evolve(placed, at)
-			return Outcome{Reply: reply}
+			return Outcome{Reply: &reply}
 		}
 	}
 	return func(commit uint64, at time.Time) Outcome {
 		reply, err := m.replyTo(first, commit, at)
 		must(err)
 		reply.Stock = m.stockAfter(command)
-		return Outcome{Reply: reply}
+		return Outcome{Reply: &reply}
 	}
 }
 
@@ -596,7 +596,7 @@ func (m *Machine) answerAsIs(command domain.Command) func(uint64, time.Time) Out
 			reply.Stock = m.stockAfter(command)
 		case domain.PlaceOrder, domain.ExpireOrder, domain.ReceiveStock, domain.PreheatStock, domain.PutWebhookEndpoint, domain.DeleteWebhookEndpoint:
 		}
-		return Outcome{Reply: reply}
+		return Outcome{Reply: &reply}
 	}
 }
 

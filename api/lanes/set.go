@@ -227,7 +227,10 @@ func (s *Set) submitTo(ctx context.Context, lane uint32, request Request) (Reply
 	if err != nil {
 		return Reply{}, err
 	}
-	return outcome.Reply, outcome.Refusal
+	if outcome.Refusal != nil {
+		return Reply{}, outcome.Refusal
+	}
+	return *outcome.Reply, nil
 }
 
 var (

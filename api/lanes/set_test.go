@@ -2,6 +2,7 @@ package lanes
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -551,4 +552,65 @@ func BenchmarkPlace(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkReplay makes a lane's state from its log: read, decode, apply, write.
+func BenchmarkReplay(b *testing.B) {
+	const orders, skus, submitters = 100_000, 1000, 200
+	n := startNode(b, 1)
+	for sku := range skus {
+		n.stock(b, fmt.Sprintf("sku-%03d", sku), orders)
+	}
+	var all sync.WaitGroup
+	for submitter := range submitters {
+		all.Go(func() {
+			for i := range orders / submitters {
+				user, sku := fmt.Sprintf("user-%d-%d", submitter, i), fmt.Sprintf("sku-%03d", (submitter+i)%skus)
+				if _, err := n.Submit(context.Background(), place(user, "request", sku, 1)); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	head, err := n.logs[0].Head(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	topology := eventstore.Topology{Lanes: 1}
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		store, err := projections.OpenStore("replay", projections.StoreOptions{FS: vfs.NewMem()})
+		if err != nil {
+			b.Fatal(err)
+		}
+		machine, err := OpenMachine(MachineOptions{Lane: 0, Topology: topology, Store: store, Catalog: NewCatalog(), Entropy: rand.Reader})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		for number := uint64(1); number <= head; number++ {
+			record, err := n.logs[0].Read(b.Context(), number)
+			if err != nil {
+				b.Fatal(err)
+			}
+			commit, err := eventstore.DecodeCommit(record.Data)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := machine.Apply(commit, eventstore.Position{Number: record.Number, Hash: record.Hash}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := machine.Flush(); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := store.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/orders, "ns/order")
 }

@@ -394,7 +394,7 @@ func (s *simulation) ask(n *simNode) eventstore.Ask[Request, Outcome] {
 			s.did.refused++
 		}
 		if outcome.Refusal == nil {
-			s.acknowledged(n, request, outcome.Reply)
+			s.acknowledged(n, request, *outcome.Reply)
 		}
 	}}
 }
@@ -817,7 +817,7 @@ func (s *simulation) finish() error {
 			answered, refused := false, false
 			request.Fingerprint = s.bodies[key]
 			ask := eventstore.Ask[Request, Outcome]{Question: request, Reply: func(outcome Outcome, err error) {
-				answered = err == nil && outcome.Refusal == nil && reflect.DeepEqual(outcome.Reply, before)
+				answered = err == nil && outcome.Refusal == nil && reflect.DeepEqual(*outcome.Reply, before)
 			}}
 			other := eventstore.Ask[Request, Outcome]{Question: request, Reply: func(outcome Outcome, err error) {
 				var reused *KeyReusedError

@@ -42,6 +42,8 @@ const (
 	finishRequestsMax = 10 * time.Second
 	// settleViewsMax bounds how long a stopping node waits for its views to take in its last commits.
 	settleViewsMax = 2 * time.Second
+	// reactAfterMax bounds how long the reactors of a starting node wait for its lanes and views to come close to the log's head.
+	reactAfterMax = time.Minute
 	// witnessEvery is how often the witness is made durable.
 	witnessEvery = time.Second
 	// keysPause is the pause before the users' keys are followed, or erased, again after a fault.
@@ -389,7 +391,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 		viewing.run(runner.Run)
 	}
 	deciding.run(n.lanes.Run)
-	reacting.run(n.reactors.Run)
+	reacting.run(n.react)
 	reacting.run(n.cashier.Run)
 	if n.sandbox != nil {
 		charging.run(func(ctx context.Context) error { return serveSandbox(ctx, n.sandbox, n.sandboxListener) })
@@ -421,29 +423,47 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	return errors.Join(errs...)
 }
 
+// react runs the reactors, once the lanes serve and the views are close to the log's head. Each reads the log by itself, and a
+// node that makes its state again has no processor to spare for what could do nothing yet.
+func (n *node) react(ctx context.Context) error {
+	n.awaitViews(ctx, reactAfterMax, n.mayReact)
+	return n.reactors.Run(ctx)
+}
+
+// mayReact reports whether the lanes serve, which tells the views of the log's head, and the views can go on from the live tail.
+func (n *node) mayReact() bool { return n.lanes.Serving() && !n.viewsLag(eventstore.TailCommitsMax) }
+
 // settleViews lets the views take in what the lanes have just decided, so that the next start finds nothing to make up. It
 // is no matter if they do not in time.
 func (n *node) settleViews(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, settleViewsMax)
+	n.awaitViews(ctx, settleViewsMax, func() bool { return !n.viewsLag(0) })
+}
+
+// awaitViews waits until something about the views holds, at most for a time.
+func (n *node) awaitViews(ctx context.Context, most time.Duration, holds func() bool) {
+	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
 	tick := time.NewTicker(servingPoll)
 	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// viewsLag reports whether a view is more than that many commits behind. One that has stopped will not come closer.
+func (n *node) viewsLag(commits uint64) bool {
 	for _, runner := range n.runners {
-		for lag := true; lag; {
-			lag = false
-			for _, status := range runner.Status() {
-				lag = lag || (status.LagCommits > 0 && !status.Stopped)
-			}
-			if !lag {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
+		for _, status := range runner.Status() {
+			if status.LagCommits > commits && !status.Stopped {
+				return true
 			}
 		}
 	}
+	return false
 }
 
 // A stage is goroutines that end together. The first that fails makes the node stop.
