@@ -87,14 +87,22 @@ const (
 	positionMax = 1 << 53
 )
 
-// writeScript sets KEYS[1] to ARGV[1], for ARGV[2] milliseconds, unless what is there is as of a later commit. It says 1 if it did.
-const writeScript = `local old = redis.call('GETRANGE', KEYS[1], 0, 17)
-if #old == 18 and string.sub(old, 1, 2) == 'w1' then
-  local number = tonumber(string.sub(old, 3), 16)
-  if number and number > tonumber(string.sub(ARGV[1], 3, 18), 16) then return 0 end
+// writeScript sets each of KEYS to its entry, for its milliseconds, which ARGV has in turn; not if what is there is as of a later
+// commit. It says how many it has set.
+const writeScript = `local written = 0
+for i = 1, #KEYS do
+  local entry, newer = ARGV[2 * i - 1], false
+  local old = redis.call('GETRANGE', KEYS[i], 0, 17)
+  if #old == 18 and string.sub(old, 1, 2) == 'w1' then
+    local number = tonumber(string.sub(old, 3), 16)
+    newer = number and number > tonumber(string.sub(entry, 3, 18), 16)
+  end
+  if not newer then
+    redis.call('SET', KEYS[i], entry, 'PX', ARGV[2 * i])
+    written = written + 1
+  end
 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1`
+return written`
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

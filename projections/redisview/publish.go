@@ -23,6 +23,8 @@ const (
 	erasuresMax = 1 << 12
 	// batchMax bounds the entries of one pipeline, copies not counted.
 	batchMax = 512
+	// callKeysMax bounds the keys of one call of the script, for which Redis serves nobody else.
+	callKeysMax = 16
 	// publishersOfNode are the pipelines under way at a time: while Redis works on one, the next is read and encoded.
 	publishersOfNode = 2
 	// publishRetryMin and publishRetryMax bound the pause after a pipeline that failed; it doubles with each in a row.
@@ -291,58 +293,81 @@ func (m *Mirror) send(ctx context.Context, writes []write) error {
 func (m *Mirror) sendPipeline(ctx context.Context, writes []write) error {
 	ctx, cancel := context.WithTimeout(ctx, m.options.WriteTimeout)
 	defer cancel()
-	unknown, err := m.exec(ctx, writes, func(pipe redis.Pipeliner, w write) *redis.Cmd {
-		return pipe.EvalSha(ctx, m.sha, []string{w.key}, w.entry, m.ttlMillis())
-	})
+	calls := m.callsOf(writes)
+	unknown, err := m.exec(ctx, calls, func(pipe redis.Pipeliner, c *call) { c.result = pipe.EvalSha(ctx, m.sha, c.keys, c.arguments...) })
 	if err != nil || len(unknown) == 0 {
 		return err
 	}
 	// Some server does not have the script: it is new, or was flushed. With its text it learns it.
-	left, err := m.exec(ctx, unknown, func(pipe redis.Pipeliner, w write) *redis.Cmd {
-		return pipe.Eval(ctx, writeScript, []string{w.key}, w.entry, m.ttlMillis())
-	})
+	left, err := m.exec(ctx, unknown, func(pipe redis.Pipeliner, c *call) { c.result = pipe.Eval(ctx, writeScript, c.keys, c.arguments...) })
 	if err == nil && len(left) > 0 {
-		err = fmt.Errorf("redis does not know a script that it was sent (%d writes)", len(left))
+		err = fmt.Errorf("redis does not know a script that it was sent (%d calls)", len(left))
 	}
 	return err
 }
 
-// exec sends one pipeline and returns the writes whose script is not known. A write that finds no room is dropped: the guard
-// refuses what is there instead.
-func (m *Mirror) exec(ctx context.Context, writes []write, script func(redis.Pipeliner, write) *redis.Cmd) (unknown []write, err error) {
-	pipe := m.client.Pipeline()
+// A call is one command of a pipeline: the script with some keys, or without arguments a key's removal.
+type call struct {
+	keys      []string
+	arguments []any
+	result    *redis.Cmd
+}
+
+// callsOf makes calls of writes. A single server takes several keys to a call; a cluster's keys are in different slots.
+func (m *Mirror) callsOf(writes []write) []*call {
+	keysMax := callKeysMax
+	if m.options.Cluster {
+		keysMax = 1
+	}
+	calls := make([]*call, 0, len(writes)/keysMax+1)
+	var open *call
 	for _, w := range writes {
-		if w.entry == nil {
-			pipe.Unlink(ctx, w.key)
+		switch {
+		case w.entry == nil:
+			calls, open = append(calls, &call{keys: []string{w.key}}), nil
+			continue
+		case open == nil || len(open.keys) == keysMax:
+			open = &call{keys: make([]string, 0, keysMax), arguments: make([]any, 0, 2*keysMax)}
+			calls = append(calls, open)
+		}
+		open.keys = append(open.keys, w.key)
+		open.arguments = append(open.arguments, w.entry, m.ttlMillis())
+	}
+	return calls
+}
+
+// exec sends one pipeline and returns the calls whose script is not known. What finds no room is dropped: the guard refuses
+// what is there instead.
+func (m *Mirror) exec(ctx context.Context, calls []*call, script func(redis.Pipeliner, *call)) (unknown []*call, err error) {
+	pipe := m.client.Pipeline()
+	for _, c := range calls {
+		if c.arguments == nil {
+			pipe.Unlink(ctx, c.keys...)
 		} else {
-			script(pipe, w)
+			script(pipe, c)
 		}
 	}
 	results, err := pipe.Exec(ctx)
-	if len(results) != len(writes) {
-		return nil, errors.Join(err, fmt.Errorf("redis answered %d of %d writes", len(results), len(writes)))
+	if len(results) != len(calls) {
+		return nil, errors.Join(err, fmt.Errorf("redis answered %d of %d calls", len(results), len(calls)))
 	}
-	for i, result := range results {
-		switch err := result.Err(); {
-		case err == nil:
-			if command, scripted := result.(*redis.Cmd); scripted {
-				m.countWritten(command)
+	for i, c := range calls {
+		switch err := results[i].Err(); {
+		case err == nil && c.result != nil:
+			written, err := c.result.Uint64()
+			if err != nil || written > uint64(len(c.keys)) {
+				return nil, fmt.Errorf("redis says that it wrote %v of %d entries", c.result.Val(), len(c.keys))
 			}
+			m.counts.written.Add(written)
+			m.counts.older.Add(uint64(len(c.keys)) - written)
+		case err == nil:
 		case redis.HasErrorPrefix(err, "NOSCRIPT"):
-			unknown = append(unknown, writes[i])
-		case redis.IsOOMError(err) || redis.HasErrorPrefix(err, "OOM"):
-			m.counts.dropped.Add(1)
+			unknown = append(unknown, c)
+		case redis.IsOOMError(err):
+			m.counts.dropped.Add(uint64(len(c.keys)))
 		default:
 			return nil, err
 		}
 	}
 	return unknown, nil
-}
-
-func (m *Mirror) countWritten(command *redis.Cmd) {
-	if written, err := command.Int64(); err == nil && written == 1 {
-		m.counts.written.Add(1)
-	} else {
-		m.counts.older.Add(1)
-	}
 }

@@ -45,6 +45,8 @@ const (
 	WriteTimeoutDefault = 2 * time.Second
 	// dialTimeoutMax bounds a connection's making.
 	dialTimeoutMax = time.Second
+	// clusterReload is how old what is known of a cluster's slots gets: a replica that took over is found in that time.
+	clusterReload = time.Second
 	// PoolSizeDefault bounds the connections to each server.
 	PoolSizeDefault = 32
 	// ValueBytesMaxDefault bounds one value; a larger one is not kept in Redis.
@@ -220,13 +222,21 @@ func New(options Options) (*Mirror, error) {
 	return m, nil
 }
 
+// silenceLibrary keeps the library from writing to stderr what its callers are told as errors. Its logger is the process's.
+var silenceLibrary = sync.OnceFunc(func() { redis.SetLogger(silent{}) })
+
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
 // newClient returns a client that neither tries again nor waits on its own: the callers know better.
 func newClient(o Options) redis.UniversalClient {
+	silenceLibrary()
 	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	if o.Cluster {
 		return redis.NewClusterClient(&redis.ClusterOptions{
 			Addrs: o.Addresses, Username: o.Username, Password: o.Password, TLSConfig: o.TLS,
-			MaxRedirects: 3, DialTimeout: min(dialTimeoutMax, o.WriteTimeout), DialerRetries: 1,
+			MaxRedirects: 3, ClusterStateReloadInterval: clusterReload, DialTimeout: min(dialTimeoutMax, o.WriteTimeout), DialerRetries: 1,
 			ReadTimeout: o.WriteTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
 			PoolSize: o.PoolSize, PoolTimeout: o.ReadTimeout, DisableIdentity: true, MaintNotificationsConfig: quiet,
 		})
@@ -329,6 +339,8 @@ func (m *Mirror) checkServer(ctx context.Context, server redis.Cmdable, address 
 // settingsError tells a server that refuses us from one that is not there.
 func settingsError(address string, err error) error {
 	switch {
+	case strings.Contains(err.Error(), "cluster support disabled"): // It has no code of its own.
+		return &SettingsError{Server: address, Problem: "it is no server of a cluster", Next: "give one address", Cause: err}
 	case redis.IsAuthError(err):
 		return &SettingsError{Server: address, Problem: "it refuses our user or password: " + err.Error(), Next: "give those of an ACL user", Cause: err}
 	case redis.IsPermissionError(err):

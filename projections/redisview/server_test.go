@@ -16,7 +16,7 @@ import (
 )
 
 // patience bounds the waits of tests; only a failing test waits as long.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // A server is a redis-server process of a test's own, on loopback.
 type server struct {
@@ -127,6 +127,19 @@ func (s *server) do(arguments ...any) any {
 		s.tb.Fatalf("redis %v: %v", arguments, err)
 	}
 	return result
+}
+
+// info returns a number that the server says of itself.
+func (s *server) info(section, field string) int {
+	s.tb.Helper()
+	text, _ := s.do("INFO", section).(string)
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), field+":"); ok {
+			return atoi(value)
+		}
+	}
+	s.tb.Fatalf("redis does not say %s", field)
+	return 0
 }
 
 // A proxy stands between a mirror and its Redis: it can stall, and it can point to another server.

@@ -309,7 +309,7 @@ func (n *node) waits() bool {
 	return len(n.mirror.queue.waiting) > 0
 }
 
-// publish writes what waits, as a publisher does.
+// publish writes what waits, as a publisher does. REQUIRES: none runs, which might take what this waits for.
 func (n *node) publish() {
 	n.w.tb.Helper()
 	for n.waits() {
