@@ -42,10 +42,10 @@ type laneGuard struct {
 	// hashes of the commits from first to seen, by number modulo historyCommits.
 	hashes      []atomic.Uint64
 	first, seen atomic.Uint64
-	// changed is the newest commit whose changes are all in the slots. Before the runner opened, it and first are 0 and seen is
-	// too, and no entry is good.
+	// changed is the newest commit whose changes are all in the slots.
 	changed atomic.Uint64
-	opened  atomic.Bool
+	// opened says that the runner has opened the lane. Before, no entry is good.
+	opened atomic.Bool
 }
 
 func newGuard(lanes uint32) *guard {
@@ -61,12 +61,9 @@ func newGuard(lanes uint32) *guard {
 // shortHash is the part of a commit's hash that an entry carries.
 func shortHash(hash eventstore.Hash) uint64 { return binary.BigEndian.Uint64(hash[:8]) }
 
-// open begins a lane at a position: what changed before is not known, so every slot has it.
+// open begins a lane at a position. What changed before is not known, and first refuses what is as of a commit of before.
 func (g *guard) open(lane uint32, at eventstore.Position) {
 	l := &g.lanes[lane]
-	for i := range l.slots {
-		l.slots[i].Store(at.Number)
-	}
 	l.hashes[at.Number%historyCommits].Store(shortHash(at.Hash))
 	l.first.Store(at.Number)
 	l.seen.Store(at.Number)
