@@ -29,7 +29,9 @@ func (s *Store) Snapshot(lanes uint32) *Snapshot {
 func (s *Snapshot) live(*Projection) byte { return firstGeneration }
 
 // prefix is that of the keys of a lane's part of a projection.
-func (s *Snapshot) prefix(p *Projection, lane uint32) prefix { return prefixOf(p.space, s.live(p), lane) }
+func (s *Snapshot) prefix(p *Projection, lane uint32) prefix {
+	return prefixOf(p.space, s.live(p), lane)
+}
 
 // Close frees the snapshot.
 func (s *Snapshot) Close() error { return s.db.Close() }

@@ -186,10 +186,7 @@ func (m *Mirror) publishAll(ctx context.Context) error {
 			continue
 		}
 		m.counts.dropped.Add(m.queue.again(batch))
-		if ctx.Err() != nil {
-			return nil
-		}
-		if delay == 0 {
+		if delay == 0 && ctx.Err() == nil {
 			m.options.Logger.Warn("redis takes no writes, the views serve alone", "error", err)
 		}
 		delay = min(max(2*delay, publishRetryMin), publishRetryMax)

@@ -18,7 +18,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -321,11 +320,10 @@ func (m *Mirror) checkServer(ctx context.Context, server redis.Cmdable, address 
 		}
 		return nil, &SettingsError{Server: address, Problem: problem, Next: next}
 	}
-	limitBytes, err := strconv.ParseUint(fields["maxmemory"], 10, 64)
-	switch policy := fields["maxmemory_policy"]; {
-	case err != nil:
+	switch limitBytes, policy := fields["maxmemory"], fields["maxmemory_policy"]; {
+	case limitBytes == "":
 		return []string{fmt.Sprintf("redis %s does not say how much memory it may take: see that maxmemory is set, and a policy that evicts", address)}, nil
-	case limitBytes == 0:
+	case limitBytes == "0":
 		return []string{fmt.Sprintf("redis %s may take all of its machine's memory: set maxmemory, and maxmemory-policy allkeys-lru", address)}, nil
 	case policy == "noeviction":
 		return nil, &SettingsError{

@@ -158,7 +158,7 @@ func startProxy(tb testing.TB, target string) *proxy {
 		tb.Fatal(err)
 	}
 	p := &proxy{addr: listener.Addr().String(), target: target}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // The clean-up ends it, after t.Context has ended.
+	ctx, cancel := context.WithCancel(context.Background()) // The clean-up ends it, after tb.Context has ended.
 	var connections sync.WaitGroup
 	tb.Cleanup(func() {
 		cancel()

@@ -257,7 +257,7 @@ func startNode(w *world, addr string, set func(*Options)) *node {
 	if err != nil {
 		w.tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // The clean-up ends it, after t.Context has ended.
+	ctx, cancel := context.WithCancel(context.Background()) // The clean-up ends it, after tb.Context has ended.
 	var running sync.WaitGroup
 	for _, runner := range runners {
 		running.Go(func() {
@@ -329,7 +329,7 @@ func (n *node) publish() {
 
 // run starts the mirror's publishers. They end with the test, or when the returned function is called.
 func (n *node) run() (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // The clean-up ends it, after t.Context has ended.
+	ctx, cancel := context.WithCancel(context.Background()) // The clean-up ends it, after tb.Context has ended.
 	ended := make(chan error, 1)
 	go func() { ended <- n.mirror.Run(ctx) }()
 	var once sync.Once
