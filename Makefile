@@ -1,5 +1,5 @@
 # Weir needs Go, make, git and, for the race detector, a C compiler. Everything else is fetched by the targets that
-# need it, pinned, into .bin.
+# need it, pinned, into .bin; but redis-server, which tests need, comes from the system's packages.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -33,7 +33,7 @@ build: ## Build ./weir.
 	go build -trimpath -o weir ./cmd/weir
 
 .PHONY: test
-test: c-compiler ## Run all tests, with the race detector and in random order.
+test: c-compiler redis-server ## Run all tests, with the race detector and in random order.
 	go test $(RACE) -shuffle=on -timeout 15m ./...
 
 .PHONY: lint
@@ -82,6 +82,17 @@ ifeq ($(RACE),-race)
 	@[ "$$(go env CGO_ENABLED)" = 1 ] || { echo "the race detector needs cgo: unset CGO_ENABLED, or run 'make test RACE='" >&2; exit 1; }
 	@cc=$$(go env CC); command -v "$${cc%% *}" >/dev/null || { echo "the race detector needs a C compiler, and $$cc is not here: install it (Debian: apt-get install gcc libc6-dev), or run 'make test RACE='" >&2; exit 1; }
 endif
+
+# Tests of what Redis does need a real one.
+.PHONY: redis-server
+redis-server:
+	@if ! command -v redis-server >/dev/null; then \
+		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; \
+		else \
+			echo "the tests need a real Redis, and redis-server is not here: install it (Debian: apt-get install redis-server), or run 'make redis-server' as root" >&2; exit 1; \
+		fi; \
+	fi
 
 # tool NAME PACKAGE VERSION installs one tool when its stamp is missing.
 define tool

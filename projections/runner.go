@@ -32,6 +32,8 @@ type RunnerOptions struct {
 	Lane, Lanes uint32
 	// Log of the lane.
 	Log eventstore.Log
+	// Observer is told what changes; nil for none.
+	Observer Observer
 	// Logger is told when the log cannot be read; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -54,6 +56,9 @@ type Runner struct {
 	changes  []change // events of the commit that is being taken in
 	changed  []domain.OrderID
 	users    []string // whose orders changed, one for each of changed
+
+	observer Observer // nil for none
+	observed Changes
 
 	hot      *hotOrders
 	arrivals arrivals
@@ -78,7 +83,8 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	}
 	r := &Runner{
 		lane: options.Lane, topology: topology, log: options.Log, db: options.Store.db,
-		hot: newHotOrders(options.Lanes), stopped: make(chan struct{}),
+		hot: newHotOrders(options.Lanes), stopped: make(chan struct{}), observer: options.Observer,
+		observed: Changes{Lane: options.Lane},
 		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: options.Lane, Log: options.Log, Logger: options.Logger}),
 	}
 	if err := r.open(); err != nil {
@@ -87,6 +93,9 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	r.arrivals.init(r.position.Number)
 	r.watchers.init()
 	r.userWatchers.init()
+	if r.observer != nil {
+		r.observer.Opened(r.lane, r.position.Position)
+	}
 	return r, nil
 }
 
@@ -219,6 +228,10 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 			r.users = append(r.users, r.changes[i].event.UserID)
 		}
 	}
+	if r.observer != nil {
+		r.observer.Passing(r.lane, at)
+		r.observed.note(r.changes)
+	}
 	r.position = progress{Position: at, at: commit.Time}
 	for _, v := range r.views {
 		switch {
@@ -240,6 +253,17 @@ func (r *Runner) flush() error {
 	if r.pending == 0 {
 		return nil
 	}
+	if r.observer != nil {
+		r.observed.Orders, r.observed.Position = r.changed, r.position.Position
+		for _, v := range r.views {
+			if stock, ok := v.applier.(*stockApplier); ok {
+				for _, cached := range stock.dirty {
+					r.observed.StockKeys = append(r.observed.StockKeys, cached.sku)
+				}
+			}
+		}
+		r.observer.Changing(&r.observed)
+	}
 	for _, v := range r.views {
 		if err := v.finish(); err != nil {
 			return err
@@ -258,6 +282,10 @@ func (r *Runner) flush() error {
 	r.arrivals.reached(applied.Number)
 	r.watchers.wake(r.changed)
 	r.userWatchers.wake(r.changed, r.users, applied.Number)
+	if r.observer != nil {
+		r.observer.Changed(&r.observed)
+		r.observed.reset()
+	}
 	r.changed, r.users = r.changed[:0], r.users[:0]
 	return nil
 }

@@ -1,0 +1,265 @@
+package redisview
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// patience bounds the waits of tests; only a failing test waits as long.
+const patience = time.Minute
+
+// A server is a redis-server process of a test's own, on loopback.
+type server struct {
+	tb   testing.TB
+	addr string
+	dir  string
+	kill func() // as kill -9 does; again is harmless
+}
+
+// portTriesMax bounds the ports that startServer tries: another process may take one before the server does.
+const portTriesMax = 10
+
+// startServer starts a Redis that keeps nothing on disk by itself, with more settings if there are any. It ends with the test.
+func startServer(tb testing.TB, settings ...string) *server {
+	tb.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		tb.Fatalf("these tests need a real Redis and redis-server is not here: run 'make redis-server' as root, or install it (Debian: apt-get install redis-server)")
+	}
+	dir := tb.TempDir()
+	var said string
+	for range portTriesMax {
+		s := &server{tb: tb, addr: freeAddress(tb), dir: dir}
+		if said = s.start(settings); said == "" {
+			tb.Cleanup(s.kill)
+			return s
+		}
+	}
+	tb.Fatalf("redis-server does not start: %s", said)
+	return nil
+}
+
+func freeAddress(tb testing.TB) string {
+	tb.Helper()
+	for {
+		listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		addr := listener.Addr().String()
+		listener.Close()
+		// A server of a cluster listens 10000 ports further up as well.
+		if _, port, _ := net.SplitHostPort(addr); atoi(port) < 55000 {
+			return addr
+		}
+	}
+}
+
+func atoi(text string) int {
+	value, _ := strconv.Atoi(text)
+	return value
+}
+
+// start returns what the server said if it ended before it was ready.
+func (s *server) start(settings []string) string {
+	_, port, _ := net.SplitHostPort(s.addr)
+	portSetting := "--port"
+	for _, setting := range settings {
+		if strings.HasPrefix(setting, "--tls-cert-file") {
+			portSetting = "--tls-port"
+			settings = append([]string{"--port", "0"}, settings...)
+			break
+		}
+	}
+	arguments := append([]string{
+		portSetting, port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.dir, "--daemonize", "no",
+	}, settings...)
+	command := exec.Command("redis-server", arguments...) //nolint:noctx // It outlives contexts: the clean-up kills it.
+	output, err := command.StdoutPipe()
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	command.Stderr = command.Stdout
+	if err := command.Start(); err != nil {
+		s.tb.Fatal(err)
+	}
+	var once sync.Once
+	s.kill = func() {
+		once.Do(func() {
+			_ = command.Process.Kill()
+			_ = command.Wait()
+		})
+	}
+	var said strings.Builder
+	lines := bufio.NewScanner(output)
+	for lines.Scan() {
+		said.WriteString(lines.Text() + "\n")
+		if strings.Contains(lines.Text(), "Ready to accept connections") {
+			go func() { _, _ = io.Copy(io.Discard, output) }()
+			return ""
+		}
+	}
+	s.kill()
+	return said.String()
+}
+
+// client returns a client of the test's own.
+func (s *server) client() *redis.Client {
+	client := redis.NewClient(&redis.Options{Addr: s.addr})
+	s.tb.Cleanup(func() { client.Close() })
+	return client
+}
+
+// do runs a command that must succeed.
+func (s *server) do(arguments ...any) any {
+	s.tb.Helper()
+	result, err := s.client().Do(s.tb.Context(), arguments...).Result()
+	if err != nil {
+		s.tb.Fatalf("redis %v: %v", arguments, err)
+	}
+	return result
+}
+
+// info returns a number that the server says of itself.
+func (s *server) info(section, field string) int {
+	s.tb.Helper()
+	text, _ := s.do("INFO", section).(string)
+	for line := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), field+":"); ok {
+			return atoi(value)
+		}
+	}
+	s.tb.Fatalf("redis does not say %s", field)
+	return 0
+}
+
+// A proxy stands between a mirror and its Redis: it can stall, and it can point to another server.
+type proxy struct {
+	addr string
+
+	mu      sync.Mutex
+	target  string
+	stalled chan struct{} // not nil while nothing passes; closed when it does again
+}
+
+func startProxy(tb testing.TB, target string) *proxy {
+	tb.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	p := &proxy{addr: listener.Addr().String(), target: target}
+	ctx, cancel := context.WithCancel(context.Background()) // The clean-up ends it, after tb.Context has ended.
+	var connections sync.WaitGroup
+	tb.Cleanup(func() {
+		cancel()
+		listener.Close()
+		connections.Wait()
+	})
+	connections.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			connections.Go(func() { p.serve(ctx, conn) })
+		}
+	})
+	return p
+}
+
+func (p *proxy) serve(ctx context.Context, near net.Conn) {
+	defer near.Close()
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	far, err := (&net.Dialer{}).DialContext(ctx, "tcp", target)
+	if err != nil {
+		return
+	}
+	defer far.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() {
+		near.Close()
+		far.Close()
+	})
+	defer stop()
+	var both sync.WaitGroup
+	for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
+		both.Go(func() {
+			defer cancel()
+			p.pass(ctx, way[0], way[1])
+		})
+	}
+	both.Wait()
+}
+
+func (p *proxy) pass(ctx context.Context, from, to net.Conn) {
+	buffer := make([]byte, 32<<10)
+	for {
+		count, err := from.Read(buffer)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		stalled := p.stalled
+		p.mu.Unlock()
+		if stalled != nil {
+			select {
+			case <-stalled:
+			case <-ctx.Done():
+				return
+			}
+		}
+		if _, err := to.Write(buffer[:count]); err != nil {
+			return
+		}
+	}
+}
+
+// stall holds everything that comes by, until the returned function is called.
+func (p *proxy) stall() (resume func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	stalled := make(chan struct{})
+	p.stalled = stalled
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.stalled = nil
+		close(stalled)
+	}
+}
+
+// point leads new connections to another server.
+func (p *proxy) point(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+}
+
+// eventually polls until the condition holds.
+func eventually(tb testing.TB, what string, holds func() bool) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(tb.Context(), patience)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			tb.Fatalf("not within %s: %s", patience, what)
+		}
+	}
+}

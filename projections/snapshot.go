@@ -1,0 +1,189 @@
+package projections
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+)
+
+// A Snapshot reads the views as they were at one moment, as the bytes that they are kept as, for a copy of them
+// elsewhere. One goroutine uses it, and closes it.
+type Snapshot struct {
+	db    *pebble.Snapshot
+	lanes uint32
+	// positions by lane, once they were read.
+	positions map[uint32]eventstore.Position
+}
+
+// Snapshot returns what the store's views of so many lanes are now.
+func (s *Store) Snapshot(lanes uint32) *Snapshot {
+	return &Snapshot{db: s.db.NewSnapshot(), lanes: lanes, positions: make(map[uint32]eventstore.Position)}
+}
+
+// live returns the generation of a projection that answers reads, as Runner.live does.
+func (s *Snapshot) live(*Projection) byte { return firstGeneration }
+
+// prefix is that of the keys of a lane's part of a projection.
+func (s *Snapshot) prefix(p *Projection, lane uint32) prefix {
+	return prefixOf(p.space, s.live(p), lane)
+}
+
+// Close frees the snapshot.
+func (s *Snapshot) Close() error { return s.db.Close() }
+
+// Position returns the commit that the least of the lane's views has reached: whatever the snapshot says of the lane
+// holds that commit and all before it.
+func (s *Snapshot) Position(lane uint32) (eventstore.Position, error) {
+	if at, known := s.positions[lane]; known {
+		return at, nil
+	}
+	var least eventstore.Position
+	for i, projection := range Projections {
+		at := eventstore.Genesis(lane, s.lanes)
+		value, err := read(s.db, progressKey(projection.space, s.live(projection), lane))
+		switch {
+		case err == nil:
+			_, progress, err := readProgress(value)
+			if err != nil {
+				return least, err
+			}
+			at = progress.Position
+		case !errors.Is(err, pebble.ErrNotFound):
+			return least, fmt.Errorf("read the progress of view %s: %w", projection.Name, err)
+		}
+		if i == 0 || at.Number < least.Number {
+			least = at
+		}
+	}
+	s.positions[lane] = least
+	return least, nil
+}
+
+// OrderRecord returns the record of an order of the lane (see ReadEntries), or ErrNotFound.
+func (s *Snapshot) OrderRecord(lane uint32, id domain.OrderID) ([]byte, error) {
+	return readRecord(s.db, s.prefix(&ordersProjection, lane), id)
+}
+
+// A RecentOrder is an order in the list of its user. Ended is how it ended, StatusPendingPayment if it has not.
+type RecentOrder struct {
+	ID    domain.OrderID
+	Ended domain.OrderStatus
+}
+
+const recentOrderBytes = len(domain.OrderID{}) + 1
+
+// RecentOrders returns a user's newest orders, newest first, countMax at most, as ReadRecentOrders reads them.
+func (s *Snapshot) RecentOrders(lane uint32, userID string, countMax int) (_ []byte, err error) {
+	index := s.prefix(&ordersByUserProjection, lane)
+	first := appendUser(append([]byte(nil), index[:]...), userID)
+	entries, err := s.db.NewIter(&pebble.IterOptions{LowerBound: first, UpperBound: keyAfter(first)})
+	if err != nil {
+		return nil, fmt.Errorf("read the orders of %s: %w", userID, err)
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	var list []byte
+	for valid := entries.First(); valid && countMax > 0; valid = entries.Next() {
+		id, status, err := readIndexEntry(entries.Key(), entries.Value())
+		if err != nil {
+			return nil, err
+		}
+		list = append(append(list, id[:]...), byte(status))
+		countMax--
+	}
+	return list, entries.Error()
+}
+
+// ReadRecentOrders reads what Snapshot.RecentOrders returned.
+func ReadRecentOrders(list []byte) ([]RecentOrder, error) {
+	if len(list)%recentOrderBytes != 0 {
+		return nil, fmt.Errorf("a list of orders has %d bytes, want a multiple of %d", len(list), recentOrderBytes)
+	}
+	orders := make([]RecentOrder, 0, len(list)/recentOrderBytes)
+	for ; len(list) > 0; list = list[recentOrderBytes:] {
+		orders = append(orders, RecentOrder{
+			ID: domain.OrderID(list[:len(domain.OrderID{})]), Ended: domain.OrderStatus(list[recentOrderBytes-1]),
+		})
+	}
+	return orders, nil
+}
+
+// StockAccount returns what the lane knows of a stock key's units, as SumAccounts reads it; empty if it knows nothing.
+func (s *Snapshot) StockAccount(lane uint32, key string) ([]byte, error) {
+	value, err := s.prefix(&stockProjection, lane).read(s.db, key)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the stock of %s: %w", key, err)
+	}
+	return value, nil
+}
+
+// SumAccounts adds up the accounts of all lanes, and reports whether there was any.
+func SumAccounts(key string, accounts [][]byte) (stock StockView, known bool, err error) {
+	var sum account
+	for lane, value := range accounts {
+		if len(value) == 0 {
+			continue
+		}
+		a, err := readAccount(value)
+		if err != nil {
+			return StockView{}, false, fmt.Errorf("stock of %s in lane %d: %w", key, lane, err)
+		}
+		known = true
+		for i, field := range sum.fields() {
+			*field += *a.fields()[i]
+		}
+	}
+	return sum.view(key), known, nil
+}
+
+// ErrTooMany says that a lane has more campaigns than fit on a board.
+var ErrTooMany = errors.New("more than a board holds")
+
+// CampaignBoard returns the lane's campaigns by id and SKU, as ReadCampaignBoard reads them. More than countMax are
+// ErrTooMany.
+func (s *Snapshot) CampaignBoard(lane uint32, countMax int) (_ []byte, err error) {
+	p := s.prefix(&campaignsProjection, lane)
+	entries, err := s.db.NewIter(&pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
+	if err != nil {
+		return nil, fmt.Errorf("read the campaigns: %w", err)
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	var board []byte
+	for valid := entries.First(); valid; valid = entries.Next() {
+		if countMax--; countMax < 0 {
+			return nil, ErrTooMany
+		}
+		for _, part := range [][]byte{entries.Key()[prefixBytes:], entries.Value()} {
+			board = append(binary.AppendUvarint(board, uint64(len(part))), part...)
+		}
+	}
+	return board, entries.Error()
+}
+
+// ReadCampaignBoard reads what Snapshot.CampaignBoard returned. Of the campaigns' stock it knows the keys only.
+func ReadCampaignBoard(lane uint32, board []byte) ([]CampaignView, error) {
+	var campaigns []CampaignView
+	r := entryReader{rest: board}
+	for len(r.rest) > 0 {
+		pool, value := campaignKey(string(r.bytes())), r.bytes()
+		if r.failed {
+			return nil, errors.New("a board of campaigns is cut off")
+		}
+		event, entry, err := readNewest(pool, value)
+		if err != nil {
+			return nil, fmt.Errorf("campaign %s: %w", pool, err)
+		}
+		campaigns = append(campaigns, CampaignView{
+			Campaign: domain.Campaign{}.Evolve(event, entry.At), Revision: Revision{Lane: lane, Commit: entry.Number},
+			Stock: StockView{SKU: pool},
+		})
+	}
+	return campaigns, nil
+}
