@@ -1803,6 +1803,8 @@ func (x *GetOrderRequest) GetAsOf() *AsOf {
 // AsOf is a moment of the past.
 type AsOf struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// The moment; one of the two is set.
+	//
 	// Types that are valid to be assigned to Moment:
 	//
 	//	*AsOf_Time
