@@ -115,13 +115,13 @@ type Answer[V any] struct {
 //  2. Changed raises the floor of a key, then drops the key from L1; the view shows the position only after that.
 //  3. A value enters L1 only while the floor of its key is not above its position, checked where entries are dropped. So what
 //     is in L1 is as new as any position that was shown before it was looked up.
-//  4. What comes from elsewhere, L2 or another's load, is used only if no change above its position was shown before: its
-//     position is at least the floor, or at least what was shown.
+//  4. What comes from elsewhere, L2 or another's load, and that a key is missing, is used only if no change above its position
+//     was shown before: its position is at least the floor, or at least what was shown.
 type Cache[K comparable, V any] struct {
 	options Options[K, V]
 	seed    maphash.Seed
-	l1      *memory[K, V] // nil without L1
-	missing *memory[K, V] // keys that are not there; nil where they are not kept
+	l1      atomic.Pointer[memory[K, V]] // nil without L1
+	missing *memory[K, V]                // keys that are not there; nil where they are not kept
 	floors  floors
 	flights flights[K, V]
 	hot     *HotKeys[K]
@@ -178,15 +178,7 @@ func New[K comparable, V any](options Options[K, V]) *Cache[K, V] {
 		c.floors.init(floorSlotsShared)
 	}
 	if options.BytesMax > 0 {
-		c.l1 = otter.Must(&otter.Options[K, *entry[V]]{
-			MaximumWeight: options.BytesMax,
-			Weigher: func(_ K, e *entry[V]) uint32 {
-				if e.pinned {
-					return 0 // Not evicted for room: HotMax bounds them.
-				}
-				return e.weight
-			},
-		})
+		c.l1.Store(c.newMemory())
 	}
 	if options.MissingMax > 0 {
 		c.missing = otter.Must(&otter.Options[K, *entry[V]]{MaximumSize: options.MissingMax})
@@ -195,6 +187,18 @@ func New[K comparable, V any](options Options[K, V]) *Cache[K, V] {
 		c.hot = NewHotKeys[K](options.HotMax)
 	}
 	return c
+}
+
+func (c *Cache[K, V]) newMemory() *memory[K, V] {
+	return otter.Must(&otter.Options[K, *entry[V]]{
+		MaximumWeight: c.options.BytesMax,
+		Weigher: func(_ K, e *entry[V]) uint32 {
+			if e.pinned {
+				return 0 // Not evicted for room: HotMax bounds them.
+			}
+			return e.weight
+		},
+	})
 }
 
 func setDefault[T int | time.Duration](option *T, value T) {
@@ -274,24 +278,27 @@ func (c *Cache[K, V]) holds(key K, position, shown uint64) (uint64, bool) {
 
 // fromMemory answers from L1.
 func (c *Cache[K, V]) fromMemory(key K, shown, atLeast uint64) (Answer[V], bool) {
-	if c.l1 != nil {
-		if e, ok := c.l1.GetIfPresent(key); ok {
+	if l1 := c.l1.Load(); l1 != nil {
+		if e, ok := l1.GetIfPresent(key); ok {
 			if c.hot != nil && rand.Uint32()%hitsPerCount == 0 {
 				c.count(key, hitsPerCount)
 			}
-			return c.fromEntry(key, e, shown, atLeast)
+			return c.fromEntry(key, e, max(e.position, shown), atLeast)
 		}
 	}
 	if c.missing != nil {
 		if e, ok := c.missing.GetIfPresent(key); ok {
-			return c.fromEntry(key, e, shown, atLeast)
+			if position, ok := c.holds(key, e.position, shown); ok {
+				return c.fromEntry(key, e, position, atLeast)
+			}
 		}
 	}
 	return Answer[V]{}, false
 }
 
-func (c *Cache[K, V]) fromEntry(key K, e *entry[V], shown, atLeast uint64) (Answer[V], bool) {
-	answer := e.answer(max(e.position, shown), LevelMemory)
+// fromEntry answers from an entry that holds as of a position.
+func (c *Cache[K, V]) fromEntry(key K, e *entry[V], position, atLeast uint64) (Answer[V], bool) {
+	answer := e.answer(position, LevelMemory)
 	if !e.expireAt.IsZero() {
 		now := time.Now()
 		if !now.Before(e.expireAt) {
@@ -342,20 +349,43 @@ func (c *Cache[K, V]) ChangedNow(keys ...K) {
 	c.drop(keys)
 }
 
+// ChangedAll is Changed for all keys at once, whatever their number.
+func (c *Cache[K, V]) ChangedAll(position uint64) {
+	c.floors.raiseAll(position)
+	c.dropAll()
+}
+
+// ChangedAllNow is ChangedAll for a cache without Shown.
+func (c *Cache[K, V]) ChangedAllNow() {
+	c.feeding.Lock()
+	defer c.feeding.Unlock()
+	position := c.counted.Load() + 1
+	c.floors.raiseAll(position)
+	c.counted.Store(position)
+	c.dropAll()
+}
+
 func (c *Cache[K, V]) drop(keys []K) {
+	l1 := c.l1.Load()
+	if l1 == nil {
+		return
+	}
 	for _, key := range keys {
-		if c.l1 != nil {
-			c.l1.Invalidate(key)
-		}
-		if c.missing != nil {
-			c.missing.Invalidate(key)
-		}
+		l1.Invalidate(key)
+	}
+}
+
+// dropAll begins another L1. What is put into the old one after this is not seen, what is put into the new one has seen the
+// floor.
+func (c *Cache[K, V]) dropAll() {
+	if c.l1.Load() != nil {
+		c.l1.Store(c.newMemory())
 	}
 }
 
 // put keeps an entry in L1, if it may (rule 3), and unless a newer one is there.
 func (c *Cache[K, V]) put(key K, e *entry[V]) {
-	to := c.l1
+	to := c.l1.Load()
 	if !e.found {
 		to = c.missing
 	}

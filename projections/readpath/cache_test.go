@@ -139,7 +139,7 @@ func TestMinRevisionIsHonouredAtEveryLevel(t *testing.T) {
 	if e := l2.entries[keyText(1)]; e.position != 12 {
 		t.Fatalf("L2 has position %d, want 12: what L3 said is offered to it", e.position)
 	}
-	c.l1.InvalidateAll()
+	c.l1.Load().InvalidateAll()
 	s.shown.Store(14) // Nothing of the key changed, so what L2 has of 12 holds at 14.
 	if got := get(t, c, 1, 14); *got.Value != 12 || got.Level != LevelShared || got.Position != 14 {
 		t.Fatalf("got %+v, want 12 off L2 as of 14", got)
@@ -287,8 +287,8 @@ func TestL1TakesABoundedAmountOfMemory(t *testing.T) {
 	for key := range 10_000 {
 		get(t, c, key, 0)
 	}
-	c.l1.CleanUp()
-	if weight := c.l1.WeightedSize(); weight == 0 || weight > bytesMax {
+	c.l1.Load().CleanUp()
+	if weight := c.l1.Load().WeightedSize(); weight == 0 || weight > bytesMax {
 		t.Fatalf("L1 takes %d bytes, want 1 to %d (I8)", weight, bytesMax)
 	}
 }
@@ -417,4 +417,73 @@ func TestALevel2ThatFailsOrHoldsRubbishIsAMiss(t *testing.T) {
 	if stats := c.Stats(); stats.SharedErrors != 3 || stats.Loads != 2 {
 		t.Fatalf("got %+v, want 3 failures of L2 and 2 loads", stats)
 	}
+}
+
+func TestWhenAllKeysChangedNothingOlderIsKeptOrGiven(t *testing.T) {
+	for name, counts := range map[string]bool{"positions are the view's": false, "the cache counts": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newShelf(2)
+			options := Options[int, uint64]{Load: s.load, Shown: s.shownTo, BytesMax: 1 << 20, MissingMax: 8}
+			if counts {
+				options.Shown = nil
+			}
+			c := New(options)
+			changeAll := func() {
+				position := s.shown.Load() + 1
+				s.write(position, 0, 1, 2)
+				if counts {
+					c.ChangedAllNow()
+				} else {
+					c.ChangedAll(position)
+				}
+				s.shown.Store(position)
+			}
+			get(t, c, 0, 0)
+			get(t, c, 2, 0) // It is not there yet.
+			changed := false
+			s.after = func(context.Context, int) error {
+				if !changed {
+					changed = true
+					changeAll()
+				}
+				return nil
+			}
+			get(t, c, 1, 0)
+			for key := range 3 {
+				if got := get(t, c, key, 0); got.Value == nil || *got.Value != 2 || got.Level != LevelView {
+					t.Errorf("key %d: got %+v, want 2 off L3 (I6)", key, got)
+				}
+			}
+		})
+	}
+}
+
+func TestACacheThatCountsByItselfIsToldOfChangesByAnyNumberOfViews(t *testing.T) {
+	seed := seedOf(t)
+	const keys, views, changes = 4, 3, 2000
+	s := newShelf(keys)
+	c := New(Options[int, uint64]{Load: s.load, BytesMax: 1 << 20})
+	var written [keys]atomic.Uint64
+	var working sync.WaitGroup
+	for view := range views {
+		working.Go(func() {
+			random := rand.New(rand.NewPCG(seed, uint64(view)))
+			for range changes {
+				key := random.IntN(keys)
+				s.mu.Lock()
+				s.values[key]++
+				value := s.values[key]
+				s.mu.Unlock()
+				c.ChangedNow(key)
+				for at := written[key].Load(); value > at && !written[key].CompareAndSwap(at, value); at = written[key].Load() {
+				}
+				want := written[key].Load()
+				if got, err := c.Get(context.Background(), key, 0); err != nil || *got.Value < want {
+					t.Errorf("seed %d: key %d: got %+v, %v, want change %d or a later one (I6)", seed, key, got, err, want)
+					return
+				}
+			}
+		})
+	}
+	working.Wait()
 }

@@ -118,26 +118,30 @@ func (c *Cache[K, V]) fly(ctx context.Context, key K, f *flight[V], shown, atLea
 
 // peek returns what L1 holds, if it is neither too old nor to be refreshed.
 func (c *Cache[K, V]) peek(key K, shown, atLeast uint64) (*entry[V], bool) {
-	for _, in := range [...]*memory[K, V]{c.l1, c.missing} {
+	for _, in := range [...]*memory[K, V]{c.l1.Load(), c.missing} {
 		if in == nil {
 			continue
 		}
-		e, ok := in.GetEntryQuietly(key)
-		if !ok || max(e.Value.position, shown) < atLeast {
+		found, ok := in.GetEntryQuietly(key)
+		if !ok {
 			continue
 		}
-		if aged := e.Value.refreshAt; !aged.IsZero() && !time.Now().Before(aged) {
+		e := *found.Value
+		position, holds := max(e.position, shown), true
+		if !e.found {
+			position, holds = c.holds(key, e.position, shown)
+		}
+		if !holds || position < atLeast || isPast(e.refreshAt) || isPast(e.expireAt) {
 			continue
 		}
-		if aged := e.Value.expireAt; !aged.IsZero() && !time.Now().Before(aged) {
-			continue
-		}
-		at := *e.Value
-		at.position = max(at.position, shown)
-		return &at, true
+		e.position = position
+		return &e, true
 	}
 	return nil, false
 }
+
+// isPast reports whether a time has come; the zero time never does.
+func isPast(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
 
 // fetch asks L2, and then L3.
 func (c *Cache[K, V]) fetch(ctx context.Context, key K, shown, atLeast uint64) (*entry[V], Level, error) {

@@ -143,10 +143,11 @@ func (c *Cache[K, V]) count(key K, reads uint32) (inWindow uint32) {
 
 // repin puts an entry anew, so that its weight is that of a pinned one, or is no longer.
 func (c *Cache[K, V]) repin(key K) {
-	if c.l1 == nil {
+	l1 := c.l1.Load()
+	if l1 == nil {
 		return
 	}
-	c.l1.ComputeIfPresent(key, func(old *entry[V]) (*entry[V], otter.ComputeOp) {
+	l1.ComputeIfPresent(key, func(old *entry[V]) (*entry[V], otter.ComputeOp) {
 		again := *old
 		again.pinned = c.pins(key, old.weight)
 		return &again, otter.WriteOp

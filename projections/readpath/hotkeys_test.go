@@ -53,16 +53,16 @@ func TestAKeyThatCoolsDownIsNoLongerPinned(t *testing.T) {
 	for range hotReads {
 		c.count(1, 1)
 	}
-	c.l1.CleanUp()
-	if weight := c.l1.WeightedSize(); !c.Hot(1) || weight != 0 {
+	c.l1.Load().CleanUp()
+	if weight := c.l1.Load().WeightedSize(); !c.Hot(1) || weight != 0 {
 		t.Fatalf("hot %v, L1 weighs %d: want the key pinned, which weighs nothing", c.Hot(1), weight)
 	}
 	get(t, c, 2, 0)
 	for range 2 * hotWindowReads {
 		c.count(2, 1)
 	}
-	c.l1.CleanUp()
-	if weight := c.l1.WeightedSize(); c.Hot(1) || weight != entryBytes {
+	c.l1.Load().CleanUp()
+	if weight := c.l1.Load().WeightedSize(); c.Hot(1) || weight != entryBytes {
 		t.Fatalf("hot %v, L1 weighs %d, want key 1 to weigh %d again", c.Hot(1), weight, entryBytes)
 	}
 }

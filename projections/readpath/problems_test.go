@@ -57,8 +57,8 @@ func TestProblemAHotKeyIsPushedOutByAScan(t *testing.T) {
 		for key := 1; key <= scanned; key++ {
 			get(t, c, key, 0)
 		}
-		c.l1.SetMaximum(1) // No room at all for anything that may go.
-		c.l1.CleanUp()
+		c.l1.Load().SetMaximum(1) // No room at all for anything that may go.
+		c.l1.Load().CleanUp()
 		get(t, c, 0, 0)
 		return loads, detected
 	}

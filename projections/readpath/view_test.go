@@ -80,7 +80,9 @@ func (s *shelf) write(position uint64, keys ...int) {
 	}
 }
 
-func recordOf(value uint64) []byte { return []byte{byte(value >> 24), byte(value >> 16), byte(value >> 8), byte(value)} }
+func recordOf(value uint64) []byte {
+	return []byte{byte(value >> 24), byte(value >> 16), byte(value >> 8), byte(value)}
+}
 
 func decode(_ int, record []byte) (uint64, error) {
 	if len(record) != 4 {
@@ -102,7 +104,9 @@ type sharedEntry struct {
 	position uint64
 }
 
-func newShared() *shared { return &shared{entries: make(map[string]sharedEntry), gets: make(map[string]int)} }
+func newShared() *shared {
+	return &shared{entries: make(map[string]sharedEntry), gets: make(map[string]int)}
+}
 
 var errDown = errors.New("out of reach")
 
