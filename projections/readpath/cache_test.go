@@ -278,13 +278,13 @@ func TestMissingKeysTakeABoundedRoomAndAreForgottenInTime(t *testing.T) {
 }
 
 func TestL1TakesABoundedAmountOfMemory(t *testing.T) {
-	s := newShelf(10_000)
+	s := newShelf(2000)
 	const bytesMax = 64 << 10
 	c := New(Options[int, uint64]{
 		Load: s.load, BytesMax: bytesMax, HotMax: 4,
 		Weigh: func(int, *uint64) uint32 { return 872 },
 	})
-	for key := range 10_000 {
+	for key := range 2000 {
 		get(t, c, key, 0)
 	}
 	c.l1.Load().CleanUp()

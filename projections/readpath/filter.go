@@ -11,8 +11,8 @@ import (
 
 // Limits of a Filter.
 const (
-	// filterKeysMin is how many keys the first part of a filter holds: 20 KB.
-	filterKeysMin = 1 << 14
+	// filterKeysMin is how many keys the first part of a filter holds: 5 KB.
+	filterKeysMin = 1 << 12
 	// filterFalsePositives of a part that is full; it takes filterHashes bits a key.
 	filterFalsePositives = 0.01
 )
