@@ -104,8 +104,14 @@ func TestEveryHotAnswerFollowsTheLog(t *testing.T) {
 		shops = append(shops, s)
 	}
 	n := startNode(t, vfs.NewMem(), shops[0].log, shops[1].log)
-	for round := range 60 {
+	for round := range 40 {
 		for lane, s := range shops {
+			if round%10 == 0 {
+				n.runners[lane].Offer(s.commit(domain.CampaignPut{
+					Pool: domain.CampaignPool(s.skus[0], fmt.Sprint("solo-", lane)), Price: domain.Money{Currency: "EUR", Minor: int64(2 + round)},
+					OpensAt: s.now, ClosesAt: s.now.Add(time.Hour), Units: 9,
+				}))
+			}
 			n.runners[lane].Offer(s.step())
 			n.reach(s)
 			n.check(s)
@@ -118,6 +124,42 @@ func TestEveryHotAnswerFollowsTheLog(t *testing.T) {
 	for name, stats := range n.views.ReadStats() {
 		if stats.Loads == 0 || stats.MemoryHits == 0 {
 			t.Errorf("seed %d: %s: %+v, want loads and hits", seed, name, stats)
+		}
+	}
+}
+
+func TestABatchThatChangesMoreKeysThanMayBeNotedForgetsAll(t *testing.T) {
+	s := newShop(t, seedOf(t), 0, 1)
+	s.step()
+	s.step()
+	n := openNode(t, vfs.NewMem(), s.log)
+	defer n.store.Close()
+	r := n.runners[0]
+	if err := r.fold(t.Context(), s.last); err != nil {
+		t.Fatal(err)
+	}
+	n.checkHot(s)
+	r.changed.orders = make([]domain.OrderID, changedKeysMax+1)
+	for i := range 2 * changedKeysMax {
+		key := fmt.Sprint("key ", i)
+		r.changed.users, r.changed.products = noteKey(r.changed.users, key), noteKey(r.changed.products, key)
+		r.changed.pools, r.changed.stocks = noteKey(r.changed.pools, key), noteKey(r.changed.stocks, key)
+	}
+	if noted := len(r.changed.stocks); noted != changedKeysMax+1 {
+		t.Fatalf("%d keys are noted, want %d (I8)", noted, changedKeysMax+1)
+	}
+	before := n.views.ReadStats()
+	r.tellReads()
+	for sku := range s.products {
+		if _, _, err := n.views.Product(t.Context(), sku, Min{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.checkHot(s)
+	after := n.views.ReadStats()
+	for _, name := range []string{"products", "stock", "order-pages"} {
+		if after[name].Loads == before[name].Loads {
+			t.Errorf("seed %d: %s: nothing was loaded again: what the batch changed is still believed (I6)", s.seed, name)
 		}
 	}
 }
@@ -193,12 +235,18 @@ func TestWhatDoesNotExistIsRefusedWithoutARead(t *testing.T) {
 		}
 	}
 	attack()
+	// Of one the filters are wrong, so that it is known to be missing.
+	n.runners[0].reads.skus.Add("LIKE-ANOTHER")
+	if _, _, err := n.views.Stock(t.Context(), "LIKE-ANOTHER", Min{}); !errors.Is(err, ErrNotFound) {
+		t.Fatalf("seed %d: got %v of a SKU that does not exist", s.seed, err)
+	}
 	// What comes into being is let through at once, also by the filters of the next start.
 	put := domain.CampaignPut{
 		Pool: domain.CampaignPool("NO-SUCH-7", "NO-SUCH-8"), Price: domain.Money{Currency: "EUR", Minor: 1}, OpensAt: s.now, ClosesAt: s.now.Add(time.Hour), Units: 9,
 	}
 	n.runners[0].Offer(s.commit(
 		domain.ProductPut{SKU: "NO-SUCH-7", Title: "New", Price: domain.Money{Currency: "EUR", Minor: 2}}, put,
+		domain.ProductPut{SKU: "LIKE-ANOTHER", Title: "New", Price: domain.Money{Currency: "EUR", Minor: 2}},
 		domain.StockReceived{SKU: "ONLY-STOCK", Units: 3, ReceivedTotal: 3},
 	))
 	n.reach(s)
@@ -209,7 +257,8 @@ func TestWhatDoesNotExistIsRefusedWithoutARead(t *testing.T) {
 		_, _, campaign := n.views.Campaign(t.Context(), "NO-SUCH-8", "NO-SUCH-7", Min{})
 		_, _, id := n.views.Campaign(t.Context(), "NO-SUCH-8", "", Min{})
 		only, _, alone := n.views.Stock(t.Context(), "ONLY-STOCK", Min{})
-		if err := errors.Join(product, stock, campaign, id, alone); err != nil || only.Received != 3 {
+		_, _, like := n.views.Stock(t.Context(), "LIKE-ANOTHER", Min{})
+		if err := errors.Join(product, stock, campaign, id, alone, like); err != nil || only.Received != 3 {
 			t.Errorf("seed %d: got %v and %+v, want all of it found (I6)", s.seed, err, only)
 		}
 	}

@@ -125,8 +125,8 @@ func TestMinRevisionIsHonouredAtEveryLevel(t *testing.T) {
 	if got := get(t, c, 0, 10); got.Position != 1 || got.Level != LevelView {
 		t.Fatalf("got %+v, want what L3 has as of 1", got)
 	}
-	if got := get(t, c, 0, 9); *got.Value != 7 || got.Position != 9 {
-		t.Fatalf("got %+v: an older value was put over a newer one", got)
+	if got := get(t, c, 0, 9); *got.Value != 7 || got.Position != 9 || got.Level != LevelMemory {
+		t.Fatalf("got %+v, want 7 as of 9 off L1: an older value was put over a newer one", got)
 	}
 	// The node's view shows a change that L2 has not heard of.
 	s.write(12, 1)
@@ -143,6 +143,45 @@ func TestMinRevisionIsHonouredAtEveryLevel(t *testing.T) {
 	s.shown.Store(14) // Nothing of the key changed, so what L2 has of 12 holds at 14.
 	if got := get(t, c, 1, 14); *got.Value != 12 || got.Level != LevelShared || got.Position != 14 {
 		t.Fatalf("got %+v, want 12 off L2 as of 14", got)
+	}
+}
+
+func TestALoadThatBeganBelowMinRevisionIsNotGivenToWhoAsksForMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf(1)
+		gate := make(chan struct{})
+		s.after = func(context.Context, int) error { <-gate; return nil }
+		c := New(Options[int, uint64]{Load: s.load, LoadTimeout: time.Hour, Shown: s.shownTo, BytesMax: 1 << 20})
+		defer c.Close()
+		second := make(chan Answer[uint64], 1)
+		go func() { get(t, c, 0, 0) }()
+		synctest.Wait() // It has read, and is under way.
+		go func() { second <- get(t, c, 0, 2) }()
+		synctest.Wait() // It has joined, and asks for more than is shown.
+		s.change(c, 0)
+		close(gate)
+		if got := <-second; *got.Value != 2 || got.Position != 2 {
+			t.Errorf("who asked for position 2 got %d as of %d", *got.Value, got.Position)
+		}
+	})
+}
+
+func TestWhoMissedWhatALoadJustPutDoesNotLoadItAgain(t *testing.T) {
+	s := newShelf(1)
+	var c *Cache[int, uint64]
+	nested := false
+	c = New(Options[int, uint64]{
+		Load: s.load, Shown: s.shownTo, BytesMax: 1 << 20,
+		MayHold: func(key int) bool { // It is asked between the look at L1 and the load.
+			if !nested {
+				nested = true
+				get(t, c, key, 0)
+			}
+			return true
+		},
+	})
+	if got := get(t, c, 0, 0); *got.Value != 1 || got.Level != LevelMemory || s.loads.Load() != 1 {
+		t.Fatalf("got %+v after %d loads, want 1 off L1 after 1 load", got, s.loads.Load())
 	}
 }
 

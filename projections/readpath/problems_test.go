@@ -197,7 +197,7 @@ func TestProblemAvalancheOfExpiry(t *testing.T) {
 // Avalanche, second half: L2 falls, and everything that it kept off L3 comes to L3.
 func TestProblemAvalancheWhenL2IsDown(t *testing.T) {
 	const keys = 1000
-	fall := func(loadsMax, waitersMax int) (most, refused int64) {
+	fall := func(loadsMax, waitersMax int, timeout time.Duration) (most, refused int64) {
 		synctest.Test(t, func(t *testing.T) {
 			s, l2 := newShelf(keys), newShared()
 			l2.down = errDown
@@ -212,7 +212,7 @@ func TestProblemAvalancheWhenL2IsDown(t *testing.T) {
 				return nil
 			}
 			c := New(Options[int, uint64]{
-				Name: "things", Load: s.load, LoadTimeout: time.Minute, Shown: s.shownTo, Level2: l2, Key: keyText, Decode: decode,
+				Name: "things", Load: s.load, LoadTimeout: timeout, Shown: s.shownTo, Level2: l2, Key: keyText, Decode: decode,
 				LoadsMax: loadsMax, LoadWaitersMax: waitersMax, LoadWait: time.Second,
 			})
 			defer c.Close()
@@ -240,15 +240,46 @@ func TestProblemAvalancheWhenL2IsDown(t *testing.T) {
 		})
 		return most, refused
 	}
-	if most, refused := fall(keys, keys); most != keys || refused != 0 {
-		t.Errorf("without a limit: %d loads at once, %d refused, want the problem: %d at once", most, refused, keys)
+	// Loads run by themselves, or where their callers are.
+	for _, timeout := range []time.Duration{time.Minute, 0} {
+		if most, refused := fall(keys, keys, timeout); most != keys || refused != 0 {
+			t.Errorf("timeout %v, without a limit: %d loads at once, %d refused, want the problem: %d at once", timeout, most, refused, keys)
+		}
+		if most, refused := fall(8, keys, timeout); most != 8 || refused != 0 {
+			t.Errorf("timeout %v, with a limit: %d loads at once, %d refused, want 8 at once and all others in turn", timeout, most, refused)
+		}
+		if most, refused := fall(8, 100, timeout); most != 8 || refused != keys-8-100 {
+			t.Errorf("timeout %v, with few who may wait: %d loads at once, %d refused, want 8 and %d (I8)", timeout, most, refused, keys-8-100)
+		}
 	}
-	if most, refused := fall(8, keys); most != 8 || refused != 0 {
-		t.Errorf("with a limit: %d loads at once, %d refused, want 8 at once and all others in turn", most, refused)
-	}
-	if most, refused := fall(8, 100); most != 8 || refused != keys-8-100 {
-		t.Errorf("with few who may wait: %d loads at once, %d refused, want 8 and %d (I8)", most, refused, keys-8-100)
-	}
+}
+
+// slow is a Level2 that does not answer before the end of its time.
+type slow struct{ shared }
+
+func (*slow) Get(ctx context.Context, _ string, _ uint64) ([]byte, uint64, bool, error) {
+	<-ctx.Done()
+	return nil, 0, false, ctx.Err()
+}
+
+func TestLoadsThatTheirCallersLeftAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const keys, loads, waiters = 100, 2, 10
+		s := newShelf(keys)
+		c := New(Options[int, uint64]{
+			Load: s.load, LoadTimeout: time.Minute, Level2: new(slow), Key: keyText, Decode: decode, Level2Wait: time.Second,
+			LoadsMax: loads, LoadWaitersMax: waiters,
+		})
+		defer c.Close()
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		for key := range keys {
+			_, _ = c.Get(gone, key, 0)
+		}
+		if under := c.flying.Load(); under != loads+waiters {
+			t.Errorf("%d loads are under way for nobody, want %d (I8)", under, loads+waiters)
+		}
+	})
 }
 
 func TestWhoWaitsTooLongForAPlaceToLoadIsToldToComeAgain(t *testing.T) {
