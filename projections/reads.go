@@ -91,7 +91,7 @@ func shownBy[K any](r *Runner) func(K) uint64 {
 // sharedReads is the read path of what is read over all lanes, or with what only Views have. Every runner says what changed.
 type sharedReads struct {
 	// pages are the first pages of users' orders, whatever their status, of the default size.
-	pages *readpath.Cache[string, OrdersPage]
+	pages *readpath.Cache[string, firstPage]
 	// stocks are summed up, by stock key; pools are the only ones of their campaigns, by the campaign's id.
 	stocks *readpath.Cache[string, StockView]
 	pools  *readpath.Cache[string, string]
@@ -102,10 +102,10 @@ func newSharedReads(v *Views) *sharedReads {
 		return slices.ContainsFunc(v.runners, func(r *Runner) bool { return filter(r.reads).MayHold(key) })
 	}
 	return &sharedReads{
-		pages: readpath.New(readpath.Options[string, OrdersPage]{
+		pages: readpath.New(readpath.Options[string, firstPage]{
 			Name: "lists of orders", Load: v.loadFirstPage, BytesMax: hotPagesBytesMax,
-			Weigh: func(user string, page *OrdersPage) uint32 {
-				bytes := uint32(len(user) + len(page.Next))
+			Weigh: func(user string, page *firstPage) uint32 {
+				bytes := uint32(len(user) + len(page.Next) + len(page.Watch))
 				for i := range page.Orders {
 					bytes += hotWeight(&page.Orders[i])
 				}

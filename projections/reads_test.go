@@ -139,6 +139,15 @@ func TestABatchThatChangesMoreKeysThanMayBeNotedForgetsAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.checkHot(s)
+	products := func() {
+		t.Helper()
+		for sku := range s.products {
+			if _, _, err := n.views.Product(t.Context(), sku, Min{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	products()
 	r.changed.orders = make([]domain.OrderID, changedKeysMax+1)
 	for i := range 2 * changedKeysMax {
 		key := fmt.Sprint("key ", i)
@@ -150,11 +159,7 @@ func TestABatchThatChangesMoreKeysThanMayBeNotedForgetsAll(t *testing.T) {
 	}
 	before := n.views.ReadStats()
 	r.tellReads()
-	for sku := range s.products {
-		if _, _, err := n.views.Product(t.Context(), sku, Min{}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	products()
 	n.checkHot(s)
 	after := n.views.ReadStats()
 	for _, name := range []string{"products", "stock", "order-pages"} {
@@ -172,6 +177,9 @@ func (n *node) checkHot(s *shop) {
 		page, _, err := n.views.Orders(ctx, OrdersQuery{UserID: user}, Min{})
 		if err != nil {
 			n.tb.Fatalf("seed %d: orders of %s: %v", s.seed, user, err)
+		}
+		if at, err := n.views.seal.openWatch(user, page.Watch); err != nil || at.commit < n.runners[s.lane].Position().Number {
+			n.tb.Fatalf("seed %d, commit %d: a watch of %s goes on after commit %d (%v): it would look for what nobody missed", s.seed, s.last.Number, user, at.commit, err)
 		}
 		want := newestFirst(s.byUser[user])
 		if len(want) > OrdersPageDefault {

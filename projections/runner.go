@@ -268,7 +268,7 @@ func (r *Runner) flush() error {
 		return nil
 	}
 	if r.observer != nil {
-		r.observed.Orders, r.observed.Position = r.changed, r.position.Position
+		r.observed.Orders, r.observed.Position = r.changed.orders, r.position.Position
 		for _, v := range r.views {
 			if stock, ok := v.applier.(*stockApplier); ok {
 				for _, cached := range stock.dirty {

@@ -288,22 +288,37 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 		fresh.State = StateCatchingUp
 	}
 	if query.PageToken == "" && query.Status == 0 && !query.Events && size == OrdersPageDefault {
+		at := r.applied.Load().Number
 		answer, err := v.reads.pages.Get(ctx, query.UserID, 0)
 		if err != nil {
 			return OrdersPage{}, fresh, err
 		}
-		return *answer.Value, fresh, nil
+		page := answer.Value.OrdersPage
+		if at > answer.Value.commit { // Nothing of the user's has changed in between.
+			page.Watch = v.seal.sealWatch(query.UserID, after(at))
+		}
+		return page, fresh, nil
 	}
 	page, err := v.readOrdersPage(ctx, r, query, binding, size, first, last)
 	return page, fresh, err
 }
 
-// loadFirstPage reads the page that most who list orders ask for. There is one of every user.
-func (v *Views) loadFirstPage(ctx context.Context, userID string) (page OrdersPage, _ []byte, found bool, err error) {
+// A firstPage is the page that most who list orders ask for, and the newest commit of the lane that it holds.
+type firstPage struct {
+	OrdersPage
+	commit uint64
+}
+
+// loadFirstPage reads the first page of a user. There is one of every user.
+func (v *Views) loadFirstPage(ctx context.Context, userID string) (page firstPage, _ []byte, found bool, err error) {
 	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(userID))]
 	first := firstOfUser(r, userID)
 	query := OrdersQuery{UserID: userID}
-	page, err = v.readOrdersPage(ctx, r, query, query.binding(), OrdersPageDefault, first, keyAfter(first))
+	if page.OrdersPage, err = v.readOrdersPage(ctx, r, query, query.binding(), OrdersPageDefault, first, keyAfter(first)); err != nil {
+		return firstPage{}, nil, false, err
+	}
+	at, err := v.seal.openWatch(userID, page.Watch)
+	page.commit = at.commit
 	return page, nil, true, err
 }
 
