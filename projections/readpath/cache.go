@@ -151,8 +151,6 @@ type entry[V any] struct {
 	pinned   bool
 	weight   uint32
 	position uint64
-	// record is what L2 is to be told, until it has been.
-	record []byte
 	// refreshAt and expireAt are zero where entries do not age.
 	refreshAt, expireAt time.Time
 }

@@ -96,6 +96,7 @@ func (c *Cache[K, V]) fly(ctx context.Context, key K, f *flight[V], shown, atLea
 		defer cancel()
 	}
 	f.err = errLoadPanicked
+	var record []byte // for L2
 	func() {
 		defer c.flights.leave(c.hash(key), key, f)
 		// Between the leader's look at L1 and its flight, the flight before may have put what it asks for.
@@ -106,13 +107,13 @@ func (c *Cache[K, V]) fly(ctx context.Context, key K, f *flight[V], shown, atLea
 				return
 			}
 		}
-		f.entry, f.level, f.err = c.fetch(ctx, key, shown, atLeast)
+		f.entry, record, f.level, f.err = c.fetch(ctx, key, shown, atLeast)
 		if f.err == nil {
 			c.put(key, f.entry)
 		}
 	}()
-	if f.err == nil && f.level == LevelView {
-		c.tellLevel2(ctx, key, f.entry)
+	if f.err == nil && record != nil {
+		c.tellLevel2(ctx, key, record, f.entry.position)
 	}
 }
 
@@ -143,26 +144,25 @@ func (c *Cache[K, V]) peek(key K, shown, atLeast uint64) (*entry[V], bool) {
 // isPast reports whether a time has come; the zero time never does.
 func isPast(at time.Time) bool { return !at.IsZero() && !time.Now().Before(at) }
 
-// fetch asks L2, and then L3.
-func (c *Cache[K, V]) fetch(ctx context.Context, key K, shown, atLeast uint64) (*entry[V], Level, error) {
+// fetch asks L2, and then L3; record is what L3 has for L2.
+func (c *Cache[K, V]) fetch(ctx context.Context, key K, shown, atLeast uint64) (e *entry[V], record []byte, level Level, err error) {
 	if e := c.fromLevel2(ctx, key, shown, atLeast); e != nil {
-		return e, LevelShared, nil
+		return e, nil, LevelShared, nil
 	}
 	if err := c.enterSlot(ctx); err != nil {
-		return nil, 0, err
+		return nil, nil, 0, err
 	}
 	defer func() { <-c.slots }()
 	c.stats.loads.Add(1)
-	e := &entry[V]{position: c.shown(key)} // Before the read: rule 1.
-	var err error
-	if e.value, e.record, e.found, err = c.options.Load(ctx, key); err != nil {
-		return nil, 0, err
+	e = &entry[V]{position: c.shown(key)} // Before the read: rule 1.
+	if e.value, record, e.found, err = c.options.Load(ctx, key); err != nil {
+		return nil, nil, 0, err
 	}
 	if e.found {
 		e.weight = c.weigh(key, &e.value)
 	}
 	c.age(e)
-	return e, LevelView, nil
+	return e, record, LevelView, nil
 }
 
 func (c *Cache[K, V]) weigh(key K, value *V) uint32 {
@@ -205,13 +205,13 @@ func (c *Cache[K, V]) fromLevel2(ctx context.Context, key K, shown, atLeast uint
 }
 
 // tellLevel2 offers L2 what L3 said. Whoever asked has their answer already.
-func (c *Cache[K, V]) tellLevel2(ctx context.Context, key K, e *entry[V]) {
-	if c.options.Level2 == nil || !e.found || e.record == nil {
+func (c *Cache[K, V]) tellLevel2(ctx context.Context, key K, record []byte, position uint64) {
+	if c.options.Level2 == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.options.Level2Wait)
 	defer cancel()
-	if err := c.options.Level2.Set(ctx, c.options.Key(key), e.record, e.position); err != nil {
+	if err := c.options.Level2.Set(ctx, c.options.Key(key), record, position); err != nil {
 		c.stats.sharedErrors.Add(1)
 	}
 }
