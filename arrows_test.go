@@ -43,10 +43,12 @@ var rooms = []room{
 	},
 	{path: "eventstore", may: []string{"proto/stored/weir/log"}, inTests: []string{"eventstore/embedded"}},
 	{path: "eventstore/embedded", may: []string{"eventstore"}},
-	{path: "projections", may: []string{"eventstore", "domain", "domain/stored"}, inTests: []string{"eventstore/embedded"}},
+	{path: "projections", may: []string{"projections/readpath", "eventstore", "domain", "domain/stored"}, inTests: []string{"eventstore/embedded"}},
+	// The read path caches anything for anybody.
+	{path: "projections/readpath"},
 	{
 		path: "api", may: []string{
-			"api/lanes", "api/payments", "api/reactors", "api/webhooksig", "projections", "eventstore", "domain", "domain/stored", "proto",
+			"api/lanes", "api/payments", "api/reactors", "api/webhooksig", "projections", "projections/readpath", "eventstore", "domain", "domain/stored", "proto",
 		},
 		inTests: []string{"eventstore/embedded"},
 	},
@@ -135,6 +137,9 @@ func TestPlantedImportsTripTheArrows(t *testing.T) {
 		{"projections/runner.go", modulePath + "/eventstore", true},
 		{"projections/runner.go", modulePath + "/api/lanes", false},
 		{"projections/runner.go", nats, false},
+		{"projections/reads.go", modulePath + "/projections/readpath", true},
+		{"projections/readpath/cache.go", modulePath + "/domain", false},
+		{"projections/readpath/cache.go", pebble, false},
 		{"projections/runner.go", "github.com/cockroachdb/pebbles", true},
 		{"api/order.go", pebble, false},
 		{"api/lanes/machine.go", pebble, true},

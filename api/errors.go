@@ -21,6 +21,7 @@ import (
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
+	"github.com/weirhq/weir/projections/readpath"
 )
 
 // ErrorDomain is the domain of every google.rpc.ErrorInfo of Weir.
@@ -57,6 +58,7 @@ const (
 	ReasonQueueFull             = Reason("QUEUE_FULL")
 	ReasonTooManyWatches        = Reason("TOO_MANY_WATCHES")
 	ReasonWatchTooOld           = Reason("WATCH_TOO_OLD")
+	ReasonReadsFull             = Reason("READS_FULL")
 	ReasonLogFull               = Reason("LOG_FULL")
 	ReasonLaneUnavailable       = Reason("LANE_UNAVAILABLE")
 	ReasonKeysUnavailable       = Reason("KEYS_UNAVAILABLE")
@@ -111,6 +113,7 @@ var reasons = map[Reason]struct {
 	ReasonQueueFull:             {connect.CodeResourceExhausted, true, []string{"lane"}},
 	ReasonTooManyWatches:        {connect.CodeResourceExhausted, true, []string{"limit"}},
 	ReasonWatchTooOld:           {connect.CodeOutOfRange, false, nil},
+	ReasonReadsFull:             {connect.CodeResourceExhausted, true, nil},
 	ReasonLogFull:               {connect.CodeResourceExhausted, true, nil},
 	ReasonLaneUnavailable:       {connect.CodeUnavailable, true, []string{"lane"}},
 	ReasonKeysUnavailable:       {connect.CodeUnavailable, true, nil},
@@ -156,6 +159,7 @@ func faultOf(err error) (f *fault, unexpected bool) {
 		unavailable *eventstore.UnavailableError
 		keys        *keysError
 		notOpen     *domain.CampaignNotOpenError
+		readsFull   *readpath.OverloadedError
 	)
 	switch {
 	case errors.As(err, &f):
@@ -176,6 +180,8 @@ func faultOf(err error) (f *fault, unexpected bool) {
 			reason: ReasonQueueFull, message: queueFull.Error(), retryAfter: queueFull.RetryAfter,
 			facts: laneFact(queueFull.Lane),
 		}, false
+	case errors.As(err, &readsFull):
+		return &fault{reason: ReasonReadsFull, message: readsFull.Error(), retryAfter: readsFull.RetryAfter}, false
 	case errors.Is(err, eventstore.ErrLogFull):
 		return &fault{reason: ReasonLogFull, message: "the log is full; an operator has to make room", retryAfter: retryAfterFull}, false // The lane logs it, once.
 	case errors.As(err, &unavailable): // Its cause stays inside.

@@ -26,6 +26,7 @@ import (
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
+	"github.com/weirhq/weir/projections/readpath"
 )
 
 // constantsOf returns the names of a file's constants that begin with prefix.
@@ -173,6 +174,7 @@ func TestEveryErrorOfALaneOrAViewHasItsCodeAndReason(t *testing.T) {
 		{webhookFault(reactors.ErrNoEvent, "erp"), ReasonEventNotFound, 0, false},
 		{viewFault(projections.ErrBadPageToken, min, nil), ReasonInvalidArgument, 0, false},
 		{viewFault(projections.ErrTooManyWatchers, min, nil), ReasonTooManyWatches, 5 * time.Second, false},
+		{viewFault(&readpath.OverloadedError{Name: "orders", LoadsMax: 64, RetryAfter: time.Second}, min, nil), ReasonReadsFull, time.Second, false},
 		{viewFault(projections.ErrStopped, min, nil), ReasonLaneUnavailable, 5 * time.Second, false},
 		{viewFault(secret, min, nil), ReasonInternal, 0, true},
 		{unauthenticated(), ReasonUnauthenticated, 0, false},

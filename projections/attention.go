@@ -287,7 +287,7 @@ func (v *Views) NeedingAttention(ctx context.Context, query AttentionQuery, min 
 		page.Next = v.seal.seal(found[size-1].key, binding)
 	}
 	for i := range found {
-		item, ok, err := v.attention(&found[i])
+		item, ok, err := v.attention(ctx, &found[i])
 		if err != nil {
 			return AttentionPage{}, Freshness{}, err
 		}
@@ -332,10 +332,10 @@ func (v *Views) readAttention(ctx context.Context, r *Runner, after []byte, limi
 
 // attention reads what an entry is about off its order. The order may have moved on since: false when nothing is left to
 // look at.
-func (v *Views) attention(e *attentionEntry) (Attention, bool, error) {
+func (v *Views) attention(ctx context.Context, e *attentionEntry) (Attention, bool, error) {
 	item := Attention{OrderID: domain.OrderID(e.key[:len(domain.OrderID{})]), Kind: AttentionKind(e.key[len(domain.OrderID{})]), Since: e.since}
 	part := string(e.key[len(domain.OrderID{})+1:])
-	view, err := v.loadOrder(e.runner, item.OrderID, "")
+	view, _, err := e.runner.orderOf(ctx, item.OrderID, "", 0)
 	if err != nil {
 		return item, false, fmt.Errorf("order %s of the payments that need attention: %w", item.OrderID, err)
 	}

@@ -109,7 +109,8 @@ func BenchmarkApply(b *testing.B) {
 			}
 			if r.batch.Len() >= batchBytesMax {
 				r.batch.Reset()
-				r.changed, r.pending = r.changed[:0], 0
+				r.pending = 0
+				r.changed.reset()
 			}
 		}
 	}

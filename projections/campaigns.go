@@ -124,11 +124,16 @@ func (v *Views) Campaign(ctx context.Context, campaignID, sku string, min Min) (
 	fresh, err := v.readAll(ctx, home, min, func() (err error) {
 		pool := domain.CampaignPool(sku, campaignID)
 		if sku == "" {
-			if pool, err = v.poolOf(ctx, campaignID); err != nil {
+			answer, err := v.reads.pools.Get(ctx, campaignID, 0)
+			switch {
+			case err != nil:
 				return err
+			case answer.Value == nil:
+				return ErrNotFound
 			}
+			pool = *answer.Value
 		}
-		campaign, err = v.readCampaign(pool)
+		campaign, err = v.readCampaign(ctx, pool)
 		return err
 	})
 	return campaign, fresh, err
@@ -147,29 +152,25 @@ func (v *Views) readAll(ctx context.Context, home *Runner, min Min, readOnce fun
 	return behind, err
 }
 
-// poolOf finds the pool of the only campaign of an id.
-func (v *Views) poolOf(ctx context.Context, campaignID string) (string, error) {
+// loadPool finds the pool of the only campaign of an id.
+func (v *Views) loadPool(ctx context.Context, campaignID string) (pool string, _ []byte, found bool, err error) {
 	first := campaignKey(domain.CampaignPool("", campaignID))
-	found := ""
 	for _, r := range v.runners {
 		err := v.eachKey(ctx, r.prefix(&campaignsProjection), []byte(first), func(key string, _ []byte) (bool, error) {
 			if !strings.HasPrefix(key, first) {
 				return false, nil
 			}
-			if found != "" {
+			if pool != "" {
 				return false, ErrSeveral
 			}
-			found = campaignKey(key)
+			pool = campaignKey(key)
 			return true, nil
 		})
 		if err != nil {
-			return "", err
+			return "", nil, false, err
 		}
 	}
-	if found == "" {
-		return "", ErrNotFound
-	}
-	return found, nil
+	return pool, nil, pool != "", nil
 }
 
 // eachKey calls f with the keys of a lane's part of a view from the key after on, less their prefix, while it says true.
@@ -188,13 +189,21 @@ func (v *Views) eachKey(ctx context.Context, p prefix, after []byte, f func(key 
 	return entries.Error()
 }
 
-func (v *Views) readCampaign(pool string) (CampaignView, error) {
-	home := v.homeOf(domain.HomeKey(pool))
-	value, err := home.prefix(&campaignsProjection).read(v.db, campaignKey(pool))
-	if err != nil {
-		return CampaignView{}, missing(err, "campaign", pool)
+// readCampaign reads a campaign by its pool, and the pool's stock.
+func (v *Views) readCampaign(ctx context.Context, pool string) (CampaignView, error) {
+	found, err := v.homeOf(domain.HomeKey(pool)).reads.campaigns.Get(ctx, pool, 0)
+	switch {
+	case err != nil:
+		return CampaignView{}, err
+	case found.Value == nil:
+		return CampaignView{}, ErrNotFound
 	}
-	return v.campaignOf(pool, home.lane, value)
+	campaign := *found.Value
+	stock, err := v.reads.stocks.Get(ctx, pool, 0)
+	if err == nil && stock.Value != nil {
+		campaign.Stock = *stock.Value
+	}
+	return campaign, err
 }
 
 func missing(err error, what, key string) error {
@@ -206,16 +215,23 @@ func missing(err error, what, key string) error {
 
 // campaignOf reads a value of the view, and the pool's stock.
 func (v *Views) campaignOf(pool string, lane uint32, value []byte) (CampaignView, error) {
+	campaign, err := decodeCampaign(pool, lane, value)
+	if err == nil {
+		_, err = v.sumStock(&campaign.Stock)
+	}
+	return campaign, err
+}
+
+// decodeCampaign reads a value of the view; of the stock it knows the key.
+func decodeCampaign(pool string, lane uint32, value []byte) (CampaignView, error) {
 	event, entry, err := readNewest(pool, value)
 	if err != nil {
 		return CampaignView{}, fmt.Errorf("campaign %s: %w", pool, err)
 	}
-	campaign := CampaignView{
+	return CampaignView{
 		Campaign: domain.Campaign{}.Evolve(event, entry.At), Revision: Revision{Lane: lane, Commit: entry.Number},
 		Stock: StockView{SKU: pool},
-	}
-	_, err = v.sumStock(&campaign.Stock)
-	return campaign, err
+	}, nil
 }
 
 // readNewest reads what keepNewest wrote.

@@ -73,6 +73,21 @@ func (r *Runner) freshness() Freshness {
 	return f
 }
 
+// freshnessAt is freshness of an answer that holds up to a later position than the lane's views, as another node had it.
+// Its time is that of the views, which is no later.
+func (r *Runner) freshnessAt(position uint64) Freshness {
+	f := r.freshness()
+	head, known := r.follower.Head()
+	f.Commit, f.LagCommits = max(f.Commit, position), 0
+	switch {
+	case head > f.Commit:
+		f.LagCommits = head - f.Commit
+	case known:
+		f.State = StateFresh
+	}
+	return f
+}
+
 // waitersMax bounds the reads that wait for one lane's views; one more is answered as if its wait were over.
 const waitersMax = 1 << 14
 

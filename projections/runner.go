@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 
-	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections/readpath"
 )
 
 // Limits of a Runner.
@@ -34,6 +35,9 @@ type RunnerOptions struct {
 	Log eventstore.Log
 	// Observer is told what changes; nil for none.
 	Observer Observer
+	// Level2 is a cache of orders that nodes share, between this node's memory and its view; nil is none. Its keys are the
+	// order ids as text, its values the orders' records, its positions numbers of the lane's commits.
+	Level2 readpath.Level2
 	// Logger is told when the log cannot be read; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -50,19 +54,20 @@ type Runner struct {
 	// Owned by Run.
 	views    []*view
 	batch    *pebble.Batch
-	position progress // newest commit in the batch; the oldest of the views' at the start
-	pending  int      // commits in the batch
-	torn     bool     // the batch holds a part of a commit
-	changes  []change // events of the commit that is being taken in
-	changed  []domain.OrderID
-	users    []string // whose orders changed, one for each of changed
+	position progress    // newest commit in the batch; the oldest of the views' at the start
+	pending  int         // commits in the batch
+	torn     bool        // the batch holds a part of a commit
+	changes  []change    // events of the commit that is being taken in
+	changed  changedKeys // by the batch
 
 	observer Observer // nil for none
 	observed Changes
 
-	hot      *hotOrders
-	arrivals arrivals
-	watchers watchers
+	reads        *laneReads
+	sharesOrders bool // there is a Level2
+	shared       atomic.Pointer[[]*sharedReads]
+	arrivals     arrivals
+	watchers     watchers
 	// userWatchers follow all orders of a user.
 	userWatchers userWatchers
 	started      atomic.Bool
@@ -83,10 +88,11 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	}
 	r := &Runner{
 		lane: options.Lane, topology: topology, log: options.Log, db: options.Store.db,
-		hot: newHotOrders(options.Lanes), stopped: make(chan struct{}), observer: options.Observer,
-		observed: Changes{Lane: options.Lane},
+		stopped: make(chan struct{}), observer: options.Observer, observed: Changes{Lane: options.Lane}, sharesOrders: options.Level2 != nil,
 		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: options.Lane, Log: options.Log, Logger: options.Logger}),
 	}
+	r.shared.Store(new([]*sharedReads))
+	r.reads = newLaneReads(r, options.Level2)
 	if err := r.open(); err != nil {
 		return nil, fmt.Errorf("open the views of lane %d: %w", r.lane, err)
 	}
@@ -114,7 +120,18 @@ func (r *Runner) open() error {
 	}
 	applied := r.position
 	r.applied.Store(&applied)
-	return nil
+	return r.fillFilters()
+}
+
+// tellAlso has the runner say what changed to one more who reads over all lanes.
+func (r *Runner) tellAlso(reads *sharedReads) {
+	for {
+		told := r.shared.Load()
+		more := append(slices.Clip(*told), reads)
+		if r.shared.CompareAndSwap(told, &more) {
+			return
+		}
+	}
 }
 
 // live returns the generation of a projection that answers reads.
@@ -223,10 +240,7 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 	}
 	r.torn = false
 	for i := range r.changes {
-		if r.changes[i].kind.isOrder() {
-			r.changed = append(r.changed, r.changes[i].order)
-			r.users = append(r.users, r.changes[i].event.UserID)
-		}
+		r.note(&r.changes[i])
 	}
 	if r.observer != nil {
 		r.observer.Passing(r.lane, at)
@@ -254,7 +268,7 @@ func (r *Runner) flush() error {
 		return nil
 	}
 	if r.observer != nil {
-		r.observed.Orders, r.observed.Position = r.changed, r.position.Position
+		r.observed.Orders, r.observed.Position = r.changed.orders, r.position.Position
 		for _, v := range r.views {
 			if stock, ok := v.applier.(*stockApplier); ok {
 				for _, cached := range stock.dirty {
@@ -268,25 +282,28 @@ func (r *Runner) flush() error {
 		if err := v.finish(); err != nil {
 			return err
 		}
+		if stock, ok := v.applier.(*stockApplier); ok {
+			r.noteStock(stock)
+		}
 	}
 	if err := r.batch.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("write the views: %w", err)
 	}
 	r.batch.Reset()
 	r.pending = 0
-	r.hot.drop(r.changed)
+	r.tellReads()
 
 	// Readers look at the position before they read, so what they read is at least as new.
 	applied := r.position
 	r.applied.Store(&applied)
 	r.arrivals.reached(applied.Number)
-	r.watchers.wake(r.changed)
-	r.userWatchers.wake(r.changed, r.users, applied.Number)
+	r.watchers.wake(r.changed.orders)
+	r.userWatchers.wake(r.changed.orders, r.changed.users, applied.Number)
 	if r.observer != nil {
 		r.observer.Changed(&r.observed)
 		r.observed.reset()
 	}
-	r.changed, r.users = r.changed[:0], r.users[:0]
+	r.changed.reset()
 	return nil
 }
 

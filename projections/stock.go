@@ -95,7 +95,9 @@ type stockApplier struct {
 	*view
 	accounts map[string]*cachedAccount
 	dirty    []*cachedAccount
-	moves    []move
+	// created are the keys that were not there before, and written those that finish wrote, until the runner took note of them.
+	created, written []string
+	moves            []move
 }
 
 type cachedAccount struct {
@@ -347,14 +349,16 @@ func (s *stockApplier) account(sku []byte) (*cachedAccount, error) {
 		if err != nil {
 			return nil, fmt.Errorf("stock of %s: %w", sku, err)
 		}
-	case !errors.Is(err, pebble.ErrNotFound):
+	case errors.Is(err, pebble.ErrNotFound):
+		s.created = append(s.created, cached.sku)
+	default:
 		return nil, fmt.Errorf("read the stock of %s: %w", sku, err)
 	}
 	s.accounts[cached.sku] = cached
 	return cached, nil
 }
 
-// finish writes the accounts that the batch has changed.
+// finish writes the accounts that the batch has changed, and notes their keys.
 func (s *stockApplier) finish() error {
 	var value [9 * binary.MaxVarintLen64]byte
 	for _, cached := range s.dirty {
@@ -362,6 +366,7 @@ func (s *stockApplier) finish() error {
 			return err
 		}
 		cached.dirty = false
+		s.written = noteKey(s.written, cached.sku)
 	}
 	s.dirty = s.dirty[:0]
 	if len(s.accounts) > accountsMax {

@@ -42,15 +42,16 @@ type ViewsOptions struct {
 // Views read what the runners write. Methods may be called by any number of goroutines.
 //
 // Every read takes a Min and says how fresh its answer is: it waits for the Min, and if the wait is over first it
-// answers with what there is, as StateCatchingUp.
+// answers with what there is, as StateCatchingUp. What is returned is shared with others who ask: nobody changes it.
 type Views struct {
 	db       *pebble.DB
 	topology eventstore.Topology
 	runners  []*Runner
 	seal     pageSeal
+	reads    *sharedReads
 }
 
-// NewViews returns the views of all lanes.
+// NewViews returns the views of all lanes. The caller closes them before the store.
 func NewViews(options ViewsOptions) (*Views, error) {
 	if err := options.Topology.Validate(); err != nil {
 		return nil, err
@@ -66,10 +67,15 @@ func NewViews(options ViewsOptions) (*Views, error) {
 	if len(options.PageKey) < pageKeyBytesMin {
 		return nil, fmt.Errorf("the key for page tokens has %d bytes, want at least %d", len(options.PageKey), pageKeyBytesMin)
 	}
-	return &Views{
+	v := &Views{
 		db: options.Store.db, topology: options.Topology, runners: slices.Clone(options.Runners),
 		seal: pageSeal{key: bytes.Clone(options.PageKey)},
-	}, nil
+	}
+	v.reads = newSharedReads(v)
+	for _, r := range v.runners {
+		r.tellAlso(v.reads)
+	}
+	return v, nil
 }
 
 // An OrderView is an order and the position of its newest change.
@@ -103,8 +109,18 @@ func (v *Views) Order(ctx context.Context, id domain.OrderID, min Min) (OrderVie
 func (v *Views) OrderOf(ctx context.Context, id domain.OrderID, userID string, min Min) (OrderView, Freshness, error) {
 	r := v.runners[v.topology.LaneOf(id.Partition())]
 	var view OrderView
-	fresh, err := v.readKey(ctx, r, min, func() (err error) {
-		view, err = v.loadOrder(r, id, userID)
+	load := func(atLeast uint64) (position uint64, err error) {
+		view, position, err = r.orderOf(ctx, id, userID, atLeast)
+		return position, err
+	}
+	if r.sharesOrders && min.Lane == r.lane && min.Commit > r.applied.Load().Number {
+		// Another node may be as far already: what it said of the order saves the wait.
+		if position, err := load(min.Commit); err == nil && position >= min.Commit {
+			return view, r.freshnessAt(position), nil
+		}
+	}
+	fresh, err := v.readKey(ctx, r, min, func() error {
+		_, err := load(0)
 		return err
 	})
 	return view, fresh, err
@@ -129,22 +145,16 @@ func (v *Views) OrderAsOf(ctx context.Context, id domain.OrderID, userID string,
 	return view, fresh, err
 }
 
-// loadOrder returns an order of a user, any user when userID is empty, off the hot orders or off the view.
-func (v *Views) loadOrder(r *Runner, id domain.OrderID, userID string) (OrderView, error) {
-	if view, ok := r.hot.get(id); ok {
-		if userID != "" && view.Order.UserID != userID {
-			return OrderView{}, ErrNotFound
-		}
-		return view, nil
+// orderOf returns an order of a user, any user when userID is empty, and up to which commit it holds.
+func (r *Runner) orderOf(ctx context.Context, id domain.OrderID, userID string, atLeast uint64) (OrderView, uint64, error) {
+	answer, err := r.reads.orders.Get(ctx, id, atLeast)
+	if err != nil {
+		return OrderView{}, 0, err
 	}
-	generation := r.hot.generation.Load()
-	fold := newOrderFold(id)
-	if err := v.readOrder(r, fold, userID, nil); err != nil {
-		return OrderView{}, err
+	if answer.Value == nil || userID != "" && answer.Value.Order.UserID != userID {
+		return OrderView{}, answer.Position, ErrNotFound
 	}
-	view := OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}
-	r.hot.put(id, view, generation)
-	return view, nil
+	return *answer.Value, answer.Position, nil
 }
 
 // readOrder folds those entries of an order's record that the fold has not seen, and calls each, if it is not nil, after
@@ -252,10 +262,9 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 		return OrdersPage{}, Freshness{}, fmt.Errorf("a user id has %d bytes, want 1 to %d", len(query.UserID), userIDBytesMax)
 	}
 	size := pageSize(query.PageSize, OrdersPageDefault, OrdersPageMax)
-	binding := []string{"orders", query.UserID, strconv.Itoa(int(query.Status))}
+	binding := query.binding()
 	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(query.UserID))]
-	index := r.prefix(&ordersByUserProjection)
-	first := appendUser(append([]byte(nil), index[:]...), query.UserID)
+	first := firstOfUser(r, query.UserID)
 	last := keyAfter(first)
 	if query.PageToken != "" {
 		cursor, err := v.seal.open(query.PageToken, binding...)
@@ -278,8 +287,50 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 	if !reached {
 		fresh.State = StateCatchingUp
 	}
+	if query.PageToken == "" && query.Status == 0 && !query.Events && size == OrdersPageDefault {
+		at := r.applied.Load().Number
+		answer, err := v.reads.pages.Get(ctx, query.UserID, 0)
+		if err != nil {
+			return OrdersPage{}, fresh, err
+		}
+		page := answer.Value.OrdersPage
+		if at > answer.Value.commit { // Nothing of the user's has changed in between.
+			page.Watch = v.seal.sealWatch(query.UserID, after(at))
+		}
+		return page, fresh, nil
+	}
 	page, err := v.readOrdersPage(ctx, r, query, binding, size, first, last)
 	return page, fresh, err
+}
+
+// A firstPage is the page that most who list orders ask for, and the newest commit of the lane that it holds.
+type firstPage struct {
+	OrdersPage
+	commit uint64
+}
+
+// loadFirstPage reads the first page of a user. There is one of every user.
+func (v *Views) loadFirstPage(ctx context.Context, userID string) (page firstPage, _ []byte, found bool, err error) {
+	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(userID))]
+	first := firstOfUser(r, userID)
+	query := OrdersQuery{UserID: userID}
+	if page.OrdersPage, err = v.readOrdersPage(ctx, r, query, query.binding(), OrdersPageDefault, first, keyAfter(first)); err != nil {
+		return firstPage{}, nil, false, err
+	}
+	at, err := v.seal.openWatch(userID, page.Watch)
+	page.commit = at.commit
+	return page, nil, true, err
+}
+
+// binding is what a page token of the query is good for.
+func (q *OrdersQuery) binding() []string {
+	return []string{"orders", q.UserID, strconv.Itoa(int(q.Status))}
+}
+
+// firstOfUser returns what the index keys of a user's orders begin with.
+func firstOfUser(r *Runner, userID string) []byte {
+	index := r.prefix(&ordersByUserProjection)
+	return appendUser(append([]byte(nil), index[:]...), userID)
 }
 
 // readOrdersPage reads a page off the index from key first to before key last.
@@ -345,9 +396,16 @@ func pageSize(asked, whenZero, most int) int {
 func (v *Views) Product(ctx context.Context, sku string, min Min) (ProductView, Freshness, error) {
 	r := v.homeOf(sku)
 	var product ProductView
-	fresh, err := v.readKey(ctx, r, min, func() (err error) {
-		product, err = v.readProduct(r, sku)
-		return err
+	fresh, err := v.readKey(ctx, r, min, func() error {
+		answer, err := r.reads.products.Get(ctx, sku, 0)
+		switch {
+		case err != nil:
+			return err
+		case answer.Value == nil:
+			return ErrNotFound
+		}
+		product = *answer.Value
+		return nil
 	})
 	return product, fresh, err
 }
@@ -355,17 +413,6 @@ func (v *Views) Product(ctx context.Context, sku string, min Min) (ProductView, 
 // homeOf returns the runner of a SKU's home lane.
 func (v *Views) homeOf(sku string) *Runner {
 	return v.runners[v.topology.LaneOf(eventstore.PartitionOf(sku))]
-}
-
-func (v *Views) readProduct(r *Runner, sku string) (ProductView, error) {
-	value, err := r.prefix(&productsProjection).read(v.db, sku)
-	if errors.Is(err, pebble.ErrNotFound) {
-		return ProductView{}, ErrNotFound
-	}
-	if err != nil {
-		return ProductView{}, fmt.Errorf("read product %s: %w", sku, err)
-	}
-	return readProduct(sku, r.lane, value)
 }
 
 // A ProductsQuery asks for a page of products.
@@ -454,17 +501,31 @@ func (v *Views) Stock(ctx context.Context, sku string, min Min) (StockView, Fres
 	var behind Freshness
 	fresh, err := v.readKey(ctx, v.homeOf(sku), min, func() error {
 		behind = v.furthestBehind()
-		known, err := v.sumStock(&stock)
-		if err != nil || known {
+		answer, err := v.reads.stocks.Get(ctx, sku, 0)
+		switch {
+		case err != nil:
 			return err
+		case answer.Value == nil:
+			return ErrNotFound
 		}
-		_, err = v.readProduct(v.homeOf(sku), sku)
-		return err
+		stock = *answer.Value
+		return nil
 	})
 	if fresh.State == StateCatchingUp {
 		behind.State = StateCatchingUp
 	}
 	return stock, behind, err
+}
+
+// loadStock sums up the stock of a key. A product has stock, if only nothing.
+func (v *Views) loadStock(ctx context.Context, key string) (stock StockView, _ []byte, found bool, err error) {
+	stock.SKU = key
+	if found, err = v.sumStock(&stock); err != nil || found {
+		return stock, nil, found, err
+	}
+	home := v.homeOf(key)
+	_, _, found, err = home.loadProduct(ctx, key)
+	return stock, nil, found, err
 }
 
 // sumStock adds up the accounts of all lanes, and reports whether there was any.

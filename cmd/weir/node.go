@@ -291,7 +291,11 @@ func (n *node) openViews(ctx context.Context) error {
 	n.views, err = projections.NewViews(projections.ViewsOptions{
 		Store: n.store, Topology: n.log.topology, Runners: n.runners, PageKey: pageKey(master),
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	n.later(func() error { n.views.Close(); return nil })
+	return nil
 }
 
 func (n *node) openAPI(ctx context.Context) error {

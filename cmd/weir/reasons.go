@@ -49,6 +49,7 @@ var reasons = []reason{
 	{"QUEUE_FULL", connect.CodeResourceExhausted, "the lane has as much waiting as it can do in time", "wait as long as it says and repeat with the same request id"},
 	{"TOO_MANY_WATCHES", connect.CodeResourceExhausted, "as many orders are watched as may be, by this token or by all", "end a watch that is no longer needed, or try again later"},
 	{"WATCH_TOO_OLD", connect.CodeOutOfRange, "too much was missed since the watch stopped", "list the orders, and watch from the list's watch_token"},
+	{"READS_FULL", connect.CodeResourceExhausted, "as many reads that memory does not answer are under way, and wait, as may", "try again after the delay; if it goes on, the node's disk is too slow"},
 	{"LOG_FULL", connect.CodeResourceExhausted, "the log has no room left; reads go on", "the operator has to make room for the log, then repeat with the same request id"},
 	{"LANE_UNAVAILABLE", connect.CodeUnavailable, "the lane is opening, stepping down or cannot reach its log", "repeat with the same request id"},
 	{"KEYS_UNAVAILABLE", connect.CodeUnavailable, "the keys that seal notes are out of reach", "repeat with the same request id"},

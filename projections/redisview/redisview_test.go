@@ -9,7 +9,11 @@ import (
 	"time"
 
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/projections/readpath"
 )
+
+// Orders in Redis are a level of the read path.
+var _ readpath.Level2 = OrderRecords{}
 
 func TestEveryModelIsInRedisAsTheViewsHaveIt(t *testing.T) {
 	for _, lanes := range []uint32{1, 4} {
