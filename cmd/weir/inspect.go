@@ -25,6 +25,7 @@ import (
 //	GET /log?lane=L&from=N                     commits as frames, see writeFrame, until the reader leaves
 //	GET /projections                           how far every view is
 //	GET /reactors                              how far every reactor is, and how payments stand
+//	GET /reads                                 what reads were answered from
 //	GET /keys                                  every user's wrapped key, a JSON object each
 //	POST /checkpoint                           copy the state into a directory beside it, and name that
 //	GET /verify                                compare every view with the fold of the log: progress, then differences
@@ -35,6 +36,7 @@ const (
 	inspectProjections = "/projections"
 	inspectReactors    = "/reactors"
 	inspectVerify      = "/verify"
+	inspectReads       = "/reads"
 	inspectKeys        = "/keys"
 	inspectCheckpoint  = "/checkpoint"
 )
@@ -121,6 +123,7 @@ type inspector struct {
 	views    viewSource
 	reactors reactorSource
 	copier   copier
+	reads    func() readReport
 }
 
 // handler returns the endpoint. Every request needs the token.
@@ -132,6 +135,7 @@ func (i *inspector) handler() http.Handler {
 	mux.HandleFunc("GET "+inspectProjections, i.serveProjections)
 	mux.HandleFunc("GET "+inspectReactors, i.serveReactors)
 	mux.HandleFunc("GET "+inspectVerify, i.serveVerify)
+	mux.HandleFunc("GET "+inspectReads, i.serveReads)
 	mux.HandleFunc("GET "+inspectKeys, i.serveKeys)
 	mux.HandleFunc("POST "+inspectCheckpoint, i.serveCheckpoint)
 	want := []byte("Bearer " + i.token)

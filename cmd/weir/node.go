@@ -30,6 +30,7 @@ import (
 	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
+	"github.com/weirhq/weir/projections/redisview"
 )
 
 // Limits of a node's life.
@@ -72,6 +73,7 @@ type nodeOptions struct {
 	gcPercent int
 	keys      keyOptions
 	payments  paymentOptions
+	redis     redisOptions
 	// pointsPerMajor is how many points a whole major unit of money is worth.
 	pointsPerMajor int64
 	// limits on what a caller may cost; zero fields mean the defaults, which every node has outside of tests.
@@ -102,6 +104,8 @@ type node struct {
 	lanes    *lanes.Set
 	sealer   *sealing.Sealer
 	views    *projections.Views
+	// mirror keeps copies of views in Redis, nil for none.
+	mirror   *redisview.Mirror
 	reactors *reactors.Runner
 	cashier  *paying.Cashier
 	// notices take payment providers' webhooks, by provider; webhooks are those that go out.
@@ -242,16 +246,21 @@ func (n *node) openLog(ctx context.Context) (err error) {
 	return nil
 }
 
-func (n *node) openState(context.Context) (err error) {
+func (n *node) openState(ctx context.Context) (err error) {
 	n.store, err = projections.OpenStore(n.options.data.state(), projections.StoreOptions{Logger: n.logger})
 	if err != nil {
 		return err
 	}
 	n.later(n.store.Close)
+	if err := n.openMirror(ctx); err != nil {
+		return err
+	}
+	observer, shared := n.watchedBy()
 	topology := n.log.topology
 	for lane := range topology.Lanes {
 		runner, err := projections.NewRunner(projections.RunnerOptions{
 			Store: n.store, Lane: lane, Lanes: topology.Lanes, Log: n.log.streams.Log(lane), Logger: n.logger,
+			Observer: observer, Level2: shared,
 		})
 		if err != nil {
 			return err
@@ -391,6 +400,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 
 	viewing.run(n.log.run)
 	viewing.run(n.followKeys)
+	if n.mirror != nil {
+		viewing.run(n.mirror.Run)
+	}
 	for _, runner := range n.runners {
 		viewing.run(runner.Run)
 	}
@@ -610,6 +622,7 @@ func (n *node) inspector() *inspector {
 		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
 		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
+		reads:    n.reads,
 		copier: &localCopier{
 			dir: n.options.data, store: n.store,
 			keys: func(context.Context) (*eventstore.UserKeys, error) { return n.log.keys, nil },

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"net"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// startRedis starts a Redis server of the test's own and returns its address, and what kills it.
+func startRedis(t *testing.T) (address string, kill func()) {
+	t.Helper()
+	program, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Fatal("redis-server is missing: run 'make redis-server', or install the package redis-server")
+	}
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = listener.Addr().String()
+	_, port, _ := net.SplitHostPort(address)
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	server := exec.Command(program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir()) //nolint:noctx,gosec // It is killed below.
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := false
+	kill = func() {
+		if !ended {
+			ended = true
+			_ = server.Process.Kill()
+			_ = server.Wait()
+		}
+	}
+	t.Cleanup(kill)
+	for end := time.Now().Add(20 * time.Second); ; {
+		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", address)
+		if err == nil {
+			_ = conn.Close()
+			return address, kill
+		}
+		if time.Now().After(end) {
+			t.Fatalf("redis-server does not listen: %v", err)
+		}
+	}
+}
+
+func TestANodeReadsThroughRedisAndDoesWithoutIt(t *testing.T) {
+	address, kill := startRedis(t)
+	dir := filepath.Join(t.TempDir(), "data")
+	n := startDev(t, dir, "--demo", "--redis", "redis://"+address)
+	order := place(t, n.customer(), "tea-sencha")
+	get := func() {
+		t.Helper()
+		wantText(t, live(t, n.customer(), "order", "get", order.Order.OrderID, "--min-revision", order.revision()).want(t, exitOK).stdout, "pending-payment")
+	}
+	reads := func() readReport {
+		return decode[readReport](t, live(t, nil, "reads", "--data", dir, "-o", "json").want(t, exitOK).stdout)
+	}
+	get()
+	report := reads()
+	if report.Redis == nil || report.Reads["orders"].Loads+report.Reads["orders"].Redis == 0 {
+		t.Fatalf("got %+v", report)
+	}
+	for end := time.Now().Add(20 * time.Second); report.Redis.Written == 0; report = reads() {
+		if time.Now().After(end) {
+			t.Fatalf("nothing was written to Redis: %+v", report.Redis)
+		}
+	}
+	wantText(t, live(t, nil, "reads", "--data", dir).want(t, exitOK).stdout, "orders", "Redis: ")
+
+	// Without Redis the node answers as before, and starts.
+	kill()
+	order = place(t, n.customer(), "tea-sencha=2")
+	get()
+	n.stop().want(t, exitOK)
+	n = startDev(t, dir, "--redis", "redis://"+address)
+	get()
+	n.stop().want(t, exitOK)
+	wantText(t, live(t, nil, "reads", "--data", dir).want(t, exitUnavailable).stderr, "no node runs on")
+}
+
+func TestARedisThatCannotBeIsRefused(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	missing := filepath.Join(t.TempDir(), "missing")
+	for _, c := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--redis", "127.0.0.1:6379"}, "neither with redis:// nor with rediss://"},
+		{[]string{"--redis", "redis://127.0.0.1"}, "every host needs a port"},
+		{[]string{"--redis", "redis://127.0.0.1:6379/3"}, "every host needs a port"},
+		{[]string{"--redis", "redis://a:b@127.0.0.1:6379", "--redis-password-file", missing}, "both --redis and --redis-password-file"},
+		{[]string{"--redis", "redis://a@127.0.0.1:6379", "--redis-password-file", missing}, "--redis-password-file"},
+		{[]string{"--redis", "redis://127.0.0.1:6379", "--redis-ca-file", missing}, "does not use it"},
+		{[]string{"--redis", "rediss://127.0.0.1:6379", "--redis-ca-file", missing}, "read the authority's certificate"},
+		{[]string{"--redis", "redis://127.0.0.1:6379", "--redis-prefix", "a b"}, "prefix"},
+	} {
+		wantText(t, live(t, nil, append([]string{"dev", "--data", dir, "--listen", "127.0.0.1:0"}, c.args...)...).want(t, exitUsage).stderr, c.want)
+	}
+	address, _ := startRedis(t)
+	secret := "c3cr3t"
+	said := live(t, nil, "dev", "--data", dir, "--listen", "127.0.0.1:0", "--redis", "redis://ann:"+secret+"@"+address).want(t, exitUsage).stderr
+	wantText(t, said, "a node needs none")
+	if strings.Contains(said, secret) {
+		t.Errorf("the password is printed: %s", said)
+	}
+}
