@@ -309,7 +309,7 @@ func TestMissingKeysTakeABoundedRoomAndAreForgottenInTime(t *testing.T) {
 		}
 		get(t, c, 1000, 0)
 		s.values[1000] = 4
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if got := get(t, c, 1000, 0); got.Value == nil {
 			t.Fatal("a missing key is believed to be missing for longer than its time")
 		}
@@ -349,7 +349,7 @@ func TestAnEntryThatOutlivesItsTimeIsServedWhileOneRefreshRuns(t *testing.T) {
 		defer c.Close()
 		get(t, c, 0, 0)
 		s.values[0] = 2 // Nothing told the cache.
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		gate := make(chan struct{})
 		s.before = func(context.Context, int) error { <-gate; return nil }
 		for range 100 {
@@ -376,7 +376,7 @@ func TestAStaleEntryIsNotServedBelowMinRevision(t *testing.T) {
 		get(t, c, 0, 0)
 		s.write(5, 0)
 		s.shown.Store(5) // The word of the change was lost.
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if got := get(t, c, 0, 5); *got.Value != 5 || got.Stale {
 			t.Fatalf("got %+v, want 5: the old entry holds as of 1 only", got)
 		}
@@ -390,7 +390,7 @@ func TestARefreshThatFailsLeavesTheOldEntryUntilItExpires(t *testing.T) {
 		defer c.Close()
 		get(t, c, 0, 0)
 		s.before = func(context.Context, int) error { return errDown }
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		if got := get(t, c, 0, 0); *got.Value != 1 || !got.Stale {
 			t.Fatalf("got %+v, want the old value", got)
 		}
@@ -398,7 +398,7 @@ func TestARefreshThatFailsLeavesTheOldEntryUntilItExpires(t *testing.T) {
 		if stats := c.Stats(); stats.RefreshErrors != 1 {
 			t.Fatalf("got %+v, want a refresh that failed", stats)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if _, err := c.Get(t.Context(), 0, 0); !errors.Is(err, errDown) {
 			t.Fatalf("got %v, want L3's error: the entry has expired", err)
 		}
@@ -413,7 +413,7 @@ func TestRefreshesInTheBackgroundAreBoundedAndCloseWaitsForThem(t *testing.T) {
 		for key := range keys {
 			get(t, c, key, 0)
 		}
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		gate := make(chan struct{})
 		s.before = func(context.Context, int) error { <-gate; return nil }
 		for key := range keys {

@@ -86,7 +86,7 @@ func TestProblemBreakdown(t *testing.T) {
 			c.apart = apart
 			defer c.Close()
 			get(t, c, 0, 0)
-			time.Sleep(time.Minute) // It expires.
+			pass(time.Minute) // It expires.
 			gate := make(chan struct{})
 			s.before = func(context.Context, int) error { <-gate; return nil }
 			var reading sync.WaitGroup
@@ -172,7 +172,7 @@ func TestProblemAvalancheOfExpiry(t *testing.T) {
 				get(t, c, key, 0)
 			}
 			for range 101 {
-				time.Sleep(time.Second)
+				pass(time.Second)
 				before := s.loads.Load()
 				for key := range keys {
 					get(t, c, key, 0)

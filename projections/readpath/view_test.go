@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // seedOf returns a fresh seed and says what it is if the test fails.
@@ -137,6 +138,9 @@ func (s *shared) Set(_ context.Context, key string, value []byte, position uint6
 }
 
 func keyText(key int) string { return string(rune('a'+key%26)) + string(rune(key)) }
+
+// pass lets time pass in a bubble of synctest, where nobody waits for it.
+func pass(d time.Duration) { <-time.After(d) }
 
 // get fails the test when the key cannot be read.
 func get(t *testing.T, c *Cache[int, uint64], key int, atLeast uint64) Answer[uint64] {
