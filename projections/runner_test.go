@@ -576,43 +576,6 @@ func TestALogThatCannotBeReachedIsTriedAgain(t *testing.T) {
 	}
 }
 
-func TestAViewOfAnotherVersionIsMadeAgainWhileTheOthersStay(t *testing.T) {
-	seed := seedOf(t)
-	s := newShop(t, seed, 0, 1)
-	for range 50 {
-		s.step()
-	}
-	fs := vfs.NewMem()
-	n := startNode(t, fs, s.log)
-	n.reach(s)
-	want := dump(t, n.store)
-	n.stop()
-
-	n = openNode(t, fs, s.log)
-	old := appendProgress(nil, Projections[1].Version+1, n.runners[0].position)
-	if err := n.store.db.Set(progressKey(Projections[1].space, firstGeneration, 0), old, pebble.NoSync); err != nil {
-		t.Fatal(err)
-	}
-	leftover := n.runners[0].prefix(Projections[1]).key([]byte("left over"))
-	if err := n.store.db.Set(leftover, nil, pebble.NoSync); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.store.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for range 10 {
-		s.step()
-	}
-	n = startNode(t, fs, s.log)
-	n.reach(s)
-	n.check(s)
-	again := startNode(t, vfs.NewMem(), s.log)
-	again.reach(s)
-	if got := dump(t, n.store); got == want || got != dump(t, again.store) {
-		t.Fatalf("seed %d: the views differ from rebuilt ones", seed)
-	}
-}
-
 func TestVerifyTellsWhatDiffers(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
