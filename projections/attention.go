@@ -39,6 +39,7 @@ var attentionProjection = Projection{
 	},
 	print:     printAttention,
 	partition: orderPartition,
+	byOrder:   true,
 }
 
 // An AttentionKind says why somebody should look at a payment. The numbers are those of weir.payment.v1.AttentionKind.

@@ -45,6 +45,7 @@ var pointsProjection = Projection{
 		return fmt.Sprintf("%+d makes %d, for %s of order %s", e.Points, e.Balance, e.Part, e.OrderID), nil
 	},
 	partition: userPartition,
+	byOrder:   true,
 }
 
 // Limits of a page of points.

@@ -488,6 +488,46 @@ func TestAViewThatIsBehindTheOthersIsMadeUpInItsPlace(t *testing.T) {
 	}
 }
 
+func TestWhatWasRememberedOfAViewIsForgottenWhenItIsWhole(t *testing.T) {
+	seed := seedOf(t)
+	s := newShop(t, seed, 0, 1)
+	for range 100 {
+		s.step()
+	}
+	fs := vfs.NewMem()
+	n := startNode(t, fs, s.log)
+	n.reach(s)
+	n.stop()
+	n = openNode(t, fs, s.log)
+	batch := n.store.db.NewBatch()
+	if err := errors.Join(
+		wipe(batch, &productsProjection, firstGeneration, 0), wipe(batch, &campaignsProjection, firstGeneration, 0),
+		wipe(batch, &ordersProjection, firstGeneration, 0), batch.Commit(pebble.NoSync), n.store.Close(),
+	); err != nil {
+		t.Fatal(err)
+	}
+	n = startNode(t, fs, s.log)
+	n.reach(s)
+	id, sku := s.byUser[s.users[0]][0], s.skus[0]
+	for range 3 { // So that memory and filters know of it.
+		_, _, err := n.views.Order(t.Context(), id, Min{})
+		_, _, skuErr := n.views.Product(t.Context(), sku, Min{})
+		_, _, campaignErr := n.views.Campaign(t.Context(), "flash", sku, Min{})
+		if !errors.Is(err, ErrBehind) || !errors.Is(skuErr, ErrBehind) || !errors.Is(campaignErr, ErrBehind) {
+			t.Fatalf("seed %d: got %v, %v and %v, want that the views are behind", seed, err, skuErr, campaignErr)
+		}
+	}
+	b := n.rebuilder(s.log)
+	b.run(t)
+	if left := b.settle(t); len(left) > 0 {
+		t.Fatalf("seed %d: rebuilds are left: %+v", seed, left)
+	}
+	n.check(s) // Nothing was written since.
+	if len(s.campaigns) > 0 {
+		n.checkCampaigns(s)
+	}
+}
+
 func TestARebuildThatIsPausedStaysSoAndGoesOn(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)

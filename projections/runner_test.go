@@ -611,3 +611,38 @@ func TestVerifyTellsWhatDiffers(t *testing.T) {
 		}
 	}
 }
+
+func TestVerifyComparesASampleOfTheOrders(t *testing.T) {
+	seed := seedOf(t)
+	s := newShop(t, seed, 0, 1)
+	for range 100 {
+		s.step()
+	}
+	n := startNode(t, vfs.NewMem(), s.log)
+	n.reach(s)
+	id := s.byUser[s.users[0]][0]
+	if err := n.store.db.Delete(n.runners[0].prefix(&ordersProjection).key(id[:]), pebble.NoSync); err != nil {
+		t.Fatal(err)
+	}
+	var all uint64
+	for name, c := range map[string]struct {
+		sample      func(uint32) bool
+		differences uint64
+	}{
+		"all":                   {nil, 1},
+		"its partition":         {func(p uint32) bool { return p == id.Partition() }, 1},
+		"every other partition": {func(p uint32) bool { return p != id.Partition() }, 0},
+	} {
+		report, err := Verify(t.Context(), VerifyOptions{Store: n.store, Lane: 0, Lanes: 1, Log: s.log, Sample: c.sample})
+		if err != nil || report.DifferencesTotal != c.differences {
+			t.Fatalf("seed %d, %s: got %+v, %v, want %d differences", seed, name, report, err, c.differences)
+		}
+		if c.sample == nil {
+			all += report.Keys
+		}
+	}
+	report, err := Verify(t.Context(), VerifyOptions{Store: n.store, Lane: 0, Lanes: 1, Log: s.log, Sample: func(uint32) bool { return false }})
+	if err != nil || report.Keys == 0 || report.Keys >= all {
+		t.Fatalf("seed %d: %d keys were compared without orders, %d with them, %v", seed, report.Keys, all, err)
+	}
+}

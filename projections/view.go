@@ -36,6 +36,8 @@ type Projection struct {
 	// partition is that of a key, less its prefix. It has no meaning but that the same key always has the same one:
 	// views are compared partition by partition.
 	partition func(suffix []byte) uint32
+	// byOrder says that an event changes keys of its order's partition alone.
+	byOrder bool
 }
 
 // An applier takes events into one lane's part of a view. One goroutine uses it.
