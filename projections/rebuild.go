@@ -105,6 +105,7 @@ type rebuild struct {
 
 	// Guarded by the Rebuilder's mu.
 	fed        bool // every part is with its runner
+	givenUp    bool // nobody may take it up while it is being given up
 	failure    error
 	comparison *Comparison
 	cancel     context.CancelFunc
@@ -324,7 +325,7 @@ func (b *Rebuilder) startWork(ctx context.Context, working *sync.WaitGroup) {
 	defer b.mu.Unlock()
 	for _, p := range Projections {
 		job := b.rebuilds[p.space]
-		if job == nil || job.done != nil || job.record.Paused || job.failure != nil || job.fed && job.record.Held != "" {
+		if job == nil || job.done != nil || job.givenUp || job.record.Paused || job.failure != nil || job.fed && job.record.Held != "" {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)

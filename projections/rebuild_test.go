@@ -121,7 +121,7 @@ func TestViewsAreRebuiltWhileTheyAreReadAndWritten(t *testing.T) {
 					return
 				}
 				mu.Lock()
-				commit, at := s.step()
+				commit, at := s.step() //nolint:contextcheck // The shop ends with the test, not with its writers.
 				mu.Unlock()
 				n.runners[s.lane].Offer(commit, at)
 				if reached, err := n.runners[s.lane].await(ctx, at.Number, patience); ctx.Err() == nil && !reached {
@@ -796,7 +796,9 @@ func TestARebuildKeepsItsSpeedAndMakesRoomForTheLiveViews(t *testing.T) {
 			began := time.Now()
 			p := &pace{}
 			for range events / 10 {
-				time.Sleep(work)
+				if err := sleepFor(t.Context(), work); err != nil { // The work.
+					t.Fatal(err)
+				}
 				if err := p.wait(t.Context(), speed, 10, lag); err != nil {
 					t.Fatal(err)
 				}
@@ -822,4 +824,61 @@ func TestARebuildKeepsItsSpeedAndMakesRoomForTheLiveViews(t *testing.T) {
 	if took := run(SpeedFull, paceEvents+10, 0, func() uint64 { return lagCommitsMax + 1 }); took != lagPausesMax*lagPause {
 		t.Errorf("it pauses %v for a lag that stays, want %v", took, lagPausesMax*lagPause)
 	}
+}
+
+func TestARebuildThatWasGivenUpIsNotTakenUpAgain(t *testing.T) {
+	seed := seedOf(t)
+	s := newShop(t, seed, 0, 1)
+	for range 200 {
+		s.step()
+	}
+	n := startNode(t, vfs.NewMem(), s.log)
+	n.reach(s)
+	r := n.runners[0]
+	// Whoever works on a rebuild stays at the first commit until he is told to stop.
+	const rounds = 100
+	began := make(chan struct{}, 2*rounds)
+	b := n.rebuilder(&brokenLog{Log: s.log, next: func(_ eventstore.Cursor, ctx context.Context) (eventstore.Record, error) {
+		began <- struct{}{}
+		<-ctx.Done()
+		return eventstore.Record{}, ctx.Err()
+	}})
+	late, soon := context.WithTimeout(t.Context(), patience)
+	defer soon()
+	ctx, cancel := context.WithCancel(late)
+	defer cancel()
+	var running, working sync.WaitGroup
+	running.Go(func() { // As Run, which looks for work whenever some has ended.
+		for ctx.Err() == nil {
+			b.startWork(ctx, &working)
+		}
+	})
+	for range rounds {
+		if err := b.Start("orders", RebuildOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-began:
+		case <-late.Done():
+			t.Fatalf("seed %d: nobody takes the rebuild up: %+v", seed, b.Status())
+		}
+		if err := b.Drop(t.Context(), "orders"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	running.Wait()
+	working.Wait()
+	if len(began) > 0 || len(b.Status()) > 0 {
+		t.Errorf("seed %d: %d of %d rebuilds were taken up again, and are left: %+v", seed, len(began), rounds, b.Status())
+	}
+	if err := r.atBoundary(t.Context(), func() error {
+		if len(r.views) != len(Projections) {
+			t.Errorf("seed %d: the runner feeds %d views, want %d", seed, len(r.views), len(Projections))
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	n.verify(s)
 }

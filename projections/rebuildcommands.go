@@ -197,7 +197,7 @@ func (b *Rebuilder) Drop(ctx context.Context, name string) error {
 }
 
 // giveUp ends a rebuild and leaves what answers as it is.
-func (b *Rebuilder) giveUp(ctx context.Context, p *Projection, job *rebuild) error {
+func (b *Rebuilder) giveUp(ctx context.Context, p *Projection, job *rebuild) (err error) {
 	if !job.stored {
 		return refuse(p, "it answers as far as it has been made: it has to be built")
 	}
@@ -211,6 +211,8 @@ func (b *Rebuilder) giveUp(ctx context.Context, p *Projection, job *rebuild) err
 			return refuse(p, "what answers was made by another version of this program and is not fed: the new generation is needed")
 		}
 	}
+	job.givenUp = true
+	defer func() { job.givenUp = err == nil }()
 	b.stop(job)
 	if b.rebuilds[p.space] != job {
 		return refuse(p, "its new generation has just begun to answer: go back with 'projections rollback %s'", p.Name)

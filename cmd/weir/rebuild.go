@@ -201,26 +201,26 @@ func rebuildProblem(err error) *problem {
 // The inspection endpoint's side.
 
 func (i *inspector) serveGenerations(w http.ResponseWriter, r *http.Request) {
-	answerRebuild(w, func() (any, error) { return i.rebuilds.Generations(r.Context()) })
+	answerRebuild(w, r, func(ctx context.Context) (any, error) { return i.rebuilds.Generations(ctx) })
 }
 
 func (i *inspector) serveRebuilds(w http.ResponseWriter, r *http.Request) {
-	answerRebuild(w, func() (any, error) { return i.rebuilds.Rebuilds(r.Context()) })
+	answerRebuild(w, r, func(ctx context.Context) (any, error) { return i.rebuilds.Rebuilds(ctx) })
 }
 
 func (i *inspector) serveCompare(w http.ResponseWriter, r *http.Request) {
-	answerRebuild(w, func() (any, error) { return i.rebuilds.Compare(r.Context(), r.FormValue("view")) })
+	answerRebuild(w, r, func(ctx context.Context) (any, error) { return i.rebuilds.Compare(ctx, r.FormValue("view")) })
 }
 
 func (i *inspector) serveRebuild(w http.ResponseWriter, r *http.Request) {
-	answerRebuild(w, func() (any, error) {
-		return struct{}{}, i.rebuilds.Act(r.Context(), r.PathValue("action"), r.FormValue("view"), r.Form)
+	answerRebuild(w, r, func(ctx context.Context) (any, error) {
+		return struct{}{}, i.rebuilds.Act(ctx, r.PathValue("action"), r.FormValue("view"), r.Form)
 	})
 }
 
 // answerRebuild answers a problem of the caller's as a conflict, whose text is the problem's.
-func answerRebuild(w http.ResponseWriter, ask func() (any, error)) {
-	answer, err := ask()
+func answerRebuild(w http.ResponseWriter, r *http.Request, ask func(context.Context) (any, error)) {
+	answer, err := ask(r.Context())
 	var wrong *problem
 	switch {
 	case err == nil:
