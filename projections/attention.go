@@ -39,6 +39,7 @@ var attentionProjection = Projection{
 	},
 	print:     printAttention,
 	partition: orderPartition,
+	byOrder:   true,
 }
 
 // An AttentionKind says why somebody should look at a payment. The numbers are those of weir.payment.v1.AttentionKind.
@@ -265,14 +266,11 @@ func (v *Views) NeedingAttention(ctx context.Context, query AttentionQuery, min 
 		}
 		after = append(cursor, 0) // The first key after it.
 	}
-	reached, err := v.await(ctx, min)
+	reached, err := v.await(ctx, min, &attentionProjection, &ordersProjection)
 	if err != nil {
 		return AttentionPage{}, Freshness{}, err
 	}
-	fresh := v.furthestBehind()
-	if !reached {
-		fresh.State = StateCatchingUp
-	}
+	fresh := v.furthestBehind(&attentionProjection, &ordersProjection).waited(reached)
 	var found []attentionEntry
 	for _, r := range v.runners {
 		// One more than the page holds, to see whether more follow.

@@ -135,21 +135,18 @@ func (v *Views) Campaign(ctx context.Context, campaignID, sku string, min Min) (
 		}
 		campaign, err = v.readCampaign(ctx, pool)
 		return err
-	})
+	}, &campaignsProjection, &stockProjection)
 	return campaign, fresh, err
 }
 
 // readAll is readKey for an answer that comes from every lane: it is as fresh as the one that is furthest behind.
-func (v *Views) readAll(ctx context.Context, home *Runner, min Min, readOnce func() error) (Freshness, error) {
+func (v *Views) readAll(ctx context.Context, home *Runner, min Min, readOnce func() error, of ...*Projection) (Freshness, error) {
 	var behind Freshness
 	fresh, err := v.readKey(ctx, home, min, func() error {
-		behind = v.furthestBehind()
+		behind = v.furthestBehind(of...)
 		return readOnce()
-	})
-	if fresh.State == StateCatchingUp {
-		behind.State = StateCatchingUp
-	}
-	return behind, err
+	}, of...)
+	return behind.waited(fresh.State == StateFresh), err
 }
 
 // loadPool finds the pool of the only campaign of an id.
@@ -267,7 +264,7 @@ func (v *Views) Coupon(ctx context.Context, code string, min Min) (CouponView, F
 		}
 		coupon, err = v.couponOf(code, home.lane, value)
 		return err
-	})
+	}, &couponsProjection, &stockProjection)
 	return coupon, fresh, err
 }
 
@@ -310,14 +307,11 @@ func (v *Views) readPage(
 		}
 		after = append(cursor, 0) // The first key after it.
 	}
-	reached, err := v.await(ctx, min)
+	reached, err := v.await(ctx, min, p, &stockProjection)
 	if err != nil {
 		return Freshness{}, err
 	}
-	fresh := v.furthestBehind()
-	if !reached {
-		fresh.State = StateCatchingUp
-	}
+	fresh := v.furthestBehind(p, &stockProjection).waited(reached)
 	type row struct {
 		key   string
 		lane  uint32

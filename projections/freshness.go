@@ -33,6 +33,11 @@ const (
 	StateFresh FreshnessState = 1
 	// StateCatchingUp: the view is behind; the answer is true as of its position.
 	StateCatchingUp FreshnessState = 2
+	// StateRebuilding: the view is being made again, and what answers meanwhile is behind: what an older version of this
+	// program left, or as much as has been made so far. The answer is true as of its position.
+	StateRebuilding FreshnessState = 3
+	// StateParked: this very key is parked; reserved.
+	StateParked FreshnessState = 4
 )
 
 // Freshness says how far the view that answered has followed the log.
@@ -59,15 +64,32 @@ var (
 	ErrStopped = errors.New("the view's runner has stopped")
 )
 
-// freshness returns how far the views of the lane are at this moment.
-func (r *Runner) freshness() Freshness {
-	applied := r.applied.Load()
-	f := Freshness{State: StateFresh, Lane: r.lane, Commit: applied.Number, AsOf: applied.at}
+// freshness returns how far the lane's parts of views are at this moment: the one of them that is furthest behind. Without
+// views, how far those are that the runner feeds. It is taken before what it speaks of is read.
+func (r *Runner) freshness(of ...*Projection) Freshness {
+	applied, state := r.applied.Load(), StateFresh
+	for _, p := range of {
+		if behind := r.behind[p.space].Load(); behind != nil {
+			state = StateRebuilding
+			if behind.Number < applied.Number {
+				applied = behind
+			}
+		}
+	}
+	f := Freshness{State: state, Lane: r.lane, Commit: applied.Number, AsOf: applied.at}
 	head, known := r.follower.Head()
 	if head > applied.Number {
 		f.LagCommits = head - applied.Number
 	}
-	if f.LagCommits > 0 || !known {
+	if f.State == StateFresh && (f.LagCommits > 0 || !known) {
+		f.State = StateCatchingUp
+	}
+	return f
+}
+
+// waited returns the freshness of an answer after a wait: one that was not long enough was for a view that is behind.
+func (f Freshness) waited(reached bool) Freshness {
+	if !reached && f.State == StateFresh {
 		f.State = StateCatchingUp
 	}
 	return f
@@ -91,8 +113,14 @@ func (r *Runner) freshnessAt(position uint64) Freshness {
 // waitersMax bounds the reads that wait for one lane's views; one more is answered as if its wait were over.
 const waitersMax = 1 << 14
 
-// await waits until the lane's views hold a commit. It reports false when wait is over first, and an error when ctx ends.
-func (r *Runner) await(ctx context.Context, commit uint64, wait time.Duration) (bool, error) {
+// await waits until the lane's views hold a commit. It reports false when wait is over first, or at once when one of the
+// views is being made again and does not hold it, and an error when ctx ends.
+func (r *Runner) await(ctx context.Context, commit uint64, wait time.Duration, of ...*Projection) (bool, error) {
+	for _, p := range of {
+		if behind := r.behind[p.space].Load(); behind != nil && behind.Number < commit {
+			return false, nil
+		}
+	}
 	if r.applied.Load().Number >= commit {
 		return true, nil
 	}
@@ -191,7 +219,6 @@ type ProjectionStatus struct {
 // Status returns how far each projection has followed the lane.
 func (r *Runner) Status() []ProjectionStatus {
 	statuses := make([]ProjectionStatus, 0, len(Projections))
-	fresh := r.freshness()
 	stopped := false
 	select {
 	case <-r.stopped:
@@ -199,6 +226,7 @@ func (r *Runner) Status() []ProjectionStatus {
 	default:
 	}
 	for _, projection := range Projections {
+		fresh := r.freshness(projection)
 		statuses = append(statuses, ProjectionStatus{
 			Projection: projection.Name, Version: projection.Version, Freshness: fresh,
 			Head: fresh.Commit + fresh.LagCommits, Stopped: stopped,
@@ -213,6 +241,10 @@ func (f Freshness) String() string {
 		return fmt.Sprintf("fresh at commit %d of lane %d", f.Commit, f.Lane)
 	case StateCatchingUp:
 		return fmt.Sprintf("%d commits behind at commit %d of lane %d", f.LagCommits, f.Commit, f.Lane)
+	case StateRebuilding:
+		return fmt.Sprintf("being rebuilt, %d commits behind at commit %d of lane %d", f.LagCommits, f.Commit, f.Lane)
+	case StateParked:
+		return fmt.Sprintf("parked at commit %d of lane %d", f.Commit, f.Lane)
 	}
 	return "unknown"
 }

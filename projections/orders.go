@@ -30,6 +30,7 @@ var ordersProjection = Projection{
 	},
 	print:     printRecord,
 	partition: orderPartition,
+	byOrder:   true,
 }
 
 var ordersByUserProjection = Projection{
@@ -59,6 +60,7 @@ var ordersByUserProjection = Projection{
 		}
 	},
 	partition: userPartition,
+	byOrder:   true,
 }
 
 // orderKey is the order that an event is about, "" when it is about none.

@@ -45,6 +45,7 @@ var pointsProjection = Projection{
 		return fmt.Sprintf("%+d makes %d, for %s of order %s", e.Points, e.Balance, e.Part, e.OrderID), nil
 	},
 	partition: userPartition,
+	byOrder:   true,
 }
 
 // Limits of a page of points.
@@ -193,9 +194,7 @@ func (v *Views) Points(ctx context.Context, query PointsQuery, min Min) (page Po
 	size := pageSize(query.PageSize, PointsPageDefault, PointsPageMax)
 	binding := []string{"points", query.UserID}
 	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(query.UserID))]
-	p := r.prefix(&pointsProjection)
-	first := appendUser(p.key(nil), query.UserID)
-	last := keyAfter(first)
+	var from uint64 // Number of the newest entry of the page; 0 is the newest there is.
 	if query.PageToken != "" {
 		cursor, err := v.seal.open(query.PageToken, binding...)
 		if err != nil {
@@ -205,15 +204,18 @@ func (v *Views) Points(ctx context.Context, query PointsQuery, min Min) (page Po
 		if err != nil || before == 0 {
 			return page, fresh, ErrBadPageToken
 		}
-		first = pointsKey(p, query.UserID, before-1)
+		from = before - 1
 	}
-	reached, err := v.await(ctx, min)
+	reached, err := v.await(ctx, min, &pointsProjection)
 	if err != nil {
 		return page, fresh, err
 	}
-	fresh = r.freshness()
-	if !reached {
-		fresh.State = StateCatchingUp
+	fresh = r.freshness(&pointsProjection).waited(reached)
+	p := r.prefix(&pointsProjection)
+	first := appendUser(p.key(nil), query.UserID)
+	last := keyAfter(first)
+	if query.PageToken != "" {
+		first = pointsKey(p, query.UserID, from)
 	}
 	// One snapshot, so that the balance is that of the ledger.
 	snapshot := v.db.NewSnapshot()

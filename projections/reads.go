@@ -240,6 +240,20 @@ func tellNow[K comparable, V any](cache *readpath.Cache[K, V], keys []K) {
 	cache.ChangedNow(keys...)
 }
 
+// forgetReads drops all that is remembered: another generation of a view answers, or one that answers as far as it goes has
+// grown, at the position that is shown already. Nothing that was read before enters again.
+func (r *Runner) forgetReads() {
+	shown := r.applied.Load().Number
+	r.reads.orders.Forget(shown)
+	r.reads.products.Forget(shown)
+	r.reads.campaigns.Forget(shown)
+	for _, shared := range *r.shared.Load() {
+		shared.pages.ChangedAllNow()
+		shared.stocks.ChangedAllNow()
+		shared.pools.ChangedAllNow()
+	}
+}
+
 // hotWeight returns about how many bytes an order takes.
 func hotWeight(view *OrderView) uint32 {
 	o := &view.Order
@@ -324,6 +338,9 @@ func (r *Runner) loadOrder(_ context.Context, id domain.OrderID) (view OrderView
 		return OrderView{}, nil, false, err
 	}
 	view, err = r.decodeOrder(id, record)
+	if r.behind[ordersProjection.space].Load() != nil {
+		record = nil // It is older than the position that is shown says: other nodes are not to have it.
+	}
 	return view, record, true, err
 }
 

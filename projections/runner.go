@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -48,17 +49,24 @@ type Runner struct {
 	lane     uint32
 	topology eventstore.Topology
 	log      eventstore.Log
+	store    *Store
 	db       *pebble.DB
 	follower *eventstore.Follower
 
-	// Owned by Run.
-	views    []*view
+	// mu is held while a commit is taken in or a batch is written, and by who adds or removes a view in between.
+	mu sync.Mutex
+	// waiting are called at the next flush boundary.
+	waiting []*boundary
+
+	views    []*view // fed, all at the runner's position after every flush
 	batch    *pebble.Batch
-	position progress    // newest commit in the batch; the oldest of the views' at the start
-	pending  int         // commits in the batch
-	torn     bool        // the batch holds a part of a commit
-	changes  []change    // events of the commit that is being taken in
-	changed  changedKeys // by the batch
+	position progress // newest commit in the batch
+	pending  int      // commits in the batch
+	torn     bool     // the batch holds a part of a commit
+	// sample, if it is not nil, says which partitions' orders are taken in: Verify's runner leaves out the others.
+	sample  func(partition uint32) bool
+	changes []change    // events of the commit that is being taken in
+	changed changedKeys // by the batch
 
 	observer Observer // nil for none
 	observed Changes
@@ -74,10 +82,12 @@ type Runner struct {
 	stopped      chan struct{} // closed when Run returns
 
 	applied atomic.Pointer[progress]
+	// behind says for a view, by space, that what answers reads is not fed, and where it stands; nil when it is fed.
+	behind [256]atomic.Pointer[progress]
 }
 
-// NewRunner opens a lane's views, and drops those that another version of this program wrote. Until Run runs they are
-// read as they are.
+// NewRunner opens a lane's views. Until Run runs they are read as they are. A view that another version of this program
+// wrote, or that is behind the others, is not fed: a Rebuilder makes it again.
 func NewRunner(options RunnerOptions) (*Runner, error) {
 	topology := eventstore.Topology{Lanes: options.Lanes}
 	if err := topology.Validate(); err != nil {
@@ -87,7 +97,7 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 		return nil, fmt.Errorf("there is no lane %d of %d", options.Lane, options.Lanes)
 	}
 	r := &Runner{
-		lane: options.Lane, topology: topology, log: options.Log, db: options.Store.db,
+		lane: options.Lane, topology: topology, log: options.Log, store: options.Store, db: options.Store.db,
 		stopped: make(chan struct{}), observer: options.Observer, observed: Changes{Lane: options.Lane}, sharesOrders: options.Level2 != nil,
 		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: options.Lane, Log: options.Log, Logger: options.Logger}),
 	}
@@ -105,17 +115,33 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	return r, nil
 }
 
-// open opens the views; the runner's position is that of the one furthest behind.
+// open opens the views that are as far as the one furthest ahead, which is the runner's position.
 func (r *Runner) open() error {
 	r.batch = r.db.NewBatch(pebble.WithInitialSizeBytes(batchBytesMax/4), pebble.WithMaxRetainedSizeBytes(2*batchBytesMax))
-	for i, projection := range Projections {
-		v, err := openView(projection, r.live(projection), r.db, r.batch, r.lane, r.topology.Lanes)
+	r.position = progress{Position: eventstore.Genesis(r.lane, r.topology.Lanes)}
+	for _, p := range Projections {
+		at, err := r.liveProgress(p)
 		if err != nil {
 			return err
 		}
-		r.views = append(r.views, v)
-		if i == 0 || v.progress.Number < r.position.Number {
-			r.position = v.progress
+		if at.version == p.Version && at.Number >= r.position.Number {
+			r.position = at.progress
+		}
+	}
+	for _, p := range Projections {
+		at, err := r.liveProgress(p)
+		if err != nil {
+			return err
+		}
+		if at.version != p.Version || at.Position != r.position.Position {
+			r.behind[p.space].Store(&at.progress)
+			continue
+		}
+		if err := r.openView(p, r.live(p)); err != nil {
+			return err
+		}
+		if err := r.openKept(p); err != nil {
+			return err
 		}
 	}
 	applied := r.position
@@ -134,10 +160,134 @@ func (r *Runner) tellAlso(reads *sharedReads) {
 	}
 }
 
-// live returns the generation of a projection that answers reads.
-func (r *Runner) live(*Projection) byte { return firstGeneration }
+// versionedProgress is a view's progress, and the version that wrote the view.
+type versionedProgress struct {
+	progress
+	version uint32
+}
 
-// prefix is that of the keys of a projection that answer reads.
+// liveProgress returns how far the generation is that answers reads. One whose keys the reads do not understand answers no
+// more: the next generation does, from its genesis on.
+func (r *Runner) liveProgress(p *Projection) (versionedProgress, error) {
+	version, at, err := storedProgress(r.db, p, r.live(p), r.lane, r.topology.Lanes)
+	if err != nil {
+		return versionedProgress{}, err
+	}
+	if version == p.Version || p.reads(version) {
+		return versionedProgress{at, version}, nil
+	}
+	generation := r.store.generations.next(p, r.lane)
+	err = r.store.point(p, []uint32{r.lane}, func(uint32, pointer) pointer { return pointer{live: generation} }, func(batch *pebble.Batch) error {
+		return wipe(batch, p, generation, r.lane)
+	})
+	return versionedProgress{progress{Position: eventstore.Genesis(r.lane, r.topology.Lanes)}, p.Version}, err
+}
+
+// reads reports whether the projection's reads understand what a version wrote.
+func (p *Projection) reads(version uint32) bool {
+	return version == p.Version || p.ReadsSince > 0 && version >= p.ReadsSince && version < p.Version
+}
+
+func (r *Runner) openView(p *Projection, generation byte) error {
+	v, err := openView(p, generation, r.db, r.batch, r.lane, r.topology.Lanes)
+	if err != nil {
+		return err
+	}
+	r.views = append(r.views, v)
+	return nil
+}
+
+// openKept opens the generation of a view that answered before, if it is where the one is that answers now. It was fed in
+// the same batches; where it was not, it is of no use.
+func (r *Runner) openKept(p *Projection) error {
+	kept := r.store.generations.of(p.space, r.lane).kept
+	if kept == 0 {
+		return nil
+	}
+	version, at, err := storedProgress(r.db, p, kept, r.lane, r.topology.Lanes)
+	if err != nil || version != p.Version || at.Position != r.position.Position {
+		return err
+	}
+	return r.openView(p, kept)
+}
+
+// A boundary is a function that waits for the runner to be between two batches.
+type boundary struct {
+	do   func() error
+	done chan error // holds one
+}
+
+// atBoundary calls do between two batches: what the store holds is then the fold of the log up to the runner's position,
+// and stays so while do runs. It does so too before Run runs. When ctx ends first, do is not called.
+func (r *Runner) atBoundary(ctx context.Context, do func() error) error {
+	r.mu.Lock()
+	if r.pending == 0 && !r.torn {
+		defer r.mu.Unlock()
+		return do()
+	}
+	b := &boundary{do: do, done: make(chan error, 1)}
+	r.waiting = append(r.waiting, b)
+	r.mu.Unlock()
+	var err error
+	select {
+	case err := <-b.done:
+		return err
+	case <-r.stopped:
+		err = ErrStopped
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, waiting := range r.waiting {
+		if waiting == b {
+			r.waiting = append(r.waiting[:i], r.waiting[i+1:]...)
+			return err
+		}
+	}
+	return <-b.done // It was called meanwhile.
+}
+
+// adopt feeds a view from now on. REQUIRES: between two batches; the view is at the runner's position.
+func (r *Runner) adopt(v *view) error {
+	if v.progress.Position != r.position.Position {
+		panic(fmt.Sprintf("projections: bug: view %s of lane %d comes at commit %d, want %d", v.projection.Name, r.lane, v.progress.Number, r.position.Number))
+	}
+	v.batch = r.batch
+	r.views = append(r.views, v)
+	if v.generation == r.live(v.projection) {
+		return r.swapped(v.projection)
+	}
+	return nil
+}
+
+// abandon no longer feeds a generation of a view. REQUIRES: between two batches.
+func (r *Runner) abandon(p *Projection, generation byte) {
+	r.views = slices.DeleteFunc(r.views, func(v *view) bool { return v.projection == p && v.generation == generation })
+}
+
+// feeds reports whether it feeds a generation of a view. REQUIRES: between two batches.
+func (r *Runner) feeds(p *Projection, generation byte) bool {
+	return slices.ContainsFunc(r.views, func(v *view) bool { return v.projection == p && v.generation == generation })
+}
+
+// swapped is called when a generation that is fed begins to answer reads. REQUIRES: between two batches.
+func (r *Runner) swapped(p *Projection) error {
+	if err := r.fillFilters(); err != nil {
+		return err
+	}
+	r.forgetReads()
+	if r.behind[p.space].Swap(nil) != nil { // Now that what answers is fed and nothing else is remembered, not before.
+		r.watchers.wakeAll()
+	}
+	return nil
+}
+
+// live returns the generation of a projection that answers reads.
+func (r *Runner) live(p *Projection) byte { return r.store.generations.of(p.space, r.lane).live }
+
+// prefix is that of the keys of a projection that answer reads. A read takes it after it has waited, and before it takes a
+// snapshot: a generation that has answered stays for a while after it no longer does.
 func (r *Runner) prefix(p *Projection) prefix { return prefixOf(p.space, r.live(p), r.lane) }
 
 // Lane returns the lane that the runner feeds.
@@ -164,7 +314,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	defer r.batch.Close()
 	err := r.follower.Run(ctx, r.position.Position, intake{r})
 	if !r.torn {
-		err = errors.Join(err, r.flush())
+		err = errors.Join(err, intake{r}.Flush(ctx))
 	}
 	if err != nil {
 		return fmt.Errorf("views of lane %d stop at commit %d: %w", r.lane, r.applied.Load().Number, readableError(err))
@@ -185,6 +335,8 @@ func readableError(err error) error {
 type intake struct{ r *Runner }
 
 func (i intake) Take(_ context.Context, commit *eventstore.Commit, at eventstore.Position) error {
+	i.r.mu.Lock()
+	defer i.r.mu.Unlock()
 	return i.r.take(commit, at)
 }
 
@@ -196,7 +348,11 @@ func (i intake) Full(bulk bool) bool {
 	return i.r.pending >= batchCommitsMax || i.r.batch.Len() >= batchBytesMax
 }
 
-func (i intake) Flush(context.Context) error { return i.r.flush() }
+func (i intake) Flush(context.Context) error {
+	i.r.mu.Lock()
+	defer i.r.mu.Unlock()
+	return i.r.flush()
+}
 
 // takeRecord reads a commit and takes it into the batch.
 func (r *Runner) takeRecord(record eventstore.Record) error {
@@ -213,28 +369,18 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 		return err
 	}
 	// Nothing is written before the whole commit has been looked at.
-	r.changes = r.changes[:0]
-	for i := range commit.Events {
-		c, err := changeOf(&commit.Events[i], commit.Number, commit.Time, r.lane, r.topology)
-		if err != nil {
-			return &UnreadableError{
-				Lane: r.lane, Number: commit.Number, Event: i + 1, Type: commit.Events[i].Type, Key: commit.Events[i].AggregateID, Cause: err,
-			}
-		}
-		r.changes = append(r.changes, c)
+	var err error
+	if r.changes, err = changesOf(r.changes[:0], commit, r.lane, r.topology); err != nil {
+		return err
 	}
 	r.torn = true
 	for _, v := range r.views {
-		if v.progress.Number >= commit.Number {
-			continue // This view was ahead of another one when it was opened.
-		}
 		for i := range r.changes {
+			if r.sample != nil && v.projection.byOrder && r.changes[i].kind.isOrder() && !r.sample(r.changes[i].order.Partition()) {
+				continue
+			}
 			if err := v.applier.apply(&r.changes[i]); err != nil {
-				event := r.changes[i].event
-				return &UnreadableError{
-					Lane: r.lane, Number: commit.Number, Event: i + 1, Type: event.Type, Key: event.AggregateID,
-					View: v.projection.Name, Cause: err,
-				}
+				return v.unreadable(&r.changes[i], i, err)
 			}
 		}
 	}
@@ -248,18 +394,31 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 	}
 	r.position = progress{Position: at, at: commit.Time}
 	for _, v := range r.views {
-		switch {
-		case v.progress.Number < at.Number:
-			v.progress = r.position
-		case v.progress.Number == at.Number && v.progress.Hash != at.Hash:
-			return &eventstore.ChainError{
-				Lane: r.lane, Number: at.Number,
-				Reason: fmt.Sprintf("view %s was made of %.12s…, the log has %.12s…", v.projection.Name, v.progress.Hash, at.Hash),
-			}
-		}
+		v.progress = r.position
 	}
 	r.pending++
 	return nil
+}
+
+// changesOf reads the envelopes of a commit's events.
+func changesOf(dst []change, commit *eventstore.Commit, lane uint32, topology eventstore.Topology) ([]change, error) {
+	for i := range commit.Events {
+		c, err := changeOf(&commit.Events[i], commit.Number, commit.Time, lane, topology)
+		if err != nil {
+			return dst, &UnreadableError{
+				Lane: lane, Number: commit.Number, Event: i + 1, Type: commit.Events[i].Type, Key: commit.Events[i].AggregateID, Cause: err,
+			}
+		}
+		dst = append(dst, c)
+	}
+	return dst, nil
+}
+
+// unreadable says that the view could not take in a change, with index i in its commit.
+func (v *view) unreadable(c *change, i int, cause error) error {
+	return &UnreadableError{
+		Lane: v.lane, Number: c.number, Event: i + 1, Type: c.event.Type, Key: c.event.AggregateID, View: v.projection.Name, Cause: cause,
+	}
 }
 
 // flush writes the batch, and tells whoever waits for what is in it.
@@ -304,6 +463,11 @@ func (r *Runner) flush() error {
 		r.observed.reset()
 	}
 	r.changed.reset()
+	for _, b := range r.waiting {
+		b.done <- b.do()
+	}
+	clear(r.waiting)
+	r.waiting = r.waiting[:0]
 	return nil
 }
 

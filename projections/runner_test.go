@@ -576,43 +576,6 @@ func TestALogThatCannotBeReachedIsTriedAgain(t *testing.T) {
 	}
 }
 
-func TestAViewOfAnotherVersionIsMadeAgainWhileTheOthersStay(t *testing.T) {
-	seed := seedOf(t)
-	s := newShop(t, seed, 0, 1)
-	for range 50 {
-		s.step()
-	}
-	fs := vfs.NewMem()
-	n := startNode(t, fs, s.log)
-	n.reach(s)
-	want := dump(t, n.store)
-	n.stop()
-
-	n = openNode(t, fs, s.log)
-	old := appendProgress(nil, Projections[1].Version+1, n.runners[0].position)
-	if err := n.store.db.Set(progressKey(Projections[1].space, firstGeneration, 0), old, pebble.NoSync); err != nil {
-		t.Fatal(err)
-	}
-	leftover := n.runners[0].prefix(Projections[1]).key([]byte("left over"))
-	if err := n.store.db.Set(leftover, nil, pebble.NoSync); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.store.Close(); err != nil {
-		t.Fatal(err)
-	}
-	for range 10 {
-		s.step()
-	}
-	n = startNode(t, fs, s.log)
-	n.reach(s)
-	n.check(s)
-	again := startNode(t, vfs.NewMem(), s.log)
-	again.reach(s)
-	if got := dump(t, n.store); got == want || got != dump(t, again.store) {
-		t.Fatalf("seed %d: the views differ from rebuilt ones", seed)
-	}
-}
-
 func TestVerifyTellsWhatDiffers(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
@@ -646,5 +609,40 @@ func TestVerifyTellsWhatDiffers(t *testing.T) {
 		if got := report.Differences[i]; got.Key != want {
 			t.Fatalf("seed %d: difference %d: got %v, want one of %s", seed, i, got, want)
 		}
+	}
+}
+
+func TestVerifyComparesASampleOfTheOrders(t *testing.T) {
+	seed := seedOf(t)
+	s := newShop(t, seed, 0, 1)
+	for range 100 {
+		s.step()
+	}
+	n := startNode(t, vfs.NewMem(), s.log)
+	n.reach(s)
+	id := s.byUser[s.users[0]][0]
+	if err := n.store.db.Delete(n.runners[0].prefix(&ordersProjection).key(id[:]), pebble.NoSync); err != nil {
+		t.Fatal(err)
+	}
+	var all uint64
+	for name, c := range map[string]struct {
+		sample      func(uint32) bool
+		differences uint64
+	}{
+		"all":                   {nil, 1},
+		"its partition":         {func(p uint32) bool { return p == id.Partition() }, 1},
+		"every other partition": {func(p uint32) bool { return p != id.Partition() }, 0},
+	} {
+		report, err := Verify(t.Context(), VerifyOptions{Store: n.store, Lane: 0, Lanes: 1, Log: s.log, Sample: c.sample})
+		if err != nil || report.DifferencesTotal != c.differences {
+			t.Fatalf("seed %d, %s: got %+v, %v, want %d differences", seed, name, report, err, c.differences)
+		}
+		if c.sample == nil {
+			all += report.Keys
+		}
+	}
+	report, err := Verify(t.Context(), VerifyOptions{Store: n.store, Lane: 0, Lanes: 1, Log: s.log, Sample: func(uint32) bool { return false }})
+	if err != nil || report.Keys == 0 || report.Keys >= all {
+		t.Fatalf("seed %d: %d keys were compared without orders, %d with them, %v", seed, report.Keys, all, err)
 	}
 }

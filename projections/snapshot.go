@@ -16,21 +16,24 @@ import (
 type Snapshot struct {
 	db    *pebble.Snapshot
 	lanes uint32
+	// generations that answered when it was taken.
+	generations *generations
 	// positions by lane, once they were read.
 	positions map[uint32]eventstore.Position
 }
 
 // Snapshot returns what the store's views of so many lanes are now.
 func (s *Store) Snapshot(lanes uint32) *Snapshot {
-	return &Snapshot{db: s.db.NewSnapshot(), lanes: lanes, positions: make(map[uint32]eventstore.Position)}
+	answering := s.generations.clone() // First: what answers later may not be whole in the snapshot.
+	return &Snapshot{db: s.db.NewSnapshot(), lanes: lanes, generations: answering, positions: make(map[uint32]eventstore.Position)}
 }
 
 // live returns the generation of a projection that answers reads, as Runner.live does.
-func (s *Snapshot) live(*Projection) byte { return firstGeneration }
+func (s *Snapshot) live(p *Projection, lane uint32) byte { return s.generations.of(p.space, lane).live }
 
 // prefix is that of the keys of a lane's part of a projection.
 func (s *Snapshot) prefix(p *Projection, lane uint32) prefix {
-	return prefixOf(p.space, s.live(p), lane)
+	return prefixOf(p.space, s.live(p, lane), lane)
 }
 
 // Close frees the snapshot.
@@ -45,7 +48,7 @@ func (s *Snapshot) Position(lane uint32) (eventstore.Position, error) {
 	var least eventstore.Position
 	for i, projection := range Projections {
 		at := eventstore.Genesis(lane, s.lanes)
-		value, err := read(s.db, progressKey(projection.space, s.live(projection), lane))
+		value, err := read(s.db, progressKey(projection.space, s.live(projection, lane), lane))
 		switch {
 		case err == nil:
 			_, progress, err := readProgress(value)

@@ -60,8 +60,9 @@ type StoreOptions struct {
 // one edit of the manifest after its tables are synced. So a crash leaves a prefix of the batches, none of them in
 // part, and the position that each batch carries says where to replay from. Compactions only rewrite what was flushed.
 type Store struct {
-	db   *pebble.DB
-	lock *pebble.Lock
+	db          *pebble.DB
+	lock        *pebble.Lock
+	generations generations
 }
 
 // OpenStore opens the store in dir, or creates it. A directory that another process has open is a *StoreInUseError.
@@ -91,7 +92,11 @@ func OpenStore(dir string, options StoreOptions) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the views in %s: %w", dir, err), lock.Close())
 	}
-	return &Store{db: db, lock: lock}, nil
+	s := &Store{db: db, lock: lock}
+	if err := s.generations.load(db); err != nil {
+		return nil, errors.Join(err, db.Close(), lock.Close())
+	}
+	return s, nil
 }
 
 func pebbleOptions(options StoreOptions, lock *pebble.Lock) *pebble.Options {

@@ -67,7 +67,7 @@ func (v *Views) Timeline(ctx context.Context, query TimelineQuery, min Min) (Tim
 			page.Next = v.seal.seal(binary.BigEndian.AppendUint64(nil, from+uint64(len(entries))), binding...)
 		}
 		return err
-	})
+	}, &ordersProjection)
 	return page, fresh, err
 }
 

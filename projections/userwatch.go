@@ -45,7 +45,7 @@ var ErrWatchTooOld = errors.New("the watch cannot be resumed from so far back")
 
 // WatchUser sends each order of a user after each commit that changes it, in the order of the log: none is left out, none is
 // sent twice, also when it goes on from a token. It returns when ctx ends, when send fails, when the view's runner stops
-// (ErrStopped), when the token is not one of this user's watches (ErrBadPageToken), or when too much was missed since
+// (ErrStopped), when the view is being rebuilt (ErrBehind), when the token is not one of this user's watches (ErrBadPageToken), or when too much was missed since
 // (ErrWatchTooOld). It calls ready when it knows where it begins, before it sends anything.
 func (v *Views) WatchUser(ctx context.Context, query UserWatch, min Min, ready func() error, send func(UserChange, Freshness) error) error {
 	if query.UserID == "" || len(query.UserID) > userIDBytesMax {
@@ -67,6 +67,9 @@ func (v *Views) WatchUser(ctx context.Context, query UserWatch, min Min, ready f
 	defer leave()
 	if _, err := v.await(ctx, min); err != nil {
 		return err
+	}
+	if r.freshness(&ordersByUserProjection, &ordersProjection).State == StateRebuilding {
+		return ErrBehind // It could not tell what it left out.
 	}
 	w := userReader{views: v, runner: r, userID: query.UserID, send: send}
 	upTo := r.applied.Load().Number
@@ -94,7 +97,7 @@ func (v *Views) WatchUser(ctx context.Context, query UserWatch, min Min, ready f
 		if missed {
 			err = w.sendMissed(ctx, upTo)
 		} else {
-			err = w.sendChanges(v.db, changed, upTo)
+			err = w.sendChanges(v.db, r.prefix(&ordersProjection), changed, upTo)
 		}
 		if err != nil {
 			return err
@@ -154,10 +157,10 @@ func (w *userReader) sendMissed(ctx context.Context, upTo uint64) (err error) {
 	if w.at.compare(after(upTo)) >= 0 {
 		return nil
 	}
+	index, records := w.runner.prefix(&ordersByUserProjection), w.runner.prefix(&ordersProjection)
 	// One snapshot for the index and the records.
 	snapshot := w.views.db.NewSnapshot()
 	defer func() { err = errors.Join(err, snapshot.Close()) }()
-	index := w.runner.prefix(&ordersByUserProjection)
 	first := appendUser(append([]byte(nil), index[:]...), w.userID)
 	entries, err := snapshot.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: first, UpperBound: keyAfter(first)})
 	if err != nil {
@@ -177,11 +180,11 @@ func (w *userReader) sendMissed(ctx context.Context, upTo uint64) (err error) {
 	if err := errors.Join(entries.Error(), entries.Close()); err != nil {
 		return fmt.Errorf("read the orders of %s: %w", w.userID, err)
 	}
-	return w.sendChanges(snapshot, ids, upTo)
+	return w.sendChanges(snapshot, records, ids, upTo)
 }
 
 // sendChanges sends what changed in some orders after w.at and up to a commit, and moves w.at there.
-func (w *userReader) sendChanges(from pebble.Reader, ids []domain.OrderID, upTo uint64) error {
+func (w *userReader) sendChanges(from pebble.Reader, records prefix, ids []domain.OrderID, upTo uint64) error {
 	type changedOrder struct {
 		fold   *orderFold
 		record []byte
@@ -192,7 +195,7 @@ func (w *userReader) sendChanges(from pebble.Reader, ids []domain.OrderID, upTo 
 		if _, seen := orders[id]; seen {
 			continue
 		}
-		record, err := readRecord(from, w.runner.prefix(&ordersProjection), id)
+		record, err := readRecord(from, records, id)
 		if err != nil {
 			return err
 		}

@@ -1,7 +1,6 @@
 package projections
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +23,9 @@ type VerifyOptions struct {
 	Lane, Lanes uint32
 	// Log of the lane.
 	Log eventstore.Log
+	// Sample, if it is not nil, says which partitions' orders are compared; the other views, which are small, are compared
+	// whole.
+	Sample func(partition uint32) bool
 	// Logger as for a Runner; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -57,7 +59,8 @@ func Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, er
 	snapshot := options.Store.db.NewSnapshot()
 	defer func() { err = errors.Join(err, snapshot.Close()) }()
 	report = VerifyReport{Lane: options.Lane}
-	report.Position, err = positionOf(snapshot, options.Lane, options.Lanes)
+	live, position, err := liveViews(snapshot, options.Lane, options.Lanes)
+	report.Position = position
 	if err != nil {
 		return report, err
 	}
@@ -74,41 +77,39 @@ func Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, er
 		return report, err
 	}
 	defer r.batch.Close()
+	r.sample = options.Sample
 	if err := r.fold(ctx, report.Position); err != nil {
 		return report, fmt.Errorf("verify lane %d: %w", options.Lane, err)
 	}
 	for _, projection := range Projections {
-		if err := compareView(ctx, projection, snapshot, scratch.db, &report); err != nil {
+		if err := compareView(ctx, projection, side{snapshot, live[projection.space]}, side{scratch.db, r.prefix(projection)}, options.Sample, &report); err != nil {
 			return report, fmt.Errorf("verify view %s of lane %d: %w", projection.Name, options.Lane, err)
 		}
 	}
 	return report, nil
 }
 
-// positionOf returns the position that all views of a lane are at.
-func positionOf(from pebble.Reader, lane, lanes uint32) (eventstore.Position, error) {
-	var position eventstore.Position
+// liveViews returns the prefixes of a lane's views that answer reads, by their space, and the position that they are all at.
+func liveViews(from pebble.Reader, lane, lanes uint32) (live map[byte]prefix, position eventstore.Position, err error) {
+	live = make(map[byte]prefix)
 	for i, projection := range Projections {
-		at := eventstore.Genesis(lane, lanes)
-		value, err := read(from, progressKey(projection.space, firstGeneration, lane))
-		switch {
-		case err == nil:
-			version, stored, err := readProgress(value)
-			if err != nil {
-				return position, err
-			}
-			if version == projection.Version {
-				at = stored.Position
-			}
-		case !errors.Is(err, pebble.ErrNotFound):
-			return position, fmt.Errorf("read the progress of view %s: %w", projection.Name, err)
+		pointer, err := pointerIn(from, projection, lane)
+		if err != nil {
+			return nil, position, err
 		}
-		if i > 0 && at != position {
-			return position, fmt.Errorf("the views of lane %d are at commits %d and %d: let them catch up first", lane, position.Number, at.Number)
+		version, at, err := storedProgress(from, projection, pointer.live, lane, lanes)
+		if err != nil {
+			return nil, position, err
 		}
-		position = at
+		if version != projection.Version {
+			return nil, position, fmt.Errorf("view %s of lane %d is of version %d: let version %d be built first", projection.Name, lane, version, projection.Version)
+		}
+		if i > 0 && at.Position != position {
+			return nil, position, fmt.Errorf("the views of lane %d are at commits %d and %d: let them catch up first", lane, position.Number, at.Number)
+		}
+		live[projection.space], position = prefixOf(projection.space, pointer.live, lane), at.Position
 	}
-	return position, nil
+	return live, position, nil
 }
 
 // fold takes the log from its first commit to a position into the runner's views.
@@ -151,67 +152,16 @@ func (r *Runner) fold(ctx context.Context, upTo eventstore.Position) error {
 }
 
 // compareView compares a lane's part of a view as stored with what it should be.
-func compareView(ctx context.Context, projection *Projection, stored, folded pebble.Reader, report *VerifyReport) (err error) {
-	p := prefixOf(projection.space, firstGeneration, report.Lane)
-	got, err := stored.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
-	if err != nil {
-		return err
+func compareView(
+	ctx context.Context, projection *Projection, stored, folded side, sample func(partition uint32) bool, report *VerifyReport,
+) error {
+	c := comparer{projection: projection, names: pair{"the view", "the log"}, got: stored, want: folded}
+	if sample != nil && projection.byOrder {
+		c.skip = func(suffix []byte) bool { return !sample(projection.partition(suffix)) }
 	}
-	defer func() { err = errors.Join(err, got.Close()) }()
-	want, err := folded.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, want.Close()) }()
-
-	differ := func(key []byte, problem string) {
-		report.DifferencesTotal++
-		if len(report.Differences) < DifferencesMax {
-			report.Differences = append(report.Differences, Difference{
-				View: projection.Name, Key: projection.describe(key[prefixBytes:]), Problem: problem,
-			})
-		}
-	}
-	got.First()
-	want.First()
-	for got.Valid() || want.Valid() {
-		report.Keys++
-		order := 0
-		switch {
-		case !got.Valid():
-			order = 1
-		case !want.Valid():
-			order = -1
-		default:
-			order = bytes.Compare(got.Key(), want.Key())
-		}
-		switch {
-		case order < 0:
-			differ(got.Key(), "it is in the view and not in the log")
-			got.Next()
-		case order > 0:
-			differ(want.Key(), "it is in the log and not in the view")
-			want.Next()
-		default:
-			if !bytes.Equal(got.Value(), want.Value()) {
-				differ(got.Key(), projection.difference(got.Key()[prefixBytes:], got.Value(), want.Value()))
-			}
-			got.Next()
-			want.Next()
-		}
-	}
-	return errors.Join(got.Error(), want.Error())
-}
-
-// difference says how a view's value differs from the one that the log gives.
-func (p *Projection) difference(suffix, got, want []byte) string {
-	gotText, gotErr := p.print(suffix, got)
-	wantText, wantErr := p.print(suffix, want)
-	switch {
-	case gotErr != nil && wantErr == nil:
-		return fmt.Sprintf("the view has %.80x, which cannot be read (%v), the log gives %s", got, gotErr, wantText)
-	case gotErr != nil || wantErr != nil || gotText == wantText:
-		return fmt.Sprintf("the view has %.80x, the log gives %.80x", got, want)
-	}
-	return fmt.Sprintf("the view has %s, the log gives %s", gotText, wantText)
+	err := c.run(ctx)
+	report.Keys += c.keys
+	report.DifferencesTotal += c.differencesTotal
+	report.Differences = append(report.Differences, c.differences[:min(len(c.differences), DifferencesMax-len(report.Differences))]...)
+	return err
 }

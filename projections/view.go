@@ -16,8 +16,12 @@ import (
 type Projection struct {
 	// Name of the view, for people.
 	Name string
-	// Version of what apply writes. Keys that another version wrote are dropped, and made again from the log.
+	// Version of what apply writes. Keys that another version wrote are made again from the log, beside those that
+	// are there.
 	Version uint32
+	// ReadsSince is the oldest version whose keys the reads understand: such keys go on answering, as they are, while new
+	// ones are made. 0 means Version alone: then reads see what has been made so far.
+	ReadsSince uint32
 	// space is the first byte of the view's keys after KeySpaceViews; never used again for another view.
 	space byte
 	// open returns what takes events into one lane's part of the view, with all that it remembers between events.
@@ -32,6 +36,8 @@ type Projection struct {
 	// partition is that of a key, less its prefix. It has no meaning but that the same key always has the same one:
 	// views are compared partition by partition.
 	partition func(suffix []byte) uint32
+	// byOrder says that an event changes keys of its order's partition alone.
+	byOrder bool
 }
 
 // An applier takes events into one lane's part of a view. One goroutine uses it.
@@ -73,6 +79,8 @@ var Projections = [...]*Projection{
 // dropped and rebuilt by itself.
 const (
 	spaceProgress     byte = 0x00
+	spacePointers     byte = 0xf0
+	spaceRebuilds     byte = 0xf1
 	spaceOrders       byte = 0x01
 	spaceOrdersByUser byte = 0x02
 	spaceProducts     byte = 0x03
@@ -154,9 +162,9 @@ func logTime(value []byte) time.Time {
 	return time.Unix(0, int64(binary.BigEndian.Uint64(value))).UTC()
 }
 
-// readPosition returns the number of the newest commit that a lane's part of a view holds.
-func readPosition(from pebble.Reader, space, generation byte, lane uint32) (uint64, error) {
-	value, err := read(from, progressKey(space, generation, lane))
+// readPosition returns the number of the newest commit that a lane's part of a view holds, by the prefix of its keys.
+func readPosition(from pebble.Reader, p prefix) (uint64, error) {
+	value, err := read(from, progressKey(p[1], p[2], uint32(binary.BigEndian.Uint16(p[3:]))))
 	if errors.Is(err, pebble.ErrNotFound) {
 		return 0, nil
 	}
@@ -181,42 +189,41 @@ type view struct {
 	applier applier
 }
 
-// openView loads a view's progress. Keys of another version are dropped, and the view begins at the lane's genesis.
-func openView(projection *Projection, generation byte, db *pebble.DB, batch *pebble.Batch, lane, lanes uint32) (*view, error) {
-	v := &view{
-		projection: projection, lane: lane, generation: generation, prefix: prefixOf(projection.space, generation, lane), db: db, batch: batch,
-	}
-	key := progressKey(projection.space, generation, lane)
-	stale := false
-	value, err := read(db, key)
+// storedProgress returns how far a generation of a view is, and the version that wrote it. One that does not exist is at the
+// lane's genesis, of the projection's version.
+func storedProgress(from pebble.Reader, p *Projection, generation byte, lane, lanes uint32) (version uint32, at progress, err error) {
+	value, err := read(from, progressKey(p.space, generation, lane))
 	switch {
-	case err == nil:
-		version, progress, err := readProgress(value)
-		if err != nil {
-			return nil, err
+	case errors.Is(err, pebble.ErrNotFound):
+		version = p.Version
+	case err != nil:
+		return 0, progress{}, fmt.Errorf("read the progress of view %s: %w", p.Name, err)
+	default:
+		if version, at, err = readProgress(value); err != nil {
+			return 0, progress{}, err
 		}
-		stale = version != projection.Version
-		v.progress = progress
-	case !errors.Is(err, pebble.ErrNotFound):
-		return nil, fmt.Errorf("read the progress of view %s: %w", projection.Name, err)
 	}
-	if stale {
-		drop := db.NewBatch()
-		defer drop.Close()
-		if err := errors.Join(
-			drop.DeleteRange(v.prefix[:], v.prefix.end(), nil),
-			drop.Delete(key, nil),
-			drop.Commit(pebble.NoSync),
-		); err != nil {
-			return nil, fmt.Errorf("drop view %s of another version: %w", projection.Name, err)
-		}
-		v.progress = progress{}
+	if at.Number == 0 {
+		at.Position = eventstore.Genesis(lane, lanes)
 	}
-	if v.progress.Number == 0 {
-		v.progress.Position = eventstore.Genesis(lane, lanes)
+	return version, at, nil
+}
+
+// openView opens a generation of a view where it is. REQUIRES: the projection's version wrote it.
+func openView(p *Projection, generation byte, db *pebble.DB, batch *pebble.Batch, lane, lanes uint32) (*view, error) {
+	v := &view{
+		projection: p, lane: lane, generation: generation, prefix: prefixOf(p.space, generation, lane), db: db, batch: batch,
 	}
-	if v.applier, err = projection.open(v); err != nil {
-		return nil, fmt.Errorf("open view %s: %w", projection.Name, err)
+	version, at, err := storedProgress(db, p, generation, lane, lanes)
+	if err != nil {
+		return nil, err
+	}
+	if version != p.Version {
+		panic(fmt.Sprintf("projections: bug: generation %d of view %s in lane %d is of version %d, opened as %d", generation, p.Name, lane, version, p.Version))
+	}
+	v.progress = at
+	if v.applier, err = p.open(v); err != nil {
+		return nil, fmt.Errorf("open view %s: %w", p.Name, err)
 	}
 	return v, nil
 }

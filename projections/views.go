@@ -122,7 +122,7 @@ func (v *Views) OrderOf(ctx context.Context, id domain.OrderID, userID string, m
 	fresh, err := v.readKey(ctx, r, min, func() error {
 		_, err := load(0)
 		return err
-	})
+	}, &ordersProjection)
 	return view, fresh, err
 }
 
@@ -141,7 +141,7 @@ func (v *Views) OrderAsOf(ctx context.Context, id domain.OrderID, userID string,
 		}
 		view = OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}
 		return nil
-	})
+	}, &ordersProjection)
 	return view, fresh, err
 }
 
@@ -192,45 +192,42 @@ func readRecord(from pebble.Reader, p prefix, id domain.OrderID) ([]byte, error)
 
 // readKey reads one key of a lane's view, once the view is as new as min. A key that is missing is looked for again when the
 // view has read everything that the log held when the runner began.
-func (v *Views) readKey(ctx context.Context, r *Runner, min Min, readOnce func() error) (Freshness, error) {
-	reached, err := v.await(ctx, min)
+func (v *Views) readKey(ctx context.Context, r *Runner, min Min, readOnce func() error, of ...*Projection) (Freshness, error) {
+	reached, err := v.await(ctx, min, of...)
 	if err != nil {
 		return Freshness{}, err
 	}
-	fresh := r.freshness()
+	fresh := r.freshness(of...)
 	err = readOnce()
 	if errors.Is(err, ErrNotFound) {
 		if _, known := r.follower.Head(); !known {
 			err = ErrBehind
 		} else if target := r.follower.Target(); fresh.Commit < target {
-			caughtUp, waitErr := r.await(ctx, target, min.Wait)
+			caughtUp, waitErr := r.await(ctx, target, min.Wait, of...)
 			if waitErr != nil {
 				return Freshness{}, waitErr
 			}
-			fresh = r.freshness()
+			fresh = r.freshness(of...)
 			if err = readOnce(); errors.Is(err, ErrNotFound) && !caughtUp {
 				err = ErrBehind
 			}
 		}
-		if errors.Is(err, ErrNotFound) && !reached {
+		if errors.Is(err, ErrNotFound) && (!reached || fresh.State == StateRebuilding && fresh.LagCommits > 0) {
 			err = ErrBehind
 		}
 	}
-	if !reached {
-		fresh.State = StateCatchingUp
-	}
-	return fresh, err
+	return fresh.waited(reached), err
 }
 
 // await waits until the lane that min names is as far as it says, and reports whether it is.
-func (v *Views) await(ctx context.Context, min Min) (bool, error) {
+func (v *Views) await(ctx context.Context, min Min, of ...*Projection) (bool, error) {
 	if min.Commit == 0 {
 		return true, nil
 	}
 	if min.Lane >= v.topology.Lanes {
 		return false, ErrNoSuchLane
 	}
-	return v.runners[min.Lane].await(ctx, min.Commit, min.Wait)
+	return v.runners[min.Lane].await(ctx, min.Commit, min.Wait, of...)
 }
 
 // An OrdersQuery asks for a page of a user's orders.
@@ -264,29 +261,25 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 	size := pageSize(query.PageSize, OrdersPageDefault, OrdersPageMax)
 	binding := query.binding()
 	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(query.UserID))]
-	first := firstOfUser(r, query.UserID)
-	last := keyAfter(first)
+	var from []byte // The end of a key.
 	if query.PageToken != "" {
 		cursor, err := v.seal.open(query.PageToken, binding...)
 		if err != nil {
 			return OrdersPage{}, Freshness{}, err
 		}
-		var after domain.OrderID
-		if len(cursor) != len(after) {
+		var newest domain.OrderID
+		if len(cursor) != len(newest) {
 			return OrdersPage{}, Freshness{}, ErrBadPageToken
 		}
-		copy(after[:], cursor)
-		first = append(appendComplement(first, after), 0) // The first key after it.
+		copy(newest[:], cursor)
+		from = append(appendComplement(nil, newest), 0) // The first key after it.
 	}
 
-	reached, err := v.await(ctx, min)
+	reached, err := v.await(ctx, min, &ordersByUserProjection, &ordersProjection)
 	if err != nil {
 		return OrdersPage{}, Freshness{}, err
 	}
-	fresh := r.freshness()
-	if !reached {
-		fresh.State = StateCatchingUp
-	}
+	fresh := r.freshness(&ordersByUserProjection, &ordersProjection).waited(reached)
 	if query.PageToken == "" && query.Status == 0 && !query.Events && size == OrdersPageDefault {
 		at := r.applied.Load().Number
 		answer, err := v.reads.pages.Get(ctx, query.UserID, 0)
@@ -294,12 +287,12 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 			return OrdersPage{}, fresh, err
 		}
 		page := answer.Value.OrdersPage
-		if at > answer.Value.commit { // Nothing of the user's has changed in between.
+		if at > answer.Value.commit && fresh.State != StateRebuilding { // Nothing of the user's has changed in between.
 			page.Watch = v.seal.sealWatch(query.UserID, after(at))
 		}
 		return page, fresh, nil
 	}
-	page, err := v.readOrdersPage(ctx, r, query, binding, size, first, last)
+	page, err := v.readOrdersPage(ctx, r, query, binding, size, from)
 	return page, fresh, err
 }
 
@@ -312,9 +305,8 @@ type firstPage struct {
 // loadFirstPage reads the first page of a user. There is one of every user.
 func (v *Views) loadFirstPage(ctx context.Context, userID string) (page firstPage, _ []byte, found bool, err error) {
 	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(userID))]
-	first := firstOfUser(r, userID)
 	query := OrdersQuery{UserID: userID}
-	if page.OrdersPage, err = v.readOrdersPage(ctx, r, query, query.binding(), OrdersPageDefault, first, keyAfter(first)); err != nil {
+	if page.OrdersPage, err = v.readOrdersPage(ctx, r, query, query.binding(), OrdersPageDefault, nil); err != nil {
 		return firstPage{}, nil, false, err
 	}
 	at, err := v.seal.openWatch(userID, page.Watch)
@@ -327,17 +319,14 @@ func (q *OrdersQuery) binding() []string {
 	return []string{"orders", q.UserID, strconv.Itoa(int(q.Status))}
 }
 
-// firstOfUser returns what the index keys of a user's orders begin with.
-func firstOfUser(r *Runner, userID string) []byte {
-	index := r.prefix(&ordersByUserProjection)
-	return appendUser(append([]byte(nil), index[:]...), userID)
-}
-
-// readOrdersPage reads a page off the index from key first to before key last.
+// readOrdersPage reads a page off the index, from the user's key that ends with from on.
 func (v *Views) readOrdersPage(
-	ctx context.Context, r *Runner, query OrdersQuery, binding []string, size int, first, last []byte,
+	ctx context.Context, r *Runner, query OrdersQuery, binding []string, size int, from []byte,
 ) (page OrdersPage, err error) {
-	records := r.prefix(&ordersProjection)
+	index, records := r.prefix(&ordersByUserProjection), r.prefix(&ordersProjection)
+	first := appendUser(index.key(nil), query.UserID)
+	last := keyAfter(first)
+	first = append(first, from...)
 	// One snapshot for the index and the records, so that the filter holds for what is returned.
 	snapshot := v.db.NewSnapshot()
 	defer func() { err = errors.Join(err, snapshot.Close()) }()
@@ -348,11 +337,15 @@ func (v *Views) readOrdersPage(
 	defer func() { err = errors.Join(err, entries.Close()) }()
 
 	if query.PageToken == "" {
-		at, err := readPosition(snapshot, spaceOrders, r.live(&ordersProjection), r.lane)
+		listed, err := readPosition(snapshot, index)
 		if err != nil {
 			return OrdersPage{}, err
 		}
-		page.Watch = v.seal.sealWatch(query.UserID, after(at))
+		at, err := readPosition(snapshot, records)
+		if err != nil {
+			return OrdersPage{}, err
+		}
+		page.Watch = v.seal.sealWatch(query.UserID, after(min(listed, at)))
 	}
 	scanned := 0
 	var newest domain.OrderID
@@ -406,7 +399,7 @@ func (v *Views) Product(ctx context.Context, sku string, min Min) (ProductView, 
 		}
 		product = *answer.Value
 		return nil
-	})
+	}, &productsProjection)
 	return product, fresh, err
 }
 
@@ -441,14 +434,11 @@ func (v *Views) Products(ctx context.Context, query ProductsQuery, min Min) (Pro
 		}
 		after = append(cursor, 0) // The first key after it.
 	}
-	reached, err := v.await(ctx, min)
+	reached, err := v.await(ctx, min, &productsProjection)
 	if err != nil {
 		return ProductsPage{}, Freshness{}, err
 	}
-	fresh := v.furthestBehind()
-	if !reached {
-		fresh.State = StateCatchingUp
-	}
+	fresh := v.furthestBehind(&productsProjection).waited(reached)
 	var page ProductsPage
 	for _, r := range v.runners {
 		// One more than the page holds, to see whether more follow.
@@ -483,10 +473,11 @@ func (v *Views) readProducts(ctx context.Context, r *Runner, after []byte, limit
 	return dst, entries.Error()
 }
 
-func (v *Views) furthestBehind() Freshness {
-	behind := v.runners[0].freshness()
+// furthestBehind returns the freshness of the lane that is furthest behind.
+func (v *Views) furthestBehind(of ...*Projection) Freshness {
+	behind := v.runners[0].freshness(of...)
 	for _, r := range v.runners[1:] {
-		f := r.freshness()
+		f := r.freshness(of...)
 		if f.LagCommits > behind.LagCommits || f.LagCommits == behind.LagCommits && f.State > behind.State {
 			behind = f
 		}
@@ -500,7 +491,7 @@ func (v *Views) Stock(ctx context.Context, sku string, min Min) (StockView, Fres
 	stock := StockView{SKU: sku}
 	var behind Freshness
 	fresh, err := v.readKey(ctx, v.homeOf(sku), min, func() error {
-		behind = v.furthestBehind()
+		behind = v.furthestBehind(&stockProjection, &productsProjection)
 		answer, err := v.reads.stocks.Get(ctx, sku, 0)
 		switch {
 		case err != nil:
@@ -510,11 +501,8 @@ func (v *Views) Stock(ctx context.Context, sku string, min Min) (StockView, Fres
 		}
 		stock = *answer.Value
 		return nil
-	})
-	if fresh.State == StateCatchingUp {
-		behind.State = StateCatchingUp
-	}
-	return stock, behind, err
+	}, &stockProjection, &productsProjection)
+	return stock, behind.waited(fresh.State == StateFresh), err
 }
 
 // loadStock sums up the stock of a key. A product has stock, if only nothing.

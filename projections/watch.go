@@ -40,7 +40,7 @@ func (v *Views) WatchOrder(ctx context.Context, query OrderWatch, min Min, send 
 	// What the caller has seen is folded and not sent; without it, all that there is counts as one change.
 	fresh, err := v.readKey(ctx, r, min, func() error {
 		return foldStored(v.db, r.prefix(&ordersProjection), fold, query.UserID, AsOf{Commit: query.After}, nil)
-	})
+	}, &ordersProjection)
 	if err == nil && query.After == 0 {
 		err = sendNow(fresh)
 	} else if err == nil {
@@ -57,7 +57,7 @@ func (v *Views) WatchOrder(ctx context.Context, query OrderWatch, min Min, send 
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		fresh := r.freshness()
+		fresh := r.freshness(&ordersProjection)
 		if err := v.readOrder(r, fold, query.UserID, func() error { return sendNow(fresh) }); err != nil {
 			return err
 		}
@@ -119,10 +119,25 @@ func (w *watchers) wake(orders []domain.OrderID) {
 	defer w.mu.Unlock()
 	for _, id := range orders {
 		for watching := range w.byOrder[id] {
-			select {
-			case watching.woken <- struct{}{}:
-			default: // It has not looked at the last signal yet.
-			}
+			watching.wake()
 		}
+	}
+}
+
+// wakeAll wakes every watcher: what they read is another generation of the view, which may be newer.
+func (w *watchers) wakeAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, all := range w.byOrder {
+		for watching := range all {
+			watching.wake()
+		}
+	}
+}
+
+func (w *watcher) wake() {
+	select {
+	case w.woken <- struct{}{}:
+	default: // It has not looked at the last signal yet.
 	}
 }

@@ -12,13 +12,14 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/weirhq/weir/eventstore"
 )
 
 // The inspection endpoint of a running node: the commands that look inside (log, projections) reach it on loopback, with
-// the token of the node's record.
+// the token of the node's record. What is a GET reads and changes nothing.
 //
 //	GET /node                                  lanes of the node
 //	GET /log/head?lane=L                       number of the newest commit
@@ -28,7 +29,11 @@ import (
 //	GET /reads                                 what reads were answered from
 //	GET /keys                                  every user's wrapped key, a JSON object each
 //	POST /checkpoint                           copy the state into a directory beside it, and name that
-//	GET /verify                                compare every view with the fold of the log: progress, then differences
+//	GET /projections/generations               generations of every view
+//	GET /projections/rebuilds                  how every rebuild stands
+//	GET /projections/compare?view=V            compare two generations of a view
+//	POST /projections/ACTION?view=V&...        start (lanes, speed, swap), pause, resume, swap, rollback or drop a generation
+//	GET /verify?sample=N                       compare every view with the fold of the log: progress, then differences
 const (
 	inspectNode        = "/node"
 	inspectHead        = "/log/head"
@@ -39,6 +44,11 @@ const (
 	inspectReads       = "/reads"
 	inspectKeys        = "/keys"
 	inspectCheckpoint  = "/checkpoint"
+	// The paths about generations.
+	inspectGenerations = "/projections/generations"
+	inspectRebuilds    = "/projections/rebuilds"
+	inspectCompare     = "/projections/compare"
+	inspectRebuild     = "/projections/"
 )
 
 // frameHead is number (8 bytes), hash and length (4 bytes) of a commit's frame; its data follows.
@@ -121,6 +131,7 @@ type inspector struct {
 	topology eventstore.Topology
 	log      func(lane uint32) laneReader
 	views    viewSource
+	rebuilds rebuildSource
 	reactors reactorSource
 	copier   copier
 	reads    func() readReport
@@ -138,6 +149,10 @@ func (i *inspector) handler() http.Handler {
 	mux.HandleFunc("GET "+inspectReads, i.serveReads)
 	mux.HandleFunc("GET "+inspectKeys, i.serveKeys)
 	mux.HandleFunc("POST "+inspectCheckpoint, i.serveCheckpoint)
+	mux.HandleFunc("GET "+inspectGenerations, i.serveGenerations)
+	mux.HandleFunc("GET "+inspectRebuilds, i.serveRebuilds)
+	mux.HandleFunc("GET "+inspectCompare, i.serveCompare)
+	mux.HandleFunc("POST "+inspectRebuild+"{action}", i.serveRebuild)
 	want := []byte("Bearer " + i.token)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
@@ -283,6 +298,7 @@ func (n *remoteNode) get(ctx context.Context, path string, query url.Values) (io
 	return n.ask(ctx, http.MethodGet, path, query)
 }
 
+// ask sends a request. The caller closes the body.
 func (n *remoteNode) ask(ctx context.Context, method, path string, query url.Values) (io.ReadCloser, error) {
 	request, err := http.NewRequestWithContext(ctx, method, n.record.Inspect+path+"?"+query.Encode(), nil)
 	if err != nil {
@@ -292,6 +308,10 @@ func (n *remoteNode) ask(ctx context.Context, method, path string, query url.Val
 	response, err := n.client.Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("ask the running node (pid %d): %w", n.record.PID, err)
+	}
+	if response.StatusCode == http.StatusConflict {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096)) // Whatever came of it.
+		return nil, errors.Join(rebuildProblem(errors.New(strings.TrimSpace(string(text)))), response.Body.Close())
 	}
 	if response.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 4096)) // Whatever came of it.

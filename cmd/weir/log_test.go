@@ -31,6 +31,8 @@ type testNode struct {
 	react   []reactorLane
 	paid    *paymentReport
 	failing error
+	// rebuilding is what it says of its generations.
+	rebuilding testRebuilds
 }
 
 func newTestNode(t *testing.T, lanes uint32) *testNode {
@@ -42,7 +44,7 @@ func newTestNode(t *testing.T, lanes uint32) *testNode {
 		n.epoch = append(n.epoch, 0)
 	}
 	i := &inspector{
-		token: "inspect-token", topology: eventstore.Topology{Lanes: lanes}, views: n, reactors: n,
+		token: "inspect-token", topology: eventstore.Topology{Lanes: lanes}, views: n, reactors: n, rebuilds: &n.rebuilding,
 		log: func(lane uint32) laneReader { return tamperedLane{n.logs[lane], n} },
 	}
 	server := httptest.NewServer(i.handler())
@@ -62,7 +64,7 @@ func (n *testNode) Reactors(context.Context) (reactorReport, error) {
 // Status and Verify make the node its own viewSource.
 func (n *testNode) Status(context.Context) ([]viewLane, error) { return n.status, n.failing }
 
-func (n *testNode) Verify(_ context.Context, progress func(done, total int64)) ([]difference, error) {
+func (n *testNode) Verify(_ context.Context, _ int, progress func(done, total int64)) ([]difference, error) {
 	progress(1, 2)
 	return n.differ, n.failing
 }

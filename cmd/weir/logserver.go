@@ -338,6 +338,13 @@ func (p *process) openStopped(ctx context.Context, dir dataDir, address string) 
 		views.runners = append(views.runners, runner)
 	}
 	s.views = views
+	rebuilds, err := projections.NewRebuilder(projections.RebuilderOptions{
+		Store: store, Runners: views.runners, Topology: s.topology, Log: l.streams.Log, Logger: logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.rebuilds = &localRebuilds{rebuilds}
 	s.reactors = &localReactors{store: store, log: l.streams.Log}
 	return s, nil
 }

@@ -101,6 +101,7 @@ type node struct {
 	log      *openLog
 	store    *projections.Store
 	runners  []*projections.Runner
+	rebuilds *projections.Rebuilder
 	lanes    *lanes.Set
 	sealer   *sealing.Sealer
 	views    *projections.Views
@@ -267,6 +268,12 @@ func (n *node) openState(ctx context.Context) (err error) {
 		}
 		n.runners = append(n.runners, runner)
 	}
+	n.rebuilds, err = projections.NewRebuilder(projections.RebuilderOptions{
+		Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.streams.Log, Logger: n.logger,
+	})
+	if err != nil {
+		return err
+	}
 	n.lanes, err = lanes.Open(n.laneOptions())
 	return err
 }
@@ -406,6 +413,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	for _, runner := range n.runners {
 		viewing.run(runner.Run)
 	}
+	viewing.run(n.rebuilds.Run)
 	deciding.run(n.lanes.Run)
 	reacting.run(n.react)
 	reacting.run(n.cashier.Run)
@@ -621,6 +629,7 @@ func (n *node) inspector() *inspector {
 		token: n.record.Token, topology: n.log.topology,
 		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
 		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
+		rebuilds: &localRebuilds{n.rebuilds},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 		reads:    n.reads,
 		copier: &localCopier{

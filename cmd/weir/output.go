@@ -206,6 +206,8 @@ const (
 	progressEvery     = 100 * time.Millisecond
 	progressLineEvery = 5 * time.Second
 	progressBarWidth  = 24
+	// progressWindow is how far back the rate goes that the time to come is told by.
+	progressWindow = 15 * time.Second
 )
 
 // A progress shows how far long work is: one line redrawn on a terminal, plain lines now and then off one.
@@ -218,11 +220,17 @@ type progress struct {
 	label    string
 	unit     string
 	// note stands behind the figures; may be empty.
-	note    string
-	total   int64
-	started time.Time
-	drawn   time.Time
-	open    bool
+	note  string
+	total int64
+	drawn time.Time
+	open  bool
+	// marks are what was done when, oldest first: the newest before the window, and those in it.
+	marks []progressMark
+}
+
+type progressMark struct {
+	at   time.Time
+	done int64
 }
 
 // newProgress starts the clock. total 0 means unknown.
@@ -230,9 +238,12 @@ func (p *process) newProgress(label, unit string, total int64) *progress {
 	now := p.now()
 	return &progress{
 		w: p.stderr, paint: p.painterFor(p.stderr), terminal: isTerminal(p.stderr), now: p.now,
-		label: label, unit: unit, total: total, started: now, drawn: now,
+		label: label, unit: unit, total: total, drawn: now, marks: []progressMark{{at: now}},
 	}
 }
+
+// begin says how much was done before the clock started.
+func (g *progress) begin(done int64) { g.marks[0].done = done }
 
 // at says how much is done.
 func (g *progress) at(done int64) {
@@ -269,8 +280,7 @@ func (g *progress) draw(done int64, now time.Time) {
 }
 
 func (g *progress) text(done int64, now time.Time) string {
-	elapsed := now.Sub(g.started)
-	rate := float64(done) / max(elapsed.Seconds(), 1e-9)
+	rate := g.rate(done, now)
 	if g.total <= 0 {
 		return fmt.Sprintf("%s: %s %s, %s/s", g.label, groupDigits(done), g.unit, groupDigits(int64(rate)))
 	}
@@ -286,6 +296,16 @@ func (g *progress) text(done int64, now time.Time) string {
 	}
 	return fmt.Sprintf("%s: %s%3.0f%% %s of %s %s, %s/s, ETA %s",
 		g.label, bar, share*100, groupDigits(done), groupDigits(g.total), g.unit, groupDigits(int64(rate)), eta)
+}
+
+// rate returns how much is done in a second, over the window.
+func (g *progress) rate(done int64, now time.Time) float64 {
+	for len(g.marks) > 1 && now.Sub(g.marks[1].at) >= progressWindow {
+		g.marks = g.marks[1:]
+	}
+	from := g.marks[0]
+	g.marks = append(g.marks, progressMark{at: now, done: done})
+	return float64(done-from.done) / max(now.Sub(from.at).Seconds(), 1e-9)
 }
 
 // groupDigits writes 1234567 as 1,234,567.

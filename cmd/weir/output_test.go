@@ -23,10 +23,32 @@ func TestProgressOffATerminalIsPlainLinesWithAnETA(t *testing.T) {
 	}
 }
 
+func TestTheTimeToComeIsToldByTheNewestRate(t *testing.T) {
+	var out bytes.Buffer
+	now := testTime
+	p := &process{stderr: &out, now: func() time.Time { return now }}
+	g := p.newProgress("rebuild orders", "commits", 100_000)
+	g.begin(50_000)                                          // It goes on with what was done before.
+	for done := int64(50_000); done <= 60_000; done += 100 { // 1,000 a second for 10 seconds, and then 100.
+		g.at(done)
+		now = now.Add(100 * time.Millisecond)
+	}
+	if want := "60% 60,000 of 100,000 commits, 1,000/s, ETA 40s\n"; !strings.HasSuffix(out.String(), want) {
+		t.Fatalf("got:\n%s\nwant at the end:\n%s", out.String(), want)
+	}
+	for done := int64(60_000); done <= 63_000; done += 10 {
+		g.at(done)
+		now = now.Add(100 * time.Millisecond)
+	}
+	if want := "100/s, ETA 6m"; !strings.Contains(out.String()[strings.LastIndex(out.String(), "rebuild"):], want) {
+		t.Fatalf("got:\n%s\nwant at the end: %s", out.String(), want)
+	}
+}
+
 func TestProgressOnATerminalRedrawsOneLine(t *testing.T) {
 	var out bytes.Buffer
 	now := testTime
-	g := &progress{w: &out, terminal: true, now: func() time.Time { return now }, label: "read", unit: "commits", total: 100, started: now, drawn: now}
+	g := &progress{w: &out, terminal: true, now: func() time.Time { return now }, label: "read", unit: "commits", total: 100, drawn: now, marks: []progressMark{{at: now}}}
 	now = now.Add(time.Second)
 	g.at(25)
 	g.end()

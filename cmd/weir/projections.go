@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"time"
 
@@ -30,6 +31,8 @@ type viewLane struct {
 const (
 	viewFresh      = "fresh"
 	viewCatchingUp = "catching-up"
+	// viewRebuilding is that of a view that is being made again: see its rebuild.
+	viewRebuilding = "rebuilding"
 	// viewStopped is that of a node that does not run: the views wait for its next start.
 	viewStopped = "stopped"
 )
@@ -38,18 +41,28 @@ const (
 type viewSource interface {
 	// Status says how far each view has followed each lane.
 	Status(ctx context.Context) ([]viewLane, error)
-	// Verify compares every view with the fold of the log and returns what is different, at most differencesMax.
-	Verify(ctx context.Context, progress func(done, total int64)) ([]difference, error)
+	// Verify compares every view with the fold of the log and returns what is different, at most differencesMax. Of orders, it
+	// compares those of as many partitions as sample says; 0 means all.
+	Verify(ctx context.Context, sample int, progress func(done, total int64)) ([]difference, error)
 }
 
 func (p *process) projectionsCommand() *cobra.Command {
 	cmd := parentCommand(&cobra.Command{
 		Use:   "projections",
-		Short: "See how far the views are",
+		Short: "See how far the views are, compare and rebuild them",
 		Long: `Projections are the views that answer reads: orders, a user's orders, products, stock. They follow the log, lane by
-lane, and keep their position with their data, so that a view always equals the fold of the log up to its position.`,
+lane, and keep their position with their data, so that a view always equals the fold of the log up to its position.
+
+A view exists in generations. One of them answers reads. 'rebuild' makes another one of the log, beside it; when it is
+built, the two are compared and swapped, with no pause in reads. The old one is kept, and goes on to be fed, until it is
+dropped, so that 'rollback' goes back at once. A view that a new version of weir writes in another way is rebuilt by itself
+when the node starts.`,
 	})
-	cmd.AddCommand(p.projectionsStatus())
+	cmd.AddCommand(
+		p.projectionsList(), p.projectionsStatus(), p.projectionsVerify(), p.projectionsRebuild(), p.projectionsCompare(),
+		p.projectionsAction("pause"), p.projectionsAction("resume"), p.projectionsAction("swap"), p.projectionsAction("rollback"),
+		p.projectionsAction("drop"),
+	)
 	return cmd
 }
 
@@ -61,8 +74,9 @@ func (p *process) projectionsStatus() *cobra.Command {
 		Long: `Print for each view and lane how far it has followed the log: its position, the log's newest commit (head), how many
 commits lie between (lag), and the log time of the position.
 
-The state is "fresh" (lag 0), "catching-up", or "stopped" when no node runs on the directory; the next start goes on
-from the position.
+The state is "fresh" (lag 0), "catching-up", "rebuilding" when what answers is behind until it is made again, or
+"stopped" when no node runs on the directory; the next start goes on from the position. Rebuilds that are under way, or wait for
+somebody, are printed too.
 
 ` + sourceHelp + `
 Name the directory of a stopped node as well then: its views are there.`,
@@ -89,8 +103,16 @@ func (p *process) status(cmd *cobra.Command, s *source) error {
 	if err != nil {
 		return err
 	}
+	rebuilds, err := s.rebuilds.Rebuilds(cmd.Context())
+	if err != nil {
+		return err
+	}
 	if p.json(cmd) {
-		return writeJSON(p.stdout, map[string]any{"views": lanes})
+		answer := map[string]any{"views": lanes}
+		if len(rebuilds) > 0 {
+			answer["rebuilds"] = rebuilds
+		}
+		return writeJSON(p.stdout, answer)
 	}
 	paint := p.painterFor(p.stdout)
 	rows := newTable("VIEW", ">LANE", "STATE", ">POSITION", ">HEAD", ">LAG", "AS OF")
@@ -106,7 +128,11 @@ func (p *process) status(cmd *cobra.Command, s *source) error {
 	for _, l := range lanes {
 		rows.row(l.View, strconv.FormatUint(uint64(l.Lane), 10), l.State, groupDigits(l.Position), groupDigits(l.Head), groupDigits(l.Lag), instantText(l.AsOf))
 	}
-	return rows.print(p.stdout, paint)
+	if err := rows.print(p.stdout, paint); err != nil || len(rebuilds) == 0 {
+		return err
+	}
+	fmt.Fprintln(p.stdout)
+	return p.printRebuilds(rebuilds)
 }
 
 // verifyLine is one line of the answer to inspectVerify: progress, and at last the end.
@@ -134,7 +160,8 @@ func (i *inspector) serveVerify(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	flusher := http.NewResponseController(w)
 	var last time.Time
-	differences, err := i.views.Verify(r.Context(), func(done, total int64) {
+	sample, _ := strconv.Atoi(r.FormValue("sample")) // None compares all.
+	differences, err := i.views.Verify(r.Context(), sample, func(done, total int64) {
 		if now := time.Now(); now.Sub(last) >= verifyLineEvery {
 			last = now
 			_ = writeJSON(w, verifyLine{Done: done, Total: total})
@@ -156,8 +183,8 @@ func (n *remoteNode) Status(ctx context.Context) ([]viewLane, error) {
 }
 
 // Verify implements viewSource.
-func (n *remoteNode) Verify(ctx context.Context, progress func(done, total int64)) ([]difference, error) {
-	body, err := n.get(ctx, inspectVerify, nil)
+func (n *remoteNode) Verify(ctx context.Context, sample int, progress func(done, total int64)) ([]difference, error) {
+	body, err := n.get(ctx, inspectVerify, url.Values{"sample": {strconv.Itoa(sample)}})
 	if err != nil {
 		return nil, err
 	}

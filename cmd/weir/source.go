@@ -18,6 +18,8 @@ type source struct {
 	witness func(ctx context.Context, lane uint32) error
 	// views of the node; nil when the log is read from a NATS server.
 	views viewSource
+	// rebuilds of its views; nil when the log is read from a NATS server.
+	rebuilds rebuildSource
 	// reactors of the node; nil when the log is read from a NATS server.
 	reactors reactorSource
 	// copier hands out what a backup takes beside the log.
@@ -83,7 +85,7 @@ func (p *process) openSource(ctx context.Context, f *sourceFlags) (*source, erro
 		}
 		if node, topology := dialNode(ctx, record); node != nil {
 			return &source{
-				topology: topology, running: true, views: node, reactors: node, copier: node,
+				topology: topology, running: true, views: node, rebuilds: node, reactors: node, copier: node,
 				lane:  func(lane uint32) laneReader { return remoteLane{node, lane} },
 				close: func() error { node.client.CloseIdleConnections(); return nil },
 			}, nil

@@ -106,7 +106,7 @@ func (p *process) verify(cmd *cobra.Command, s *source, from *sourceFlags, withV
 	case len(found.Differences) > 0:
 		found.Views = "not compared: the log itself is wrong"
 	default:
-		if err := p.verifyViews(cmd.Context(), s, found); err != nil {
+		if err := p.verifyViews(cmd.Context(), s, 0, found); err != nil {
 			return err
 		}
 	}
@@ -223,9 +223,9 @@ func (v *laneVerifier) differ(commit *eventstore.Commit, check, format string, a
 }
 
 // verifyViews compares every view with the fold of the log.
-func (p *process) verifyViews(ctx context.Context, s *source, found *verification) error {
+func (p *process) verifyViews(ctx context.Context, s *source, sample int, found *verification) error {
 	var progress *progress
-	differences, err := s.views.Verify(ctx, func(done, total int64) {
+	differences, err := s.views.Verify(ctx, sample, func(done, total int64) {
 		if progress == nil {
 			progress = p.newProgress("compare views", "commits", total)
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"log/slog"
+	"math/rand/v2"
 
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
@@ -46,6 +47,8 @@ func (v *localViews) Status(ctx context.Context) ([]viewLane, error) {
 				l.State = viewStopped
 			case status.State == projections.StateFresh:
 				l.State = viewFresh
+			case status.State == projections.StateRebuilding:
+				l.State = viewRebuilding
 			default:
 				l.State = viewCatchingUp
 			}
@@ -63,7 +66,8 @@ func (v *localViews) Status(ctx context.Context) ([]viewLane, error) {
 }
 
 // Verify implements viewSource.
-func (v *localViews) Verify(ctx context.Context, progress func(done, total int64)) ([]difference, error) {
+func (v *localViews) Verify(ctx context.Context, sample int, progress func(done, total int64)) ([]difference, error) {
+	drawn := drawPartitions(sample)
 	counted := &countedLogs{open: v.log, progress: progress}
 	for _, runner := range v.runners {
 		counted.total += int64(runner.Position().Number)
@@ -71,7 +75,7 @@ func (v *localViews) Verify(ctx context.Context, progress func(done, total int64
 	found := []difference{}
 	for lane := range v.topology.Lanes {
 		report, err := projections.Verify(ctx, projections.VerifyOptions{
-			Store: v.store, Lane: lane, Lanes: v.topology.Lanes, Log: counted.lane(lane), Logger: v.logger,
+			Store: v.store, Lane: lane, Lanes: v.topology.Lanes, Log: counted.lane(lane), Logger: v.logger, Sample: drawn,
 		})
 		if err != nil {
 			return nil, err
@@ -81,6 +85,18 @@ func (v *localViews) Verify(ctx context.Context, progress func(done, total int64
 		}
 	}
 	return found, nil
+}
+
+// drawPartitions draws as many partitions, anew each time, and returns which; nil means all.
+func drawPartitions(sample int) func(uint32) bool {
+	if sample <= 0 || sample >= eventstore.Partitions {
+		return nil
+	}
+	var drawn [eventstore.Partitions]bool
+	for _, partition := range rand.Perm(eventstore.Partitions)[:sample] {
+		drawn[partition] = true
+	}
+	return func(partition uint32) bool { return drawn[partition] }
 }
 
 // countedLogs say how many commits were read from them.

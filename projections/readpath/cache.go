@@ -363,6 +363,16 @@ func (c *Cache[K, V]) ChangedAllNow() {
 	c.dropAll()
 }
 
+// Forget drops all keys, changed or not: another view answers from now on, as of a position that is shown already. What was
+// loaded of the one before is not kept; nor is anything until the next position is shown. For a cache with Shown.
+func (c *Cache[K, V]) Forget(shown uint64) {
+	c.floors.raiseAll(shown + 1)
+	c.dropAll()
+	if c.missing != nil {
+		c.missing.InvalidateAll()
+	}
+}
+
 func (c *Cache[K, V]) drop(keys []K) {
 	l1 := c.l1.Load()
 	if l1 == nil {

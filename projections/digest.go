@@ -1,0 +1,213 @@
+package projections
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/weirhq/weir/eventstore"
+)
+
+// A Comparison says whether two generations of a view are the same.
+type Comparison struct {
+	Projection string
+	// Live answers reads; Other is the one that is being built, or the one that is kept.
+	Live, Other uint32
+	Lanes       []LaneComparison
+}
+
+// Equal reports whether they are.
+func (c *Comparison) Equal() bool { return c.DifferencesTotal() == 0 }
+
+// DifferencesTotal counts the keys that differ, over all lanes.
+func (c *Comparison) DifferencesTotal() uint64 {
+	var total uint64
+	for i := range c.Lanes {
+		total += c.Lanes[i].DifferencesTotal
+	}
+	return total
+}
+
+// A LaneComparison compares one lane's part of two generations, both at one position.
+type LaneComparison struct {
+	Lane     uint32
+	Position eventstore.Position
+	// Keys compared.
+	Keys uint64
+	// Partitions whose digests differ.
+	Partitions []uint32
+	// DifferencesTotal counts the keys that differ; Differences are the first of them, DifferencesMax at most.
+	DifferencesTotal uint64
+	Differences      []Difference
+}
+
+// digests are the digests of a lane's part of a view, by partition: the exclusive or of the SHA-256 of each key and value.
+// No order matters, and no digest depends on the generation or the node.
+type digests [eventstore.Partitions][sha256.Size]byte
+
+// digest reads a lane's part of a view.
+func digest(ctx context.Context, from pebble.Reader, projection *Projection, p prefix) (_ *digests, keys uint64, err error) {
+	entries, err := from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	var all digests
+	var pair []byte
+	for valid := entries.First(); valid; valid = entries.Next() {
+		if keys++; keys%ctxCheckEvery == 0 && ctx.Err() != nil {
+			return nil, 0, ctx.Err()
+		}
+		suffix := entries.Key()[prefixBytes:]
+		pair = binary.BigEndian.AppendUint32(pair[:0], uint32(len(suffix)))
+		pair = append(append(pair, suffix...), entries.Value()...)
+		sum := sha256.Sum256(pair)
+		into := &all[projection.partition(suffix)]
+		for i := range into {
+			into[i] ^= sum[i]
+		}
+	}
+	return &all, keys, entries.Error()
+}
+
+// ctxCheckEvery is after how many keys a long read looks whether it is still wanted.
+const ctxCheckEvery = 1024
+
+// compareGenerations compares a lane's part of two generations of a view: by digest, and key by key where those differ.
+func compareGenerations(
+	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte,
+) (found LaneComparison, err error) {
+	found.Lane = lane
+	old, young := prefixOf(projection.space, live, lane), prefixOf(projection.space, other, lane)
+	oldDigests, oldKeys, err := digest(ctx, from, projection, old)
+	if err != nil {
+		return found, err
+	}
+	youngDigests, youngKeys, err := digest(ctx, from, projection, young)
+	if err != nil {
+		return found, err
+	}
+	found.Keys = max(oldKeys, youngKeys)
+	var differ [eventstore.Partitions]bool
+	for partition := range differ {
+		if oldDigests[partition] != youngDigests[partition] {
+			differ[partition] = true
+			found.Partitions = append(found.Partitions, uint32(partition))
+		}
+	}
+	if len(found.Partitions) == 0 {
+		return found, nil
+	}
+	names := pair{got: fmt.Sprintf("generation %d", live), want: fmt.Sprintf("generation %d", other)}
+	c := comparer{
+		projection: projection, names: names, got: side{from, old}, want: side{from, young},
+		skip: func(suffix []byte) bool { return !differ[projection.partition(suffix)] },
+	}
+	err = c.run(ctx)
+	found.DifferencesTotal, found.Differences = c.differencesTotal, c.differences
+	return found, err
+}
+
+// A comparer compares two ranges of keys of a projection.
+type comparer struct {
+	projection *Projection
+	names      pair
+	got, want  side
+	// skip passes over keys, by suffix; nil passes over none.
+	skip func(suffix []byte) bool
+
+	keys             uint64
+	differencesTotal uint64
+	differences      []Difference
+}
+
+// pair names the two sides.
+type pair struct{ got, want string }
+
+// side is one range of keys.
+type side struct {
+	from pebble.Reader
+	prefix
+}
+
+func (s side) entries(ctx context.Context) (*pebble.Iterator, error) {
+	return s.from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: s.prefix[:], UpperBound: s.end()})
+}
+
+func (c *comparer) run(ctx context.Context) (err error) {
+	got, err := c.got.entries(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, got.Close()) }()
+	want, err := c.want.entries(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, want.Close()) }()
+
+	next := func(entries *pebble.Iterator, valid bool) {
+		for valid && c.skip != nil && c.skip(entries.Key()[prefixBytes:]) {
+			valid = entries.Next()
+		}
+	}
+	next(got, got.First())
+	next(want, want.First())
+	for got.Valid() || want.Valid() {
+		if c.keys++; c.keys%ctxCheckEvery == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		order := 0
+		switch {
+		case !got.Valid():
+			order = 1
+		case !want.Valid():
+			order = -1
+		default:
+			order = bytes.Compare(got.Key()[prefixBytes:], want.Key()[prefixBytes:])
+		}
+		if order == 0 && !bytes.Equal(got.Value(), want.Value()) {
+			c.differ(got.Key(), c.describe(got.Key()[prefixBytes:], got.Value(), want.Value()))
+		}
+		if order < 0 {
+			c.differ(got.Key(), fmt.Sprintf("it is in %s and not in %s", c.names.got, c.names.want))
+		}
+		if order > 0 {
+			c.differ(want.Key(), fmt.Sprintf("it is in %s and not in %s", c.names.want, c.names.got))
+		}
+		if order <= 0 {
+			next(got, got.Next())
+		}
+		if order >= 0 {
+			next(want, want.Next())
+		}
+	}
+	return errors.Join(got.Error(), want.Error())
+}
+
+func (c *comparer) differ(key []byte, problem string) {
+	c.differencesTotal++
+	if len(c.differences) < DifferencesMax {
+		c.differences = append(c.differences, Difference{
+			View: c.projection.Name, Key: c.projection.describe(key[prefixBytes:]), Problem: problem,
+		})
+	}
+}
+
+// describe says how two values of one key differ.
+func (c *comparer) describe(suffix, got, want []byte) string {
+	gotText, gotErr := c.projection.print(suffix, got)
+	wantText, wantErr := c.projection.print(suffix, want)
+	switch {
+	case gotErr != nil && wantErr == nil:
+		return fmt.Sprintf("%s has %.80x, which cannot be read (%v), %s has %s", c.names.got, got, gotErr, c.names.want, wantText)
+	case gotErr != nil || wantErr != nil || gotText == wantText:
+		return fmt.Sprintf("%s has %.80x, %s has %.80x", c.names.got, got, c.names.want, want)
+	}
+	return fmt.Sprintf("%s has %s, %s has %s", c.names.got, gotText, c.names.want, wantText)
+}

@@ -1,0 +1,669 @@
+package projections
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weirhq/weir/eventstore"
+)
+
+// Limits of a rebuild. There is at most one of each projection (I8).
+const (
+	// adoptCommitsMax is how many commits a new generation may be behind when its runner takes it over. The runner waits
+	// while they are made up.
+	adoptCommitsMax = 64
+	// adoptRoundsMax bounds how often a generation tries to come that near. Then it is taken over wherever it is: the log
+	// grows faster than it is read.
+	adoptRoundsMax = 64
+	// sweepAfter is how long a generation that is no longer named is left for the reads that still read it.
+	sweepAfter = 10 * time.Second
+)
+
+// RebuilderOptions configure a Rebuilder.
+type RebuilderOptions struct {
+	// Store that holds the views, and Runners of all lanes, by lane.
+	Store   *Store
+	Runners []*Runner
+	// Topology of the log, and the log of a lane.
+	Topology eventstore.Topology
+	Log      func(lane uint32) eventstore.Log
+	// Parallel is how many lanes are read at a time; 0 means one for each processor.
+	Parallel int
+	// Logger is told what begins, ends and fails; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// A Rebuilder makes views again from the log, beside those that answer reads. Views that another version of this program
+// wrote, and those that are behind the others, it makes again by itself.
+//
+// A new generation is built of each lane's log, lanes in parallel. When it is near the lane's runner, the runner takes it over:
+// from then on both generations are fed by the same batches and stand at one position after each. They are compared there,
+// and swapped by one write. The old one is kept, and fed, until it is dropped: going back is a swap too. What a rebuild is
+// about is in the store, and it goes on after a crash from where its newest batch ended.
+//
+// Methods may be called by several goroutines.
+type Rebuilder struct {
+	store    *Store
+	topology eventstore.Topology
+	runners  []*Runner
+	log      func(lane uint32) eventstore.Log
+	slots    chan struct{} // one for each lane that is read
+	// batchBytes is the size of a batch. It is set before Run, by tests alone.
+	batchBytes int
+	logger     *slog.Logger
+	wake       chan struct{}
+
+	// commands is held by a command: one at a time.
+	commands sync.Mutex
+	// mu guards what follows.
+	mu       sync.Mutex
+	rebuilds map[byte]*rebuild // by the projection's space
+	sweepAt  time.Time         // when unnamed generations are removed; zero when there are none
+}
+
+// SwapMode says when a new generation begins to answer reads.
+type SwapMode string
+
+// The modes of a swap.
+const (
+	// SwapAuto: as soon as it is built and the digests are equal. If they differ, it is held.
+	SwapAuto SwapMode = "auto"
+	// SwapManual: when Swap is called.
+	SwapManual SwapMode = "manual"
+)
+
+// RebuildOptions say how a projection is rebuilt.
+type RebuildOptions struct {
+	// Lanes to rebuild; none means all.
+	Lanes []uint32
+	// Speed of reading the log. The zero value is SpeedFull.
+	Speed Speed
+	// Swap is when the new generation answers; empty means SwapAuto.
+	Swap SwapMode
+}
+
+// A rebuild is one projection that is being made again.
+type rebuild struct {
+	projection *Projection
+	record     rebuildRecord
+	// stored says that the record is in the store. It is not for views that are made again in their place.
+	stored bool
+	parts  []*part
+	pace   *pace // of the work that goes on
+
+	// Guarded by the Rebuilder's mu.
+	fed        bool // every part is with its runner
+	givenUp    bool // nobody may take it up while it is being given up
+	failure    error
+	comparison *Comparison
+	cancel     context.CancelFunc
+	done       chan struct{} // closed when the work ends; nil when there is none
+}
+
+// rebuildRecord is what the store knows of a rebuild, in JSON at KeySpaceViews, spaceRebuilds, space of the view.
+type rebuildRecord struct {
+	Generation byte     `json:"generation"`
+	Version    uint32   `json:"version"`
+	Lanes      []uint32 `json:"lanes"`
+	Speed      Speed    `json:"speed"`
+	Swap       SwapMode `json:"swap"`
+	Paused     bool     `json:"paused,omitempty"`
+	// Held says why a generation that is built waits for Swap.
+	Held string `json:"held,omitempty"`
+}
+
+func recordKey(p *Projection) []byte { return []byte{KeySpaceViews, spaceRebuilds, p.space} }
+
+// A part is one lane of a rebuild.
+type part struct {
+	runner     *Runner
+	generation byte
+	// inPlace says that the generation answers reads already, as far as it goes.
+	inPlace bool
+
+	position atomic.Uint64
+	events   atomic.Uint64 // taken in since this process began
+	adopted  atomic.Bool
+}
+
+// NewRebuilder finds what is to be rebuilt: what was not finished, and what this version of the program has to make again.
+// Nothing happens before Run runs.
+func NewRebuilder(options RebuilderOptions) (*Rebuilder, error) {
+	if len(options.Runners) != int(options.Topology.Lanes) {
+		return nil, fmt.Errorf("there are %d runners for %d lanes", len(options.Runners), options.Topology.Lanes)
+	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	if options.Parallel <= 0 {
+		options.Parallel = runtime.GOMAXPROCS(0)
+	}
+	b := &Rebuilder{
+		store: options.Store, topology: options.Topology, runners: options.Runners, log: options.Log, logger: options.Logger,
+		slots: make(chan struct{}, options.Parallel), batchBytes: BulkBytes, wake: make(chan struct{}, 1), rebuilds: make(map[byte]*rebuild),
+		sweepAt: time.Now(), // What a crash has left.
+	}
+	for _, p := range Projections {
+		if err := b.load(p); err != nil {
+			return nil, fmt.Errorf("rebuild of view %s: %w", p.Name, err)
+		}
+	}
+	return b, nil
+}
+
+// load finds what is to be rebuilt of a projection.
+func (b *Rebuilder) load(p *Projection) error {
+	var inPlace, beside []uint32
+	for _, r := range b.runners {
+		if r.behind[p.space].Load() == nil {
+			continue
+		}
+		version, _, err := storedProgress(b.store.db, p, r.live(p), r.lane, b.topology.Lanes)
+		switch {
+		case err != nil:
+			return err
+		case version == p.Version:
+			inPlace = append(inPlace, r.lane)
+		default:
+			beside = append(beside, r.lane)
+		}
+	}
+	value, err := read(b.store.db, recordKey(p))
+	if err != nil && !errors.Is(err, pebble.ErrNotFound) {
+		return err
+	}
+	job := &rebuild{projection: p}
+	if err == nil {
+		if err := json.Unmarshal(value, &job.record); err != nil {
+			return fmt.Errorf("its record cannot be read: %w", err)
+		}
+		job.stored = job.record.Version == p.Version && job.record.Generation != 0 && allBelow(job.record.Lanes, b.topology.Lanes)
+	}
+	switch {
+	case job.stored:
+		// A lane that a newer version has to make again as well comes after it, at the next start.
+	case len(beside) > 0:
+		if err := b.begin(job, RebuildOptions{Lanes: beside}); err != nil {
+			return err
+		}
+	default:
+		job.record = rebuildRecord{Version: p.Version, Speed: SpeedFull, Swap: SwapAuto}
+		if err := b.store.db.Delete(recordKey(p), pebble.NoSync); err != nil { // One of another version.
+			return err
+		}
+	}
+	for _, lane := range job.record.Lanes {
+		job.parts = append(job.parts, b.newPart(p, lane, job.record.Generation, false))
+	}
+	for _, lane := range inPlace {
+		job.parts = append(job.parts, b.newPart(p, lane, b.runners[lane].live(p), true))
+	}
+	if len(job.parts) > 0 {
+		b.rebuilds[p.space] = job
+	}
+	return nil
+}
+
+func allBelow(lanes []uint32, limit uint32) bool {
+	return !slices.ContainsFunc(lanes, func(lane uint32) bool { return lane >= limit })
+}
+
+func (b *Rebuilder) newPart(p *Projection, lane uint32, generation byte, inPlace bool) *part {
+	made := &part{runner: b.runners[lane], generation: generation, inPlace: inPlace}
+	if _, at, err := storedProgress(b.store.db, p, generation, lane, b.topology.Lanes); err == nil { // Building it says what is wrong.
+		made.position.Store(at.Number)
+	}
+	return made
+}
+
+// begin writes the record of a new rebuild, and removes what was there of its generation.
+func (b *Rebuilder) begin(job *rebuild, options RebuildOptions) (err error) {
+	p := job.projection
+	job.record = rebuildRecord{
+		Generation: b.store.generations.next(p, options.Lanes...), Version: p.Version, Lanes: options.Lanes, Speed: options.Speed, Swap: options.Swap,
+	}
+	if job.record.Swap == "" {
+		job.record.Swap = SwapAuto
+	}
+	batch := b.store.db.NewBatch()
+	defer func() { err = errors.Join(err, batch.Close()) }()
+	for _, lane := range job.record.Lanes {
+		if err := wipe(batch, p, job.record.Generation, lane); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(job.put(batch), batch.Commit(pebble.NoSync)); err != nil {
+		return err
+	}
+	job.stored = true
+	return nil
+}
+
+func (job *rebuild) put(batch *pebble.Batch) error {
+	value, err := json.Marshal(job.record)
+	if err != nil {
+		return err
+	}
+	return batch.Set(recordKey(job.projection), value, nil)
+}
+
+// save writes the record, durably.
+func (b *Rebuilder) save(job *rebuild) (err error) {
+	if !job.stored {
+		return nil
+	}
+	batch := b.store.db.NewBatch()
+	defer func() { err = errors.Join(err, batch.Close()) }()
+	if err := errors.Join(job.put(batch), batch.Commit(pebble.NoSync)); err != nil {
+		return fmt.Errorf("note the rebuild of view %s: %w", job.projection.Name, err)
+	}
+	return b.store.Flush()
+}
+
+// Run rebuilds what is to be rebuilt until ctx ends, which is no error. A rebuild that fails is logged, and leaves what
+// answers reads as it is. Run is called once.
+func (b *Rebuilder) Run(ctx context.Context) error {
+	var working sync.WaitGroup
+	defer working.Wait()
+	for {
+		b.startWork(ctx, &working)
+		wait := b.sweepIn()
+		if wait == 0 {
+			if _, err := b.Sweep(); err != nil {
+				return err
+			}
+			wait = -1
+		}
+		if !b.idle(ctx, wait) {
+			return nil
+		}
+	}
+}
+
+// idle waits until something is to be done, no longer than wait unless that is below 0, and reports whether ctx is still good.
+func (b *Rebuilder) idle(ctx context.Context, wait time.Duration) bool {
+	var due <-chan time.Time
+	if wait >= 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		due = timer.C
+	}
+	select {
+	case <-b.wake:
+	case <-due:
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// sweepIn returns how long it is until unnamed generations are removed, below 0 when there are none.
+func (b *Rebuilder) sweepIn() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.sweepAt.IsZero() {
+		return -1
+	}
+	return max(0, time.Until(b.sweepAt))
+}
+
+// startWork starts what is to be done and is not being done.
+func (b *Rebuilder) startWork(ctx context.Context, working *sync.WaitGroup) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, p := range Projections {
+		job := b.rebuilds[p.space]
+		if job == nil || job.done != nil || job.givenUp || job.record.Paused || job.failure != nil || job.fed && job.record.Held != "" {
+			continue
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		job.cancel, job.done, job.pace = cancel, done, &pace{}
+		working.Go(func() {
+			err := b.work(ctx, job)
+			stopped := ctx.Err() != nil
+			cancel()
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			defer close(done)
+			job.cancel, job.done = nil, nil
+			if err != nil && !stopped {
+				job.failure = err
+				b.logger.Error("a view could not be rebuilt; what answers reads is as it was", "view", p.Name, "error", err)
+			}
+			b.poke()
+		})
+	}
+}
+
+func (b *Rebuilder) poke() {
+	select {
+	case b.wake <- struct{}{}:
+	default: // Run has not looked yet.
+	}
+}
+
+// work builds a generation and swaps it, or holds it.
+func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
+	building, ctxOfParts := errgroup.WithContext(ctx)
+	for _, p := range job.parts {
+		building.Go(func() error {
+			select {
+			case b.slots <- struct{}{}:
+			case <-ctxOfParts.Done():
+				return ctxOfParts.Err()
+			}
+			defer func() { <-b.slots }()
+			return b.build(ctxOfParts, job, p)
+		})
+	}
+	if err := building.Wait(); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	job.fed = true
+	held := job.record.Held != ""
+	b.mu.Unlock()
+	if !job.stored {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		delete(b.rebuilds, job.projection.space)
+		return nil
+	}
+	if held {
+		return nil
+	}
+	comparison, err := b.compare(ctx, job.projection, job.lanes(), func(*Runner) byte { return job.record.Generation })
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	job.comparison = comparison
+	switch {
+	case !comparison.Equal():
+		job.record.Held = fmt.Sprintf("%d keys differ", comparison.DifferencesTotal())
+	case job.record.Swap == SwapManual:
+		job.record.Held = "it is to be swapped by hand"
+	default:
+		return b.swap(ctx, job)
+	}
+	b.logger.Warn("a view is rebuilt and does not answer yet", "view", job.projection.Name, "because", job.record.Held)
+	return b.save(job)
+}
+
+// lanes returns those in which a generation is built beside the one that answers.
+func (job *rebuild) lanes() []uint32 { return job.record.Lanes }
+
+// build reads a lane's log into a new generation, and hands it to the lane's runner when it is near it.
+func (b *Rebuilder) build(ctx context.Context, job *rebuild, p *part) error {
+	if p.adopted.Load() {
+		return nil
+	}
+	r := p.runner
+	batch := b.store.db.NewBatch()
+	defer batch.Close()
+	v, err := openView(job.projection, p.generation, b.store.db, batch, r.lane, b.topology.Lanes)
+	if err != nil {
+		return err
+	}
+	f := &builder{rebuilder: b, job: job, part: p, view: v, log: b.log(r.lane)}
+	for round := 0; ; round++ {
+		target := r.Position().Number
+		if round == adoptRoundsMax || target-min(target, v.progress.Number) <= adoptCommitsMax {
+			break
+		}
+		if err := f.advance(ctx, target); err != nil {
+			return err
+		}
+	}
+	return r.atBoundary(ctx, func() error {
+		f.unpaced = true
+		if err := f.advance(ctx, r.position.Number); err != nil {
+			return err
+		}
+		if v.progress.Position != r.position.Position {
+			return &eventstore.ChainError{
+				Lane: r.lane, Number: v.progress.Number,
+				Reason: fmt.Sprintf("the rebuilt view %s holds %.12s…, the others %.12s…", job.projection.Name, v.progress.Hash, r.position.Hash),
+			}
+		}
+		if err := r.adopt(v); err != nil {
+			return err
+		}
+		p.adopted.Store(true)
+		return nil
+	})
+}
+
+// A builder takes a lane's log into a generation of one view, in batches of its own.
+type builder struct {
+	rebuilder *Rebuilder
+	job       *rebuild
+	part      *part
+	view      *view
+	log       eventstore.Log
+	changes   []change
+	// unpaced is set while the lane's runner waits.
+	unpaced bool
+}
+
+// advance reads the log up to a commit. Afterwards the store holds everything up to it.
+func (f *builder) advance(ctx context.Context, upTo uint64) error {
+	v := f.view
+	if v.progress.Number >= upTo {
+		return nil
+	}
+	cursor, err := f.log.Follow(ctx, v.progress.Number+1)
+	if err != nil {
+		return err
+	}
+	defer cursor.Close()
+	for v.progress.Number < upTo {
+		record, err := cursor.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := f.take(record); err != nil {
+			return err
+		}
+		if v.batch.Len() >= f.rebuilder.batchBytes {
+			if err := f.flush(); err != nil {
+				return err
+			}
+		}
+		if f.unpaced {
+			continue
+		}
+		if err := f.job.pace.wait(ctx, f.job.record.Speed, len(f.changes), f.rebuilder.lag); err != nil {
+			return err
+		}
+	}
+	return f.flush()
+}
+
+// take takes in the next commit.
+func (f *builder) take(record eventstore.Record) error {
+	v := f.view
+	commit, err := eventstore.DecodeCommit(record.Data)
+	if err != nil {
+		return &UnreadableError{Lane: v.lane, Number: record.Number, Cause: err}
+	}
+	at := eventstore.Position{Number: record.Number, Hash: record.Hash}
+	if err := v.progress.CheckAt(commit, at, v.lane); err != nil {
+		return err
+	}
+	if f.changes, err = changesOf(f.changes[:0], commit, v.lane, f.rebuilder.topology); err != nil {
+		return err
+	}
+	for i := range f.changes {
+		if err := v.applier.apply(&f.changes[i]); err != nil {
+			return v.unreadable(&f.changes[i], i, err)
+		}
+	}
+	v.progress = progress{Position: at, at: commit.Time}
+	f.part.events.Add(uint64(len(f.changes)))
+	f.part.position.Store(at.Number)
+	return nil
+}
+
+// flush writes the batch, with the view's progress in it.
+func (f *builder) flush() error {
+	v := f.view
+	if err := errors.Join(v.finish(), v.batch.Commit(pebble.NoSync)); err != nil {
+		return fmt.Errorf("write view %s: %w", v.projection.Name, err)
+	}
+	v.batch.Reset()
+	if f.part.inPlace {
+		f.part.runner.forgetReads() // Before it says that it is further.
+		at := v.progress
+		f.part.runner.behind[v.projection.space].Store(&at)
+	}
+	return nil
+}
+
+// lag returns how many commits the live views are behind, in the lane where it is the most.
+func (b *Rebuilder) lag() uint64 {
+	var most uint64
+	for _, r := range b.runners {
+		most = max(most, r.freshness().LagCommits)
+	}
+	return most
+}
+
+// compare compares the generation that answers with another one, lane by lane, each at one position of its runner. Lanes in
+// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with.
+func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, other func(*Runner) byte) (*Comparison, error) {
+	found := &Comparison{Projection: p.Name}
+	for _, lane := range lanes {
+		r := b.runners[lane]
+		var snapshot *pebble.Snapshot
+		var position eventstore.Position
+		live, another := r.live(p), other(r)
+		err := r.atBoundary(ctx, func() error {
+			if r.feeds(p, live) && r.feeds(p, another) {
+				snapshot, position = b.store.db.NewSnapshot(), r.position.Position
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		if snapshot == nil {
+			continue
+		}
+		found.Live, found.Other = uint32(live), uint32(another)
+		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another)
+		if err := errors.Join(err, snapshot.Close()); err != nil {
+			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
+		}
+		lane.Position = position
+		found.Lanes = append(found.Lanes, lane)
+	}
+	return found, nil
+}
+
+// swap makes a generation that is built answer reads. REQUIRES: mu is held; every part is with its runner.
+func (b *Rebuilder) swap(ctx context.Context, job *rebuild) error {
+	p, lanes := job.projection, job.lanes()
+	fed := make(map[uint32]bool)
+	for _, lane := range lanes {
+		r, at := b.runners[lane], b.store.generations.of(p.space, lane)
+		if err := r.atBoundary(ctx, func() error {
+			fed[lane] = r.feeds(p, at.live)
+			if at.kept != 0 {
+				r.abandon(p, at.kept)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	err := b.store.point(p, lanes, func(lane uint32, at pointer) pointer {
+		if !fed[lane] { // Another version wrote it.
+			return pointer{live: job.record.Generation}
+		}
+		return pointer{live: job.record.Generation, kept: at.live}
+	}, func(batch *pebble.Batch) error { return batch.Delete(recordKey(p), nil) })
+	if err != nil {
+		return err
+	}
+	delete(b.rebuilds, p.space)
+	b.sweepLater()
+	if err := b.swapped(ctx, p, lanes); err != nil {
+		return err
+	}
+	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes))
+	return b.store.Flush()
+}
+
+// swapped tells the runners of lanes that another generation of a view answers. It is told to all of them, come what may: the
+// pointers are written.
+func (b *Rebuilder) swapped(ctx context.Context, p *Projection, lanes []uint32) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for _, lane := range lanes {
+		r := b.runners[lane]
+		err := r.atBoundary(ctx, func() error { return r.swapped(p) })
+		if errors.Is(err, ErrStopped) {
+			err = nil // It answers nobody that waits, and finds the pointers at its next start.
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// sweepLater has generations that are no longer named removed, when no read reads them any more.
+func (b *Rebuilder) sweepLater() {
+	b.sweepAt = time.Now().Add(sweepAfter)
+	b.poke()
+}
+
+// Sweep removes the generations that nothing names, and returns how many lanes of them there were. REQUIRES: no read that
+// began before they were unnamed goes on.
+func (b *Rebuilder) Sweep() (removed int, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sweepAt = time.Time{}
+	batch := b.store.db.NewBatch()
+	defer func() { err = errors.Join(err, batch.Close()) }()
+	// What there is of a generation was written with its progress.
+	first := []byte{KeySpaceViews, spaceProgress}
+	entries, err := b.store.db.NewIter(&pebble.IterOptions{LowerBound: first, UpperBound: keyAfter(first)})
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	for valid := entries.First(); valid; valid = entries.Next() {
+		lane, space, generation := uint32(binary.BigEndian.Uint16(entries.Key()[3:])), entries.Key()[prefixBytes], entries.Key()[prefixBytes+1]
+		for _, p := range Projections {
+			at := b.store.generations.of(space, lane)
+			if p.space != space || generation == at.live || generation == at.kept || b.builds(p, generation, lane) {
+				continue
+			}
+			if err := wipe(batch, p, generation, lane); err != nil {
+				return 0, fmt.Errorf("remove an old generation of view %s: %w", p.Name, err)
+			}
+			removed++
+		}
+	}
+	return removed, errors.Join(entries.Error(), batch.Commit(pebble.NoSync))
+}
+
+// builds reports whether a generation is being built.
+func (b *Rebuilder) builds(p *Projection, generation byte, lane uint32) bool {
+	job := b.rebuilds[p.space]
+	return job != nil && slices.ContainsFunc(job.parts, func(p *part) bool { return p.generation == generation && p.runner.lane == lane })
+}
