@@ -109,7 +109,7 @@ func contents(t *testing.T, dir string) (all []byte) {
 		if err == nil {
 			all = append(append(all, path...), data...)
 		}
-		return nil //nolint:nilerr // As above.
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
