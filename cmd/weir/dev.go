@@ -58,6 +58,7 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.options.log.acceptLoss, "accept-loss", nil, "give up what a lane's log has lost: `lane=3@40` keeps lane 3 up to commit 40; repeat it for more")
 	f.options.payments.add(cmd)
 	f.options.redis.add(cmd)
+	f.options.checkpoints.add(cmd)
 	flags.Int64Var(&f.options.pointsPerMajor, "points-per-major", domain.PointsPerMajorDefault, "`NUMBER` of points that a whole unit of paid money (1 EUR, 1 JPY) is worth; 0 awards none and takes none back")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
@@ -89,6 +90,9 @@ func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
 		return o, err
 	}
 	if err := o.redis.finish(); err != nil {
+		return o, err
+	}
+	if err := o.checkpoints.finish(); err != nil {
 		return o, err
 	}
 	host, err := os.Hostname()

@@ -70,10 +70,11 @@ type nodeOptions struct {
 	// debug is a loopback address for profiles; empty means none.
 	debug string
 	// gcPercent is Go's GOGC; it only counts where the environment does not set GOGC.
-	gcPercent int
-	keys      keyOptions
-	payments  paymentOptions
-	redis     redisOptions
+	gcPercent   int
+	keys        keyOptions
+	payments    paymentOptions
+	redis       redisOptions
+	checkpoints checkpointOptions
 	// pointsPerMajor is how many points a whole major unit of money is worth.
 	pointsPerMajor int64
 	// limits on what a caller may cost; zero fields mean the defaults, which every node has outside of tests.
@@ -105,6 +106,8 @@ type node struct {
 	lanes    *lanes.Set
 	sealer   *sealing.Sealer
 	views    *projections.Views
+	// shelf keeps copies of the state, nil for none.
+	shelf checkpointShelf
 	// mirror keeps copies of views in Redis, nil for none.
 	mirror   *redisview.Mirror
 	reactors *reactors.Runner
@@ -248,6 +251,9 @@ func (n *node) openLog(ctx context.Context) (err error) {
 }
 
 func (n *node) openState(ctx context.Context) (err error) {
+	if err := n.startState(ctx); err != nil {
+		return err
+	}
 	n.store, err = projections.OpenStore(n.options.data.state(), projections.StoreOptions{Logger: n.logger})
 	if err != nil {
 		return err
@@ -409,6 +415,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	viewing.run(n.followKeys)
 	if n.mirror != nil {
 		viewing.run(n.mirror.Run)
+	}
+	if n.shelf != nil {
+		viewing.run(n.keepCheckpoints)
 	}
 	for _, runner := range n.runners {
 		viewing.run(runner.Run)
