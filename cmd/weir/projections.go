@@ -55,8 +55,8 @@ lane, and keep their position with their data, so that a view always equals the 
 
 A view exists in generations. One of them answers reads. 'rebuild' makes another one of the log, beside it; when it is
 built, the two are compared and swapped, with no pause in reads. The old one is kept, and goes on to be fed, until it is
-dropped, so that 'rollback' goes back at once. A view that a new version of weir writes in another way is rebuilt by itself
-when the node starts.`,
+dropped, so that 'rollback' goes back at once. A view that a new version of weir writes in another way is rebuilt by
+itself when the node starts.`,
 	})
 	cmd.AddCommand(
 		p.projectionsList(), p.projectionsStatus(), p.projectionsVerify(), p.projectionsRebuild(), p.projectionsCompare(),
@@ -75,8 +75,8 @@ func (p *process) projectionsStatus() *cobra.Command {
 commits lie between (lag), and the log time of the position.
 
 The state is "fresh" (lag 0), "catching-up", "rebuilding" when what answers is behind until it is made again, or
-"stopped" when no node runs on the directory; the next start goes on from the position. Rebuilds that are under way, or wait for
-somebody, are printed too.
+"stopped" when no node runs on the directory; the next start goes on from the position. Rebuilds that are under way, or
+wait for somebody, are printed too.
 
 ` + sourceHelp + `
 Name the directory of a stopped node as well then: its views are there.`,

@@ -291,8 +291,8 @@ func (p *process) projectionsList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Print the views and their generations",
-		Long: `Print for each view and lane the version that this weir writes, the generation that answers reads, the one that answered
-before and is kept, and the one that is being built or waits to be swapped.
+		Long: `Print for each view and lane the version that this weir writes, the generation that answers reads, the one that
+answered before and is kept, and the one that is being built or waits to be swapped.
 
 ` + sourceHelp,
 		Example: `  weir projections list
@@ -349,12 +349,12 @@ func (p *process) projectionsVerify() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify",
 		Short: "Compare the views with a fresh fold of the log",
-		Long: `Read the log of every lane from its first commit, fold it into views in memory, and compare them with those that answer
-reads, key by key.
+		Long: `Read the log of every lane from its first commit, fold it into views in memory, and compare them with those that
+answer reads, key by key.
 
-With --sample N, orders, users' orders, payments and points are compared in N of the 1,024 partitions, drawn anew each
-time, so that less memory is needed; the other views, which are small, are compared whole. Exit code 0: there is no
-difference; 3: there are some.
+With --sample N, orders, users' orders, payments and points are compared in N of the 1,024 partitions, drawn anew
+each time, so that less memory is needed; the other views, which are small, are compared whole. Exit code 0: there
+is no difference; 3: there are some.
 
 ` + sourceHelp,
 		Example: `  weir projections verify
@@ -427,15 +427,15 @@ func (p *process) projectionsRebuild() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rebuild VIEW",
 		Short: "Make a view again from the log, beside the one that answers",
-		Long: `Read the log from its first commit into a new generation of a view, lanes in parallel, while the one that is there goes
-on to answer and to follow the log. When the new one has caught up, both are fed; the digests of every partition are
-compared; and if they are equal, the new one answers from then on. If they differ, it is held, the first 20 keys that differ
-are printed, and the exit code is 3: 'projections swap VIEW' swaps all the same, 'projections drop VIEW' gives it up. The
-old generation is kept until 'projections drop VIEW'.
+		Long: `Read the log from its first commit into a new generation of a view, lanes in parallel, while the one that is there
+goes on to answer and to follow the log. When the new one has caught up, both are fed; the digests of every
+partition are compared; and if they are equal, the new one answers from then on. If they differ, it is held, the
+first 20 keys that differ are printed, and the exit code is 3: 'projections swap VIEW' swaps all the same,
+'projections drop VIEW' gives it up. The old generation is kept until 'projections drop VIEW'.
 
 The rebuild goes on when this command is interrupted, and after a crash of the node. While the views that answer are
-behind, it waits. --speed full takes all that the machine has, background works half of the time, and a number bounds the
-events read in a second.
+behind, it waits. --speed full takes all that the machine has, background works half of the time, and a number
+bounds the events read in a second.
 
 ` + sourceHelp,
 		Example: `  weir projections rebuild orders
@@ -546,9 +546,9 @@ func (p *process) projectionsCompare() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "compare VIEW",
 		Short: "Compare two generations of a view",
-		Long: `Compare the generation that answers reads with the one that is built and waits, or with the one that is kept: the digest
-of each of the 1,024 partitions, and where digests differ, key by key. Both are looked at as of one commit of each lane. The
-first 20 keys that differ are printed. Exit code 0: they are equal; 3: they differ.
+		Long: `Compare the generation that answers reads with the one that is built and waits, or with the one that is kept: the
+digest of each of the 1,024 partitions, and where digests differ, key by key. Both are looked at as of one commit of
+each lane. The first 20 keys that differ are printed. Exit code 0: they are equal; 3: they differ.
 
 ` + sourceHelp,
 		Example: `  weir projections compare orders
@@ -623,13 +623,16 @@ func partitionsText(partitions []uint32) string {
 
 // rebuildActions are the commands that take a view and do one thing to it.
 var rebuildActions = map[string]struct{ short, long string }{
-	"pause": {"Pause the rebuild of a view", `Stop reading the log into the new generation of a view, also after a restart, until 'projections resume VIEW'. What answers
-reads goes on.`},
-	"resume": {"Go on with the rebuild of a view", `Go on with a rebuild that was paused, or that failed. On a stopped node's directory this command rebuilds, and waits for the end.`},
-	"swap":   {"Let a new generation of a view answer reads", `Let the generation answer reads that is built and was held, with no pause in reads. The old one is kept.`},
-	"rollback": {"Let the old generation of a view answer reads again", `Let the generation answer reads again that did before the last swap, and keep the one that does now. Both were fed all the
-time, so nothing is lost and nothing has to be read again.`},
-	"drop": {"Drop a generation of a view that does not answer", `Give up the rebuild of a view if there is one; else drop the generation that is kept. What answers reads stays.`},
+	"pause": {"Pause the rebuild of a view", `Stop reading the log into the new generation of a view, also after a restart, until 'projections resume VIEW'. What
+answers reads goes on. It prints the view's generations.`},
+	"resume": {"Go on with the rebuild of a view", `Go on with a rebuild that was paused, or that failed. On a stopped node's directory this command rebuilds, and waits
+for the end. It prints the view's generations.`},
+	"swap": {"Let a new generation of a view answer reads", `Let the generation answer reads that is built and was held, with no pause in reads. The old one is kept. It prints
+the view's generations.`},
+	"rollback": {"Let the old generation of a view answer reads again", `Let the generation answer reads again that did before the last swap, and keep the one that does now. Both were fed
+all the time, so nothing is lost and nothing has to be read again. It prints the view's generations.`},
+	"drop": {"Drop a generation of a view that does not answer", `Give up the rebuild of a view if there is one; else drop the generation that is kept. What answers reads stays. It
+prints the view's generations.`},
 }
 
 func (p *process) projectionsAction(action string) *cobra.Command {
@@ -638,7 +641,7 @@ func (p *process) projectionsAction(action string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   action + " VIEW",
 		Short: texts.short,
-		Long:  texts.long + " It prints the view's generations.\n\n" + sourceHelp,
+		Long:  texts.long + "\n\n" + sourceHelp,
 		Example: fmt.Sprintf(`  weir projections %s orders
   weir projections %s stock --data ./weir-data -o json`, action, action),
 		Args: exactArgs("VIEW"),
