@@ -293,6 +293,7 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"order_get", "order get " + testOrderID},
 		{"order_list", "order list"},
 		{"order_watch", "order watch --count 2 " + testOrderID},
+		{"order_watch_user", "order watch --count 2 --user alice"},
 		{"order_cancel", "order cancel --request-id r2 --reason x " + testOrderID},
 		{"product_put", "product put --sku tea --title Sencha --price 12.99_EUR --request-id r3"},
 		{"product_get", "product get tea"},
@@ -379,8 +380,36 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 			},
 		},
 		{
+			[]string{"order", "get", testOrderID, "--as-of", "1:42"},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Revision{Revision: min}}},
+		},
+		{
+			[]string{"order", "get", testOrderID, "--as-of", "2026-11-02T10:30:00.5+01:00"},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Time{Time: timestamppb.New(testTime.Add(time.Second / 2))}}},
+		},
+		{
+			[]string{"order", "get", testOrderID, "--as-of", timeText(timestamppb.New(testTime))},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Time{Time: timestamppb.New(testTime)}}},
+		},
+		{
+			[]string{"order", "get", testOrderID, "--as-of", "-1h30m"},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Time{Time: timestamppb.New(testTime.Add(-90 * time.Minute))}}},
+		},
+		{
 			[]string{"order", "watch", testOrderID, "--count", "1"},
 			&orderv1.WatchOrderRequest{OrderId: testOrderID},
+		},
+		{
+			[]string{"order", "watch", testOrderID, "--count", "1", "--after", "1:42", "--min-revision", "1:42"},
+			&orderv1.WatchOrderRequest{OrderId: testOrderID, AfterRevision: min, MinRevision: min, WaitBudget: durationpb.New(time.Second)},
+		},
+		{
+			[]string{"order", "watch", "--count", "1"},
+			&orderv1.WatchUserOrdersRequest{},
+		},
+		{
+			[]string{"order", "watch", "--count", "1", "--user", "bob", "--resume", "t"},
+			&orderv1.WatchUserOrdersRequest{UserId: "bob", ResumeToken: "t"},
 		},
 		{
 			[]string{"order", "cancel", testOrderID, "--reason", "why", "--request-id", "r"},
@@ -479,7 +508,17 @@ func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
 		{"order get a --min-revision 42", "is not LANE:COMMIT"},
 		{"order get a --min-revision x:1", "is not LANE:COMMIT"},
 		{"order list --status pending", "is unknown"},
+		{"order get a --as-of yesterday", "is neither a time nor LANE:COMMIT"},
+		{"order get a --as-of --5m", "is neither a time nor LANE:COMMIT"},
+		{"order get a --as-of x:1", "is neither a time nor LANE:COMMIT"},
 		{"order watch a --count -1", "--count must not be negative"},
+		{"order watch --count -1", "--count must not be negative"},
+		{"order watch a b", `does not know what to do with "b"`},
+		{"order watch a --after 42", "--after \"42\" is not LANE:COMMIT"},
+		{"order watch a --user bob", "--user and --resume do not go with ORDER_ID"},
+		{"order watch a --resume t", "--user and --resume do not go with ORDER_ID"},
+		{"order watch --after 0:1", "--after and --min-revision need ORDER_ID"},
+		{"order watch --min-revision 0:1", "--after and --min-revision need ORDER_ID"},
 		{"product put --sku a --title b --price 12", "--price"},
 		{"product put --sku a", "needs --title, --price"},
 		{"product get", "which SKU?"},
@@ -629,8 +668,10 @@ func (w *notifyWriter) Write(data []byte) (int, error) {
 func TestAWatchThatTheNodeEndsIsNoSuccess(t *testing.T) {
 	s := newShop(t)
 	s.watchEnds = true
-	r := weir(t, []string{"WEIR_ADDR=" + s.url}, "order", "watch", testOrderID).want(t, exitUnavailable)
-	wantText(t, r.stderr, "the node ended the watch")
+	for _, args := range [][]string{{testOrderID}, {testOrderID, "--after", "0:1"}, {"--user", "bob"}} {
+		r := weir(t, []string{"WEIR_ADDR=" + s.url}, append([]string{"order", "watch"}, args...)...).want(t, exitUnavailable)
+		wantText(t, r.stderr, "the node ended the watch", "watch again")
+	}
 }
 
 func TestAFreshnessIsSaidInWords(t *testing.T) {
