@@ -48,6 +48,7 @@ type Views interface {
 	// means any user.
 	OrderOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min) (projections.OrderView, projections.Freshness, error)
 	Orders(ctx context.Context, query projections.OrdersQuery, min projections.Min) (projections.OrdersPage, projections.Freshness, error)
+	SearchOrders(ctx context.Context, query projections.SearchQuery, min projections.Min) (projections.OrdersPage, projections.Freshness, error)
 	Product(ctx context.Context, sku string, min projections.Min) (projections.ProductView, projections.Freshness, error)
 	Products(ctx context.Context, query projections.ProductsQuery, min projections.Min) (projections.ProductsPage, projections.Freshness, error)
 	Stock(ctx context.Context, sku string, min projections.Min) (projections.StockView, projections.Freshness, error)

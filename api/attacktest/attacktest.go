@@ -116,6 +116,7 @@ func Run(t *testing.T, target Target) {
 		{"TamperedPageTokenIsInvalid", pageTokens, true},
 		{"TamperedPageTokenOfAnOperatorIsInvalid", operatorsPageTokens, true},
 		{"AnothersPointsAreNotShown", points, true},
+		{"SearchIsAnOperatorsAndItsTokensAreSealed", search, true},
 		{"SlowClientIsCut", slowClients, false},
 		{"HTTP2StreamsAreBounded", manyStreams, false},
 		{"HealthAndReflectionNeedNoToken", openServices, false},

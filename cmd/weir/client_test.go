@@ -113,6 +113,12 @@ func (s orderShop) ListOrders(_ context.Context, q *orderv1.ListOrdersRequest) (
 	}, s.ask(q)
 }
 
+func (s orderShop) SearchOrders(_ context.Context, q *orderv1.SearchOrdersRequest) (*orderv1.SearchOrdersResponse, error) {
+	return &orderv1.SearchOrdersResponse{
+		Orders: []*orderv1.Order{s.order(orderv1.OrderStatus_ORDER_STATUS_PAID)}, NextPageToken: "next", Freshness: testFresh,
+	}, s.ask(q)
+}
+
 func (s orderShop) CancelOrder(_ context.Context, q *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
 	return &orderv1.CancelOrderResponse{Order: s.order(orderv1.OrderStatus_ORDER_STATUS_CANCELLED), Revision: &typev1.Revision{Commit: 43}}, s.ask(q)
 }
@@ -292,6 +298,7 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"order_place", "order place tea=2 --request-id r1"},
 		{"order_get", "order get " + testOrderID},
 		{"order_list", "order list"},
+		{"order_search", "order search --sku tea"},
 		{"order_watch", "order watch --count 2 " + testOrderID},
 		{"order_watch_user", "order watch --count 2 --user alice"},
 		{"order_cancel", "order cancel --request-id r2 --reason x " + testOrderID},
@@ -395,6 +402,18 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 			[]string{"order", "get", testOrderID, "--as-of", "-1h30m"},
 			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Time{Time: timestamppb.New(testTime.Add(-90 * time.Minute))}}},
 		},
+		{
+			[]string{
+				"order", "search", "--status", "paid", "--payment", "partially-refunded", "--sku", "tea", "--campaign", "flash", "--user", "bob",
+				"--from", "-24h", "--to", "now", "--page-size", "7", "--page-token", "x", "--min-revision", "1:42",
+			},
+			&orderv1.SearchOrdersRequest{
+				Status: orderv1.OrderStatus_ORDER_STATUS_PAID, PaymentState: orderv1.PaymentState_PAYMENT_STATE_PARTIALLY_REFUNDED,
+				Sku: "tea", CampaignId: "flash", UserId: "bob", PlacedFrom: timestamppb.New(testTime.Add(-24 * time.Hour)), PlacedTo: timestamppb.New(testTime),
+				PageSize: 7, PageToken: "x", MinRevision: min, WaitBudget: durationpb.New(time.Second),
+			},
+		},
+		{[]string{"order", "search"}, &orderv1.SearchOrdersRequest{}},
 		{
 			[]string{"order", "watch", testOrderID, "--count", "1"},
 			&orderv1.WatchOrderRequest{OrderId: testOrderID},
@@ -511,6 +530,10 @@ func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
 		{"order get a --as-of yesterday", "is neither a time nor LANE:COMMIT"},
 		{"order get a --as-of --5m", "is neither a time nor LANE:COMMIT"},
 		{"order get a --as-of x:1", "is neither a time nor LANE:COMMIT"},
+		{"order search --payment none", "is unknown"},
+		{"order search --status pending", "is unknown"},
+		{"order search --from yesterday", "--from \"yesterday\" is not a time"},
+		{"order search --to +5m", "--to \"+5m\" is not a time"},
 		{"order watch a --count -1", "--count must not be negative"},
 		{"order watch --count -1", "--count must not be negative"},
 		{"order watch a b", `does not know what to do with "b"`},

@@ -21,8 +21,8 @@ func (p *process) orderCommand() *cobra.Command {
 	c := &client{p: p}
 	cmd := parentCommand(&cobra.Command{
 		Use:   "order",
-		Short: "Place, read, watch, cancel, ship and return orders",
-		Long: `Orders: place, read, list, watch, cancel, ship, return and annotate them on a node.
+		Short: "Place, read, search, watch, cancel, ship and return orders",
+		Long: `Orders: place, read, list, search, watch, cancel, ship, return and annotate them on a node.
 
 A customer's token sees and changes that user's orders only. A token with the scope act-as or operator may name
 another user with --user.
@@ -31,7 +31,7 @@ Every change prints a revision (LANE:COMMIT). Give it to a read as --min-revisio
 change, whichever node answers.`,
 	})
 	c.addFlags(cmd)
-	cmd.AddCommand(c.orderPlace(), c.orderGet(), c.orderList(), c.orderWatch(), c.orderCancel(),
+	cmd.AddCommand(c.orderPlace(), c.orderGet(), c.orderList(), c.orderSearch(), c.orderWatch(), c.orderCancel(),
 		c.orderShip(), c.orderDeliver(), c.orderReturn(), c.orderReceiveReturn(), c.orderNote(), c.orderTimeline())
 	return cmd
 }
