@@ -565,6 +565,11 @@ func (v fakeViews) WatchUser(context.Context, projections.UserWatch, projections
 	return projections.ErrBadPageToken
 }
 
+// WatchStock is not faked either.
+func (v fakeViews) WatchStock(context.Context, projections.StockWatch, projections.Min, func() error, func(projections.StockChange, projections.Freshness) error) error {
+	return projections.ErrBadPageToken
+}
+
 func (v fakeViews) WatchOrder(ctx context.Context, query projections.OrderWatch, min projections.Min, f func(projections.OrderView, projections.Freshness) error) error {
 	id, userID, seen := query.OrderID, query.UserID, query.After
 	for {

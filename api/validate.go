@@ -32,7 +32,7 @@ func newValidator() *validator {
 		&paymentv1.StartPaymentRequest{}, &paymentv1.CapturePaymentRequest{}, &paymentv1.VoidPaymentRequest{},
 		&paymentv1.RefundPaymentRequest{}, &paymentv1.GetPaymentRequest{}, &paymentv1.ListPaymentsNeedingAttentionRequest{},
 		&catalogv1.PutProductRequest{}, &catalogv1.GetProductRequest{}, &catalogv1.ListProductsRequest{},
-		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{},
+		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{}, &catalogv1.WatchStockRequest{},
 		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
 		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
 		&pointsv1.GetPointsRequest{},

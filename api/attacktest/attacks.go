@@ -70,6 +70,7 @@ const (
 	getCoupon       = campaignv1connect.CouponServiceGetCouponProcedure
 	listCampaigns   = campaignv1connect.CampaignServiceListCampaignsProcedure
 	listCoupons     = campaignv1connect.CouponServiceListCouponsProcedure
+	watchStock      = catalogv1connect.CatalogServiceWatchStockProcedure
 	searchOrders    = orderv1connect.OrderServiceSearchOrdersProcedure
 	getPoints       = pointsv1connect.PointsServiceGetPointsProcedure
 )
@@ -891,6 +892,25 @@ func search(t *testing.T, r *rig) {
 	invalid("payment 99", &orderv1.SearchOrdersRequest{PaymentState: 99})
 	invalid("a lane that is none", &orderv1.SearchOrdersRequest{MinRevision: &typev1.Revision{Lane: 1023, Commit: 1}})
 	invalid("a long wait", &orderv1.SearchOrdersRequest{WaitBudget: durationpb.New(math.MaxInt64)})
+}
+
+func stockWatches(t *testing.T, r *rig) {
+	refused := func(what, token string, request *catalogv1.WatchStockRequest, code, reason string) {
+		t.Helper()
+		want(t, what, r.stream(t, token, watchStock, request), code, reason)
+	}
+	refused("without a token", "", &catalogv1.WatchStockRequest{Sku: sku}, "unauthenticated", "")
+	for _, token := range []string{r.ada, r.actAs} {
+		refused("by no operator", token, &catalogv1.WatchStockRequest{Sku: sku}, "permission_denied", "PERMISSION_DENIED")
+	}
+	for _, name := range append([]string{"", sku + "@sale"}, hostileNames...) {
+		refused(fmt.Sprintf("sku %.20q", name), r.operator, &catalogv1.WatchStockRequest{Sku: name}, "invalid_argument", "INVALID_ARGUMENT")
+	}
+	for _, token := range []string{"x", "====", strings.Repeat("A", 600), "\x00", "AQ", strings.Repeat("A", 43)} {
+		refused(fmt.Sprintf("resume_token %.20q", token), r.operator, &catalogv1.WatchStockRequest{Sku: sku, ResumeToken: token}, "invalid_argument", "INVALID_ARGUMENT")
+	}
+	refused("a lane that is none", r.operator, &catalogv1.WatchStockRequest{Sku: sku, MinRevision: &typev1.Revision{Lane: 1023, Commit: 1}}, "invalid_argument", "INVALID_ARGUMENT")
+	refused("a long wait", r.operator, &catalogv1.WatchStockRequest{Sku: sku, WaitBudget: durationpb.New(math.MaxInt64)}, "invalid_argument", "INVALID_ARGUMENT")
 }
 
 func openServices(t *testing.T, r *rig) {

@@ -117,6 +117,7 @@ func Run(t *testing.T, target Target) {
 		{"TamperedPageTokenOfAnOperatorIsInvalid", operatorsPageTokens, true},
 		{"AnothersPointsAreNotShown", points, true},
 		{"SearchIsAnOperatorsAndItsTokensAreSealed", search, true},
+		{"StockIsWatchedByOperatorsAndTheirTokensAreSealed", stockWatches, false},
 		{"SlowClientIsCut", slowClients, false},
 		{"HTTP2StreamsAreBounded", manyStreams, false},
 		{"HealthAndReflectionNeedNoToken", openServices, false},

@@ -232,6 +232,25 @@ func (s catalogShop) GetStock(_ context.Context, q *catalogv1.GetStockRequest) (
 	return &catalogv1.GetStockResponse{Stock: &catalogv1.Stock{Sku: q.GetSku(), Received: 1100, Available: 1098, Reserved: 2}, Freshness: testFresh}, s.ask(q)
 }
 
+func (s catalogShop) WatchStock(ctx context.Context, q *catalogv1.WatchStockRequest, stream *connect.ServerStream[catalogv1.WatchStockResponse]) error {
+	if err := s.ask(q); err != nil {
+		return err
+	}
+	for reserved := range int64(len(s.watched)) {
+		answer := &catalogv1.WatchStockResponse{
+			Stock:     &catalogv1.Stock{Sku: q.GetSku(), Received: 1100, Central: 100, InTransit: 10, Available: 980 - reserved, Reserved: reserved, Sold: 10},
+			Freshness: testFresh, ResumeToken: "resume",
+		}
+		if err := stream.Send(answer); err != nil {
+			return err
+		}
+	}
+	if !s.watchEnds {
+		<-ctx.Done()
+	}
+	return nil
+}
+
 type pointsShop struct{ *shop }
 
 func (s pointsShop) GetPoints(_ context.Context, q *pointsv1.GetPointsRequest) (*pointsv1.GetPointsResponse, error) {
@@ -308,6 +327,7 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"stock_receive", "stock receive --sku tea --quantity 100 --request-id r4"},
 		{"stock_preheat", "stock preheat --sku tea --request-id r4"},
 		{"stock_get", "stock get --sku tea"},
+		{"stock_watch", "stock watch tea --count 2"},
 		{"campaign_put", "campaign put flash --sku tea --price 12.99_EUR --units 1000 --opens now --closes +1h --request-id r5"},
 		{"campaign_get", "campaign get flash"},
 		{"campaign_list", "campaign list"},
@@ -508,6 +528,11 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 			[]string{"stock", "get", "tea", "--min-revision", "1:42"},
 			&catalogv1.GetStockRequest{Sku: "tea", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
 		},
+		{
+			[]string{"stock", "watch", "tea", "--count", "1", "--resume", "t", "--min-revision", "1:42"},
+			&catalogv1.WatchStockRequest{Sku: "tea", ResumeToken: "t", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
+		},
+		{[]string{"stock", "watch", "--sku", "tea", "--count", "1"}, &catalogv1.WatchStockRequest{Sku: "tea"}},
 	} {
 		weir(t, []string{"WEIR_ADDR=" + s.url}, c.args...).want(t, exitOK)
 		if got := *s.asked.Load(); !proto.Equal(got, c.want) {
@@ -548,6 +573,8 @@ func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
 		{"product get a --sku b", "give one of them"},
 		{"stock receive --sku a", "needs --quantity"},
 		{"stock preheat", "needs --sku"},
+		{"stock watch", "which SKU?"},
+		{"stock watch a --count -1", "--count must not be negative"},
 		{"product put --sku a --title b --price 1 --tax 19", "--price"},
 		{"campaign put c --sku a", "needs --price, --units, --opens, --closes"},
 		{"campaign get", "needs CAMPAIGN"},
@@ -691,8 +718,10 @@ func (w *notifyWriter) Write(data []byte) (int, error) {
 func TestAWatchThatTheNodeEndsIsNoSuccess(t *testing.T) {
 	s := newShop(t)
 	s.watchEnds = true
-	for _, args := range [][]string{{testOrderID}, {testOrderID, "--after", "0:1"}, {"--user", "bob"}} {
-		r := weir(t, []string{"WEIR_ADDR=" + s.url}, append([]string{"order", "watch"}, args...)...).want(t, exitUnavailable)
+	for _, args := range [][]string{
+		{"order", "watch", testOrderID}, {"order", "watch", testOrderID, "--after", "0:1"}, {"order", "watch", "--user", "bob"}, {"stock", "watch", "tea"},
+	} {
+		r := weir(t, []string{"WEIR_ADDR=" + s.url}, args...).want(t, exitUnavailable)
 		wantText(t, r.stderr, "the node ended the watch", "watch again")
 	}
 }
