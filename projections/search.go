@@ -351,27 +351,31 @@ func (v *Views) SearchOrders(ctx context.Context, query SearchQuery, min Min) (O
 		}
 		below = cursor
 	}
-	reached, err := v.await(ctx, min)
+	reached, err := v.await(ctx, min, searchedViews...)
 	if err != nil {
 		return OrdersPage{}, Freshness{}, err
 	}
-	fresh := v.furthestBehind()
-	if !reached {
-		fresh.State = StateCatchingUp
-	}
+	fresh := v.furthestBehind(searchedViews...).waited(reached)
 	page, err := v.search(ctx, &query, below, binding)
 	return page, fresh, err
 }
 
+// searchedViews are the views that a search reads.
+var searchedViews = []*Projection{&ordersProjection, &ordersByUserProjection, &orderMarksProjection}
+
 // search reads a page of what is before a bound.
 func (v *Views) search(ctx context.Context, query *SearchQuery, below bound, binding []string) (page OrdersPage, err error) {
-	snapshot := v.db.NewSnapshot()
-	defer func() { err = errors.Join(err, snapshot.Close()) }()
 	runners := v.runners
 	if query.UserID != "" {
 		lane := v.topology.LaneOf(eventstore.PartitionOf(query.UserID))
 		runners = runners[lane : lane+1]
 	}
+	views := make([]searchedLane, len(runners))
+	for i, r := range runners {
+		views[i] = searchedLane{r.prefix(&ordersProjection), r.prefix(&ordersByUserProjection), r.prefix(&orderMarksProjection)}
+	}
+	snapshot := v.db.NewSnapshot()
+	defer func() { err = errors.Join(err, snapshot.Close()) }()
 	seeks := max(cmp.Or(query.seeksMax, searchSeeksMax)/len(runners), searchSeeksMin)
 	scans := make([]*searchScan, 0, len(runners))
 	defer func() {
@@ -379,8 +383,8 @@ func (v *Views) search(ctx context.Context, query *SearchQuery, below bound, bin
 			err = errors.Join(err, s.close())
 		}
 	}()
-	for _, r := range runners {
-		s, err := openSearchScan(ctx, snapshot, r, query, below, seeks)
+	for i, r := range runners {
+		s, err := openSearchScan(ctx, snapshot, r.lane, views[i], query, below, seeks)
 		scans = append(scans, s)
 		if err == nil {
 			err = s.advance()
@@ -471,18 +475,22 @@ type markScan struct {
 	prefix  []byte
 }
 
+// searchedLane is where a lane's views are that a search reads.
+type searchedLane struct{ orders, byUser, marks prefix }
+
 // openSearchScan opens a lane's scan. It returns what it has opened with an error, too.
-func openSearchScan(ctx context.Context, from pebble.Reader, r *Runner, query *SearchQuery, below bound, seeks int) (*searchScan, error) {
+func openSearchScan(
+	ctx context.Context, from pebble.Reader, lane uint32, views searchedLane, query *SearchQuery, below bound, seeks int,
+) (*searchScan, error) {
 	s := &searchScan{
-		lane: r.lane, records: r.prefix(&ordersProjection), below: append(make(bound, 0, boundBytesMax), below...), from: bound{}, seeks: seeks,
+		lane: lane, records: views.orders, below: append(make(bound, 0, boundBytesMax), below...), from: bound{}, seeks: seeks,
 	}
 	if !query.From.IsZero() {
 		s.from = boundAt(query.From)
 	}
 	var err error
 	if query.UserID != "" {
-		index := r.prefix(&ordersByUserProjection)
-		s.user = appendUser(append([]byte(nil), index[:]...), query.UserID)
+		s.user = appendUser(append([]byte(nil), views.byUser[:]...), query.UserID)
 		s.orders, err = from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: s.user, UpperBound: keyAfter(s.user)})
 		return s, err
 	}
@@ -491,7 +499,7 @@ func openSearchScan(ctx context.Context, from pebble.Reader, r *Runner, query *S
 		if err != nil {
 			return s, err
 		}
-		m := markScan{prefix: r.prefix(&orderMarksProjection).key(mark)}
+		m := markScan{prefix: views.marks.key(mark)}
 		if m.seconds, err = from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: m.prefix, UpperBound: keyAfter(m.prefix)}); err == nil {
 			s.marks = append(s.marks, m)
 		}
