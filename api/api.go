@@ -48,6 +48,7 @@ type Views interface {
 	// means any user.
 	OrderOf(ctx context.Context, id domain.OrderID, userID string, min projections.Min) (projections.OrderView, projections.Freshness, error)
 	Orders(ctx context.Context, query projections.OrdersQuery, min projections.Min) (projections.OrdersPage, projections.Freshness, error)
+	SearchOrders(ctx context.Context, query projections.SearchQuery, min projections.Min) (projections.OrdersPage, projections.Freshness, error)
 	Product(ctx context.Context, sku string, min projections.Min) (projections.ProductView, projections.Freshness, error)
 	Products(ctx context.Context, query projections.ProductsQuery, min projections.Min) (projections.ProductsPage, projections.Freshness, error)
 	Stock(ctx context.Context, sku string, min projections.Min) (projections.StockView, projections.Freshness, error)
@@ -71,6 +72,9 @@ type Views interface {
 	// WatchUser calls ready once what changes from then on will be sent, and send with each order of a user after each commit
 	// that changes it. Errors beside the others': projections.ErrWatchTooOld.
 	WatchUser(ctx context.Context, query projections.UserWatch, min projections.Min, ready func() error, send func(projections.UserChange, projections.Freshness) error) error
+	// WatchStock calls ready once there is something to follow, and send with the stock of a SKU unless the token says that its
+	// watcher has it, and then after each change.
+	WatchStock(ctx context.Context, query projections.StockWatch, min projections.Min, ready func() error, send func(projections.StockChange, projections.Freshness) error) error
 }
 
 // A Sealer keeps personal data out of the log in the clear. sealing.Sealer implements it.

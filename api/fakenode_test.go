@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -513,6 +514,23 @@ func (v fakeViews) Timeline(_ context.Context, query projections.TimelineQuery, 
 	return page, v.freshness(), nil
 }
 
+// SearchOrders has all orders on one page, those of one millisecond in any order; the real view has its own tests.
+func (v fakeViews) SearchOrders(_ context.Context, query projections.SearchQuery, _ projections.Min) (projections.OrdersPage, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var all []projections.OrderView
+	for id := range v.orders {
+		if view, _ := v.order(id); query.UserID == "" || view.Order.UserID == query.UserID {
+			all = append(all, view)
+		}
+	}
+	slices.SortFunc(all, func(a, b projections.OrderView) int { return bytes.Compare(b.Order.ID[:], a.Order.ID[:]) })
+	var page projections.OrdersPage
+	var err error
+	page.Orders, page.Next, err = pageOf("search/"+query.UserID+"/", query.PageToken, query.PageSize, projections.OrdersPageDefault, all)
+	return page, v.freshness(), err
+}
+
 // NeedingAttention has payments whose outcome is not known, all on one page; the real view has its own tests.
 func (v fakeViews) NeedingAttention(_ context.Context, query projections.AttentionQuery, _ projections.Min) (projections.AttentionPage, projections.Freshness, error) {
 	v.mu.Lock()
@@ -544,6 +562,11 @@ func (v fakeViews) OrderAsOf(ctx context.Context, id domain.OrderID, userID stri
 
 // WatchUser is not faked: api/realnode_test.go has the real one.
 func (v fakeViews) WatchUser(context.Context, projections.UserWatch, projections.Min, func() error, func(projections.UserChange, projections.Freshness) error) error {
+	return projections.ErrBadPageToken
+}
+
+// WatchStock is not faked either.
+func (v fakeViews) WatchStock(context.Context, projections.StockWatch, projections.Min, func() error, func(projections.StockChange, projections.Freshness) error) error {
 	return projections.ErrBadPageToken
 }
 

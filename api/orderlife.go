@@ -27,6 +27,7 @@ var operatorMethods = map[string]bool{
 	orderv1connect.OrderServiceConfirmDeliveryProcedure:                  true,
 	orderv1connect.OrderServiceReceiveReturnProcedure:                    true,
 	orderv1connect.OrderServiceAddNoteProcedure:                          true,
+	orderv1connect.OrderServiceSearchOrdersProcedure:                     true,
 	paymentv1connect.PaymentServiceCapturePaymentProcedure:               true,
 	paymentv1connect.PaymentServiceVoidPaymentProcedure:                  true,
 	paymentv1connect.PaymentServiceRefundPaymentProcedure:                true,

@@ -28,11 +28,11 @@ func newValidator() *validator {
 	rules, err := protovalidate.New(protovalidate.WithMessages(
 		&orderv1.PlaceOrderRequest{}, &orderv1.GetOrderRequest{}, &orderv1.ListOrdersRequest{},
 		&orderv1.CancelOrderRequest{}, &orderv1.WatchOrderRequest{}, &orderv1.WatchUserOrdersRequest{}, &orderv1.ShipItemsRequest{}, &orderv1.ConfirmDeliveryRequest{},
-		&orderv1.RequestReturnRequest{}, &orderv1.ReceiveReturnRequest{}, &orderv1.AddNoteRequest{}, &orderv1.GetTimelineRequest{},
+		&orderv1.RequestReturnRequest{}, &orderv1.ReceiveReturnRequest{}, &orderv1.AddNoteRequest{}, &orderv1.SearchOrdersRequest{}, &orderv1.GetTimelineRequest{},
 		&paymentv1.StartPaymentRequest{}, &paymentv1.CapturePaymentRequest{}, &paymentv1.VoidPaymentRequest{},
 		&paymentv1.RefundPaymentRequest{}, &paymentv1.GetPaymentRequest{}, &paymentv1.ListPaymentsNeedingAttentionRequest{},
 		&catalogv1.PutProductRequest{}, &catalogv1.GetProductRequest{}, &catalogv1.ListProductsRequest{},
-		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{},
+		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{}, &catalogv1.WatchStockRequest{},
 		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
 		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
 		&pointsv1.GetPointsRequest{},

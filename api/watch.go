@@ -11,6 +11,8 @@ import (
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
+	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
@@ -19,6 +21,7 @@ import (
 var watchMethods = map[string]bool{
 	orderv1connect.OrderServiceWatchOrderProcedure:      true,
 	orderv1connect.OrderServiceWatchUserOrdersProcedure: true,
+	catalogv1connect.CatalogServiceWatchStockProcedure:  true,
 }
 
 // WatchOrder implements orderv1connect.OrderServiceHandler.
@@ -84,6 +87,37 @@ func (s orderService) watchUserOrders(ctx context.Context, request *orderv1.Watc
 	})
 	if errors.Is(err, projections.ErrBadPageToken) {
 		return invalidArgument("resume_token", "it is not a token of a watch of this user's orders")
+	}
+	return err
+}
+
+// WatchStock implements catalogv1connect.CatalogServiceHandler. Every lane holds a part of a SKU's account, so min_revision may
+// name any of them.
+func (s catalogService) WatchStock(ctx context.Context, request *catalogv1.WatchStockRequest, stream *connect.ServerStream[catalogv1.WatchStockResponse]) error {
+	if err := s.watchStock(ctx, request, stream); err != nil {
+		return s.fail(ctx, catalogv1connect.CatalogServiceWatchStockProcedure, err)
+	}
+	return nil
+}
+
+func (s catalogService) watchStock(ctx context.Context, request *catalogv1.WatchStockRequest, stream *connect.ServerStream[catalogv1.WatchStockResponse]) error {
+	if err := s.validator.check(request); err != nil {
+		return err
+	}
+	min, err := s.minOfAny(request.MinRevision, request.WaitBudget)
+	if err != nil {
+		return err
+	}
+	err = s.watch(ctx, min, productNotFound(request.Sku), func(ctx context.Context) error {
+		query := projections.StockWatch{SKU: request.Sku, Token: request.ResumeToken}
+		return s.views.WatchStock(ctx, query, min, func() error { return stream.Send(nil) }, func(change projections.StockChange, freshness projections.Freshness) error {
+			return stream.Send(&catalogv1.WatchStockResponse{
+				Stock: newStock(&change.StockView), Freshness: newFreshness(freshness), ResumeToken: change.Token,
+			})
+		})
+	})
+	if errors.Is(err, projections.ErrBadPageToken) {
+		return invalidArgument("resume_token", "it is not a token of a watch of this SKU's stock")
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
+	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections/readpath"
 )
@@ -75,7 +76,9 @@ type Runner struct {
 	sharesOrders bool // there is a Level2
 	shared       atomic.Pointer[[]*sharedReads]
 	arrivals     arrivals
-	watchers     watchers
+	watchers     watchers[domain.OrderID]
+	// stockWatchers follow the stock of a key, in every lane.
+	stockWatchers watchers[string]
 	// userWatchers follow all orders of a user.
 	userWatchers userWatchers
 	started      atomic.Bool
@@ -108,6 +111,7 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	}
 	r.arrivals.init(r.position.Number)
 	r.watchers.init()
+	r.stockWatchers.init()
 	r.userWatchers.init()
 	if r.observer != nil {
 		r.observer.Opened(r.lane, r.position.Position)
@@ -279,6 +283,7 @@ func (r *Runner) swapped(p *Projection) error {
 	r.forgetReads()
 	if r.behind[p.space].Swap(nil) != nil { // Now that what answers is fed and nothing else is remembered, not before.
 		r.watchers.wakeAll()
+		r.stockWatchers.wakeAll()
 	}
 	return nil
 }
@@ -310,7 +315,10 @@ func (r *Runner) Run(ctx context.Context) error {
 	if r.started.Swap(true) {
 		panic("projections: bug: a Runner runs once")
 	}
-	defer close(r.stopped)
+	defer func() {
+		close(r.stopped)
+		r.stockWatchers.wakeAll() // They follow other runners, too.
+	}()
 	defer r.batch.Close()
 	err := r.follower.Run(ctx, r.position.Position, intake{r})
 	if !r.torn {
@@ -457,6 +465,11 @@ func (r *Runner) flush() error {
 	r.applied.Store(&applied)
 	r.arrivals.reached(applied.Number)
 	r.watchers.wake(r.changed.orders)
+	if len(r.changed.stocks) > changedKeysMax {
+		r.stockWatchers.wakeAll()
+	} else {
+		r.stockWatchers.wake(r.changed.stocks)
+	}
 	r.userWatchers.wake(r.changed.orders, r.changed.users, applied.Number)
 	if r.observer != nil {
 		r.observer.Changed(&r.observed)

@@ -72,6 +72,7 @@ var Projections = [...]*Projection{
 	&couponsProjection,
 	&attentionProjection,
 	&pointsProjection,
+	&orderMarksProjection,
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -89,6 +90,7 @@ const (
 	spaceCoupons      byte = 0x0d
 	spaceAttention    byte = 0x09
 	spacePoints       byte = 0x0a
+	spaceOrderMarks   byte = 0x10
 
 	// firstGeneration is that of a view in a new store. The generation tells apart a view that serves and one that is
 	// being rebuilt beside it.

@@ -492,17 +492,25 @@ func (v *Views) Stock(ctx context.Context, sku string, min Min) (StockView, Fres
 	var behind Freshness
 	fresh, err := v.readKey(ctx, v.homeOf(sku), min, func() error {
 		behind = v.furthestBehind(&stockProjection, &productsProjection)
-		answer, err := v.reads.stocks.Get(ctx, sku, 0)
-		switch {
-		case err != nil:
-			return err
-		case answer.Value == nil:
-			return ErrNotFound
+		found, err := v.stockOf(ctx, sku)
+		if err == nil {
+			stock = found
 		}
-		stock = *answer.Value
-		return nil
+		return err
 	}, &stockProjection, &productsProjection)
 	return stock, behind.waited(fresh.State == StateFresh), err
+}
+
+// stockOf returns the stock of a SKU as it is now, or ErrNotFound.
+func (v *Views) stockOf(ctx context.Context, sku string) (StockView, error) {
+	answer, err := v.reads.stocks.Get(ctx, sku, 0)
+	switch {
+	case err != nil:
+		return StockView{}, err
+	case answer.Value == nil:
+		return StockView{}, ErrNotFound
+	}
+	return *answer.Value, nil
 }
 
 // loadStock sums up the stock of a key. A product has stock, if only nothing.

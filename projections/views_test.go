@@ -399,7 +399,7 @@ func TestAWatcherSeesEachChangeOnce(t *testing.T) {
 			t.Fatalf("seed %d: order %d: got %v, want the end of %v", seed, result.watched, got, all)
 		}
 	}
-	if count, topics := n.runners[0].watchers.count.Load(), len(n.runners[0].watchers.byOrder); count != 0 || topics != 0 {
+	if count, topics := n.runners[0].watchers.count.Load(), len(n.runners[0].watchers.byKey); count != 0 || topics != 0 {
 		t.Fatalf("seed %d: %d watchers of %d orders are left behind", seed, count, topics)
 	}
 }
@@ -510,7 +510,7 @@ func TestTheNumberOfWaitersAndWatchersIsBounded(t *testing.T) {
 	if a.waiters != 0 || len(a.byCommit) != 0 {
 		t.Fatalf("%d waiters for %d commits are left behind", a.waiters, len(a.byCommit))
 	}
-	var w watchers
+	var w watchers[domain.OrderID]
 	w.init()
 	leave = nil
 	for i := range watchersMax {
@@ -523,8 +523,8 @@ func TestTheNumberOfWaitersAndWatchersIsBounded(t *testing.T) {
 	for _, l := range leave {
 		l()
 	}
-	if w.count.Load() != 0 || len(w.byOrder) != 0 {
-		t.Fatalf("%d watchers of %d orders are left behind", w.count.Load(), len(w.byOrder))
+	if w.count.Load() != 0 || len(w.byKey) != 0 {
+		t.Fatalf("%d watchers of %d orders are left behind", w.count.Load(), len(w.byKey))
 	}
 }
 

@@ -64,80 +64,90 @@ func (v *Views) WatchOrder(ctx context.Context, query OrderWatch, min Min, send 
 	}
 }
 
-// watchersMax bounds the watchers of one lane's orders.
+// watchersMax bounds the watchers of one lane's orders, users or stock.
 const watchersMax = 1 << 14
 
-// ErrTooManyWatchers says that no more orders of the lane can be watched now.
-var ErrTooManyWatchers = errors.New("too many orders are being watched")
+// ErrTooManyWatchers says that no more of the lane can be watched now.
+var ErrTooManyWatchers = errors.New("too much is being watched")
 
-// watchers are woken when an order that they watch has changed. Nothing is queued for them: a watcher reads what it has
-// not seen off the order's record, so a slow one costs no more than a fast one.
-type watchers struct {
-	count   atomic.Int64
-	mu      sync.Mutex
-	byOrder map[domain.OrderID]map[*watcher]struct{}
+// watchers are woken when a key that they watch has changed. Nothing is queued for them: a watcher reads what it has
+// not seen off the view, so a slow one costs no more than a fast one.
+type watchers[K comparable] struct {
+	count atomic.Int64
+	mu    sync.Mutex
+	byKey map[K]map[*watcher]struct{}
 }
 
 // A watcher holds one signal: there may be something new.
 type watcher struct{ woken chan struct{} }
 
-func (w *watchers) init() { w.byOrder = make(map[domain.OrderID]map[*watcher]struct{}) }
-
-// enter adds a watcher of the order; every batch that is written after enter returns and that changes the order wakes
-// it. It returns nil when there are too many. The caller leaves when it no longer watches.
-func (w *watchers) enter(id domain.OrderID) (entered *watcher, leave func()) {
-	if w.count.Add(1) > watchersMax {
-		w.count.Add(-1)
-		return nil, nil
-	}
-	entered = &watcher{woken: make(chan struct{}, 1)}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	all := w.byOrder[id]
-	if all == nil {
-		all = make(map[*watcher]struct{})
-		w.byOrder[id] = all
-	}
-	all[entered] = struct{}{}
-	return entered, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.count.Add(-1)
-		if delete(all, entered); len(all) == 0 {
-			delete(w.byOrder, id)
-		}
-	}
-}
-
-// wake wakes the watchers of the orders. REQUIRES: what changed them is written; a watcher that enters after the count
-// was looked at reads it.
-func (w *watchers) wake(orders []domain.OrderID) {
-	if len(orders) == 0 || w.count.Load() == 0 {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, id := range orders {
-		for watching := range w.byOrder[id] {
-			watching.wake()
-		}
-	}
-}
-
-// wakeAll wakes every watcher: what they read is another generation of the view, which may be newer.
-func (w *watchers) wakeAll() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, all := range w.byOrder {
-		for watching := range all {
-			watching.wake()
-		}
-	}
-}
+func newWatcher() *watcher { return &watcher{woken: make(chan struct{}, 1)} }
 
 func (w *watcher) wake() {
 	select {
 	case w.woken <- struct{}{}:
 	default: // It has not looked at the last signal yet.
+	}
+}
+
+func (w *watchers[K]) init() { w.byKey = make(map[K]map[*watcher]struct{}) }
+
+// enter adds a watcher of the key; every batch that is written after enter returns and that changes the key wakes it. It
+// returns nil when there are too many. The caller leaves when it no longer watches.
+func (w *watchers[K]) enter(key K) (entered *watcher, leave func()) {
+	entered = newWatcher()
+	if leave = w.add(key, entered); leave == nil {
+		return nil, nil
+	}
+	return entered, leave
+}
+
+// add is enter for a watcher that watches elsewhere, too. It returns nil when there are too many.
+func (w *watchers[K]) add(key K, watching *watcher) (leave func()) {
+	if w.count.Add(1) > watchersMax {
+		w.count.Add(-1)
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := w.byKey[key]
+	if all == nil {
+		all = make(map[*watcher]struct{})
+		w.byKey[key] = all
+	}
+	all[watching] = struct{}{}
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.count.Add(-1)
+		if delete(all, watching); len(all) == 0 {
+			delete(w.byKey, key)
+		}
+	}
+}
+
+// wake wakes the watchers of the keys. REQUIRES: what changed them is written; a watcher that enters after the count
+// was looked at reads it.
+func (w *watchers[K]) wake(keys []K) {
+	if len(keys) == 0 || w.count.Load() == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, key := range keys {
+		for watching := range w.byKey[key] {
+			watching.wake()
+		}
+	}
+}
+
+// wakeAll wakes every watcher: what they read is another generation of the view, which may be newer, or the runner has stopped.
+func (w *watchers[K]) wakeAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, all := range w.byKey {
+		for watching := range all {
+			watching.wake()
+		}
 	}
 }

@@ -70,6 +70,8 @@ const (
 	getCoupon       = campaignv1connect.CouponServiceGetCouponProcedure
 	listCampaigns   = campaignv1connect.CampaignServiceListCampaignsProcedure
 	listCoupons     = campaignv1connect.CouponServiceListCouponsProcedure
+	watchStock      = catalogv1connect.CatalogServiceWatchStockProcedure
+	searchOrders    = orderv1connect.OrderServiceSearchOrdersProcedure
 	getPoints       = pointsv1connect.PointsServiceGetPointsProcedure
 )
 
@@ -121,7 +123,7 @@ func badTokens(t *testing.T, r *rig) {
 	} {
 		for _, procedure := range []string{
 			placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser, shipItems, requestReturn, getTimeline, startPayment,
-			refundPayment, listAttention, getPoints, listCampaigns,
+			refundPayment, listAttention, getPoints, listCampaigns, searchOrders,
 		} {
 			got := r.call(t, "", procedure, goodRequest("attack-token"), headers...)
 			want(t, name+" "+procedure, got, "unauthenticated", "UNAUTHENTICATED")
@@ -849,6 +851,66 @@ func points(t *testing.T, r *rig) {
 	want(t, "a long wait", r.call(t, r.ada, getPoints, &pointsv1.GetPointsRequest{WaitBudget: durationpb.New(math.MaxInt64)}), "invalid_argument", "INVALID_ARGUMENT")
 	want(t, "GET without a token", r.send(t, http.MethodGet, getPoints+"?connect=v1&encoding=json&message=%7B%7D", "", nil), "unauthenticated", "UNAUTHENTICATED")
 	want(t, "GET", r.send(t, http.MethodGet, getPoints+"?connect=v1&encoding=json&message=%7B%7D", r.ada, nil), "ok", "")
+}
+
+func search(t *testing.T, r *rig) {
+	for _, token := range []string{r.ada, r.actAs, r.token(t, neighbour(victim), 0)} {
+		want(t, "by no operator", r.call(t, token, searchOrders, &orderv1.SearchOrdersRequest{UserId: victim}), "permission_denied", "PERMISSION_DENIED")
+	}
+	newest := r.place(t, r.ada, "attack-search-1").Revision
+	r.place(t, r.ada, "attack-search-2")
+	page := func(token string) reply {
+		return r.call(t, r.operator, searchOrders, &orderv1.SearchOrdersRequest{UserId: victim, PageSize: 1, PageToken: token, MinRevision: newest})
+	}
+	var first orderv1.SearchOrdersResponse
+	token := r.firstToken(t, page, &first, first.GetNextPageToken)
+	tampered(t, token, page)
+	invalid := func(what string, request *orderv1.SearchOrdersRequest) {
+		t.Helper()
+		want(t, what, r.call(t, r.operator, searchOrders, request), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	invalid("a token of another user", &orderv1.SearchOrdersRequest{UserId: attacker, PageToken: token})
+	invalid("a token of another search", &orderv1.SearchOrdersRequest{PageToken: token})
+	var list orderv1.ListOrdersResponse
+	r.mustCall(t, r.operator, listOrders, &orderv1.ListOrdersRequest{UserId: victim, PageSize: 1}, &list)
+	invalid("a token of a list", &orderv1.SearchOrdersRequest{UserId: victim, PageToken: list.NextPageToken})
+	want(t, "a token of a search", r.call(t, r.operator, listOrders, &orderv1.ListOrdersRequest{UserId: victim, PageToken: token}), "invalid_argument", "INVALID_ARGUMENT")
+	for _, name := range hostileNames {
+		what := fmt.Sprintf(" %.20q", name)
+		invalid("sku"+what, &orderv1.SearchOrdersRequest{Sku: name})
+		invalid("campaign_id"+what, &orderv1.SearchOrdersRequest{CampaignId: name})
+		invalid("user_id"+what, &orderv1.SearchOrdersRequest{UserId: name})
+	}
+	for _, size := range []int32{-1, 101, math.MaxInt32, math.MinInt32} {
+		invalid(fmt.Sprintf("page of %d", size), &orderv1.SearchOrdersRequest{PageSize: size})
+	}
+	for _, at := range []*timestamppb.Timestamp{{Seconds: -1}, {Seconds: math.MaxInt64}, {Seconds: math.MinInt64}, {Seconds: 1, Nanos: -1}, {Seconds: 1, Nanos: 1e9}} {
+		invalid(fmt.Sprintf("from %v", at), &orderv1.SearchOrdersRequest{PlacedFrom: at})
+		invalid(fmt.Sprintf("to %v", at), &orderv1.SearchOrdersRequest{PlacedTo: at})
+	}
+	invalid("status 99", &orderv1.SearchOrdersRequest{Status: 99})
+	invalid("payment 99", &orderv1.SearchOrdersRequest{PaymentState: 99})
+	invalid("a lane that is none", &orderv1.SearchOrdersRequest{MinRevision: &typev1.Revision{Lane: 1023, Commit: 1}})
+	invalid("a long wait", &orderv1.SearchOrdersRequest{WaitBudget: durationpb.New(math.MaxInt64)})
+}
+
+func stockWatches(t *testing.T, r *rig) {
+	refused := func(what, token string, request *catalogv1.WatchStockRequest, code, reason string) {
+		t.Helper()
+		want(t, what, r.stream(t, token, watchStock, request), code, reason)
+	}
+	refused("without a token", "", &catalogv1.WatchStockRequest{Sku: sku}, "unauthenticated", "")
+	for _, token := range []string{r.ada, r.actAs} {
+		refused("by no operator", token, &catalogv1.WatchStockRequest{Sku: sku}, "permission_denied", "PERMISSION_DENIED")
+	}
+	for _, name := range append([]string{"", sku + "@sale"}, hostileNames...) {
+		refused(fmt.Sprintf("sku %.20q", name), r.operator, &catalogv1.WatchStockRequest{Sku: name}, "invalid_argument", "INVALID_ARGUMENT")
+	}
+	for _, token := range []string{"x", "====", strings.Repeat("A", 600), "\x00", "AQ", strings.Repeat("A", 43)} {
+		refused(fmt.Sprintf("resume_token %.20q", token), r.operator, &catalogv1.WatchStockRequest{Sku: sku, ResumeToken: token}, "invalid_argument", "INVALID_ARGUMENT")
+	}
+	refused("a lane that is none", r.operator, &catalogv1.WatchStockRequest{Sku: sku, MinRevision: &typev1.Revision{Lane: 1023, Commit: 1}}, "invalid_argument", "INVALID_ARGUMENT")
+	refused("a long wait", r.operator, &catalogv1.WatchStockRequest{Sku: sku, WaitBudget: durationpb.New(math.MaxInt64)}, "invalid_argument", "INVALID_ARGUMENT")
 }
 
 func openServices(t *testing.T, r *rig) {

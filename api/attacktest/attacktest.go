@@ -116,6 +116,8 @@ func Run(t *testing.T, target Target) {
 		{"TamperedPageTokenIsInvalid", pageTokens, true},
 		{"TamperedPageTokenOfAnOperatorIsInvalid", operatorsPageTokens, true},
 		{"AnothersPointsAreNotShown", points, true},
+		{"SearchIsAnOperatorsAndItsTokensAreSealed", search, true},
+		{"StockIsWatchedByOperatorsAndTheirTokensAreSealed", stockWatches, false},
 		{"SlowClientIsCut", slowClients, false},
 		{"HTTP2StreamsAreBounded", manyStreams, false},
 		{"HealthAndReflectionNeedNoToken", openServices, false},

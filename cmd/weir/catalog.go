@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -161,13 +162,13 @@ func (p *process) stockCommand() *cobra.Command {
 	c := &client{p: p}
 	cmd := parentCommand(&cobra.Command{
 		Use:   "stock",
-		Short: "Receive and read stock",
+		Short: "Receive, read and watch stock",
 		Long: `Stock: how many units of a product there are, and where. Every call needs a token with the scope operator.
 
 At every moment received = central + in transit + available + reserved + sold, and none is negative.`,
 	})
 	c.addFlags(cmd)
-	cmd.AddCommand(c.stockReceive(), c.stockPreheat(), c.stockGet())
+	cmd.AddCommand(c.stockReceive(), c.stockPreheat(), c.stockGet(), c.stockWatch())
 	return cmd
 }
 
@@ -294,6 +295,57 @@ func (c *client) stockGet() *cobra.Command {
 	min.addFlags(cmd)
 	cmd.Flags().StringVar(&sku, "sku", "", "`SKU`, the same as the argument")
 	return cmd
+}
+
+func (c *client) stockWatch() *cobra.Command {
+	var (
+		min    minRevision
+		sku    string
+		count  int
+		resume string
+	)
+	cmd := &cobra.Command{
+		Use:   "watch SKU",
+		Short: "Print where the units of a product are after each change",
+		Long: `Print where the units of a product are now, then once more when that has changed, in whichever lane: one line each. The
+newest state alone is printed: what changes faster than it is printed comes as one change.
+
+With -o json each line has a resumeToken; --resume TOKEN prints nothing before the state is another one.
+
+It ends with ctrl-c (exit code 0) or after --count lines. There is no timeout: --timeout does not apply.`,
+		Example: `  weir stock watch tea
+  weir stock watch tea --count 2 -o json`,
+		Args: atMostArgs("SKU"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sku, err := oneSKU(args, sku)
+			if err != nil {
+				return err
+			}
+			question := &catalogv1.WatchStockRequest{Sku: sku, ResumeToken: resume}
+			if question.MinRevision, question.WaitBudget, err = min.parse(); err != nil {
+				return err
+			}
+			return watch(cmd, c, count, "watch stock of "+sku, "watch again; the stock is printed as it is now, then after each change",
+				c.catalog, catalogv1connect.CatalogServiceClient.WatchStock, question,
+				func(answer *catalogv1.WatchStockResponse) error { return c.p.printWatchedStock(cmd, answer) })
+		},
+	}
+	min.addFlags(cmd)
+	cmd.Flags().StringVar(&sku, "sku", "", "`SKU`, the same as the argument")
+	cmd.Flags().IntVar(&count, "count", 0, "end after this `NUMBER` of lines; 0 goes on until ctrl-c")
+	cmd.Flags().StringVar(&resume, "resume", "", "resumeToken of the last line that you have: a `TOKEN`")
+	return cmd
+}
+
+func (p *process) printWatchedStock(cmd *cobra.Command, answer *catalogv1.WatchStockResponse) error {
+	if p.json(cmd) {
+		return writeMessage(p.stdout, answer)
+	}
+	stock := answer.GetStock()
+	_, err := fmt.Fprintf(p.stdout, "%s  received %d  central %d  in transit %d  available %d  reserved %d  sold %d  (%s)\n", printable(stock.GetSku()),
+		stock.GetReceived(), stock.GetCentral(), stock.GetInTransit(), stock.GetAvailable(), stock.GetReserved(), stock.GetSold(),
+		freshnessText(answer.GetFreshness()))
+	return err
 }
 
 // oneSKU takes the SKU from the argument or from --sku.

@@ -189,6 +189,54 @@ func read[S, Q any, A proto.Message](
 	return print(answer)
 }
 
+// watch asks a service to follow something and prints each answer, until count of them (0 is no limit), the server's end or
+// the caller's. again says how to go on after the server's end.
+func watch[S, Q, A any](
+	cmd *cobra.Command, c *client, count int, what, again string, service func() (S, error),
+	do func(S, context.Context, Q) (*connect.ServerStreamForClient[A], error), question Q, print func(*A) error,
+) error {
+	if count < 0 {
+		return usagef("--count must not be negative")
+	}
+	s, err := service()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	stream, err := do(s, ctx, question)
+	if err != nil {
+		return c.watchEnd(cmd.Context(), what, again, err)
+	}
+	defer func() {
+		cancel() // Closing would otherwise read on to an end that does not come.
+		_ = stream.Close()
+	}()
+	for printed := 0; stream.Receive(); {
+		if err := print(stream.Msg()); err != nil {
+			return err
+		}
+		if printed++; printed == count {
+			return nil
+		}
+	}
+	return c.watchEnd(cmd.Context(), what, again, stream.Err())
+}
+
+// watchEnd tells an end that was asked for from one that was not.
+func (c *client) watchEnd(ctx context.Context, what, again string, err error) error {
+	if errors.Is(context.Cause(ctx), errInterrupted) {
+		return nil
+	}
+	if err == nil {
+		err = connect.NewError(connect.CodeUnavailable, errors.New("the node ended the watch"))
+		p := problemOf(c.explain(what, err))
+		p.what, p.next = what+": the node ended the watch", again
+		return p
+	}
+	return c.explain(what, err)
+}
+
 // change asks a service for a change under the request id, which is made up when there is none, and prints the answer.
 func change[S, Q any, A proto.Message](
 	cmd *cobra.Command, c *client, request *requestID, what string, service func() (S, error), do func(S, context.Context, Q) (A, error),
@@ -313,13 +361,22 @@ func (m *minRevision) parse() (*typev1.Revision, *durationpb.Duration, error) {
 	if m.text == "" {
 		return nil, nil, nil
 	}
-	lane, commit, ok := strings.Cut(m.text, ":")
+	revision, err := parseRevision("--min-revision", m.text)
+	if err != nil {
+		return nil, nil, err
+	}
+	return revision, durationpb.New(m.wait), nil
+}
+
+// parseRevision reads LANE:COMMIT.
+func parseRevision(flag, text string) (*typev1.Revision, error) {
+	lane, commit, ok := strings.Cut(text, ":")
 	laneNumber, laneErr := strconv.ParseUint(lane, 10, 32)
 	commitNumber, commitErr := strconv.ParseUint(commit, 10, 64)
 	if !ok || laneErr != nil || commitErr != nil {
-		return nil, nil, usagef("--min-revision %q is not LANE:COMMIT", m.text).then("give it as a change printed it, for example 0:42")
+		return nil, usagef("%s %q is not LANE:COMMIT", flag, text).then("give it as a change printed it, for example 0:42")
 	}
-	return &typev1.Revision{Lane: uint32(laneNumber), Commit: commitNumber}, durationpb.New(m.wait), nil
+	return &typev1.Revision{Lane: uint32(laneNumber), Commit: commitNumber}, nil
 }
 
 func revisionText(r *typev1.Revision) string {

@@ -113,6 +113,12 @@ func (s orderShop) ListOrders(_ context.Context, q *orderv1.ListOrdersRequest) (
 	}, s.ask(q)
 }
 
+func (s orderShop) SearchOrders(_ context.Context, q *orderv1.SearchOrdersRequest) (*orderv1.SearchOrdersResponse, error) {
+	return &orderv1.SearchOrdersResponse{
+		Orders: []*orderv1.Order{s.order(orderv1.OrderStatus_ORDER_STATUS_PAID)}, NextPageToken: "next", Freshness: testFresh,
+	}, s.ask(q)
+}
+
 func (s orderShop) CancelOrder(_ context.Context, q *orderv1.CancelOrderRequest) (*orderv1.CancelOrderResponse, error) {
 	return &orderv1.CancelOrderResponse{Order: s.order(orderv1.OrderStatus_ORDER_STATUS_CANCELLED), Revision: &typev1.Revision{Commit: 43}}, s.ask(q)
 }
@@ -226,6 +232,25 @@ func (s catalogShop) GetStock(_ context.Context, q *catalogv1.GetStockRequest) (
 	return &catalogv1.GetStockResponse{Stock: &catalogv1.Stock{Sku: q.GetSku(), Received: 1100, Available: 1098, Reserved: 2}, Freshness: testFresh}, s.ask(q)
 }
 
+func (s catalogShop) WatchStock(ctx context.Context, q *catalogv1.WatchStockRequest, stream *connect.ServerStream[catalogv1.WatchStockResponse]) error {
+	if err := s.ask(q); err != nil {
+		return err
+	}
+	for reserved := range int64(len(s.watched)) {
+		answer := &catalogv1.WatchStockResponse{
+			Stock:     &catalogv1.Stock{Sku: q.GetSku(), Received: 1100, Central: 100, InTransit: 10, Available: 980 - reserved, Reserved: reserved, Sold: 10},
+			Freshness: testFresh, ResumeToken: "resume",
+		}
+		if err := stream.Send(answer); err != nil {
+			return err
+		}
+	}
+	if !s.watchEnds {
+		<-ctx.Done()
+	}
+	return nil
+}
+
 type pointsShop struct{ *shop }
 
 func (s pointsShop) GetPoints(_ context.Context, q *pointsv1.GetPointsRequest) (*pointsv1.GetPointsResponse, error) {
@@ -292,7 +317,9 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"order_place", "order place tea=2 --request-id r1"},
 		{"order_get", "order get " + testOrderID},
 		{"order_list", "order list"},
+		{"order_search", "order search --sku tea"},
 		{"order_watch", "order watch --count 2 " + testOrderID},
+		{"order_watch_user", "order watch --count 2 --user alice"},
 		{"order_cancel", "order cancel --request-id r2 --reason x " + testOrderID},
 		{"product_put", "product put --sku tea --title Sencha --price 12.99_EUR --request-id r3"},
 		{"product_get", "product get tea"},
@@ -300,6 +327,7 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"stock_receive", "stock receive --sku tea --quantity 100 --request-id r4"},
 		{"stock_preheat", "stock preheat --sku tea --request-id r4"},
 		{"stock_get", "stock get --sku tea"},
+		{"stock_watch", "stock watch tea --count 2"},
 		{"campaign_put", "campaign put flash --sku tea --price 12.99_EUR --units 1000 --opens now --closes +1h --request-id r5"},
 		{"campaign_get", "campaign get flash"},
 		{"campaign_list", "campaign list"},
@@ -379,8 +407,48 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 			},
 		},
 		{
+			[]string{"order", "get", testOrderID, "--as-of", "1:42"},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Revision{Revision: min}}},
+		},
+		{
+			[]string{"order", "get", testOrderID, "--as-of", "2026-11-02T10:30:00.5+01:00"},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Time{Time: timestamppb.New(testTime.Add(time.Second / 2))}}},
+		},
+		{
+			[]string{"order", "get", testOrderID, "--as-of", timeText(timestamppb.New(testTime))},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Time{Time: timestamppb.New(testTime)}}},
+		},
+		{
+			[]string{"order", "get", testOrderID, "--as-of", "-1h30m"},
+			&orderv1.GetOrderRequest{OrderId: testOrderID, AsOf: &orderv1.AsOf{Moment: &orderv1.AsOf_Time{Time: timestamppb.New(testTime.Add(-90 * time.Minute))}}},
+		},
+		{
+			[]string{
+				"order", "search", "--status", "paid", "--payment", "partially-refunded", "--sku", "tea", "--campaign", "flash", "--user", "bob",
+				"--from", "-24h", "--to", "now", "--page-size", "7", "--page-token", "x", "--min-revision", "1:42",
+			},
+			&orderv1.SearchOrdersRequest{
+				Status: orderv1.OrderStatus_ORDER_STATUS_PAID, PaymentState: orderv1.PaymentState_PAYMENT_STATE_PARTIALLY_REFUNDED,
+				Sku: "tea", CampaignId: "flash", UserId: "bob", PlacedFrom: timestamppb.New(testTime.Add(-24 * time.Hour)), PlacedTo: timestamppb.New(testTime),
+				PageSize: 7, PageToken: "x", MinRevision: min, WaitBudget: durationpb.New(time.Second),
+			},
+		},
+		{[]string{"order", "search"}, &orderv1.SearchOrdersRequest{}},
+		{
 			[]string{"order", "watch", testOrderID, "--count", "1"},
 			&orderv1.WatchOrderRequest{OrderId: testOrderID},
+		},
+		{
+			[]string{"order", "watch", testOrderID, "--count", "1", "--after", "1:42", "--min-revision", "1:42"},
+			&orderv1.WatchOrderRequest{OrderId: testOrderID, AfterRevision: min, MinRevision: min, WaitBudget: durationpb.New(time.Second)},
+		},
+		{
+			[]string{"order", "watch", "--count", "1"},
+			&orderv1.WatchUserOrdersRequest{},
+		},
+		{
+			[]string{"order", "watch", "--count", "1", "--user", "bob", "--resume", "t"},
+			&orderv1.WatchUserOrdersRequest{UserId: "bob", ResumeToken: "t"},
 		},
 		{
 			[]string{"order", "cancel", testOrderID, "--reason", "why", "--request-id", "r"},
@@ -460,6 +528,11 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 			[]string{"stock", "get", "tea", "--min-revision", "1:42"},
 			&catalogv1.GetStockRequest{Sku: "tea", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
 		},
+		{
+			[]string{"stock", "watch", "tea", "--count", "1", "--resume", "t", "--min-revision", "1:42"},
+			&catalogv1.WatchStockRequest{Sku: "tea", ResumeToken: "t", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
+		},
+		{[]string{"stock", "watch", "--sku", "tea", "--count", "1"}, &catalogv1.WatchStockRequest{Sku: "tea"}},
 	} {
 		weir(t, []string{"WEIR_ADDR=" + s.url}, c.args...).want(t, exitOK)
 		if got := *s.asked.Load(); !proto.Equal(got, c.want) {
@@ -479,13 +552,29 @@ func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
 		{"order get a --min-revision 42", "is not LANE:COMMIT"},
 		{"order get a --min-revision x:1", "is not LANE:COMMIT"},
 		{"order list --status pending", "is unknown"},
+		{"order get a --as-of yesterday", "is neither a time nor LANE:COMMIT"},
+		{"order get a --as-of --5m", "is neither a time nor LANE:COMMIT"},
+		{"order get a --as-of x:1", "is neither a time nor LANE:COMMIT"},
+		{"order search --payment none", "is unknown"},
+		{"order search --status pending", "is unknown"},
+		{"order search --from yesterday", "--from \"yesterday\" is not a time"},
+		{"order search --to +5m", "--to \"+5m\" is not a time"},
 		{"order watch a --count -1", "--count must not be negative"},
+		{"order watch --count -1", "--count must not be negative"},
+		{"order watch a b", `does not know what to do with "b"`},
+		{"order watch a --after 42", "--after \"42\" is not LANE:COMMIT"},
+		{"order watch a --user bob", "--user and --resume do not go with ORDER_ID"},
+		{"order watch a --resume t", "--user and --resume do not go with ORDER_ID"},
+		{"order watch --after 0:1", "--after and --min-revision need ORDER_ID"},
+		{"order watch --min-revision 0:1", "--after and --min-revision need ORDER_ID"},
 		{"product put --sku a --title b --price 12", "--price"},
 		{"product put --sku a", "needs --title, --price"},
 		{"product get", "which SKU?"},
 		{"product get a --sku b", "give one of them"},
 		{"stock receive --sku a", "needs --quantity"},
 		{"stock preheat", "needs --sku"},
+		{"stock watch", "which SKU?"},
+		{"stock watch a --count -1", "--count must not be negative"},
 		{"product put --sku a --title b --price 1 --tax 19", "--price"},
 		{"campaign put c --sku a", "needs --price, --units, --opens, --closes"},
 		{"campaign get", "needs CAMPAIGN"},
@@ -629,8 +718,12 @@ func (w *notifyWriter) Write(data []byte) (int, error) {
 func TestAWatchThatTheNodeEndsIsNoSuccess(t *testing.T) {
 	s := newShop(t)
 	s.watchEnds = true
-	r := weir(t, []string{"WEIR_ADDR=" + s.url}, "order", "watch", testOrderID).want(t, exitUnavailable)
-	wantText(t, r.stderr, "the node ended the watch")
+	for _, args := range [][]string{
+		{"order", "watch", testOrderID}, {"order", "watch", testOrderID, "--after", "0:1"}, {"order", "watch", "--user", "bob"}, {"stock", "watch", "tea"},
+	} {
+		r := weir(t, []string{"WEIR_ADDR=" + s.url}, args...).want(t, exitUnavailable)
+		wantText(t, r.stderr, "the node ended the watch", "watch again")
+	}
 }
 
 func TestAFreshnessIsSaidInWords(t *testing.T) {

@@ -1,16 +1,16 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
-	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
@@ -21,8 +21,8 @@ func (p *process) orderCommand() *cobra.Command {
 	c := &client{p: p}
 	cmd := parentCommand(&cobra.Command{
 		Use:   "order",
-		Short: "Place, read, watch, cancel, ship and return orders",
-		Long: `Orders: place, read, list, watch, cancel, ship, return and annotate them on a node.
+		Short: "Place, read, search, watch, cancel, ship and return orders",
+		Long: `Orders: place, read, list, search, watch, cancel, ship, return and annotate them on a node.
 
 A customer's token sees and changes that user's orders only. A token with the scope act-as or operator may name
 another user with --user.
@@ -31,7 +31,7 @@ Every change prints a revision (LANE:COMMIT). Give it to a read as --min-revisio
 change, whichever node answers.`,
 	})
 	c.addFlags(cmd)
-	cmd.AddCommand(c.orderPlace(), c.orderGet(), c.orderList(), c.orderWatch(), c.orderCancel(),
+	cmd.AddCommand(c.orderPlace(), c.orderGet(), c.orderList(), c.orderSearch(), c.orderWatch(), c.orderCancel(),
 		c.orderShip(), c.orderDeliver(), c.orderReturn(), c.orderReceiveReturn(), c.orderNote(), c.orderTimeline())
 	return cmd
 }
@@ -163,28 +163,77 @@ func parsePairs(pairs []string) ([]*orderv1.ItemRequest, error) {
 }
 
 func (c *client) orderGet() *cobra.Command {
-	var min minRevision
+	var (
+		min  minRevision
+		asOf string
+	)
 	cmd := &cobra.Command{
 		Use:   "get ORDER_ID",
-		Short: "Read one order",
+		Short: "Read one order, as it is or as it was",
 		Long: `Read one order, and how fresh the answer is.
 
 With --min-revision the answer is at least as new as that revision; if the view does not get there within --wait, it
-is what there is and says that it is behind.`,
+is what there is and says that it is behind.
+
+With --as-of it is the order as it was then: after a revision of its lane, as 'weir order timeline' prints them, or at a
+time. Before it was placed it is not found. Personal data that was erased since stays erased.`,
 		Example: `  weir order get 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2
-  weir order get 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --min-revision 0:42 -o json`,
+  weir order get 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --min-revision 0:42 -o json
+  weir order get 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --as-of 0:42
+  weir order get 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --as-of 2026-11-11T00:00:00Z`,
 		Args: exactArgs("ORDER_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			moment, err := c.p.parseAsOf(asOf)
+			if err != nil {
+				return err
+			}
 			return read(cmd, c, &min, "get order "+args[0], c.orders, orderv1connect.OrderServiceClient.GetOrder,
 				func(revision *typev1.Revision, wait *durationpb.Duration) *orderv1.GetOrderRequest {
-					return &orderv1.GetOrderRequest{OrderId: args[0], MinRevision: revision, WaitBudget: wait}
+					return &orderv1.GetOrderRequest{OrderId: args[0], MinRevision: revision, WaitBudget: wait, AsOf: moment}
 				}, func(answer *orderv1.GetOrderResponse) error {
 					return c.p.printOrder(answer.GetOrder(), "freshness", freshnessText(answer.GetFreshness()))
 				})
 		},
 	}
 	min.addFlags(cmd)
+	cmd.Flags().StringVar(&asOf, "as-of", "", "the order as it was at this `MOMENT`: a time (2026-11-11T00:00:00Z, -5m for 5 minutes ago) or LANE:COMMIT")
 	return cmd
+}
+
+// parseAsOf reads a moment of the past: a time or LANE:COMMIT; nil for none.
+func (p *process) parseAsOf(text string) (*orderv1.AsOf, error) {
+	if text == "" {
+		return nil, nil
+	}
+	if revision, err := parseRevision("--as-of", text); err == nil {
+		return &orderv1.AsOf{Moment: &orderv1.AsOf_Revision{Revision: revision}}, nil
+	}
+	at, err := p.parsePast("--as-of", text)
+	if err != nil {
+		return nil, usagef("--as-of %q is neither a time nor LANE:COMMIT", text).then("write it as 2026-11-11T00:00:00Z, -5m for 5 minutes ago, or 0:42")
+	}
+	return &orderv1.AsOf{Moment: &orderv1.AsOf_Time{Time: at}}, nil
+}
+
+// parsePast reads a time of the past: RFC 3339, as the tables print it, now, or how long ago; nil for none.
+func (p *process) parsePast(flag, text string) (*timestamppb.Timestamp, error) {
+	switch text {
+	case "":
+		return nil, nil
+	case "now":
+		return timestamppb.New(p.now()), nil
+	}
+	if ago, ok := strings.CutPrefix(text, "-"); ok {
+		if d, err := time.ParseDuration(ago); err == nil && d >= 0 {
+			return timestamppb.New(p.now().Add(-d)), nil
+		}
+	}
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00"} {
+		if at, err := time.Parse(layout, text); err == nil {
+			return timestamppb.New(at), nil
+		}
+	}
+	return nil, usagef("%s %q is not a time", flag, text).then("write it as 2026-11-11T00:00:00Z, now, or -5m for 5 minutes ago")
 }
 
 func (c *client) orderList() *cobra.Command {
@@ -224,89 +273,88 @@ func (c *client) orderList() *cobra.Command {
 
 func (c *client) orderWatch() *cobra.Command {
 	var (
-		min   minRevision
-		count int
+		min    minRevision
+		count  int
+		after  string
+		user   string
+		resume string
 	)
 	cmd := &cobra.Command{
-		Use:   "watch ORDER_ID",
-		Short: "Print an order now, then after each change",
-		Long: `Print the order as it is now, then once more after each change: one line each, none skipped, none repeated.
+		Use:   "watch [ORDER_ID]",
+		Short: "Print an order, or all of a user's, after each change",
+		Long: `Print the order as it is now, then once more after each change: one line each, none skipped, none repeated. With --after
+it begins with the first change after that revision, which is the newest that you have seen.
+
+Without ORDER_ID all orders of the user are watched: each is printed after each change from now on, in the order of the
+log. With -o json each line has a resumeToken; --resume TOKEN goes on after that line, as if the watch had not ended.
 
 It ends with ctrl-c (exit code 0) or after --count lines. There is no timeout: --timeout does not apply.`,
 		Example: `  weir order watch 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2
-  weir order watch 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --count 2 -o json`,
-		Args: exactArgs("ORDER_ID"),
+  weir order watch 01K8ZC7Y3GQ9W2T4V6X8N0RB5M2 --after 0:42 --count 2 -o json
+  weir order watch
+  weir order watch --user alice --resume TOKEN -o json`,
+		Args: atMostArgs("ORDER_ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			revision, wait, err := min.parse()
-			if err != nil {
-				return err
+			if len(args) == 0 {
+				if after != "" || min.text != "" {
+					return usagef("--after and --min-revision need ORDER_ID").then("give the order's id, or go on with --resume")
+				}
+				return c.watchUserOrders(cmd, &orderv1.WatchUserOrdersRequest{UserId: user, ResumeToken: resume}, count)
 			}
-			if count < 0 {
-				return usagef("--count must not be negative")
+			if user != "" || resume != "" {
+				return usagef("--user and --resume do not go with ORDER_ID").then("leave the order's id out, or go on with --after")
 			}
-			return c.watch(cmd, &orderv1.WatchOrderRequest{OrderId: args[0], MinRevision: revision, WaitBudget: wait}, count)
+			return c.watchOrder(cmd, args[0], &min, after, count)
 		},
 	}
 	min.addFlags(cmd)
 	cmd.Flags().IntVar(&count, "count", 0, "end after this `NUMBER` of lines; 0 goes on until ctrl-c")
+	cmd.Flags().StringVar(&after, "after", "", "begin after this revision of the order: `LANE:COMMIT` as a line shows it")
+	cmd.Flags().StringVar(&user, "user", "", "`USER` whose orders are watched; the token's own when not given")
+	cmd.Flags().StringVar(&resume, "resume", "", "resumeToken of the last line that you have, or watchToken of a list: a `TOKEN`")
 	return cmd
 }
 
-// watch prints one line for each message until count, the server's end or the caller's.
-func (c *client) watch(cmd *cobra.Command, question *orderv1.WatchOrderRequest, count int) error {
-	orders, err := c.orders()
-	if err != nil {
+func (c *client) watchOrder(cmd *cobra.Command, id string, min *minRevision, after string, count int) error {
+	question := &orderv1.WatchOrderRequest{OrderId: id}
+	var err error
+	if question.MinRevision, question.WaitBudget, err = min.parse(); err != nil {
 		return err
 	}
-	what := "watch order " + question.GetOrderId()
-	ctx, cancel := context.WithCancel(cmd.Context())
-	defer cancel()
-	stream, err := orders.WatchOrder(ctx, question)
-	if err != nil {
-		return c.watchEnd(cmd.Context(), what, err)
-	}
-	defer func() {
-		cancel() // Closing would otherwise read on to an end that does not come.
-		_ = stream.Close()
-	}()
-	for printed := 0; stream.Receive(); {
-		if err := c.p.printWatched(cmd, stream.Msg()); err != nil {
+	again := "watch again; the order is printed as it is now, then each change"
+	if after != "" {
+		if question.AfterRevision, err = parseRevision("--after", after); err != nil {
 			return err
 		}
-		if printed++; printed == count {
-			return nil
-		}
+		again = "watch again, with the revision of the last line as --after"
 	}
-	return c.watchEnd(cmd.Context(), what, stream.Err())
+	return watch(cmd, c, count, "watch order "+id, again, c.orders, orderv1connect.OrderServiceClient.WatchOrder, question,
+		func(answer *orderv1.WatchOrderResponse) error {
+			return c.p.printWatched(cmd, answer, answer.GetOrder(), answer.GetFreshness())
+		})
 }
 
-// watchEnd tells an end that was asked for from one that was not.
-func (c *client) watchEnd(ctx context.Context, what string, err error) error {
-	if errors.Is(context.Cause(ctx), errInterrupted) {
-		return nil
-	}
-	if err == nil {
-		err = connect.NewError(connect.CodeUnavailable, errors.New("the node ended the watch"))
-		p := problemOf(c.explain(what, err))
-		p.what, p.next = what+": the node ended the watch", "watch again; the order is printed as it is now, then each change"
-		return p
-	}
-	return c.explain(what, err)
+func (c *client) watchUserOrders(cmd *cobra.Command, question *orderv1.WatchUserOrdersRequest, count int) error {
+	return watch(cmd, c, count, "watch the orders of a user", "watch again; with -o json, --resume the resumeToken of the last line misses nothing",
+		c.orders, orderv1connect.OrderServiceClient.WatchUserOrders, question,
+		func(answer *orderv1.WatchUserOrdersResponse) error {
+			return c.p.printWatched(cmd, answer, answer.GetOrder(), answer.GetFreshness())
+		})
 }
 
-func (p *process) printWatched(cmd *cobra.Command, answer *orderv1.WatchOrderResponse) error {
+// printWatched prints the answer as JSON, or one line for the order that it shows.
+func (p *process) printWatched(cmd *cobra.Command, answer proto.Message, order *orderv1.Order, freshness *typev1.Freshness) error {
 	if p.json(cmd) {
 		return writeMessage(p.stdout, answer)
 	}
-	order := answer.GetOrder()
 	paint := p.painterFor(p.stdout)
 	line := fmt.Sprintf("%s  %s  %s  revision %s", timeText(order.GetUpdateTime()), printable(order.GetOrderId()),
 		paint.status(statusText(order.GetStatus())), revisionText(order.GetRevision()))
 	if reason := order.GetCancelReason(); reason != "" {
 		line += "  reason: " + printable(reason)
 	}
-	if answer.GetFreshness().GetState() != typev1.Freshness_STATE_FRESH {
-		line += "  (" + freshnessText(answer.GetFreshness()) + ")"
+	if freshness.GetState() != typev1.Freshness_STATE_FRESH {
+		line += "  (" + freshnessText(freshness) + ")"
 	}
 	_, err := fmt.Fprintln(p.stdout, line)
 	return err

@@ -90,6 +90,10 @@ func erasedText(order *orderv1.Order) string {
 
 // printOrders prints one page of orders.
 func (p *process) printOrders(answer *orderv1.ListOrdersResponse) error {
+	return p.printOrderPage(answer.GetOrders(), answer.GetNextPageToken(), answer.GetFreshness())
+}
+
+func (p *process) printOrderPage(orders []*orderv1.Order, next string, freshness *typev1.Freshness) error {
 	paint := p.painterFor(p.stdout)
 	rows := newTable("ORDER", "STATUS", ">TOTAL", "PLACED", "ITEMS")
 	rows.style = func(column int, cell string) string {
@@ -98,7 +102,7 @@ func (p *process) printOrders(answer *orderv1.ListOrdersResponse) error {
 		}
 		return cell
 	}
-	for _, order := range answer.GetOrders() {
+	for _, order := range orders {
 		items := make([]string, 0, len(order.GetItems()))
 		for _, item := range order.GetItems() {
 			items = append(items, fmt.Sprintf("%s=%d", item.GetSku(), item.GetQuantity()))
@@ -108,7 +112,7 @@ func (p *process) printOrders(answer *orderv1.ListOrdersResponse) error {
 	if err := rows.print(p.stdout, paint); err != nil {
 		return err
 	}
-	return p.printPageEnd(len(answer.GetOrders()), "order", answer.GetNextPageToken(), answer.GetFreshness())
+	return p.printPageEnd(len(orders), "order", next, freshness)
 }
 
 // printPageEnd says how many rows there were, how fresh they are and how to get more. It goes to stderr, so that a

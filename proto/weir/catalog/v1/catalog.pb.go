@@ -1022,6 +1022,144 @@ func (x *GetStockResponse) GetFreshness() *v1.Freshness {
 	return nil
 }
 
+// WatchStockRequest asks to follow one SKU's account.
+type WatchStockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SKU of the product.
+	Sku string `protobuf:"bytes,1,opt,name=sku,proto3" json:"sku,omitempty"`
+	// resume_token of the newest message that the caller has: if the account is the same still, the first message is the change
+	// after it. Without it, the first message is the account as it is now.
+	ResumeToken string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// The first message is at least as new as this revision, or says that it is not. It may be of any lane.
+	MinRevision *v1.Revision `protobuf:"bytes,3,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
+	// How long to wait for min_revision: 0 to 10 s, by default 1 s.
+	WaitBudget    *durationpb.Duration `protobuf:"bytes,4,opt,name=wait_budget,json=waitBudget,proto3" json:"wait_budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStockRequest) Reset() {
+	*x = WatchStockRequest{}
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStockRequest) ProtoMessage() {}
+
+func (x *WatchStockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStockRequest.ProtoReflect.Descriptor instead.
+func (*WatchStockRequest) Descriptor() ([]byte, []int) {
+	return file_weir_catalog_v1_catalog_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WatchStockRequest) GetSku() string {
+	if x != nil {
+		return x.Sku
+	}
+	return ""
+}
+
+func (x *WatchStockRequest) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
+func (x *WatchStockRequest) GetMinRevision() *v1.Revision {
+	if x != nil {
+		return x.MinRevision
+	}
+	return nil
+}
+
+func (x *WatchStockRequest) GetWaitBudget() *durationpb.Duration {
+	if x != nil {
+		return x.WaitBudget
+	}
+	return nil
+}
+
+// WatchStockResponse is one SKU's account after it changed.
+type WatchStockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The account.
+	Stock *Stock `protobuf:"bytes,1,opt,name=stock,proto3" json:"stock,omitempty"`
+	// How fresh it is: as the lane that is furthest behind.
+	Freshness *v1.Freshness `protobuf:"bytes,2,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	// Token to go on from here after the stream has ended.
+	ResumeToken   string `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStockResponse) Reset() {
+	*x = WatchStockResponse{}
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStockResponse) ProtoMessage() {}
+
+func (x *WatchStockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_catalog_v1_catalog_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStockResponse.ProtoReflect.Descriptor instead.
+func (*WatchStockResponse) Descriptor() ([]byte, []int) {
+	return file_weir_catalog_v1_catalog_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *WatchStockResponse) GetStock() *Stock {
+	if x != nil {
+		return x.Stock
+	}
+	return nil
+}
+
+func (x *WatchStockResponse) GetFreshness() *v1.Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+func (x *WatchStockResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
+}
+
 var File_weir_catalog_v1_catalog_proto protoreflect.FileDescriptor
 
 const file_weir_catalog_v1_catalog_proto_rawDesc = "" +
@@ -1115,7 +1253,18 @@ const file_weir_catalog_v1_catalog_proto_rawDesc = "" +
 	"waitBudget\"w\n" +
 	"\x10GetStockResponse\x12,\n" +
 	"\x05stock\x18\x01 \x01(\v2\x16.weir.catalog.v1.StockR\x05stock\x125\n" +
-	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness2\xb5\x04\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\xf5\x01\n" +
+	"\x11WatchStockRequest\x12.\n" +
+	"\x03sku\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\x03sku\x12+\n" +
+	"\fresume_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\vresumeToken\x129\n" +
+	"\fmin_revision\x18\x03 \x01(\v2\x16.weir.type.v1.RevisionR\vminRevision\x12H\n" +
+	"\vwait_budget\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\n" +
+	"2\x00R\n" +
+	"waitBudget\"\x9c\x01\n" +
+	"\x12WatchStockResponse\x12,\n" +
+	"\x05stock\x18\x01 \x01(\v2\x16.weir.catalog.v1.StockR\x05stock\x125\n" +
+	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\x12!\n" +
+	"\fresume_token\x18\x03 \x01(\tR\vresumeToken2\x93\x05\n" +
 	"\x0eCatalogService\x12U\n" +
 	"\n" +
 	"PutProduct\x12\".weir.catalog.v1.PutProductRequest\x1a#.weir.catalog.v1.PutProductResponse\x12Z\n" +
@@ -1124,7 +1273,9 @@ const file_weir_catalog_v1_catalog_proto_rawDesc = "" +
 	"\fListProducts\x12$.weir.catalog.v1.ListProductsRequest\x1a%.weir.catalog.v1.ListProductsResponse\"\x03\x90\x02\x01\x12[\n" +
 	"\fReceiveStock\x12$.weir.catalog.v1.ReceiveStockRequest\x1a%.weir.catalog.v1.ReceiveStockResponse\x12[\n" +
 	"\fPreheatStock\x12$.weir.catalog.v1.PreheatStockRequest\x1a%.weir.catalog.v1.PreheatStockResponse\x12T\n" +
-	"\bGetStock\x12 .weir.catalog.v1.GetStockRequest\x1a!.weir.catalog.v1.GetStockResponse\"\x03\x90\x02\x01B8Z6github.com/weirhq/weir/proto/weir/catalog/v1;catalogv1b\x06proto3"
+	"\bGetStock\x12 .weir.catalog.v1.GetStockRequest\x1a!.weir.catalog.v1.GetStockResponse\"\x03\x90\x02\x01\x12\\\n" +
+	"\n" +
+	"WatchStock\x12\".weir.catalog.v1.WatchStockRequest\x1a#.weir.catalog.v1.WatchStockResponse\"\x03\x90\x02\x010\x01B8Z6github.com/weirhq/weir/proto/weir/catalog/v1;catalogv1b\x06proto3"
 
 var (
 	file_weir_catalog_v1_catalog_proto_rawDescOnce sync.Once
@@ -1138,7 +1289,7 @@ func file_weir_catalog_v1_catalog_proto_rawDescGZIP() []byte {
 	return file_weir_catalog_v1_catalog_proto_rawDescData
 }
 
-var file_weir_catalog_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_weir_catalog_v1_catalog_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_weir_catalog_v1_catalog_proto_goTypes = []any{
 	(*Product)(nil),               // 0: weir.catalog.v1.Product
 	(*Stock)(nil),                 // 1: weir.catalog.v1.Stock
@@ -1154,50 +1305,58 @@ var file_weir_catalog_v1_catalog_proto_goTypes = []any{
 	(*PreheatStockResponse)(nil),  // 11: weir.catalog.v1.PreheatStockResponse
 	(*GetStockRequest)(nil),       // 12: weir.catalog.v1.GetStockRequest
 	(*GetStockResponse)(nil),      // 13: weir.catalog.v1.GetStockResponse
-	(*v1.Money)(nil),              // 14: weir.type.v1.Money
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*v1.Revision)(nil),           // 16: weir.type.v1.Revision
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
-	(*v1.Freshness)(nil),          // 18: weir.type.v1.Freshness
+	(*WatchStockRequest)(nil),     // 14: weir.catalog.v1.WatchStockRequest
+	(*WatchStockResponse)(nil),    // 15: weir.catalog.v1.WatchStockResponse
+	(*v1.Money)(nil),              // 16: weir.type.v1.Money
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*v1.Revision)(nil),           // 18: weir.type.v1.Revision
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*v1.Freshness)(nil),          // 20: weir.type.v1.Freshness
 }
 var file_weir_catalog_v1_catalog_proto_depIdxs = []int32{
-	14, // 0: weir.catalog.v1.Product.price:type_name -> weir.type.v1.Money
-	15, // 1: weir.catalog.v1.Product.update_time:type_name -> google.protobuf.Timestamp
-	16, // 2: weir.catalog.v1.Product.revision:type_name -> weir.type.v1.Revision
-	14, // 3: weir.catalog.v1.PutProductRequest.price:type_name -> weir.type.v1.Money
+	16, // 0: weir.catalog.v1.Product.price:type_name -> weir.type.v1.Money
+	17, // 1: weir.catalog.v1.Product.update_time:type_name -> google.protobuf.Timestamp
+	18, // 2: weir.catalog.v1.Product.revision:type_name -> weir.type.v1.Revision
+	16, // 3: weir.catalog.v1.PutProductRequest.price:type_name -> weir.type.v1.Money
 	0,  // 4: weir.catalog.v1.PutProductResponse.product:type_name -> weir.catalog.v1.Product
-	16, // 5: weir.catalog.v1.PutProductResponse.revision:type_name -> weir.type.v1.Revision
-	16, // 6: weir.catalog.v1.GetProductRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 7: weir.catalog.v1.GetProductRequest.wait_budget:type_name -> google.protobuf.Duration
+	18, // 5: weir.catalog.v1.PutProductResponse.revision:type_name -> weir.type.v1.Revision
+	18, // 6: weir.catalog.v1.GetProductRequest.min_revision:type_name -> weir.type.v1.Revision
+	19, // 7: weir.catalog.v1.GetProductRequest.wait_budget:type_name -> google.protobuf.Duration
 	0,  // 8: weir.catalog.v1.GetProductResponse.product:type_name -> weir.catalog.v1.Product
-	18, // 9: weir.catalog.v1.GetProductResponse.freshness:type_name -> weir.type.v1.Freshness
-	16, // 10: weir.catalog.v1.ListProductsRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 11: weir.catalog.v1.ListProductsRequest.wait_budget:type_name -> google.protobuf.Duration
+	20, // 9: weir.catalog.v1.GetProductResponse.freshness:type_name -> weir.type.v1.Freshness
+	18, // 10: weir.catalog.v1.ListProductsRequest.min_revision:type_name -> weir.type.v1.Revision
+	19, // 11: weir.catalog.v1.ListProductsRequest.wait_budget:type_name -> google.protobuf.Duration
 	0,  // 12: weir.catalog.v1.ListProductsResponse.products:type_name -> weir.catalog.v1.Product
-	18, // 13: weir.catalog.v1.ListProductsResponse.freshness:type_name -> weir.type.v1.Freshness
-	16, // 14: weir.catalog.v1.ReceiveStockResponse.revision:type_name -> weir.type.v1.Revision
-	16, // 15: weir.catalog.v1.PreheatStockResponse.revision:type_name -> weir.type.v1.Revision
-	16, // 16: weir.catalog.v1.GetStockRequest.min_revision:type_name -> weir.type.v1.Revision
-	17, // 17: weir.catalog.v1.GetStockRequest.wait_budget:type_name -> google.protobuf.Duration
+	20, // 13: weir.catalog.v1.ListProductsResponse.freshness:type_name -> weir.type.v1.Freshness
+	18, // 14: weir.catalog.v1.ReceiveStockResponse.revision:type_name -> weir.type.v1.Revision
+	18, // 15: weir.catalog.v1.PreheatStockResponse.revision:type_name -> weir.type.v1.Revision
+	18, // 16: weir.catalog.v1.GetStockRequest.min_revision:type_name -> weir.type.v1.Revision
+	19, // 17: weir.catalog.v1.GetStockRequest.wait_budget:type_name -> google.protobuf.Duration
 	1,  // 18: weir.catalog.v1.GetStockResponse.stock:type_name -> weir.catalog.v1.Stock
-	18, // 19: weir.catalog.v1.GetStockResponse.freshness:type_name -> weir.type.v1.Freshness
-	2,  // 20: weir.catalog.v1.CatalogService.PutProduct:input_type -> weir.catalog.v1.PutProductRequest
-	4,  // 21: weir.catalog.v1.CatalogService.GetProduct:input_type -> weir.catalog.v1.GetProductRequest
-	6,  // 22: weir.catalog.v1.CatalogService.ListProducts:input_type -> weir.catalog.v1.ListProductsRequest
-	8,  // 23: weir.catalog.v1.CatalogService.ReceiveStock:input_type -> weir.catalog.v1.ReceiveStockRequest
-	10, // 24: weir.catalog.v1.CatalogService.PreheatStock:input_type -> weir.catalog.v1.PreheatStockRequest
-	12, // 25: weir.catalog.v1.CatalogService.GetStock:input_type -> weir.catalog.v1.GetStockRequest
-	3,  // 26: weir.catalog.v1.CatalogService.PutProduct:output_type -> weir.catalog.v1.PutProductResponse
-	5,  // 27: weir.catalog.v1.CatalogService.GetProduct:output_type -> weir.catalog.v1.GetProductResponse
-	7,  // 28: weir.catalog.v1.CatalogService.ListProducts:output_type -> weir.catalog.v1.ListProductsResponse
-	9,  // 29: weir.catalog.v1.CatalogService.ReceiveStock:output_type -> weir.catalog.v1.ReceiveStockResponse
-	11, // 30: weir.catalog.v1.CatalogService.PreheatStock:output_type -> weir.catalog.v1.PreheatStockResponse
-	13, // 31: weir.catalog.v1.CatalogService.GetStock:output_type -> weir.catalog.v1.GetStockResponse
-	26, // [26:32] is the sub-list for method output_type
-	20, // [20:26] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	20, // 19: weir.catalog.v1.GetStockResponse.freshness:type_name -> weir.type.v1.Freshness
+	18, // 20: weir.catalog.v1.WatchStockRequest.min_revision:type_name -> weir.type.v1.Revision
+	19, // 21: weir.catalog.v1.WatchStockRequest.wait_budget:type_name -> google.protobuf.Duration
+	1,  // 22: weir.catalog.v1.WatchStockResponse.stock:type_name -> weir.catalog.v1.Stock
+	20, // 23: weir.catalog.v1.WatchStockResponse.freshness:type_name -> weir.type.v1.Freshness
+	2,  // 24: weir.catalog.v1.CatalogService.PutProduct:input_type -> weir.catalog.v1.PutProductRequest
+	4,  // 25: weir.catalog.v1.CatalogService.GetProduct:input_type -> weir.catalog.v1.GetProductRequest
+	6,  // 26: weir.catalog.v1.CatalogService.ListProducts:input_type -> weir.catalog.v1.ListProductsRequest
+	8,  // 27: weir.catalog.v1.CatalogService.ReceiveStock:input_type -> weir.catalog.v1.ReceiveStockRequest
+	10, // 28: weir.catalog.v1.CatalogService.PreheatStock:input_type -> weir.catalog.v1.PreheatStockRequest
+	12, // 29: weir.catalog.v1.CatalogService.GetStock:input_type -> weir.catalog.v1.GetStockRequest
+	14, // 30: weir.catalog.v1.CatalogService.WatchStock:input_type -> weir.catalog.v1.WatchStockRequest
+	3,  // 31: weir.catalog.v1.CatalogService.PutProduct:output_type -> weir.catalog.v1.PutProductResponse
+	5,  // 32: weir.catalog.v1.CatalogService.GetProduct:output_type -> weir.catalog.v1.GetProductResponse
+	7,  // 33: weir.catalog.v1.CatalogService.ListProducts:output_type -> weir.catalog.v1.ListProductsResponse
+	9,  // 34: weir.catalog.v1.CatalogService.ReceiveStock:output_type -> weir.catalog.v1.ReceiveStockResponse
+	11, // 35: weir.catalog.v1.CatalogService.PreheatStock:output_type -> weir.catalog.v1.PreheatStockResponse
+	13, // 36: weir.catalog.v1.CatalogService.GetStock:output_type -> weir.catalog.v1.GetStockResponse
+	15, // 37: weir.catalog.v1.CatalogService.WatchStock:output_type -> weir.catalog.v1.WatchStockResponse
+	31, // [31:38] is the sub-list for method output_type
+	24, // [24:31] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_weir_catalog_v1_catalog_proto_init() }
@@ -1211,7 +1370,7 @@ func file_weir_catalog_v1_catalog_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_catalog_v1_catalog_proto_rawDesc), len(file_weir_catalog_v1_catalog_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2475,6 +2475,206 @@ func (x *WatchUserOrdersResponse) GetResumeToken() string {
 	return ""
 }
 
+// SearchOrdersRequest asks for a page of orders. Every field that is given has to be true of an order.
+type SearchOrdersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only orders of this status; unspecified means all.
+	Status OrderStatus `protobuf:"varint,1,opt,name=status,proto3,enum=weir.order.v1.OrderStatus" json:"status,omitempty"`
+	// Only orders whose newest payment stands so; unspecified means all.
+	PaymentState PaymentState `protobuf:"varint,2,opt,name=payment_state,json=paymentState,proto3,enum=weir.order.v1.PaymentState" json:"payment_state,omitempty"`
+	// Only orders with a line of this SKU; empty means all.
+	Sku string `protobuf:"bytes,3,opt,name=sku,proto3" json:"sku,omitempty"`
+	// Only orders at the terms of this campaign; empty means all.
+	CampaignId string `protobuf:"bytes,4,opt,name=campaign_id,json=campaignId,proto3" json:"campaign_id,omitempty"`
+	// Only orders of this user; empty means all.
+	UserId string `protobuf:"bytes,5,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Only orders placed at this time or later, to the millisecond.
+	PlacedFrom *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=placed_from,json=placedFrom,proto3" json:"placed_from,omitempty"`
+	// Only orders placed before this time, to the millisecond.
+	PlacedTo *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=placed_to,json=placedTo,proto3" json:"placed_to,omitempty"`
+	// Orders a page, at most 100; 0 means 20. A page may hold fewer, or none, while more follow.
+	PageSize int32 `protobuf:"varint,8,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, of the same search.
+	PageToken string `protobuf:"bytes,9,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The answer is at least as new as this revision, or says that it is not. It may be of any lane.
+	MinRevision *v1.Revision `protobuf:"bytes,10,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
+	// How long to wait for min_revision: 0 to 10 s, by default 1 s.
+	WaitBudget    *durationpb.Duration `protobuf:"bytes,11,opt,name=wait_budget,json=waitBudget,proto3" json:"wait_budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchOrdersRequest) Reset() {
+	*x = SearchOrdersRequest{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchOrdersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchOrdersRequest) ProtoMessage() {}
+
+func (x *SearchOrdersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchOrdersRequest.ProtoReflect.Descriptor instead.
+func (*SearchOrdersRequest) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *SearchOrdersRequest) GetStatus() OrderStatus {
+	if x != nil {
+		return x.Status
+	}
+	return OrderStatus_ORDER_STATUS_UNSPECIFIED
+}
+
+func (x *SearchOrdersRequest) GetPaymentState() PaymentState {
+	if x != nil {
+		return x.PaymentState
+	}
+	return PaymentState_PAYMENT_STATE_UNSPECIFIED
+}
+
+func (x *SearchOrdersRequest) GetSku() string {
+	if x != nil {
+		return x.Sku
+	}
+	return ""
+}
+
+func (x *SearchOrdersRequest) GetCampaignId() string {
+	if x != nil {
+		return x.CampaignId
+	}
+	return ""
+}
+
+func (x *SearchOrdersRequest) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *SearchOrdersRequest) GetPlacedFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PlacedFrom
+	}
+	return nil
+}
+
+func (x *SearchOrdersRequest) GetPlacedTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PlacedTo
+	}
+	return nil
+}
+
+func (x *SearchOrdersRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *SearchOrdersRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *SearchOrdersRequest) GetMinRevision() *v1.Revision {
+	if x != nil {
+		return x.MinRevision
+	}
+	return nil
+}
+
+func (x *SearchOrdersRequest) GetWaitBudget() *durationpb.Duration {
+	if x != nil {
+		return x.WaitBudget
+	}
+	return nil
+}
+
+// SearchOrdersResponse is one page of orders, newest first.
+type SearchOrdersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Orders of this page, of all lanes.
+	Orders []*Order `protobuf:"bytes,1,rep,name=orders,proto3" json:"orders,omitempty"`
+	// Token for the next page; empty at the end.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// How fresh the orders are: that of the lane that is furthest behind.
+	Freshness     *v1.Freshness `protobuf:"bytes,3,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchOrdersResponse) Reset() {
+	*x = SearchOrdersResponse{}
+	mi := &file_weir_order_v1_order_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchOrdersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchOrdersResponse) ProtoMessage() {}
+
+func (x *SearchOrdersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_order_v1_order_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchOrdersResponse.ProtoReflect.Descriptor instead.
+func (*SearchOrdersResponse) Descriptor() ([]byte, []int) {
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SearchOrdersResponse) GetOrders() []*Order {
+	if x != nil {
+		return x.Orders
+	}
+	return nil
+}
+
+func (x *SearchOrdersResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *SearchOrdersResponse) GetFreshness() *v1.Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
 // ShipItemsRequest says what left.
 type ShipItemsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2494,7 +2694,7 @@ type ShipItemsRequest struct {
 
 func (x *ShipItemsRequest) Reset() {
 	*x = ShipItemsRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[24]
+	mi := &file_weir_order_v1_order_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +2706,7 @@ func (x *ShipItemsRequest) String() string {
 func (*ShipItemsRequest) ProtoMessage() {}
 
 func (x *ShipItemsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[24]
+	mi := &file_weir_order_v1_order_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +2719,7 @@ func (x *ShipItemsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipItemsRequest.ProtoReflect.Descriptor instead.
 func (*ShipItemsRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{24}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ShipItemsRequest) GetRequestId() string {
@@ -2572,7 +2772,7 @@ type ShipItemsResponse struct {
 
 func (x *ShipItemsResponse) Reset() {
 	*x = ShipItemsResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[25]
+	mi := &file_weir_order_v1_order_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2784,7 @@ func (x *ShipItemsResponse) String() string {
 func (*ShipItemsResponse) ProtoMessage() {}
 
 func (x *ShipItemsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[25]
+	mi := &file_weir_order_v1_order_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2797,7 @@ func (x *ShipItemsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShipItemsResponse.ProtoReflect.Descriptor instead.
 func (*ShipItemsResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{25}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ShipItemsResponse) GetOrder() *Order {
@@ -2636,7 +2836,7 @@ type ConfirmDeliveryRequest struct {
 
 func (x *ConfirmDeliveryRequest) Reset() {
 	*x = ConfirmDeliveryRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[26]
+	mi := &file_weir_order_v1_order_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2648,7 +2848,7 @@ func (x *ConfirmDeliveryRequest) String() string {
 func (*ConfirmDeliveryRequest) ProtoMessage() {}
 
 func (x *ConfirmDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[26]
+	mi := &file_weir_order_v1_order_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2661,7 +2861,7 @@ func (x *ConfirmDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{26}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ConfirmDeliveryRequest) GetRequestId() string {
@@ -2698,7 +2898,7 @@ type ConfirmDeliveryResponse struct {
 
 func (x *ConfirmDeliveryResponse) Reset() {
 	*x = ConfirmDeliveryResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[27]
+	mi := &file_weir_order_v1_order_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2710,7 +2910,7 @@ func (x *ConfirmDeliveryResponse) String() string {
 func (*ConfirmDeliveryResponse) ProtoMessage() {}
 
 func (x *ConfirmDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[27]
+	mi := &file_weir_order_v1_order_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2723,7 +2923,7 @@ func (x *ConfirmDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*ConfirmDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{27}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ConfirmDeliveryResponse) GetOrder() *Order {
@@ -2757,7 +2957,7 @@ type RequestReturnRequest struct {
 
 func (x *RequestReturnRequest) Reset() {
 	*x = RequestReturnRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[28]
+	mi := &file_weir_order_v1_order_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2969,7 @@ func (x *RequestReturnRequest) String() string {
 func (*RequestReturnRequest) ProtoMessage() {}
 
 func (x *RequestReturnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[28]
+	mi := &file_weir_order_v1_order_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +2982,7 @@ func (x *RequestReturnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestReturnRequest.ProtoReflect.Descriptor instead.
 func (*RequestReturnRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{28}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RequestReturnRequest) GetRequestId() string {
@@ -2828,7 +3028,7 @@ type RequestReturnResponse struct {
 
 func (x *RequestReturnResponse) Reset() {
 	*x = RequestReturnResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[29]
+	mi := &file_weir_order_v1_order_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +3040,7 @@ func (x *RequestReturnResponse) String() string {
 func (*RequestReturnResponse) ProtoMessage() {}
 
 func (x *RequestReturnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[29]
+	mi := &file_weir_order_v1_order_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +3053,7 @@ func (x *RequestReturnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestReturnResponse.ProtoReflect.Descriptor instead.
 func (*RequestReturnResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{29}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RequestReturnResponse) GetOrder() *Order {
@@ -2894,7 +3094,7 @@ type ReceiveReturnRequest struct {
 
 func (x *ReceiveReturnRequest) Reset() {
 	*x = ReceiveReturnRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[30]
+	mi := &file_weir_order_v1_order_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2906,7 +3106,7 @@ func (x *ReceiveReturnRequest) String() string {
 func (*ReceiveReturnRequest) ProtoMessage() {}
 
 func (x *ReceiveReturnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[30]
+	mi := &file_weir_order_v1_order_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3119,7 @@ func (x *ReceiveReturnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReceiveReturnRequest.ProtoReflect.Descriptor instead.
 func (*ReceiveReturnRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{30}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReceiveReturnRequest) GetRequestId() string {
@@ -2963,7 +3163,7 @@ type ReceiveReturnResponse struct {
 
 func (x *ReceiveReturnResponse) Reset() {
 	*x = ReceiveReturnResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[31]
+	mi := &file_weir_order_v1_order_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2975,7 +3175,7 @@ func (x *ReceiveReturnResponse) String() string {
 func (*ReceiveReturnResponse) ProtoMessage() {}
 
 func (x *ReceiveReturnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[31]
+	mi := &file_weir_order_v1_order_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2988,7 +3188,7 @@ func (x *ReceiveReturnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReceiveReturnResponse.ProtoReflect.Descriptor instead.
 func (*ReceiveReturnResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{31}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReceiveReturnResponse) GetOrder() *Order {
@@ -3020,7 +3220,7 @@ type AddNoteRequest struct {
 
 func (x *AddNoteRequest) Reset() {
 	*x = AddNoteRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[32]
+	mi := &file_weir_order_v1_order_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3232,7 @@ func (x *AddNoteRequest) String() string {
 func (*AddNoteRequest) ProtoMessage() {}
 
 func (x *AddNoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[32]
+	mi := &file_weir_order_v1_order_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3245,7 @@ func (x *AddNoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNoteRequest.ProtoReflect.Descriptor instead.
 func (*AddNoteRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{32}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AddNoteRequest) GetRequestId() string {
@@ -3084,7 +3284,7 @@ type AddNoteResponse struct {
 
 func (x *AddNoteResponse) Reset() {
 	*x = AddNoteResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[33]
+	mi := &file_weir_order_v1_order_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3296,7 @@ func (x *AddNoteResponse) String() string {
 func (*AddNoteResponse) ProtoMessage() {}
 
 func (x *AddNoteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[33]
+	mi := &file_weir_order_v1_order_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3309,7 @@ func (x *AddNoteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddNoteResponse.ProtoReflect.Descriptor instead.
 func (*AddNoteResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{33}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AddNoteResponse) GetOrder() *Order {
@@ -3152,7 +3352,7 @@ type GetTimelineRequest struct {
 
 func (x *GetTimelineRequest) Reset() {
 	*x = GetTimelineRequest{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[34]
+	mi := &file_weir_order_v1_order_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3164,7 +3364,7 @@ func (x *GetTimelineRequest) String() string {
 func (*GetTimelineRequest) ProtoMessage() {}
 
 func (x *GetTimelineRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[34]
+	mi := &file_weir_order_v1_order_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3177,7 +3377,7 @@ func (x *GetTimelineRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimelineRequest.ProtoReflect.Descriptor instead.
 func (*GetTimelineRequest) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{34}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetTimelineRequest) GetOrderId() string {
@@ -3230,7 +3430,7 @@ type GetTimelineResponse struct {
 
 func (x *GetTimelineResponse) Reset() {
 	*x = GetTimelineResponse{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[35]
+	mi := &file_weir_order_v1_order_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3242,7 +3442,7 @@ func (x *GetTimelineResponse) String() string {
 func (*GetTimelineResponse) ProtoMessage() {}
 
 func (x *GetTimelineResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[35]
+	mi := &file_weir_order_v1_order_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3255,7 +3455,7 @@ func (x *GetTimelineResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimelineResponse.ProtoReflect.Descriptor instead.
 func (*GetTimelineResponse) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{35}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetTimelineResponse) GetEntries() []*TimelineEntry {
@@ -3300,7 +3500,7 @@ type TimelineEntry struct {
 
 func (x *TimelineEntry) Reset() {
 	*x = TimelineEntry{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[36]
+	mi := &file_weir_order_v1_order_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3312,7 +3512,7 @@ func (x *TimelineEntry) String() string {
 func (*TimelineEntry) ProtoMessage() {}
 
 func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[36]
+	mi := &file_weir_order_v1_order_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3325,7 +3525,7 @@ func (x *TimelineEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineEntry.ProtoReflect.Descriptor instead.
 func (*TimelineEntry) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{36}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TimelineEntry) GetKind() string {
@@ -3383,7 +3583,7 @@ type TimelineFact struct {
 
 func (x *TimelineFact) Reset() {
 	*x = TimelineFact{}
-	mi := &file_weir_order_v1_order_proto_msgTypes[37]
+	mi := &file_weir_order_v1_order_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3395,7 +3595,7 @@ func (x *TimelineFact) String() string {
 func (*TimelineFact) ProtoMessage() {}
 
 func (x *TimelineFact) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_order_v1_order_proto_msgTypes[37]
+	mi := &file_weir_order_v1_order_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3408,7 +3608,7 @@ func (x *TimelineFact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimelineFact.ProtoReflect.Descriptor instead.
 func (*TimelineFact) Descriptor() ([]byte, []int) {
-	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{37}
+	return file_weir_order_v1_order_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TimelineFact) GetName() string {
@@ -3609,7 +3809,31 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\x17WatchUserOrdersResponse\x12*\n" +
 	"\x05order\x18\x01 \x01(\v2\x14.weir.order.v1.OrderR\x05order\x125\n" +
 	"\tfreshness\x18\x02 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\x12!\n" +
-	"\fresume_token\x18\x03 \x01(\tR\vresumeToken\"\xf8\x01\n" +
+	"\fresume_token\x18\x03 \x01(\tR\vresumeToken\"\xbe\x05\n" +
+	"\x13SearchOrdersRequest\x12<\n" +
+	"\x06status\x18\x01 \x01(\x0e2\x1a.weir.order.v1.OrderStatusB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06status\x12J\n" +
+	"\rpayment_state\x18\x02 \x01(\x0e2\x1b.weir.order.v1.PaymentStateB\b\xbaH\x05\x82\x01\x02\x10\x01R\fpaymentState\x121\n" +
+	"\x03sku\x18\x03 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\x03sku\x12@\n" +
+	"\vcampaign_id\x18\x04 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\n" +
+	"campaignId\x128\n" +
+	"\auser_id\x18\x05 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\x06userId\x12M\n" +
+	"\vplaced_from\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x10\xbaH\r\xb2\x01\n" +
+	"\x1a\x06\b\x80\xb4\xc4\xc3!2\x00R\n" +
+	"placedFrom\x12I\n" +
+	"\tplaced_to\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x10\xbaH\r\xb2\x01\n" +
+	"\x1a\x06\b\x80\xb4\xc4\xc3!2\x00R\bplacedTo\x12&\n" +
+	"\tpage_size\x18\b \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\t \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\tpageToken\x129\n" +
+	"\fmin_revision\x18\n" +
+	" \x01(\v2\x16.weir.type.v1.RevisionR\vminRevision\x12H\n" +
+	"\vwait_budget\x18\v \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\n" +
+	"2\x00R\n" +
+	"waitBudget\"\xa3\x01\n" +
+	"\x14SearchOrdersResponse\x12,\n" +
+	"\x06orders\x18\x01 \x03(\v2\x14.weir.order.v1.OrderR\x06orders\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x125\n" +
+	"\tfreshness\x18\x03 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\xf8\x01\n" +
 	"\x10ShipItemsRequest\x12;\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^[A-Za-z0-9_-]{1,64}$R\trequestId\x12#\n" +
@@ -3726,7 +3950,7 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\vCaptureMode\x12\x1c\n" +
 	"\x18CAPTURE_MODE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CAPTURE_MODE_AUTOMATIC\x10\x01\x12\x17\n" +
-	"\x13CAPTURE_MODE_MANUAL\x10\x022\xb3\b\n" +
+	"\x13CAPTURE_MODE_MANUAL\x10\x022\x91\t\n" +
 	"\fOrderService\x12Q\n" +
 	"\n" +
 	"PlaceOrder\x12 .weir.order.v1.PlaceOrderRequest\x1a!.weir.order.v1.PlaceOrderResponse\x12P\n" +
@@ -3741,7 +3965,8 @@ const file_weir_order_v1_order_proto_rawDesc = "" +
 	"\x0fConfirmDelivery\x12%.weir.order.v1.ConfirmDeliveryRequest\x1a&.weir.order.v1.ConfirmDeliveryResponse\x12Z\n" +
 	"\rRequestReturn\x12#.weir.order.v1.RequestReturnRequest\x1a$.weir.order.v1.RequestReturnResponse\x12Z\n" +
 	"\rReceiveReturn\x12#.weir.order.v1.ReceiveReturnRequest\x1a$.weir.order.v1.ReceiveReturnResponse\x12H\n" +
-	"\aAddNote\x12\x1d.weir.order.v1.AddNoteRequest\x1a\x1e.weir.order.v1.AddNoteResponse\x12Y\n" +
+	"\aAddNote\x12\x1d.weir.order.v1.AddNoteRequest\x1a\x1e.weir.order.v1.AddNoteResponse\x12\\\n" +
+	"\fSearchOrders\x12\".weir.order.v1.SearchOrdersRequest\x1a#.weir.order.v1.SearchOrdersResponse\"\x03\x90\x02\x01\x12Y\n" +
 	"\vGetTimeline\x12!.weir.order.v1.GetTimelineRequest\x1a\".weir.order.v1.GetTimelineResponse\"\x03\x90\x02\x01B4Z2github.com/weirhq/weir/proto/weir/order/v1;orderv1b\x06proto3"
 
 var (
@@ -3757,7 +3982,7 @@ func file_weir_order_v1_order_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_order_v1_order_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_weir_order_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_weir_order_v1_order_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_weir_order_v1_order_proto_goTypes = []any{
 	(OrderStatus)(0),                // 0: weir.order.v1.OrderStatus
 	(PaymentState)(0),               // 1: weir.order.v1.PaymentState
@@ -3789,141 +4014,153 @@ var file_weir_order_v1_order_proto_goTypes = []any{
 	(*WatchOrderResponse)(nil),      // 27: weir.order.v1.WatchOrderResponse
 	(*WatchUserOrdersRequest)(nil),  // 28: weir.order.v1.WatchUserOrdersRequest
 	(*WatchUserOrdersResponse)(nil), // 29: weir.order.v1.WatchUserOrdersResponse
-	(*ShipItemsRequest)(nil),        // 30: weir.order.v1.ShipItemsRequest
-	(*ShipItemsResponse)(nil),       // 31: weir.order.v1.ShipItemsResponse
-	(*ConfirmDeliveryRequest)(nil),  // 32: weir.order.v1.ConfirmDeliveryRequest
-	(*ConfirmDeliveryResponse)(nil), // 33: weir.order.v1.ConfirmDeliveryResponse
-	(*RequestReturnRequest)(nil),    // 34: weir.order.v1.RequestReturnRequest
-	(*RequestReturnResponse)(nil),   // 35: weir.order.v1.RequestReturnResponse
-	(*ReceiveReturnRequest)(nil),    // 36: weir.order.v1.ReceiveReturnRequest
-	(*ReceiveReturnResponse)(nil),   // 37: weir.order.v1.ReceiveReturnResponse
-	(*AddNoteRequest)(nil),          // 38: weir.order.v1.AddNoteRequest
-	(*AddNoteResponse)(nil),         // 39: weir.order.v1.AddNoteResponse
-	(*GetTimelineRequest)(nil),      // 40: weir.order.v1.GetTimelineRequest
-	(*GetTimelineResponse)(nil),     // 41: weir.order.v1.GetTimelineResponse
-	(*TimelineEntry)(nil),           // 42: weir.order.v1.TimelineEntry
-	(*TimelineFact)(nil),            // 43: weir.order.v1.TimelineFact
-	(*v1.Money)(nil),                // 44: weir.type.v1.Money
-	(*timestamppb.Timestamp)(nil),   // 45: google.protobuf.Timestamp
-	(*v1.Revision)(nil),             // 46: weir.type.v1.Revision
-	(*durationpb.Duration)(nil),     // 47: google.protobuf.Duration
-	(*v1.Freshness)(nil),            // 48: weir.type.v1.Freshness
+	(*SearchOrdersRequest)(nil),     // 30: weir.order.v1.SearchOrdersRequest
+	(*SearchOrdersResponse)(nil),    // 31: weir.order.v1.SearchOrdersResponse
+	(*ShipItemsRequest)(nil),        // 32: weir.order.v1.ShipItemsRequest
+	(*ShipItemsResponse)(nil),       // 33: weir.order.v1.ShipItemsResponse
+	(*ConfirmDeliveryRequest)(nil),  // 34: weir.order.v1.ConfirmDeliveryRequest
+	(*ConfirmDeliveryResponse)(nil), // 35: weir.order.v1.ConfirmDeliveryResponse
+	(*RequestReturnRequest)(nil),    // 36: weir.order.v1.RequestReturnRequest
+	(*RequestReturnResponse)(nil),   // 37: weir.order.v1.RequestReturnResponse
+	(*ReceiveReturnRequest)(nil),    // 38: weir.order.v1.ReceiveReturnRequest
+	(*ReceiveReturnResponse)(nil),   // 39: weir.order.v1.ReceiveReturnResponse
+	(*AddNoteRequest)(nil),          // 40: weir.order.v1.AddNoteRequest
+	(*AddNoteResponse)(nil),         // 41: weir.order.v1.AddNoteResponse
+	(*GetTimelineRequest)(nil),      // 42: weir.order.v1.GetTimelineRequest
+	(*GetTimelineResponse)(nil),     // 43: weir.order.v1.GetTimelineResponse
+	(*TimelineEntry)(nil),           // 44: weir.order.v1.TimelineEntry
+	(*TimelineFact)(nil),            // 45: weir.order.v1.TimelineFact
+	(*v1.Money)(nil),                // 46: weir.type.v1.Money
+	(*timestamppb.Timestamp)(nil),   // 47: google.protobuf.Timestamp
+	(*v1.Revision)(nil),             // 48: weir.type.v1.Revision
+	(*durationpb.Duration)(nil),     // 49: google.protobuf.Duration
+	(*v1.Freshness)(nil),            // 50: weir.type.v1.Freshness
 }
 var file_weir_order_v1_order_proto_depIdxs = []int32{
-	44, // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
-	44, // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
-	44, // 2: weir.order.v1.OrderItem.discount:type_name -> weir.type.v1.Money
-	44, // 3: weir.order.v1.OrderItem.tax:type_name -> weir.type.v1.Money
-	0,  // 4: weir.order.v1.Order.status:type_name -> weir.order.v1.OrderStatus
-	9,  // 5: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
-	44, // 6: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
-	45, // 7: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
-	45, // 8: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
-	45, // 9: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
-	46, // 10: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
-	44, // 11: weir.order.v1.Order.subtotal:type_name -> weir.type.v1.Money
-	44, // 12: weir.order.v1.Order.discount:type_name -> weir.type.v1.Money
-	44, // 13: weir.order.v1.Order.tax:type_name -> weir.type.v1.Money
-	1,  // 14: weir.order.v1.Order.payment_state:type_name -> weir.order.v1.PaymentState
-	2,  // 15: weir.order.v1.Order.fulfilment_state:type_name -> weir.order.v1.FulfilmentState
-	11, // 16: weir.order.v1.Order.payments:type_name -> weir.order.v1.Payment
-	12, // 17: weir.order.v1.Order.refunds:type_name -> weir.order.v1.Refund
-	14, // 18: weir.order.v1.Order.shipments:type_name -> weir.order.v1.Shipment
-	15, // 19: weir.order.v1.Order.returns:type_name -> weir.order.v1.Return
-	16, // 20: weir.order.v1.Order.merchant_notes:type_name -> weir.order.v1.MerchantNote
-	7,  // 21: weir.order.v1.Order.shipping_address:type_name -> weir.order.v1.ShippingAddress
-	8,  // 22: weir.order.v1.Order.contact:type_name -> weir.order.v1.Contact
-	1,  // 23: weir.order.v1.Payment.state:type_name -> weir.order.v1.PaymentState
-	44, // 24: weir.order.v1.Payment.amount:type_name -> weir.type.v1.Money
-	44, // 25: weir.order.v1.Payment.captured:type_name -> weir.type.v1.Money
-	44, // 26: weir.order.v1.Payment.refunded:type_name -> weir.type.v1.Money
-	5,  // 27: weir.order.v1.Payment.capture_mode:type_name -> weir.order.v1.CaptureMode
-	3,  // 28: weir.order.v1.Refund.state:type_name -> weir.order.v1.RefundState
-	44, // 29: weir.order.v1.Refund.amount:type_name -> weir.type.v1.Money
-	13, // 30: weir.order.v1.Shipment.items:type_name -> weir.order.v1.ItemUnits
-	45, // 31: weir.order.v1.Shipment.shipped_at:type_name -> google.protobuf.Timestamp
-	45, // 32: weir.order.v1.Shipment.delivered_at:type_name -> google.protobuf.Timestamp
-	13, // 33: weir.order.v1.Return.items:type_name -> weir.order.v1.ItemUnits
-	45, // 34: weir.order.v1.Return.requested_at:type_name -> google.protobuf.Timestamp
-	45, // 35: weir.order.v1.Return.received_at:type_name -> google.protobuf.Timestamp
-	13, // 36: weir.order.v1.Return.restocked:type_name -> weir.order.v1.ItemUnits
-	45, // 37: weir.order.v1.MerchantNote.added_at:type_name -> google.protobuf.Timestamp
-	6,  // 38: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
-	7,  // 39: weir.order.v1.PlaceOrderRequest.shipping_address:type_name -> weir.order.v1.ShippingAddress
-	8,  // 40: weir.order.v1.PlaceOrderRequest.contact:type_name -> weir.order.v1.Contact
-	10, // 41: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
-	46, // 42: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
-	46, // 43: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	47, // 44: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	20, // 45: weir.order.v1.GetOrderRequest.as_of:type_name -> weir.order.v1.AsOf
-	45, // 46: weir.order.v1.AsOf.time:type_name -> google.protobuf.Timestamp
-	46, // 47: weir.order.v1.AsOf.revision:type_name -> weir.type.v1.Revision
-	10, // 48: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
-	48, // 49: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	0,  // 50: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
-	46, // 51: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
-	47, // 52: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
-	10, // 53: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
-	48, // 54: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
-	10, // 55: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
-	46, // 56: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
-	46, // 57: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
-	47, // 58: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
-	46, // 59: weir.order.v1.WatchOrderRequest.after_revision:type_name -> weir.type.v1.Revision
-	10, // 60: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
-	48, // 61: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
-	10, // 62: weir.order.v1.WatchUserOrdersResponse.order:type_name -> weir.order.v1.Order
-	48, // 63: weir.order.v1.WatchUserOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
-	6,  // 64: weir.order.v1.ShipItemsRequest.items:type_name -> weir.order.v1.ItemRequest
-	10, // 65: weir.order.v1.ShipItemsResponse.order:type_name -> weir.order.v1.Order
-	46, // 66: weir.order.v1.ShipItemsResponse.revision:type_name -> weir.type.v1.Revision
-	10, // 67: weir.order.v1.ConfirmDeliveryResponse.order:type_name -> weir.order.v1.Order
-	46, // 68: weir.order.v1.ConfirmDeliveryResponse.revision:type_name -> weir.type.v1.Revision
-	6,  // 69: weir.order.v1.RequestReturnRequest.items:type_name -> weir.order.v1.ItemRequest
-	10, // 70: weir.order.v1.RequestReturnResponse.order:type_name -> weir.order.v1.Order
-	46, // 71: weir.order.v1.RequestReturnResponse.revision:type_name -> weir.type.v1.Revision
-	6,  // 72: weir.order.v1.ReceiveReturnRequest.restock:type_name -> weir.order.v1.ItemRequest
-	10, // 73: weir.order.v1.ReceiveReturnResponse.order:type_name -> weir.order.v1.Order
-	46, // 74: weir.order.v1.ReceiveReturnResponse.revision:type_name -> weir.type.v1.Revision
-	10, // 75: weir.order.v1.AddNoteResponse.order:type_name -> weir.order.v1.Order
-	46, // 76: weir.order.v1.AddNoteResponse.revision:type_name -> weir.type.v1.Revision
-	46, // 77: weir.order.v1.GetTimelineRequest.min_revision:type_name -> weir.type.v1.Revision
-	47, // 78: weir.order.v1.GetTimelineRequest.wait_budget:type_name -> google.protobuf.Duration
-	42, // 79: weir.order.v1.GetTimelineResponse.entries:type_name -> weir.order.v1.TimelineEntry
-	48, // 80: weir.order.v1.GetTimelineResponse.freshness:type_name -> weir.type.v1.Freshness
-	45, // 81: weir.order.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
-	4,  // 82: weir.order.v1.TimelineEntry.actor:type_name -> weir.order.v1.Actor
-	43, // 83: weir.order.v1.TimelineEntry.facts:type_name -> weir.order.v1.TimelineFact
-	46, // 84: weir.order.v1.TimelineEntry.revision:type_name -> weir.type.v1.Revision
-	17, // 85: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
-	19, // 86: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
-	22, // 87: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
-	24, // 88: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
-	26, // 89: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
-	28, // 90: weir.order.v1.OrderService.WatchUserOrders:input_type -> weir.order.v1.WatchUserOrdersRequest
-	30, // 91: weir.order.v1.OrderService.ShipItems:input_type -> weir.order.v1.ShipItemsRequest
-	32, // 92: weir.order.v1.OrderService.ConfirmDelivery:input_type -> weir.order.v1.ConfirmDeliveryRequest
-	34, // 93: weir.order.v1.OrderService.RequestReturn:input_type -> weir.order.v1.RequestReturnRequest
-	36, // 94: weir.order.v1.OrderService.ReceiveReturn:input_type -> weir.order.v1.ReceiveReturnRequest
-	38, // 95: weir.order.v1.OrderService.AddNote:input_type -> weir.order.v1.AddNoteRequest
-	40, // 96: weir.order.v1.OrderService.GetTimeline:input_type -> weir.order.v1.GetTimelineRequest
-	18, // 97: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
-	21, // 98: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
-	23, // 99: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
-	25, // 100: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
-	27, // 101: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
-	29, // 102: weir.order.v1.OrderService.WatchUserOrders:output_type -> weir.order.v1.WatchUserOrdersResponse
-	31, // 103: weir.order.v1.OrderService.ShipItems:output_type -> weir.order.v1.ShipItemsResponse
-	33, // 104: weir.order.v1.OrderService.ConfirmDelivery:output_type -> weir.order.v1.ConfirmDeliveryResponse
-	35, // 105: weir.order.v1.OrderService.RequestReturn:output_type -> weir.order.v1.RequestReturnResponse
-	37, // 106: weir.order.v1.OrderService.ReceiveReturn:output_type -> weir.order.v1.ReceiveReturnResponse
-	39, // 107: weir.order.v1.OrderService.AddNote:output_type -> weir.order.v1.AddNoteResponse
-	41, // 108: weir.order.v1.OrderService.GetTimeline:output_type -> weir.order.v1.GetTimelineResponse
-	97, // [97:109] is the sub-list for method output_type
-	85, // [85:97] is the sub-list for method input_type
-	85, // [85:85] is the sub-list for extension type_name
-	85, // [85:85] is the sub-list for extension extendee
-	0,  // [0:85] is the sub-list for field type_name
+	46,  // 0: weir.order.v1.OrderItem.unit_price:type_name -> weir.type.v1.Money
+	46,  // 1: weir.order.v1.OrderItem.amount:type_name -> weir.type.v1.Money
+	46,  // 2: weir.order.v1.OrderItem.discount:type_name -> weir.type.v1.Money
+	46,  // 3: weir.order.v1.OrderItem.tax:type_name -> weir.type.v1.Money
+	0,   // 4: weir.order.v1.Order.status:type_name -> weir.order.v1.OrderStatus
+	9,   // 5: weir.order.v1.Order.items:type_name -> weir.order.v1.OrderItem
+	46,  // 6: weir.order.v1.Order.total:type_name -> weir.type.v1.Money
+	47,  // 7: weir.order.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
+	47,  // 8: weir.order.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
+	47,  // 9: weir.order.v1.Order.update_time:type_name -> google.protobuf.Timestamp
+	48,  // 10: weir.order.v1.Order.revision:type_name -> weir.type.v1.Revision
+	46,  // 11: weir.order.v1.Order.subtotal:type_name -> weir.type.v1.Money
+	46,  // 12: weir.order.v1.Order.discount:type_name -> weir.type.v1.Money
+	46,  // 13: weir.order.v1.Order.tax:type_name -> weir.type.v1.Money
+	1,   // 14: weir.order.v1.Order.payment_state:type_name -> weir.order.v1.PaymentState
+	2,   // 15: weir.order.v1.Order.fulfilment_state:type_name -> weir.order.v1.FulfilmentState
+	11,  // 16: weir.order.v1.Order.payments:type_name -> weir.order.v1.Payment
+	12,  // 17: weir.order.v1.Order.refunds:type_name -> weir.order.v1.Refund
+	14,  // 18: weir.order.v1.Order.shipments:type_name -> weir.order.v1.Shipment
+	15,  // 19: weir.order.v1.Order.returns:type_name -> weir.order.v1.Return
+	16,  // 20: weir.order.v1.Order.merchant_notes:type_name -> weir.order.v1.MerchantNote
+	7,   // 21: weir.order.v1.Order.shipping_address:type_name -> weir.order.v1.ShippingAddress
+	8,   // 22: weir.order.v1.Order.contact:type_name -> weir.order.v1.Contact
+	1,   // 23: weir.order.v1.Payment.state:type_name -> weir.order.v1.PaymentState
+	46,  // 24: weir.order.v1.Payment.amount:type_name -> weir.type.v1.Money
+	46,  // 25: weir.order.v1.Payment.captured:type_name -> weir.type.v1.Money
+	46,  // 26: weir.order.v1.Payment.refunded:type_name -> weir.type.v1.Money
+	5,   // 27: weir.order.v1.Payment.capture_mode:type_name -> weir.order.v1.CaptureMode
+	3,   // 28: weir.order.v1.Refund.state:type_name -> weir.order.v1.RefundState
+	46,  // 29: weir.order.v1.Refund.amount:type_name -> weir.type.v1.Money
+	13,  // 30: weir.order.v1.Shipment.items:type_name -> weir.order.v1.ItemUnits
+	47,  // 31: weir.order.v1.Shipment.shipped_at:type_name -> google.protobuf.Timestamp
+	47,  // 32: weir.order.v1.Shipment.delivered_at:type_name -> google.protobuf.Timestamp
+	13,  // 33: weir.order.v1.Return.items:type_name -> weir.order.v1.ItemUnits
+	47,  // 34: weir.order.v1.Return.requested_at:type_name -> google.protobuf.Timestamp
+	47,  // 35: weir.order.v1.Return.received_at:type_name -> google.protobuf.Timestamp
+	13,  // 36: weir.order.v1.Return.restocked:type_name -> weir.order.v1.ItemUnits
+	47,  // 37: weir.order.v1.MerchantNote.added_at:type_name -> google.protobuf.Timestamp
+	6,   // 38: weir.order.v1.PlaceOrderRequest.items:type_name -> weir.order.v1.ItemRequest
+	7,   // 39: weir.order.v1.PlaceOrderRequest.shipping_address:type_name -> weir.order.v1.ShippingAddress
+	8,   // 40: weir.order.v1.PlaceOrderRequest.contact:type_name -> weir.order.v1.Contact
+	10,  // 41: weir.order.v1.PlaceOrderResponse.order:type_name -> weir.order.v1.Order
+	48,  // 42: weir.order.v1.PlaceOrderResponse.revision:type_name -> weir.type.v1.Revision
+	48,  // 43: weir.order.v1.GetOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	49,  // 44: weir.order.v1.GetOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	20,  // 45: weir.order.v1.GetOrderRequest.as_of:type_name -> weir.order.v1.AsOf
+	47,  // 46: weir.order.v1.AsOf.time:type_name -> google.protobuf.Timestamp
+	48,  // 47: weir.order.v1.AsOf.revision:type_name -> weir.type.v1.Revision
+	10,  // 48: weir.order.v1.GetOrderResponse.order:type_name -> weir.order.v1.Order
+	50,  // 49: weir.order.v1.GetOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	0,   // 50: weir.order.v1.ListOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
+	48,  // 51: weir.order.v1.ListOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
+	49,  // 52: weir.order.v1.ListOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
+	10,  // 53: weir.order.v1.ListOrdersResponse.orders:type_name -> weir.order.v1.Order
+	50,  // 54: weir.order.v1.ListOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
+	10,  // 55: weir.order.v1.CancelOrderResponse.order:type_name -> weir.order.v1.Order
+	48,  // 56: weir.order.v1.CancelOrderResponse.revision:type_name -> weir.type.v1.Revision
+	48,  // 57: weir.order.v1.WatchOrderRequest.min_revision:type_name -> weir.type.v1.Revision
+	49,  // 58: weir.order.v1.WatchOrderRequest.wait_budget:type_name -> google.protobuf.Duration
+	48,  // 59: weir.order.v1.WatchOrderRequest.after_revision:type_name -> weir.type.v1.Revision
+	10,  // 60: weir.order.v1.WatchOrderResponse.order:type_name -> weir.order.v1.Order
+	50,  // 61: weir.order.v1.WatchOrderResponse.freshness:type_name -> weir.type.v1.Freshness
+	10,  // 62: weir.order.v1.WatchUserOrdersResponse.order:type_name -> weir.order.v1.Order
+	50,  // 63: weir.order.v1.WatchUserOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
+	0,   // 64: weir.order.v1.SearchOrdersRequest.status:type_name -> weir.order.v1.OrderStatus
+	1,   // 65: weir.order.v1.SearchOrdersRequest.payment_state:type_name -> weir.order.v1.PaymentState
+	47,  // 66: weir.order.v1.SearchOrdersRequest.placed_from:type_name -> google.protobuf.Timestamp
+	47,  // 67: weir.order.v1.SearchOrdersRequest.placed_to:type_name -> google.protobuf.Timestamp
+	48,  // 68: weir.order.v1.SearchOrdersRequest.min_revision:type_name -> weir.type.v1.Revision
+	49,  // 69: weir.order.v1.SearchOrdersRequest.wait_budget:type_name -> google.protobuf.Duration
+	10,  // 70: weir.order.v1.SearchOrdersResponse.orders:type_name -> weir.order.v1.Order
+	50,  // 71: weir.order.v1.SearchOrdersResponse.freshness:type_name -> weir.type.v1.Freshness
+	6,   // 72: weir.order.v1.ShipItemsRequest.items:type_name -> weir.order.v1.ItemRequest
+	10,  // 73: weir.order.v1.ShipItemsResponse.order:type_name -> weir.order.v1.Order
+	48,  // 74: weir.order.v1.ShipItemsResponse.revision:type_name -> weir.type.v1.Revision
+	10,  // 75: weir.order.v1.ConfirmDeliveryResponse.order:type_name -> weir.order.v1.Order
+	48,  // 76: weir.order.v1.ConfirmDeliveryResponse.revision:type_name -> weir.type.v1.Revision
+	6,   // 77: weir.order.v1.RequestReturnRequest.items:type_name -> weir.order.v1.ItemRequest
+	10,  // 78: weir.order.v1.RequestReturnResponse.order:type_name -> weir.order.v1.Order
+	48,  // 79: weir.order.v1.RequestReturnResponse.revision:type_name -> weir.type.v1.Revision
+	6,   // 80: weir.order.v1.ReceiveReturnRequest.restock:type_name -> weir.order.v1.ItemRequest
+	10,  // 81: weir.order.v1.ReceiveReturnResponse.order:type_name -> weir.order.v1.Order
+	48,  // 82: weir.order.v1.ReceiveReturnResponse.revision:type_name -> weir.type.v1.Revision
+	10,  // 83: weir.order.v1.AddNoteResponse.order:type_name -> weir.order.v1.Order
+	48,  // 84: weir.order.v1.AddNoteResponse.revision:type_name -> weir.type.v1.Revision
+	48,  // 85: weir.order.v1.GetTimelineRequest.min_revision:type_name -> weir.type.v1.Revision
+	49,  // 86: weir.order.v1.GetTimelineRequest.wait_budget:type_name -> google.protobuf.Duration
+	44,  // 87: weir.order.v1.GetTimelineResponse.entries:type_name -> weir.order.v1.TimelineEntry
+	50,  // 88: weir.order.v1.GetTimelineResponse.freshness:type_name -> weir.type.v1.Freshness
+	47,  // 89: weir.order.v1.TimelineEntry.at:type_name -> google.protobuf.Timestamp
+	4,   // 90: weir.order.v1.TimelineEntry.actor:type_name -> weir.order.v1.Actor
+	45,  // 91: weir.order.v1.TimelineEntry.facts:type_name -> weir.order.v1.TimelineFact
+	48,  // 92: weir.order.v1.TimelineEntry.revision:type_name -> weir.type.v1.Revision
+	17,  // 93: weir.order.v1.OrderService.PlaceOrder:input_type -> weir.order.v1.PlaceOrderRequest
+	19,  // 94: weir.order.v1.OrderService.GetOrder:input_type -> weir.order.v1.GetOrderRequest
+	22,  // 95: weir.order.v1.OrderService.ListOrders:input_type -> weir.order.v1.ListOrdersRequest
+	24,  // 96: weir.order.v1.OrderService.CancelOrder:input_type -> weir.order.v1.CancelOrderRequest
+	26,  // 97: weir.order.v1.OrderService.WatchOrder:input_type -> weir.order.v1.WatchOrderRequest
+	28,  // 98: weir.order.v1.OrderService.WatchUserOrders:input_type -> weir.order.v1.WatchUserOrdersRequest
+	32,  // 99: weir.order.v1.OrderService.ShipItems:input_type -> weir.order.v1.ShipItemsRequest
+	34,  // 100: weir.order.v1.OrderService.ConfirmDelivery:input_type -> weir.order.v1.ConfirmDeliveryRequest
+	36,  // 101: weir.order.v1.OrderService.RequestReturn:input_type -> weir.order.v1.RequestReturnRequest
+	38,  // 102: weir.order.v1.OrderService.ReceiveReturn:input_type -> weir.order.v1.ReceiveReturnRequest
+	40,  // 103: weir.order.v1.OrderService.AddNote:input_type -> weir.order.v1.AddNoteRequest
+	30,  // 104: weir.order.v1.OrderService.SearchOrders:input_type -> weir.order.v1.SearchOrdersRequest
+	42,  // 105: weir.order.v1.OrderService.GetTimeline:input_type -> weir.order.v1.GetTimelineRequest
+	18,  // 106: weir.order.v1.OrderService.PlaceOrder:output_type -> weir.order.v1.PlaceOrderResponse
+	21,  // 107: weir.order.v1.OrderService.GetOrder:output_type -> weir.order.v1.GetOrderResponse
+	23,  // 108: weir.order.v1.OrderService.ListOrders:output_type -> weir.order.v1.ListOrdersResponse
+	25,  // 109: weir.order.v1.OrderService.CancelOrder:output_type -> weir.order.v1.CancelOrderResponse
+	27,  // 110: weir.order.v1.OrderService.WatchOrder:output_type -> weir.order.v1.WatchOrderResponse
+	29,  // 111: weir.order.v1.OrderService.WatchUserOrders:output_type -> weir.order.v1.WatchUserOrdersResponse
+	33,  // 112: weir.order.v1.OrderService.ShipItems:output_type -> weir.order.v1.ShipItemsResponse
+	35,  // 113: weir.order.v1.OrderService.ConfirmDelivery:output_type -> weir.order.v1.ConfirmDeliveryResponse
+	37,  // 114: weir.order.v1.OrderService.RequestReturn:output_type -> weir.order.v1.RequestReturnResponse
+	39,  // 115: weir.order.v1.OrderService.ReceiveReturn:output_type -> weir.order.v1.ReceiveReturnResponse
+	41,  // 116: weir.order.v1.OrderService.AddNote:output_type -> weir.order.v1.AddNoteResponse
+	31,  // 117: weir.order.v1.OrderService.SearchOrders:output_type -> weir.order.v1.SearchOrdersResponse
+	43,  // 118: weir.order.v1.OrderService.GetTimeline:output_type -> weir.order.v1.GetTimelineResponse
+	106, // [106:119] is the sub-list for method output_type
+	93,  // [93:106] is the sub-list for method input_type
+	93,  // [93:93] is the sub-list for extension type_name
+	93,  // [93:93] is the sub-list for extension extendee
+	0,   // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_weir_order_v1_order_proto_init() }
@@ -3941,7 +4178,7 @@ func file_weir_order_v1_order_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_order_v1_order_proto_rawDesc), len(file_weir_order_v1_order_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,6 +51,9 @@ const (
 	CatalogServicePreheatStockProcedure = "/weir.catalog.v1.CatalogService/PreheatStock"
 	// CatalogServiceGetStockProcedure is the fully-qualified name of the CatalogService's GetStock RPC.
 	CatalogServiceGetStockProcedure = "/weir.catalog.v1.CatalogService/GetStock"
+	// CatalogServiceWatchStockProcedure is the fully-qualified name of the CatalogService's WatchStock
+	// RPC.
+	CatalogServiceWatchStockProcedure = "/weir.catalog.v1.CatalogService/WatchStock"
 )
 
 // CatalogServiceClient is a client for the weir.catalog.v1.CatalogService service.
@@ -68,6 +71,9 @@ type CatalogServiceClient interface {
 	PreheatStock(context.Context, *v1.PreheatStockRequest) (*v1.PreheatStockResponse, error)
 	// GetStock reads where the units of one product are.
 	GetStock(context.Context, *v1.GetStockRequest) (*v1.GetStockResponse, error)
+	// WatchStock sends where the units of one product are now, and again when that has changed, in whichever lane, until the caller
+	// leaves. It sends the newest state alone: what changes while the caller is busy comes as one change.
+	WatchStock(context.Context, *v1.WatchStockRequest) (*connect.ServerStreamForClient[v1.WatchStockResponse], error)
 }
 
 // NewCatalogServiceClient constructs a client for the weir.catalog.v1.CatalogService service. By
@@ -120,6 +126,13 @@ func NewCatalogServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		watchStock: connect.NewClient[v1.WatchStockRequest, v1.WatchStockResponse](
+			httpClient,
+			baseURL+CatalogServiceWatchStockProcedure,
+			connect.WithSchema(catalogServiceMethods.ByName("WatchStock")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -131,6 +144,7 @@ type catalogServiceClient struct {
 	receiveStock *connect.Client[v1.ReceiveStockRequest, v1.ReceiveStockResponse]
 	preheatStock *connect.Client[v1.PreheatStockRequest, v1.PreheatStockResponse]
 	getStock     *connect.Client[v1.GetStockRequest, v1.GetStockResponse]
+	watchStock   *connect.Client[v1.WatchStockRequest, v1.WatchStockResponse]
 }
 
 // PutProduct calls weir.catalog.v1.CatalogService.PutProduct.
@@ -187,6 +201,11 @@ func (c *catalogServiceClient) GetStock(ctx context.Context, req *v1.GetStockReq
 	return nil, err
 }
 
+// WatchStock calls weir.catalog.v1.CatalogService.WatchStock.
+func (c *catalogServiceClient) WatchStock(ctx context.Context, req *v1.WatchStockRequest) (*connect.ServerStreamForClient[v1.WatchStockResponse], error) {
+	return c.watchStock.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // CatalogServiceHandler is an implementation of the weir.catalog.v1.CatalogService service.
 type CatalogServiceHandler interface {
 	// PutProduct creates a product or replaces what is known of it. Orders already placed keep their price.
@@ -202,6 +221,9 @@ type CatalogServiceHandler interface {
 	PreheatStock(context.Context, *v1.PreheatStockRequest) (*v1.PreheatStockResponse, error)
 	// GetStock reads where the units of one product are.
 	GetStock(context.Context, *v1.GetStockRequest) (*v1.GetStockResponse, error)
+	// WatchStock sends where the units of one product are now, and again when that has changed, in whichever lane, until the caller
+	// leaves. It sends the newest state alone: what changes while the caller is busy comes as one change.
+	WatchStock(context.Context, *v1.WatchStockRequest, *connect.ServerStream[v1.WatchStockResponse]) error
 }
 
 // NewCatalogServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -250,6 +272,13 @@ func NewCatalogServiceHandler(svc CatalogServiceHandler, opts ...connect.Handler
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	catalogServiceWatchStockHandler := connect.NewServerStreamHandlerSimple(
+		CatalogServiceWatchStockProcedure,
+		svc.WatchStock,
+		connect.WithSchema(catalogServiceMethods.ByName("WatchStock")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/weir.catalog.v1.CatalogService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case CatalogServicePutProductProcedure:
@@ -264,6 +293,8 @@ func NewCatalogServiceHandler(svc CatalogServiceHandler, opts ...connect.Handler
 			catalogServicePreheatStockHandler.ServeHTTP(w, r)
 		case CatalogServiceGetStockProcedure:
 			catalogServiceGetStockHandler.ServeHTTP(w, r)
+		case CatalogServiceWatchStockProcedure:
+			catalogServiceWatchStockHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -295,4 +326,8 @@ func (UnimplementedCatalogServiceHandler) PreheatStock(context.Context, *v1.Preh
 
 func (UnimplementedCatalogServiceHandler) GetStock(context.Context, *v1.GetStockRequest) (*v1.GetStockResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.catalog.v1.CatalogService.GetStock is not implemented"))
+}
+
+func (UnimplementedCatalogServiceHandler) WatchStock(context.Context, *v1.WatchStockRequest, *connect.ServerStream[v1.WatchStockResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("weir.catalog.v1.CatalogService.WatchStock is not implemented"))
 }

@@ -61,6 +61,9 @@ const (
 	OrderServiceReceiveReturnProcedure = "/weir.order.v1.OrderService/ReceiveReturn"
 	// OrderServiceAddNoteProcedure is the fully-qualified name of the OrderService's AddNote RPC.
 	OrderServiceAddNoteProcedure = "/weir.order.v1.OrderService/AddNote"
+	// OrderServiceSearchOrdersProcedure is the fully-qualified name of the OrderService's SearchOrders
+	// RPC.
+	OrderServiceSearchOrdersProcedure = "/weir.order.v1.OrderService/SearchOrders"
 	// OrderServiceGetTimelineProcedure is the fully-qualified name of the OrderService's GetTimeline
 	// RPC.
 	OrderServiceGetTimelineProcedure = "/weir.order.v1.OrderService/GetTimeline"
@@ -98,6 +101,8 @@ type OrderServiceClient interface {
 	ReceiveReturn(context.Context, *v1.ReceiveReturnRequest) (*v1.ReceiveReturnResponse, error)
 	// AddNote adds a merchant's note to an order. Operators only, and only they are shown it.
 	AddNote(context.Context, *v1.AddNoteRequest) (*v1.AddNoteResponse, error)
+	// SearchOrders lists orders of all users that are what is asked for, newest first. Operators only.
+	SearchOrders(context.Context, *v1.SearchOrdersRequest) (*v1.SearchOrdersResponse, error)
 	// GetTimeline reads every change of an order, oldest first: what happened, when, and who did it.
 	GetTimeline(context.Context, *v1.GetTimelineRequest) (*v1.GetTimelineResponse, error)
 }
@@ -183,6 +188,13 @@ func NewOrderServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(orderServiceMethods.ByName("AddNote")),
 			connect.WithClientOptions(opts...),
 		),
+		searchOrders: connect.NewClient[v1.SearchOrdersRequest, v1.SearchOrdersResponse](
+			httpClient,
+			baseURL+OrderServiceSearchOrdersProcedure,
+			connect.WithSchema(orderServiceMethods.ByName("SearchOrders")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		getTimeline: connect.NewClient[v1.GetTimelineRequest, v1.GetTimelineResponse](
 			httpClient,
 			baseURL+OrderServiceGetTimelineProcedure,
@@ -206,6 +218,7 @@ type orderServiceClient struct {
 	requestReturn   *connect.Client[v1.RequestReturnRequest, v1.RequestReturnResponse]
 	receiveReturn   *connect.Client[v1.ReceiveReturnRequest, v1.ReceiveReturnResponse]
 	addNote         *connect.Client[v1.AddNoteRequest, v1.AddNoteResponse]
+	searchOrders    *connect.Client[v1.SearchOrdersRequest, v1.SearchOrdersResponse]
 	getTimeline     *connect.Client[v1.GetTimelineRequest, v1.GetTimelineResponse]
 }
 
@@ -300,6 +313,15 @@ func (c *orderServiceClient) AddNote(ctx context.Context, req *v1.AddNoteRequest
 	return nil, err
 }
 
+// SearchOrders calls weir.order.v1.OrderService.SearchOrders.
+func (c *orderServiceClient) SearchOrders(ctx context.Context, req *v1.SearchOrdersRequest) (*v1.SearchOrdersResponse, error) {
+	response, err := c.searchOrders.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // GetTimeline calls weir.order.v1.OrderService.GetTimeline.
 func (c *orderServiceClient) GetTimeline(ctx context.Context, req *v1.GetTimelineRequest) (*v1.GetTimelineResponse, error) {
 	response, err := c.getTimeline.CallUnary(ctx, connect.NewRequest(req))
@@ -341,6 +363,8 @@ type OrderServiceHandler interface {
 	ReceiveReturn(context.Context, *v1.ReceiveReturnRequest) (*v1.ReceiveReturnResponse, error)
 	// AddNote adds a merchant's note to an order. Operators only, and only they are shown it.
 	AddNote(context.Context, *v1.AddNoteRequest) (*v1.AddNoteResponse, error)
+	// SearchOrders lists orders of all users that are what is asked for, newest first. Operators only.
+	SearchOrders(context.Context, *v1.SearchOrdersRequest) (*v1.SearchOrdersResponse, error)
 	// GetTimeline reads every change of an order, oldest first: what happened, when, and who did it.
 	GetTimeline(context.Context, *v1.GetTimelineRequest) (*v1.GetTimelineResponse, error)
 }
@@ -422,6 +446,13 @@ func NewOrderServiceHandler(svc OrderServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(orderServiceMethods.ByName("AddNote")),
 		connect.WithHandlerOptions(opts...),
 	)
+	orderServiceSearchOrdersHandler := connect.NewUnaryHandlerSimple(
+		OrderServiceSearchOrdersProcedure,
+		svc.SearchOrders,
+		connect.WithSchema(orderServiceMethods.ByName("SearchOrders")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	orderServiceGetTimelineHandler := connect.NewUnaryHandlerSimple(
 		OrderServiceGetTimelineProcedure,
 		svc.GetTimeline,
@@ -453,6 +484,8 @@ func NewOrderServiceHandler(svc OrderServiceHandler, opts ...connect.HandlerOpti
 			orderServiceReceiveReturnHandler.ServeHTTP(w, r)
 		case OrderServiceAddNoteProcedure:
 			orderServiceAddNoteHandler.ServeHTTP(w, r)
+		case OrderServiceSearchOrdersProcedure:
+			orderServiceSearchOrdersHandler.ServeHTTP(w, r)
 		case OrderServiceGetTimelineProcedure:
 			orderServiceGetTimelineHandler.ServeHTTP(w, r)
 		default:
@@ -506,6 +539,10 @@ func (UnimplementedOrderServiceHandler) ReceiveReturn(context.Context, *v1.Recei
 
 func (UnimplementedOrderServiceHandler) AddNote(context.Context, *v1.AddNoteRequest) (*v1.AddNoteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.AddNote is not implemented"))
+}
+
+func (UnimplementedOrderServiceHandler) SearchOrders(context.Context, *v1.SearchOrdersRequest) (*v1.SearchOrdersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.order.v1.OrderService.SearchOrders is not implemented"))
 }
 
 func (UnimplementedOrderServiceHandler) GetTimeline(context.Context, *v1.GetTimelineRequest) (*v1.GetTimelineResponse, error) {
