@@ -10,6 +10,9 @@ import (
 type Observer interface {
 	// Opened is called before anything else: the lane's views begin at a position.
 	Opened(lane uint32, at eventstore.Position)
+	// Forgetting is called when another generation of a view answers from now on: what was read as of a commit up to this number
+	// may be another answer than the view has now. It may be called on another goroutine.
+	Forgetting(lane uint32, upTo uint64)
 	// Passing is called with each commit that is taken in, before Changing is called with what it changed.
 	Passing(lane uint32, at eventstore.Position)
 	// Changing is called before anybody can read the changes. Changes are the runner's again when it returns.

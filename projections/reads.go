@@ -244,6 +244,9 @@ func tellNow[K comparable, V any](cache *readpath.Cache[K, V], keys []K) {
 // grown, at the position that is shown already. Nothing that was read before enters again.
 func (r *Runner) forgetReads() {
 	shown := r.applied.Load().Number
+	if r.observer != nil {
+		r.observer.Forgetting(r.lane, shown)
+	}
 	r.reads.orders.Forget(shown)
 	r.reads.products.Forget(shown)
 	r.reads.campaigns.Forget(shown)

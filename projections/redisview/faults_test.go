@@ -313,6 +313,22 @@ func TestNewNodeRefusesWhatIsFromBeforeItBegan(t *testing.T) {
 	}
 }
 
+func TestAnotherGenerationOfAViewRefusesWhatTheOneBeforeItWrote(t *testing.T) {
+	s := startServer(t)
+	w := newWorld(t, 1)
+	n := startNode(w, s.addr, nil)
+	w.steps(40)
+	n.wantServing()
+	n.mirror.Forgetting(0, w.last[0].Number)
+	for _, id := range w.orders {
+		if _, _, found, err := n.mirror.OrderRecords().Get(t.Context(), id.String(), 0); found || err != nil {
+			t.Fatalf("seed %d: order %s: found = %t, %v after the swap", w.seed, id, found, err)
+		}
+	}
+	w.steps(40)
+	n.wantServing()
+}
+
 func TestGuardForgetsOldCommitsAndNeverTakesOneForAnother(t *testing.T) {
 	g := newGuard(1)
 	if _, known := g.hashOf(0, 0); known {

@@ -36,7 +36,7 @@ type guard struct {
 	lanes []laneGuard
 }
 
-// A laneGuard is written by its lane's runner alone.
+// A laneGuard is written by its lane's runner alone, but for first.
 type laneGuard struct {
 	slots []atomic.Uint64
 	// hashes of the commits from first to seen, by number modulo historyCommits.
@@ -75,11 +75,18 @@ func (g *guard) open(lane uint32, at eventstore.Position) {
 func (g *guard) pass(lane uint32, at eventstore.Position) {
 	l := &g.lanes[lane]
 	// first moves before its hash is overwritten, so that hashOf never returns another commit's.
-	if at.Number >= historyCommits && at.Number-historyCommits >= l.first.Load() {
-		l.first.Store(at.Number - historyCommits + 1)
+	if at.Number >= historyCommits {
+		g.forget(lane, at.Number-historyCommits)
 	}
 	l.hashes[at.Number%historyCommits].Store(shortHash(at.Hash))
 	l.seen.Store(at.Number)
+}
+
+// forget refuses what is as of a commit up to a number, whatever its hash. Any goroutine may call it.
+func (g *guard) forget(lane uint32, upTo uint64) {
+	first := &g.lanes[lane].first
+	for now := first.Load(); now <= upTo && !first.CompareAndSwap(now, upTo+1); now = first.Load() {
+	}
 }
 
 // hashOf returns the hash of a commit that the lane's runner has passed not long ago.

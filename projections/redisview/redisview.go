@@ -373,6 +373,9 @@ func (m *Mirror) ttlMillis() int64 {
 // Opened implements projections.Observer.
 func (m *Mirror) Opened(lane uint32, at eventstore.Position) { m.guard.open(lane, at) }
 
+// Forgetting implements projections.Observer.
+func (m *Mirror) Forgetting(lane uint32, upTo uint64) { m.guard.forget(lane, upTo) }
+
 // Passing implements projections.Observer.
 func (m *Mirror) Passing(lane uint32, at eventstore.Position) { m.guard.pass(lane, at) }
 
