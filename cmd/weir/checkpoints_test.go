@@ -19,7 +19,9 @@ func TestANodeWithoutAStateBeginsWithACheckpoint(t *testing.T) {
 			n := start()
 			first := place(t, n.customer(), "tea-sencha")
 			if where == checkpointsInNATS {
-				waitFor(t, "a checkpoint", func() bool { return bytes.Contains(contents(t, filepath.Join(dir, "log")), []byte("OBJ_WEIR-CHECKPOINTS")) })
+				waitFor(t, "a checkpoint", func() bool {
+					return bytes.Contains(contents(t, filepath.Join(dir, "log")), []byte("OBJ_WEIR-CHECKPOINTS"))
+				})
 				waitFor(t, "a checkpoint's name", func() bool { return bytes.Contains(contents(t, filepath.Join(dir, "log")), []byte(`"chunks":`)) })
 			} else {
 				waitFor(t, "a checkpoint", func() bool {
