@@ -29,6 +29,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
+	"github.com/weirhq/weir/proto/weir/report/v1/reportv1connect"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 	"github.com/weirhq/weir/proto/weir/webhook/v1/webhookv1connect"
 )
@@ -64,6 +65,8 @@ type Views interface {
 	// Points returns a user's balance and a page of its ledger, both of the same moment. Who never had any has none: it is never
 	// projections.ErrNotFound.
 	Points(ctx context.Context, query projections.PointsQuery, min projections.Min) (projections.PointsPage, projections.Freshness, error)
+	// Sales returns what was sold, over all lanes. Errors beside the others': projections.ErrSalesRange.
+	Sales(ctx context.Context, query projections.SalesQuery, min projections.Min) ([]projections.SalesRow, projections.Freshness, error)
 	// OrderAsOf returns an order as it was at a moment of the past. Users as with OrderOf.
 	OrderAsOf(ctx context.Context, id domain.OrderID, userID string, moment projections.AsOf, min projections.Min) (projections.OrderView, projections.Freshness, error)
 	// WatchOrder calls send with the order as it is now, or what its watcher missed, and then after each commit that changes
@@ -132,7 +135,7 @@ type Handler struct {
 	crowd     crowdRefusals
 	errors    *connect.ErrorWriter
 
-	orders, payments, catalog, campaigns, coupons, points, users, hooks, health, reflectV1, reflectV1Alpha mount
+	orders, payments, catalog, campaigns, coupons, points, reports, users, hooks, health, reflectV1, reflectV1Alpha mount
 }
 
 // mount is a service below its path.
@@ -181,10 +184,11 @@ func NewHandler(options Options) *Handler {
 	h.campaigns.path, h.campaigns.handler = campaignv1connect.NewCampaignServiceHandler(campaignService{h}, authenticated...)
 	h.coupons.path, h.coupons.handler = campaignv1connect.NewCouponServiceHandler(couponService{h}, operators...)
 	h.points.path, h.points.handler = pointsv1connect.NewPointsServiceHandler(pointsService{h}, authenticated...)
+	h.reports.path, h.reports.handler = reportv1connect.NewReportServiceHandler(reportService{h}, operators...)
 	h.users.path, h.users.handler = userv1connect.NewUserServiceHandler(userService{h}, authenticated...)
 	services := []string{
 		orderv1connect.OrderServiceName, paymentv1connect.PaymentServiceName, catalogv1connect.CatalogServiceName, userv1connect.UserServiceName,
-		campaignv1connect.CampaignServiceName, campaignv1connect.CouponServiceName, pointsv1connect.PointsServiceName,
+		campaignv1connect.CampaignServiceName, campaignv1connect.CouponServiceName, pointsv1connect.PointsServiceName, reportv1connect.ReportServiceName,
 	}
 	if h.webhooks != nil {
 		h.hooks.path, h.hooks.handler = webhookv1connect.NewWebhookServiceHandler(webhookService{h}, operators...)
@@ -200,7 +204,7 @@ func NewHandler(options Options) *Handler {
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, m := range [...]*mount{
-		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.points, &h.users, &h.hooks, &h.health, &h.reflectV1, &h.reflectV1Alpha,
+		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.points, &h.reports, &h.users, &h.hooks, &h.health, &h.reflectV1, &h.reflectV1Alpha,
 	} {
 		if m.handler != nil && strings.HasPrefix(r.URL.Path, m.path) {
 			h.bound(w, r)

@@ -33,6 +33,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
+	"github.com/weirhq/weir/proto/weir/report/v1/reportv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -67,6 +68,7 @@ type client struct {
 	campaignv1connect.CampaignServiceClient
 	campaignv1connect.CouponServiceClient
 	pointsv1connect.PointsServiceClient
+	reportv1connect.ReportServiceClient
 }
 
 // client returns a client over HTTP/2, which every protocol can speak.
@@ -84,6 +86,7 @@ func (n *node) client(subject string, scopes identity.Scopes, options ...connect
 		campaignv1connect.NewCampaignServiceClient(httpClient, n.url, options...),
 		campaignv1connect.NewCouponServiceClient(httpClient, n.url, options...),
 		pointsv1connect.NewPointsServiceClient(httpClient, n.url, options...),
+		reportv1connect.NewReportServiceClient(httpClient, n.url, options...),
 	}
 }
 

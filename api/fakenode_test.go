@@ -514,6 +514,16 @@ func (v fakeViews) Timeline(_ context.Context, query projections.TimelineQuery, 
 	return page, v.freshness(), nil
 }
 
+// Sales has none; the real view has its own tests.
+func (v fakeViews) Sales(_ context.Context, query projections.SalesQuery, _ projections.Min) ([]projections.SalesRow, projections.Freshness, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if span := query.To.Sub(query.From); span <= 0 || span > 24*time.Hour {
+		return nil, v.freshness(), projections.ErrSalesRange
+	}
+	return nil, v.freshness(), nil
+}
+
 // SearchOrders has all orders on one page, those of one millisecond in any order; the real view has its own tests.
 func (v fakeViews) SearchOrders(_ context.Context, query projections.SearchQuery, _ projections.Min) (projections.OrdersPage, projections.Freshness, error) {
 	v.mu.Lock()

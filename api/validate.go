@@ -14,6 +14,7 @@ import (
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	pointsv1 "github.com/weirhq/weir/proto/weir/points/v1"
+	reportv1 "github.com/weirhq/weir/proto/weir/report/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	webhookv1 "github.com/weirhq/weir/proto/weir/webhook/v1"
 )
@@ -35,7 +36,7 @@ func newValidator() *validator {
 		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{}, &catalogv1.WatchStockRequest{},
 		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
 		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
-		&pointsv1.GetPointsRequest{},
+		&pointsv1.GetPointsRequest{}, &reportv1.GetSalesRequest{},
 		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},
 		&webhookv1.PutEndpointRequest{}, &webhookv1.DeleteEndpointRequest{}, &webhookv1.ResumeEndpointRequest{},
 		&webhookv1.ListDeliveriesRequest{}, &webhookv1.ReplayDeliveriesRequest{},

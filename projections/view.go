@@ -73,6 +73,7 @@ var Projections = [...]*Projection{
 	&attentionProjection,
 	&pointsProjection,
 	&orderMarksProjection,
+	&salesProjection,
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -91,6 +92,7 @@ const (
 	spaceAttention    byte = 0x09
 	spacePoints       byte = 0x0a
 	spaceOrderMarks   byte = 0x10
+	spaceSales        byte = 0x11
 
 	// firstGeneration is that of a view in a new store. The generation tells apart a view that serves and one that is
 	// being rebuilt beside it.

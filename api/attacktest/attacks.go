@@ -32,6 +32,8 @@ import (
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	pointsv1 "github.com/weirhq/weir/proto/weir/points/v1"
 	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
+	reportv1 "github.com/weirhq/weir/proto/weir/report/v1"
+	"github.com/weirhq/weir/proto/weir/report/v1/reportv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
@@ -71,6 +73,7 @@ const (
 	listCampaigns   = campaignv1connect.CampaignServiceListCampaignsProcedure
 	listCoupons     = campaignv1connect.CouponServiceListCouponsProcedure
 	watchStock      = catalogv1connect.CatalogServiceWatchStockProcedure
+	getSales        = reportv1connect.ReportServiceGetSalesProcedure
 	searchOrders    = orderv1connect.OrderServiceSearchOrdersProcedure
 	getPoints       = pointsv1connect.PointsServiceGetPointsProcedure
 )
@@ -123,7 +126,7 @@ func badTokens(t *testing.T, r *rig) {
 	} {
 		for _, procedure := range []string{
 			placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser, shipItems, requestReturn, getTimeline, startPayment,
-			refundPayment, listAttention, getPoints, listCampaigns, searchOrders,
+			refundPayment, listAttention, getPoints, listCampaigns, searchOrders, getSales,
 		} {
 			got := r.call(t, "", procedure, goodRequest("attack-token"), headers...)
 			want(t, name+" "+procedure, got, "unauthenticated", "UNAUTHENTICATED")
@@ -911,6 +914,37 @@ func stockWatches(t *testing.T, r *rig) {
 	}
 	refused("a lane that is none", r.operator, &catalogv1.WatchStockRequest{Sku: sku, MinRevision: &typev1.Revision{Lane: 1023, Commit: 1}}, "invalid_argument", "INVALID_ARGUMENT")
 	refused("a long wait", r.operator, &catalogv1.WatchStockRequest{Sku: sku, WaitBudget: durationpb.New(math.MaxInt64)}, "invalid_argument", "INVALID_ARGUMENT")
+}
+
+func sales(t *testing.T, r *rig) {
+	day := func(change func(*reportv1.GetSalesRequest)) *reportv1.GetSalesRequest {
+		request := &reportv1.GetSalesRequest{From: &timestamppb.Timestamp{Seconds: 1}, To: &timestamppb.Timestamp{Seconds: 86_400}}
+		if change != nil {
+			change(request)
+		}
+		return request
+	}
+	want(t, "by an operator", r.call(t, r.operator, getSales, day(nil)), "ok", "")
+	for _, token := range []string{r.ada, r.actAs} {
+		want(t, "by no operator", r.call(t, token, getSales, day(nil)), "permission_denied", "PERMISSION_DENIED")
+	}
+	invalid := func(what string, change func(*reportv1.GetSalesRequest)) {
+		t.Helper()
+		want(t, what, r.call(t, r.operator, getSales, day(change)), "invalid_argument", "INVALID_ARGUMENT")
+	}
+	for _, name := range append([]string{sku + "@sale"}, hostileNames...) {
+		invalid(fmt.Sprintf("sku %.20q", name), func(m *reportv1.GetSalesRequest) { m.Sku = name })
+	}
+	for _, at := range []*timestamppb.Timestamp{nil, {Seconds: -1}, {Seconds: math.MaxInt64}, {Seconds: math.MinInt64}, {Seconds: 1, Nanos: -1}, {Seconds: 1, Nanos: 1e9}} {
+		invalid(fmt.Sprintf("from %v", at), func(m *reportv1.GetSalesRequest) { m.From = at })
+		invalid(fmt.Sprintf("to %v", at), func(m *reportv1.GetSalesRequest) { m.To = at })
+	}
+	invalid("no time", func(m *reportv1.GetSalesRequest) { m.From = m.To })
+	invalid("the end before the beginning", func(m *reportv1.GetSalesRequest) { m.From, m.To = m.To, m.From })
+	invalid("all time", func(m *reportv1.GetSalesRequest) { m.To = &timestamppb.Timestamp{Seconds: 8_000_000_000} })
+	invalid("step 99", func(m *reportv1.GetSalesRequest) { m.Step = 99 })
+	invalid("a lane that is none", func(m *reportv1.GetSalesRequest) { m.MinRevision = &typev1.Revision{Lane: 1023, Commit: 1} })
+	invalid("a long wait", func(m *reportv1.GetSalesRequest) { m.WaitBudget = durationpb.New(math.MaxInt64) })
 }
 
 func openServices(t *testing.T, r *rig) {

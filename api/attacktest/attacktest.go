@@ -118,6 +118,7 @@ func Run(t *testing.T, target Target) {
 		{"AnothersPointsAreNotShown", points, true},
 		{"SearchIsAnOperatorsAndItsTokensAreSealed", search, true},
 		{"StockIsWatchedByOperatorsAndTheirTokensAreSealed", stockWatches, false},
+		{"SalesAreAnOperatorsAndOfABoundedTime", sales, false},
 		{"SlowClientIsCut", slowClients, false},
 		{"HTTP2StreamsAreBounded", manyStreams, false},
 		{"HealthAndReflectionNeedNoToken", openServices, false},

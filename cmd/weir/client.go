@@ -25,6 +25,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
+	"github.com/weirhq/weir/proto/weir/report/v1/reportv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 	"github.com/weirhq/weir/proto/weir/webhook/v1/webhookv1connect"
@@ -122,6 +123,14 @@ func (c *client) points() (pointsv1connect.PointsServiceClient, error) {
 		return nil, err
 	}
 	return pointsv1connect.NewPointsServiceClient(c.http(), base, c.options()...), nil
+}
+
+func (c *client) reports() (reportv1connect.ReportServiceClient, error) {
+	base, err := c.base()
+	if err != nil {
+		return nil, err
+	}
+	return reportv1connect.NewReportServiceClient(c.http(), base, c.options()...), nil
 }
 
 func (c *client) webhooks() (webhookv1connect.WebhookServiceClient, error) {

@@ -29,6 +29,8 @@ import (
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	pointsv1 "github.com/weirhq/weir/proto/weir/points/v1"
 	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
+	reportv1 "github.com/weirhq/weir/proto/weir/report/v1"
+	"github.com/weirhq/weir/proto/weir/report/v1/reportv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
@@ -60,6 +62,7 @@ func newShop(t *testing.T) *shop {
 	mux.Handle(campaignv1connect.NewCampaignServiceHandler(campaignShop{s}))
 	mux.Handle(campaignv1connect.NewCouponServiceHandler(couponShop{s}))
 	mux.Handle(pointsv1connect.NewPointsServiceHandler(pointsShop{s}))
+	mux.Handle(reportv1connect.NewReportServiceHandler(reportShop{s}))
 	mux.Handle(userv1connect.NewUserServiceHandler(userShop{s}))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)
@@ -266,6 +269,18 @@ func (s pointsShop) GetPoints(_ context.Context, q *pointsv1.GetPointsRequest) (
 	return answer, s.ask(q)
 }
 
+type reportShop struct{ *shop }
+
+func (s reportShop) GetSales(_ context.Context, q *reportv1.GetSalesRequest) (*reportv1.GetSalesResponse, error) {
+	count := func(orders int64) *reportv1.SalesCount {
+		return &reportv1.SalesCount{Orders: orders, Units: 2 * orders, Amount: &typev1.Money{CurrencyCode: "EUR", Units: 2598 * orders}}
+	}
+	return &reportv1.GetSalesResponse{Freshness: testFresh, Sales: []*reportv1.Sales{{
+		Start: timestamppb.New(testTime), Placed: count(1200), Paid: count(1000), Cancelled: count(50), Expired: count(150),
+		Refunds: 1, Refunded: &typev1.Money{CurrencyCode: "EUR", Units: 2598},
+	}}}, s.ask(q)
+}
+
 type userShop struct{ *shop }
 
 // ExportUser has two pages.
@@ -334,6 +349,7 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"coupon_put", "coupon put WELCOME --amount 12.99_EUR --request-id r6"},
 		{"coupon_get", "coupon get WELCOME"},
 		{"coupon_list", "coupon list"},
+		{"sales", "sales --by hour"},
 		{"points_get", "points get"},
 		{"points_list", "points list"},
 		{"user_export", "user export --user alice"},
@@ -517,6 +533,19 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 		},
 		{[]string{"points", "list"}, &pointsv1.GetPointsRequest{}},
 		{
+			[]string{"sales", "--sku", "tea", "--by", "day", "--from", "-48h", "--to", "-24h", "--min-revision", "1:42"},
+			&reportv1.GetSalesRequest{
+				Sku: "tea", Step: reportv1.SalesStep_SALES_STEP_DAY, From: timestamppb.New(testTime.Add(-48 * time.Hour)), To: timestamppb.New(testTime.Add(-24 * time.Hour)),
+				MinRevision: min, WaitBudget: durationpb.New(time.Second),
+			},
+		},
+		{
+			[]string{"sales"},
+			&reportv1.GetSalesRequest{
+				Step: reportv1.SalesStep_SALES_STEP_MINUTE, From: timestamppb.New(testTime.Add(-time.Hour)), To: timestamppb.New(testTime),
+			},
+		},
+		{
 			[]string{"stock", "receive", "--sku", "tea", "--quantity", "5", "--request-id", "r"},
 			&catalogv1.ReceiveStockRequest{RequestId: "r", Sku: "tea", Quantity: 5},
 		},
@@ -589,6 +618,9 @@ func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
 		{"coupon put C --rate 1e1%", "is not a percentage"},
 		{"coupon put C --rate 10% --until tomorrow", "is not a time"},
 		{"coupon put C --rate 10% --until +5", "is not a time"},
+		{"sales --by week", "--by \"week\" is unknown"},
+		{"sales --from yesterday", "is not a time"},
+		{"sales --to yesterday", "is not a time"},
 		{"order list --timeout 0s", "--timeout must be more than 0"},
 	} {
 		wantText(t, weir(t, []string{"WEIR_ADDR=" + s.url}, strings.Fields(c.args)...).want(t, exitUsage).stderr, c.want)
