@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -120,7 +121,7 @@ func readSales(value []byte) (Sales, error) {
 }
 
 // salesKey is the key of a row, less its prefix.
-func salesKey(dst []byte, minute uint32, sku, currency string) []byte {
+func salesKey(dst []byte, minute uint32, sku, currency []byte) []byte {
 	dst = binary.BigEndian.AppendUint32(append(dst, salesMinute), minute)
 	dst = append(binary.AppendUvarint(dst, uint64(len(sku))), sku...)
 	return append(dst, currency...)
@@ -160,7 +161,7 @@ func printSales(suffix, value []byte) (string, error) {
 	case len(suffix) > 0 && suffix[0] == salesStray:
 		return "stray", nil
 	case len(suffix) > 0 && suffix[0] == salesOrder:
-		currency, lines, err := readSalesLines(value)
+		currency, lines, err := readSalesLines(nil, value)
 		if err != nil {
 			return "", err
 		}
@@ -191,11 +192,11 @@ func printSales(suffix, value []byte) (string, error) {
 
 // A salesLine is what the view knows of a line of an order.
 type salesLine struct {
-	sku          string
+	sku          []byte
 	units, minor int64
 }
 
-func appendSalesLines(dst []byte, currency string, lines []salesLine) []byte {
+func appendSalesLines(dst, currency []byte, lines []salesLine) []byte {
 	dst = append(binary.AppendUvarint(dst, uint64(len(currency))), currency...)
 	for _, l := range lines {
 		dst = append(binary.AppendUvarint(dst, uint64(len(l.sku))), l.sku...)
@@ -204,16 +205,17 @@ func appendSalesLines(dst []byte, currency string, lines []salesLine) []byte {
 	return dst
 }
 
-func readSalesLines(value []byte) (currency string, lines []salesLine, err error) {
+// readSalesLines reads what appendSalesLines wrote; the lines are appended to dst.
+func readSalesLines(dst []salesLine, value []byte) (currency []byte, lines []salesLine, err error) {
 	r := entryReader{rest: value}
-	currency = string(r.bytes())
+	currency = r.bytes()
 	for len(r.rest) > 0 && !r.failed {
-		lines = append(lines, salesLine{sku: string(r.bytes()), units: r.varint(), minor: r.varint()})
+		dst = append(dst, salesLine{sku: r.bytes(), units: r.varint(), minor: r.varint()})
 	}
 	if r.failed {
-		return "", nil, errSalesDamaged
+		return nil, dst, errSalesDamaged
 	}
-	return currency, lines, nil
+	return currency, dst, nil
 }
 
 func (r *entryReader) varint() int64 {
@@ -235,6 +237,11 @@ type salesApplier struct {
 	orders map[domain.OrderID][]byte
 	// stray are payments that the batch found to be stray.
 	stray map[string]struct{}
+	// Room for what an event says, and for a key.
+	lines    []salesLine
+	currency []byte
+	touched  []*salesRow
+	room     []byte
 }
 
 type salesRow struct {
@@ -280,33 +287,38 @@ func (a *salesApplier) apply(c *change) error {
 
 // placed notes an order's lines and counts them. It reads them by field number, as the stock view does.
 func (a *salesApplier) placed(c *change) error {
-	var currency string
-	var lines []salesLine
+	a.lines, a.currency = a.lines[:0], nil
 	err := eachField(c.event.Payload, func(number protowire.Number, value []byte) error {
 		switch number {
 		case 1:
 			line, err := readSalesLine(value)
-			lines = append(lines, line)
+			a.lines = append(a.lines, line)
 			return err
 		case 2:
-			currency = string(value)
+			a.currency = value
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	note := appendSalesLines(nil, currency, lines)
-	if err := a.add(c, currency, lines, func(s *Sales) *SalesCount { return &s.Placed }); err != nil {
+	if err := a.add(c, func(s *Sales) *SalesCount { return &s.Placed }); err != nil {
 		return err
 	}
-	a.orders[c.order] = note
-	return a.batch.Set(a.prefix.key(append([]byte{salesOrder}, c.order[:]...)), note, nil)
+	a.room = appendSalesLines(a.room[:0], a.currency, a.lines)
+	a.orders[c.order] = bytes.Clone(a.room)
+	op := a.batch.SetDeferred(prefixBytes+1+len(c.order), len(a.room))
+	copy(op.Key, a.prefix[:])
+	op.Key[prefixBytes] = salesOrder
+	copy(op.Key[prefixBytes+1:], c.order[:])
+	copy(op.Value, a.room)
+	return op.Finish()
 }
 
 // readSalesLine reads a line of an OrderPlaced. What is to be paid for it is domain.Line.Payable.
 func readSalesLine(data []byte) (salesLine, error) {
 	var line domain.Line
+	var sku []byte
 	for len(data) > 0 {
 		number, wireType, size := protowire.ConsumeTag(data)
 		if size < 0 {
@@ -329,7 +341,7 @@ func readSalesLine(data []byte) (salesLine, error) {
 		data = data[size:]
 		switch number {
 		case 1:
-			line.SKU = string(text)
+			sku = text
 		case 2:
 			line.Units = int64(value)
 		case 4:
@@ -342,10 +354,10 @@ func readSalesLine(data []byte) (salesLine, error) {
 			line.Tax.Included = value != 0
 		}
 	}
-	if line.SKU == "" {
+	if len(sku) == 0 {
 		return salesLine{}, errNoSKU
 	}
-	return salesLine{sku: line.SKU, units: line.Units, minor: line.Payable()}, nil
+	return salesLine{sku: sku, units: line.Units, minor: line.Payable()}, nil
 }
 
 // count counts the lines of an order that was placed before.
@@ -362,33 +374,38 @@ func (a *salesApplier) count(c *change, field func(*Sales) *SalesCount) error {
 		}
 		a.orders[c.order] = note
 	}
-	currency, lines, err := readSalesLines(note)
-	if err != nil {
+	var err error
+	if a.currency, a.lines, err = readSalesLines(a.lines[:0], note); err != nil {
 		return fmt.Errorf("order %s: %w", c.order, err)
 	}
-	return a.add(c, currency, lines, field)
+	return a.add(c, field)
 }
 
-// add counts lines, each for its SKU and all for the order.
-func (a *salesApplier) add(c *change, currency string, lines []salesLine, field func(*Sales) *SalesCount) error {
-	all := salesLine{}
-	rows := make([]*salesRow, 0, 1+len(lines))
-	for _, l := range append(lines[:len(lines):len(lines)], all) {
-		row, err := a.row(c.at, l.sku, currency)
+// add counts the lines, each for its SKU and all for the order.
+func (a *salesApplier) add(c *change, field func(*Sales) *SalesCount) error {
+	all, err := a.row(c.at, nil, a.currency)
+	if err != nil {
+		return err
+	}
+	a.touched = a.touched[:0]
+	for i := range a.lines {
+		row, err := a.row(c.at, a.lines[i].sku, a.currency)
 		if err != nil {
 			return err
 		}
-		rows = append(rows, row)
+		a.touched = append(a.touched, row)
 	}
-	for i, l := range lines { // Nothing fails from here on.
-		all.units, all.minor = all.units+l.units, all.minor+l.minor
-		a.touch(rows[i], field, l)
+	var sum salesLine
+	for i := range a.lines { // Nothing fails from here on.
+		l := &a.lines[i]
+		sum.units, sum.minor = sum.units+l.units, sum.minor+l.minor
+		a.touch(a.touched[i], field, l)
 	}
-	a.touch(rows[len(lines)], field, all)
+	a.touch(all, field, &sum)
 	return nil
 }
 
-func (a *salesApplier) touch(row *salesRow, field func(*Sales) *SalesCount, l salesLine) {
+func (a *salesApplier) touch(row *salesRow, field func(*Sales) *SalesCount, l *salesLine) {
 	count := field(&row.Sales)
 	count.Orders, count.Units, count.Minor = count.Orders+1, count.Units+l.units, count.Minor+l.minor
 	a.dirt(row)
@@ -414,7 +431,7 @@ func (a *salesApplier) refunded(c *change, e domain.PaymentRefunded) error {
 	if !errors.Is(err, pebble.ErrNotFound) {
 		return fmt.Errorf("read whether payment %s was stray: %w", payment, err)
 	}
-	row, err := a.row(c.at, "", e.Amount.Currency)
+	row, err := a.row(c.at, nil, []byte(e.Amount.Currency))
 	if err != nil {
 		return err
 	}
@@ -425,9 +442,9 @@ func (a *salesApplier) refunded(c *change, e domain.PaymentRefunded) error {
 }
 
 // row returns the row of a minute.
-func (a *salesApplier) row(at time.Time, sku, currency string) (*salesRow, error) {
-	var room [64]byte
-	key := salesKey(room[:0], minuteOf(at), sku, currency)
+func (a *salesApplier) row(at time.Time, sku, currency []byte) (*salesRow, error) {
+	a.room = salesKey(a.room[:0], minuteOf(at), sku, currency)
+	key := a.room
 	if row, found := a.rows[string(key)]; found {
 		return row, nil
 	}
@@ -530,7 +547,7 @@ func (v *Views) Sales(ctx context.Context, query SalesQuery, min Min) ([]SalesRo
 func (v *Views) addSales(ctx context.Context, r *Runner, query SalesQuery, from, to uint32, sums map[SalesRow]*Sales) (err error) {
 	p := r.prefix(&salesProjection)
 	entries, err := v.db.NewIterWithContext(ctx, &pebble.IterOptions{
-		LowerBound: p.key(salesKey(nil, from, "", "")), UpperBound: p.key(salesKey(nil, to, "", "")),
+		LowerBound: p.key(salesKey(nil, from, nil, nil)), UpperBound: p.key(salesKey(nil, to, nil, nil)),
 	})
 	if err != nil {
 		return err
@@ -538,7 +555,7 @@ func (v *Views) addSales(ctx context.Context, r *Runner, query SalesQuery, from,
 	defer func() { err = errors.Join(err, entries.Close()) }()
 	for minute := from; minute < to; {
 		// At most two seeks a minute: to the SKU, and to the next minute that has anything.
-		found := entries.SeekGE(p.key(salesKey(nil, minute, query.SKU, "")))
+		found := entries.SeekGE(p.key(salesKey(nil, minute, []byte(query.SKU), nil)))
 		if !found {
 			return entries.Error()
 		}
