@@ -409,7 +409,7 @@ func (v *view) reopen(lanes uint32) error {
 // noted notes that an event panicked: it is parked when it is taken in again.
 func (v *view) noted(p *panicked) {
 	if v.poison == nil {
-		v.poison = make(map[EventAt]error)
+		v.poison = make(map[EventAt]*panicked)
 	}
 	v.poison[p.at] = p
 }
@@ -431,7 +431,7 @@ func (v *view) alarm(logger *slog.Logger) (keys int) {
 }
 
 func (v *view) stackOf(at EventAt) []byte {
-	if p, ok := v.poison[at].(*panicked); ok {
+	if p := v.poison[at]; p != nil {
 		return p.stack
 	}
 	return nil

@@ -190,6 +190,7 @@ func (r *Runner) takeIn(v *view, name string, key *parkedKey, events parkedEvent
 		r.observer.Changed(changes)
 	}
 	r.watchers.wake(orders)
+	r.stockWatchers.wake(changes.StockKeys)
 	r.userWatchers.end(users)
 	return nil
 }

@@ -402,7 +402,7 @@ func (v *Views) search(ctx context.Context, query *SearchQuery, below bound, bin
 		}
 		fold := newOrderFold(s.head)
 		err := foldStored(snapshot, s.records, fold, "", AsOf{}, nil)
-		if err != nil && !(parked && errors.Is(err, ErrNotFound)) {
+		if err != nil && (!parked || !errors.Is(err, ErrNotFound)) {
 			return OrdersPage{}, fmt.Errorf("search the orders: %w", err)
 		}
 		if err == nil && query.matches(&fold.order) {

@@ -204,7 +204,7 @@ type view struct {
 	// taking is the event that the applier is taking in, nil when it is not.
 	taking *change
 	// poison are events that panicked since the last flush.
-	poison map[EventAt]error
+	poison map[EventAt]*panicked
 	// excluded are events that Verify's views leave out, as those that they are compared with do; excludedSeen those of them
 	// that came.
 	excluded, excludedSeen map[EventAt]struct{}

@@ -90,17 +90,17 @@ func (v *localViews) Replay(ctx context.Context, view, key string, dryRun bool) 
 // The inspection endpoint's side.
 
 func (i *inspector) serveParked(w http.ResponseWriter, r *http.Request) {
-	answer(w, func() (any, error) { return i.views.Parked(r.Context()) })
+	answer(w, r, func(ctx context.Context) (any, error) { return i.views.Parked(ctx) })
 }
 
 func (i *inspector) serveReplay(w http.ResponseWriter, r *http.Request) {
-	answer(w, func() (any, error) {
-		return i.views.Replay(r.Context(), r.FormValue("view"), r.FormValue("key"), r.FormValue("dry-run") == "true")
+	answer(w, r, func(ctx context.Context) (any, error) {
+		return i.views.Replay(ctx, r.FormValue("view"), r.FormValue("key"), r.FormValue("dry-run") == "true")
 	})
 }
 
-func answer(w http.ResponseWriter, ask func() (any, error)) {
-	value, err := ask()
+func answer(w http.ResponseWriter, r *http.Request, ask func(context.Context) (any, error)) {
+	value, err := ask(r.Context())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
@@ -129,8 +129,8 @@ func (p *process) parkedCommand() *cobra.Command {
 		Use:   "parked",
 		Short: "See what views could not take in",
 		Long: `An event that a view cannot take in is parked with its key (an order, a user, a SKU), and so is all that comes after it
-for that key. Other keys go on, and whoever reads a parked one is told so. 'weir replay' takes the events in from the log,
-in order, when the cause is gone. See ops/runbooks/parked-keys.md.`,
+for that key. Other keys go on, and whoever reads a parked one is told so. 'weir replay' takes the events in from the
+log, in order, when the cause is gone. See ops/runbooks/parked-keys.md.`,
 	})
 	cmd.AddCommand(p.parkedList(), p.parkedShow())
 	return cmd
@@ -153,8 +153,9 @@ func (p *process) parkedList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Print the parked keys of all views",
-		Long: `Print each parked key: its view and lane, the first event that could not be taken in and since when (its log time), how many
-events wait, how many users and orders they are about, and the reason. Exit code 0: nothing is parked; 3: something is.
+		Long: `Print each parked key: its view and lane, the first event that could not be taken in and since when (its log time), how
+many events wait, how many users and orders they are about, and the reason.
+Exit code 0: nothing is parked; 3: something is.
 
 ` + sourceHelp,
 		Example: `  weir parked list
@@ -198,8 +199,8 @@ func (p *process) parkedShow() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show KEY",
 		Short: "Print all that is known of a parked key",
-		Long: `Print a parked key in each view that parks it: the first event, its type and why it could not be taken in, since when, how
-many events wait, and the users and orders that they are about. Exit code 5: it is not parked.
+		Long: `Print a parked key in each view that parks it: the first event, its type and why it could not be taken in, since when,
+how many events wait, and the users and orders that they are about. Exit code 5: it is not parked.
 
 ` + sourceHelp,
 		Example: `  weir parked show 01JD3W9X7VK8Q2M4N6P8R0S2T4Y`,
@@ -255,11 +256,11 @@ func (p *process) replayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "replay",
 		Short: "Take parked keys in again, from the log",
-		Long: `Take the events of a parked key (--key), or of all (--all), in from the log, in order, when the cause is gone: a new version
-of weir runs. A key is taken in whole, or stays parked as it was. Reads and other keys go on meanwhile.
+		Long: `Take the events of a parked key (--key), or of all (--all), in from the log, in order, when the cause is gone: a new
+version of weir runs. A key is taken in whole, or stays parked as it was. Reads and other keys go on meanwhile.
 
-With --dry-run nothing is changed: it says what would happen. Exit code 0: all of it was taken in, or would be; 3: something
-still fails; 5: nothing that was named is parked.
+With --dry-run nothing is changed: it says what would happen. Exit code 0: all of it was taken in, or would be; 3:
+something still fails; 5: nothing that was named is parked.
 
 ` + sourceHelp,
 		Example: `  weir replay --all --dry-run

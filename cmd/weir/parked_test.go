@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -63,7 +64,7 @@ func TestAParkedKeyOfAStoreIsListedAndReplayed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runner, err := projections.NewRunner(projections.RunnerOptions{Store: store, Lanes: 1, Log: n.logs[0]})
+	runner, err := projections.NewRunner(projections.RunnerOptions{Store: store, Lanes: 1, Log: n.logs[0], Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
