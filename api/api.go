@@ -43,7 +43,7 @@ type Commands interface {
 
 // Views answers queries. projections.Views implements it. Each answer is at least as new as min, or its freshness says
 // that it is not. Errors: projections.ErrNotFound, ErrBehind for a key that is missing while min is not reached,
-// ErrBadPageToken, ErrTooManyWatchers, ErrStopped, or ctx's.
+// ErrParked for one that is missing because its events are parked, ErrBadPageToken, ErrTooManyWatchers, ErrStopped, or ctx's.
 type Views interface {
 	// OrderOf returns an order of a user. Another user's is answered exactly as a missing one (I7). An empty userID
 	// means any user.

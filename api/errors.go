@@ -64,6 +64,7 @@ const (
 	ReasonKeysUnavailable       = Reason("KEYS_UNAVAILABLE")
 	ReasonShuttingDown          = Reason("SHUTTING_DOWN")
 	ReasonViewBehind            = Reason("VIEW_BEHIND")
+	ReasonViewParked            = Reason("VIEW_PARKED")
 	ReasonDeadlineExceeded      = Reason("DEADLINE_EXCEEDED")
 	ReasonCanceled              = Reason("CANCELED")
 	ReasonInternal              = Reason("INTERNAL")
@@ -119,6 +120,7 @@ var reasons = map[Reason]struct {
 	ReasonKeysUnavailable:       {connect.CodeUnavailable, true, nil},
 	ReasonShuttingDown:          {connect.CodeUnavailable, true, nil},
 	ReasonViewBehind:            {connect.CodeUnavailable, true, []string{"lane", "commit"}},
+	ReasonViewParked:            {connect.CodeUnavailable, true, nil},
 	ReasonDeadlineExceeded:      {connect.CodeDeadlineExceeded, false, nil},
 	ReasonCanceled:              {connect.CodeCanceled, false, nil},
 	ReasonInternal:              {connect.CodeInternal, false, nil},
@@ -286,6 +288,14 @@ func viewBehind(min projections.Min) *fault {
 	return &fault{
 		reason: ReasonViewBehind, facts: facts, retryAfter: retryAfterBehind,
 		message: fmt.Sprintf("the view has not reached commit %d of lane %d within the wait budget", min.Commit, min.Lane),
+	}
+}
+
+// viewParked says that there is no answer before somebody has looked.
+func viewParked() *fault {
+	return &fault{
+		reason: ReasonViewParked, retryAfter: retryAfterParked,
+		message: "what was asked for is in the log, and an event of it could not be applied: it is parked until it is replayed",
 	}
 }
 

@@ -169,6 +169,7 @@ func TestEveryErrorOfALaneOrAViewHasItsCodeAndReason(t *testing.T) {
 		{context.Canceled, ReasonCanceled, 0, false},
 		{secret, ReasonInternal, 0, true},
 		{viewFault(projections.ErrBehind, min, nil), ReasonViewBehind, 100 * time.Millisecond, false},
+		{viewFault(projections.ErrParked, min, nil), ReasonViewParked, time.Minute, false},
 		{viewFault(projections.ErrNotFound, min, productNotFound("a")), ReasonProductNotFound, 0, false},
 		{webhookFault(webhooks.ErrNoEndpoint, "erp"), ReasonEndpointNotFound, 0, false},
 		{webhookFault(reactors.ErrNoEvent, "erp"), ReasonEventNotFound, 0, false},

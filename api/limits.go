@@ -40,6 +40,8 @@ const (
 	compressBytesMin = 8 << 10
 	// waitBudgetDefault is how long a query waits for min_revision unless it says so.
 	waitBudgetDefault = time.Second
+	// retryAfterParked is when to ask again for what is parked: somebody has to look first.
+	retryAfterParked = time.Minute
 	// retryAfterBehind is when to ask again for a revision that the view has not reached.
 	retryAfterBehind = 100 * time.Millisecond
 	// retryAfterMoving is when units that are on their way between lanes may have arrived.

@@ -289,6 +289,8 @@ func viewFault(err error, min projections.Min, missing error) error {
 	switch {
 	case errors.Is(err, projections.ErrBehind):
 		return viewBehind(min)
+	case errors.Is(err, projections.ErrParked):
+		return viewParked()
 	case errors.Is(err, projections.ErrNotFound):
 		return missing
 	case errors.Is(err, projections.ErrBadPageToken):

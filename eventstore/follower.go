@@ -87,7 +87,7 @@ func (f *Follower) Target() uint64 { return f.target.Load() }
 // Run feeds the consumer, which has taken in everything up to at, until ctx ends, which is no error, or until the log
 // cannot be trusted: a gap or a broken chain is a *ChainError, a log that is gone a *MissingLogError, a commit that
 // cannot be read an *UnreadableCommitError. A log that cannot be reached is tried again. Any error of the consumer ends
-// it too. Run is called once.
+// it too. Then it may be run again, from where the consumer is.
 func (f *Follower) Run(ctx context.Context, at Position, consumer Consumer) error {
 	f.position = at
 	err := f.run(ctx, consumer)

@@ -270,7 +270,7 @@ func (v *Views) NeedingAttention(ctx context.Context, query AttentionQuery, min 
 	if err != nil {
 		return AttentionPage{}, Freshness{}, err
 	}
-	fresh := v.furthestBehind(&attentionProjection, &ordersProjection).waited(reached)
+	fresh := v.furthestBehind(&attentionProjection, &ordersProjection).waited(reached).parked(v.parksAny(&attentionProjection))
 	var found []attentionEntry
 	for _, r := range v.runners {
 		// One more than the page holds, to see whether more follow.
@@ -333,7 +333,11 @@ func (v *Views) readAttention(ctx context.Context, r *Runner, after []byte, limi
 func (v *Views) attention(ctx context.Context, e *attentionEntry) (Attention, bool, error) {
 	item := Attention{OrderID: domain.OrderID(e.key[:len(domain.OrderID{})]), Kind: AttentionKind(e.key[len(domain.OrderID{})]), Since: e.since}
 	part := string(e.key[len(domain.OrderID{})+1:])
+	parked, _ := e.runner.parksOrder(item.OrderID, "")
 	view, _, err := e.runner.orderOf(ctx, item.OrderID, "", 0)
+	if parked && errors.Is(err, ErrNotFound) {
+		return item, false, nil
+	}
 	if err != nil {
 		return item, false, fmt.Errorf("order %s of the payments that need attention: %w", item.OrderID, err)
 	}

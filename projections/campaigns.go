@@ -121,7 +121,9 @@ func (v *Views) Campaign(ctx context.Context, campaignID, sku string, min Min) (
 	if sku != "" {
 		home = v.homeOf(sku)
 	}
+	parked := false
 	fresh, err := v.readAll(ctx, home, min, func() (err error) {
+		parked = v.parksAny(&campaignsProjection) // It may be the one that would be found, or one of several.
 		pool := domain.CampaignPool(sku, campaignID)
 		if sku == "" {
 			answer, err := v.reads.pools.Get(ctx, campaignID, 0)
@@ -133,10 +135,14 @@ func (v *Views) Campaign(ctx context.Context, campaignID, sku string, min Min) (
 			}
 			pool = *answer.Value
 		}
+		if sku != "" {
+			parked = v.parks(&campaignsProjection, pool)
+		}
+		parked = parked || v.parks(&stockProjection, pool)
 		campaign, err = v.readCampaign(ctx, pool)
 		return err
 	}, &campaignsProjection, &stockProjection)
-	return campaign, fresh, err
+	return campaign, fresh.parked(parked), parkedError(err, parked)
 }
 
 // readAll is readKey for an answer that comes from every lane: it is as fresh as the one that is furthest behind.
@@ -257,7 +263,9 @@ func (v *Views) Campaigns(ctx context.Context, query KeysQuery, min Min) (Campai
 func (v *Views) Coupon(ctx context.Context, code string, min Min) (CouponView, Freshness, error) {
 	var coupon CouponView
 	home := v.homeOf(code)
+	parked := false
 	fresh, err := v.readAll(ctx, home, min, func() error {
+		parked = v.parks(&couponsProjection, code) || v.parks(&stockProjection, domain.CouponPool(code))
 		value, err := home.prefix(&couponsProjection).read(v.db, code)
 		if err != nil {
 			return missing(err, "coupon", code)
@@ -265,7 +273,7 @@ func (v *Views) Coupon(ctx context.Context, code string, min Min) (CouponView, F
 		coupon, err = v.couponOf(code, home.lane, value)
 		return err
 	}, &couponsProjection, &stockProjection)
-	return coupon, fresh, err
+	return coupon, fresh.parked(parked), parkedError(err, parked)
 }
 
 func (v *Views) couponOf(code string, lane uint32, value []byte) (CouponView, error) {
@@ -311,7 +319,7 @@ func (v *Views) readPage(
 	if err != nil {
 		return Freshness{}, err
 	}
-	fresh := v.furthestBehind(p, &stockProjection).waited(reached)
+	fresh := v.furthestBehind(p, &stockProjection).waited(reached).parked(v.parksAny(p, &stockProjection))
 	type row struct {
 		key   string
 		lane  uint32

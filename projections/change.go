@@ -48,10 +48,17 @@ type change struct {
 	at     time.Time
 	// order is the id of the order, for the kinds that change one.
 	order domain.OrderID
+	// index of the event in its commit, from 0 on.
+	index int
+	// cause says why the envelope cannot be read; unknown, that kind means nothing because the type or version is not known.
+	cause   error
+	unknown bool
 }
 
-// changeOf reads the envelope of an event. A type or version that this program does not know is a
-// *stored.UnknownEventError: a view that passed over it would not be the fold of the log (I6).
+func (c *change) eventAt() EventAt { return EventAt{Commit: c.number, Event: uint32(c.index)} }
+
+// changeOf reads the envelope of an event, as much of it as it can. A type or version that this program does not know is
+// a *stored.UnknownEventError: a view that passed over it would not be the fold of the log (I6).
 func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32, topology eventstore.Topology) (change, error) {
 	c := change{event: event, number: number, at: at}
 	switch event.Type {
@@ -100,18 +107,25 @@ func changeOf(event *eventstore.Event, number uint64, at time.Time, lane uint32,
 	case eventstore.TypeLaneOpened:
 		return c, nil
 	default:
-		return change{}, &stored.UnknownEventError{Type: event.Type, Version: event.Version}
+		c.unknown = true
 	}
-	if event.Version > payloadVersion {
-		return change{}, &stored.UnknownEventError{Type: event.Type, Version: event.Version, Newest: payloadVersion}
+	newest := uint32(0)
+	if !c.unknown && event.Version > payloadVersion {
+		c.unknown, newest = true, payloadVersion
+	}
+	if c.unknown {
+		if id, err := domain.ParseOrderID(event.AggregateID); err == nil && topology.LaneOf(id.Partition()) == lane {
+			c.order = id // Who follows it is told that it is parked.
+		}
+		return c, &stored.UnknownEventError{Type: event.Type, Version: event.Version, Newest: newest}
 	}
 	if c.kind.isOrder() {
 		id, err := domain.ParseOrderID(event.AggregateID)
 		if err != nil {
-			return change{}, err
+			return c, err
 		}
 		if home := topology.LaneOf(id.Partition()); home != lane {
-			return change{}, fmt.Errorf("order %s belongs to lane %d", event.AggregateID, home)
+			return c, fmt.Errorf("order %s belongs to lane %d", event.AggregateID, home)
 		}
 		c.order = id
 	}

@@ -36,7 +36,8 @@ const (
 	// StateRebuilding: the view is being made again, and what answers meanwhile is behind: what an older version of this
 	// program left, or as much as has been made so far. The answer is true as of its position.
 	StateRebuilding FreshnessState = 3
-	// StateParked: this very key is parked; reserved.
+	// StateParked: an event of this very key could not be taken in, and it and what came after it are left out until the
+	// key is replayed. The answer is true as of then.
 	StateParked FreshnessState = 4
 )
 
@@ -214,6 +215,8 @@ type ProjectionStatus struct {
 	Head uint64
 	// Stopped says that nothing feeds the view any more.
 	Stopped bool
+	// ParkedKeys and ParkedEvents count what the view leaves out.
+	ParkedKeys, ParkedEvents int
 }
 
 // Status returns how far each projection has followed the lane.
@@ -226,10 +229,11 @@ func (r *Runner) Status() []ProjectionStatus {
 	default:
 	}
 	for _, projection := range Projections {
-		fresh := r.freshness(projection)
+		fresh, parked := r.freshness(projection), r.parked[projection.space].Load()
 		statuses = append(statuses, ProjectionStatus{
 			Projection: projection.Name, Version: projection.Version, Freshness: fresh,
 			Head: fresh.Commit + fresh.LagCommits, Stopped: stopped,
+			ParkedKeys: len(parked.byKey), ParkedEvents: parked.events,
 		})
 	}
 	return statuses

@@ -144,7 +144,9 @@ func (g *generations) next(p *Projection, lanes ...uint32) byte {
 // wipe removes what there is of a generation of a view in a lane.
 func wipe(batch *pebble.Batch, p *Projection, generation byte, lane uint32) error {
 	keys := prefixOf(p.space, generation, lane)
+	parked := parkedPrefix(keys)
 	return errors.Join(
+		batch.DeleteRange(parked, keyAfter(parked), nil),
 		batch.DeleteRange(keys[:], keys.end(), nil),
 		batch.Delete(progressKey(p.space, generation, lane), nil),
 	)

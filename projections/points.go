@@ -45,6 +45,7 @@ var pointsProjection = Projection{
 		return fmt.Sprintf("%+d makes %d, for %s of order %s", e.Points, e.Balance, e.Part, e.OrderID), nil
 	},
 	partition: userPartition,
+	byUser:    true,
 	byOrder:   true,
 }
 
@@ -133,7 +134,7 @@ func (a *pointsApplier) apply(c *change) error {
 	newest, inBatch := a.newest[userID]
 	if !inBatch {
 		if newest, err = readNewestPoints(a.db, a.prefix, userID); err != nil {
-			return err
+			return &storeFault{err}
 		}
 	}
 	next := PointsEntry{Number: newest.Number + 1, Balance: newest.Balance, At: c.at, Commit: c.number, OrderID: c.order}
@@ -210,7 +211,7 @@ func (v *Views) Points(ctx context.Context, query PointsQuery, min Min) (page Po
 	if err != nil {
 		return page, fresh, err
 	}
-	fresh = r.freshness(&pointsProjection).waited(reached)
+	fresh = r.freshness(&pointsProjection).waited(reached).parked(r.parks(&pointsProjection, query.UserID))
 	p := r.prefix(&pointsProjection)
 	first := appendUser(p.key(nil), query.UserID)
 	last := keyAfter(first)

@@ -167,7 +167,7 @@ type changedKeys struct {
 func (r *Runner) note(c *change) {
 	keys, key := &r.changed, c.event.AggregateID
 	switch {
-	case c.kind.isOrder():
+	case c.order != (domain.OrderID{}):
 		keys.orders, keys.users = append(keys.orders, c.order), append(keys.users, c.event.UserID)
 	case c.kind == kindProductPut:
 		r.reads.skus.Add(key)
@@ -341,7 +341,7 @@ func (r *Runner) loadOrder(_ context.Context, id domain.OrderID) (view OrderView
 		return OrderView{}, nil, false, err
 	}
 	view, err = r.decodeOrder(id, record)
-	if r.behind[ordersProjection.space].Load() != nil {
+	if parked, _ := r.parksOrder(id, ""); parked || r.behind[ordersProjection.space].Load() != nil {
 		record = nil // It is older than the position that is shown says: other nodes are not to have it.
 	}
 	return view, record, true, err

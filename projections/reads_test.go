@@ -178,7 +178,7 @@ func (n *node) checkHot(s *shop) {
 		if err != nil {
 			n.tb.Fatalf("seed %d: orders of %s: %v", s.seed, user, err)
 		}
-		if at, err := n.views.seal.openWatch(user, page.Watch); err != nil || at.commit < n.runners[s.lane].Position().Number {
+		if at, _, err := n.views.seal.openWatch(user, page.Watch); err != nil || at.commit < n.runners[s.lane].Position().Number {
 			n.tb.Fatalf("seed %d, commit %d: a watch of %s goes on after commit %d (%v): it would look for what nobody missed", s.seed, s.last.Number, user, at.commit, err)
 		}
 		want := newestFirst(s.byUser[user])

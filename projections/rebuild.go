@@ -460,8 +460,24 @@ type builder struct {
 	unpaced bool
 }
 
-// advance reads the log up to a commit. Afterwards the store holds everything up to it.
+// advance reads the log up to a commit. Afterwards the store holds everything up to it. After a panic over an event it
+// begins again where the last batch ended, as Runner.follow does.
 func (f *builder) advance(ctx context.Context, upTo uint64) error {
+	for {
+		err := f.read(ctx, upTo)
+		var p *panicked
+		if !errors.As(err, &p) {
+			return err
+		}
+		f.view.batch.Reset()
+		if err := f.view.reopen(f.rebuilder.topology.Lanes); err != nil {
+			return err
+		}
+		f.view.noted(p)
+	}
+}
+
+func (f *builder) read(ctx context.Context, upTo uint64) error {
 	v := f.view
 	if v.progress.Number >= upTo {
 		return nil
@@ -505,13 +521,9 @@ func (f *builder) take(record eventstore.Record) error {
 	if err := v.progress.CheckAt(commit, at, v.lane); err != nil {
 		return err
 	}
-	if f.changes, err = changesOf(f.changes[:0], commit, v.lane, f.rebuilder.topology); err != nil {
+	f.changes = changesOf(f.changes[:0], commit, v.lane, f.rebuilder.topology)
+	if err := f.takeChanges(); err != nil {
 		return err
-	}
-	for i := range f.changes {
-		if err := v.applier.apply(&f.changes[i]); err != nil {
-			return v.unreadable(&f.changes[i], i, err)
-		}
 	}
 	v.progress = progress{Position: at, at: commit.Time}
 	f.part.events.Add(uint64(len(f.changes)))
@@ -519,13 +531,31 @@ func (f *builder) take(record eventstore.Record) error {
 	return nil
 }
 
+// takeChanges takes the events of a commit into the view.
+func (f *builder) takeChanges() (err error) {
+	defer recovered([]*view{f.view}, &err)
+	for i := range f.changes {
+		if err := f.view.take(&f.changes[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // flush writes the batch, with the view's progress in it.
 func (f *builder) flush() error {
 	v := f.view
-	if err := errors.Join(v.finish(), v.batch.Commit(pebble.NoSync)); err != nil {
+	if err := v.finish(); err != nil {
+		return fmt.Errorf("write view %s: %w", v.projection.Name, err)
+	}
+	if v.parked.dirty {
+		f.part.runner.publishParked(v)
+	}
+	if err := v.batch.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("write view %s: %w", v.projection.Name, err)
 	}
 	v.batch.Reset()
+	f.part.runner.keysParked.Add(uint64(v.alarm(f.rebuilder.logger)))
 	if f.part.inPlace {
 		f.part.runner.forgetReads() // Before it says that it is further.
 		at := v.progress

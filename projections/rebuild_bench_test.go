@@ -11,7 +11,7 @@ import (
 )
 
 // streamOf copies a shop's log into a stream of a server that keeps it on disk.
-func streamOf(b *testing.B, s *shop) eventstore.Log {
+func streamOf(b testing.TB, s *shop) eventstore.Log {
 	b.Helper()
 	server, err := embedded.Start(embedded.Options{Dir: b.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {

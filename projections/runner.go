@@ -40,7 +40,7 @@ type RunnerOptions struct {
 	// Level2 is a cache of orders that nodes share, between this node's memory and its view; nil is none. Its keys are the
 	// order ids as text, its values the orders' records, its positions numbers of the lane's commits.
 	Level2 readpath.Level2
-	// Logger is told when the log cannot be read; nil means slog.Default.
+	// Logger is told when the log cannot be read, and when a key is parked; nil means slog.Default.
 	Logger *slog.Logger
 }
 
@@ -85,6 +85,10 @@ type Runner struct {
 	stopped      chan struct{} // closed when Run returns
 
 	applied atomic.Pointer[progress]
+	// parked is what the generation that answers leaves out, by space. Nobody changes what it points to.
+	parked                 [256]atomic.Pointer[parkedKeys]
+	keysParked, keysHealed atomic.Uint64
+	logger                 *slog.Logger
 	// behind says for a view, by space, that what answers reads is not fed, and where it stands; nil when it is fed.
 	behind [256]atomic.Pointer[progress]
 }
@@ -99,8 +103,11 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	if options.Lane >= options.Lanes {
 		return nil, fmt.Errorf("there is no lane %d of %d", options.Lane, options.Lanes)
 	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
 	r := &Runner{
-		lane: options.Lane, topology: topology, log: options.Log, store: options.Store, db: options.Store.db,
+		lane: options.Lane, topology: topology, log: options.Log, store: options.Store, db: options.Store.db, logger: options.Logger,
 		stopped: make(chan struct{}), observer: options.Observer, observed: Changes{Lane: options.Lane}, sharesOrders: options.Level2 != nil,
 		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: options.Lane, Log: options.Log, Logger: options.Logger}),
 	}
@@ -135,6 +142,9 @@ func (r *Runner) open() error {
 	for _, p := range Projections {
 		at, err := r.liveProgress(p)
 		if err != nil {
+			return err
+		}
+		if err := r.loadParked(p); err != nil {
 			return err
 		}
 		if at.version != p.Version || at.Position != r.position.Position {
@@ -259,6 +269,7 @@ func (r *Runner) adopt(v *view) error {
 	}
 	v.batch = r.batch
 	r.views = append(r.views, v)
+	r.publishParked(v)
 	if v.generation == r.live(v.projection) {
 		return r.swapped(v.projection)
 	}
@@ -277,14 +288,19 @@ func (r *Runner) feeds(p *Projection, generation byte) bool {
 
 // swapped is called when a generation that is fed begins to answer reads. REQUIRES: between two batches.
 func (r *Runner) swapped(p *Projection) error {
+	healed, err := r.publishSwapped(p)
+	if err != nil {
+		return err
+	}
 	if err := r.fillFilters(); err != nil {
 		return err
 	}
 	r.forgetReads()
-	if r.behind[p.space].Swap(nil) != nil { // Now that what answers is fed and nothing else is remembered, not before.
+	if r.behind[p.space].Swap(nil) != nil || len(healed) > 0 { // Now that what answers is fed and nothing else is remembered, not before.
 		r.watchers.wakeAll()
 		r.stockWatchers.wakeAll()
 	}
+	r.userWatchers.end(healed)
 	return nil
 }
 
@@ -309,8 +325,9 @@ func (r *Runner) Offer(commit *eventstore.Commit, at eventstore.Position) {
 }
 
 // Run feeds the views until ctx ends, which is no error, or until the log or the store cannot be trusted: a gap or a
-// broken chain is an *eventstore.ChainError, a log that is gone an *eventstore.MissingLogError, and a commit or an event
-// that cannot be read an *UnreadableError. A log that cannot be reached is tried again. Run is called once.
+// broken chain is an *eventstore.ChainError, a log that is gone an *eventstore.MissingLogError, and a commit that cannot be
+// read an *UnreadableError. An event that cannot be taken in is parked, and one that cannot be parked a *PoisonError. A log
+// that cannot be reached is tried again. Run is called once.
 func (r *Runner) Run(ctx context.Context) error {
 	if r.started.Swap(true) {
 		panic("projections: bug: a Runner runs once")
@@ -320,7 +337,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		r.stockWatchers.wakeAll() // They follow other runners, too.
 	}()
 	defer r.batch.Close()
-	err := r.follower.Run(ctx, r.position.Position, intake{r})
+	err := r.follow(ctx)
 	if !r.torn {
 		err = errors.Join(err, intake{r}.Flush(ctx))
 	}
@@ -376,21 +393,10 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 	if err := r.position.CheckAt(commit, at, r.lane); err != nil {
 		return err
 	}
-	// Nothing is written before the whole commit has been looked at.
-	var err error
-	if r.changes, err = changesOf(r.changes[:0], commit, r.lane, r.topology); err != nil {
-		return err
-	}
+	r.changes = changesOf(r.changes[:0], commit, r.lane, r.topology)
 	r.torn = true
-	for _, v := range r.views {
-		for i := range r.changes {
-			if r.sample != nil && v.projection.byOrder && r.changes[i].kind.isOrder() && !r.sample(r.changes[i].order.Partition()) {
-				continue
-			}
-			if err := v.applier.apply(&r.changes[i]); err != nil {
-				return v.unreadable(&r.changes[i], i, err)
-			}
-		}
+	if err := r.takeChanges(); err != nil {
+		return err
 	}
 	r.torn = false
 	for i := range r.changes {
@@ -408,24 +414,36 @@ func (r *Runner) take(commit *eventstore.Commit, at eventstore.Position) error {
 	return nil
 }
 
-// changesOf reads the envelopes of a commit's events.
-func changesOf(dst []change, commit *eventstore.Commit, lane uint32, topology eventstore.Topology) ([]change, error) {
-	for i := range commit.Events {
-		c, err := changeOf(&commit.Events[i], commit.Number, commit.Time, lane, topology)
-		if err != nil {
-			return dst, &UnreadableError{
-				Lane: lane, Number: commit.Number, Event: i + 1, Type: commit.Events[i].Type, Key: commit.Events[i].AggregateID, Cause: err,
+// takeChanges takes the events of a commit into each view.
+func (r *Runner) takeChanges() (err error) {
+	defer recovered(r.views, &err)
+	for _, v := range r.views {
+		for i := range r.changes {
+			if r.sample != nil && v.projection.byOrder && r.changes[i].kind.isOrder() && !r.sample(r.changes[i].order.Partition()) {
+				continue
+			}
+			if err := v.take(&r.changes[i]); err != nil {
+				return err
 			}
 		}
-		dst = append(dst, c)
 	}
-	return dst, nil
+	return nil
 }
 
-// unreadable says that the view could not take in a change, with index i in its commit.
-func (v *view) unreadable(c *change, i int, cause error) error {
+// changesOf reads the envelopes of a commit's events. A change whose envelope cannot be read says so.
+func changesOf(dst []change, commit *eventstore.Commit, lane uint32, topology eventstore.Topology) []change {
+	for i := range commit.Events {
+		c, err := changeOf(&commit.Events[i], commit.Number, commit.Time, lane, topology)
+		c.index, c.cause = i, err
+		dst = append(dst, c)
+	}
+	return dst
+}
+
+// unreadable says that the view could not take in a change.
+func (v *view) unreadable(c *change, cause error) *UnreadableError {
 	return &UnreadableError{
-		Lane: v.lane, Number: c.number, Event: i + 1, Type: c.event.Type, Key: c.event.AggregateID, View: v.projection.Name, Cause: cause,
+		Lane: v.lane, Number: c.number, Event: c.index + 1, Type: c.event.Type, Key: c.event.AggregateID, View: v.projection.Name, Cause: cause,
 	}
 }
 
@@ -452,12 +470,18 @@ func (r *Runner) flush() error {
 		if stock, ok := v.applier.(*stockApplier); ok {
 			r.noteStock(stock)
 		}
+		if v.parked.dirty {
+			r.publishParked(v)
+		}
 	}
 	if err := r.batch.Commit(pebble.NoSync); err != nil {
 		return fmt.Errorf("write the views: %w", err)
 	}
 	r.batch.Reset()
 	r.pending = 0
+	for _, v := range r.views {
+		r.keysParked.Add(uint64(v.alarm(r.logger)))
+	}
 	r.tellReads()
 
 	// Readers look at the position before they read, so what they read is at least as new.
@@ -485,7 +509,7 @@ func (r *Runner) flush() error {
 }
 
 // An UnreadableError says that a commit, or an event of it, cannot be taken into a view: it is damaged, or a newer program
-// wrote it. The views stay as they were before that commit.
+// wrote it. Where it ends a runner, the views stay as they were before that commit.
 type UnreadableError struct {
 	Lane   uint32
 	Number uint64

@@ -15,7 +15,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/weirhq/weir/domain"
-	"github.com/weirhq/weir/domain/stored"
 	"github.com/weirhq/weir/eventstore"
 )
 
@@ -283,54 +282,6 @@ func TestARunnerStopsAtACommitThatItCannotRead(t *testing.T) {
 	}
 	if at := n.runners[0].Position().Number; at != 29 {
 		t.Fatalf("seed %d: the views stopped at commit %d, want 29", seed, at)
-	}
-}
-
-func TestARunnerStopsAtAnEventThatItDoesNotKnow(t *testing.T) {
-	for name, change := range map[string]func(*eventstore.Event){
-		"type":             func(e *eventstore.Event) { e.Type = "OrderTeleported" },
-		"version":          func(e *eventstore.Event) { e.Version = 2 },
-		"order id":         func(e *eventstore.Event) { e.AggregateID = "nonsense" },
-		"no user":          func(e *eventstore.Event) { e.UserID = "" },
-		"damaged payload":  func(e *eventstore.Event) { e.Payload = []byte{0x0a, 0x7f} },
-		"line without SKU": func(e *eventstore.Event) { e.Payload = []byte{0x0a, 0x02, 0x10, 0x01} },
-	} {
-		t.Run(name, func(t *testing.T) {
-			s := newShop(t, seedOf(t), 0, 1)
-			s.step()
-			s.step()
-			event := s.envelope(s.place(s.users[0], 0))
-			change(&event)
-			s.append(&eventstore.Commit{Number: 3, Epoch: 1, Time: s.now, PrevHash: s.last.Hash, Events: []eventstore.Event{event}})
-			n := openNode(t, vfs.NewMem(), s.log)
-			err := n.runners[0].Run(t.Context())
-			var unreadable *UnreadableError
-			if !errors.As(err, &unreadable) || unreadable.Number != 3 || unreadable.Event != 1 {
-				t.Fatalf("got %v, want an UnreadableError for event 1 of commit 3", err)
-			}
-			var unknown *stored.UnknownEventError
-			if wantUnknown := name == "type" || name == "version"; errors.As(err, &unknown) != wantUnknown {
-				t.Fatalf("got %v; is it of an unknown event: want %v", err, wantUnknown)
-			}
-			if err := n.store.Close(); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-}
-
-func TestAnOrderOfAnotherLaneIsRefused(t *testing.T) {
-	s := newShop(t, seedOf(t), 0, 2)
-	other := newShop(t, s.seed, 1, 2)
-	s.step()
-	s.commit(other.place(other.users[0], 0))
-	n := openNode(t, vfs.NewMem(), s.log, other.log)
-	err := n.runners[0].Run(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "belongs to lane 1") {
-		t.Fatalf("got %v, want that the order belongs to lane 1", err)
-	}
-	if err := n.store.Close(); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -370,13 +370,13 @@ func (a *salesApplier) count(c *change, field func(*Sales) *SalesCount) error {
 			return fmt.Errorf("order %s was not placed", c.order)
 		}
 		if err != nil {
-			return fmt.Errorf("read the lines of order %s: %w", c.order, err)
+			return &storeFault{fmt.Errorf("read the lines of order %s: %w", c.order, err)}
 		}
 		a.orders[c.order] = note
 	}
 	var err error
 	if a.currency, a.lines, err = readSalesLines(a.lines[:0], note); err != nil {
-		return fmt.Errorf("order %s: %w", c.order, err)
+		return &storeFault{fmt.Errorf("order %s: %w", c.order, err)}
 	}
 	return a.add(c, field)
 }
@@ -429,7 +429,7 @@ func (a *salesApplier) refunded(c *change, e domain.PaymentRefunded) error {
 		return nil
 	}
 	if !errors.Is(err, pebble.ErrNotFound) {
-		return fmt.Errorf("read whether payment %s was stray: %w", payment, err)
+		return &storeFault{fmt.Errorf("read whether payment %s was stray: %w", payment, err)}
 	}
 	row, err := a.row(c.at, nil, []byte(e.Amount.Currency))
 	if err != nil {
@@ -453,10 +453,10 @@ func (a *salesApplier) row(at time.Time, sku, currency []byte) (*salesRow, error
 	switch {
 	case err == nil:
 		if row.Sales, err = readSales(value); err != nil {
-			return nil, err
+			return nil, &storeFault{err}
 		}
 	case !errors.Is(err, pebble.ErrNotFound):
-		return nil, fmt.Errorf("read %s of the sales: %w", describeSales(key), err)
+		return nil, &storeFault{fmt.Errorf("read %s of the sales: %w", describeSales(key), err)}
 	}
 	a.rows[row.key] = row
 	return row, nil
@@ -522,7 +522,7 @@ func (v *Views) Sales(ctx context.Context, query SalesQuery, min Min) ([]SalesRo
 	if err != nil {
 		return nil, Freshness{}, err
 	}
-	fresh := v.furthestBehind(&salesProjection).waited(reached)
+	fresh := v.furthestBehind(&salesProjection).waited(reached).parked(v.parksAny(&salesProjection))
 	sums := map[SalesRow]*Sales{} // By start and currency.
 	for _, r := range v.runners {
 		if err := v.addSales(ctx, r, query, minuteOf(from), minuteOf(to), sums); err != nil {

@@ -355,7 +355,7 @@ func (v *Views) SearchOrders(ctx context.Context, query SearchQuery, min Min) (O
 	if err != nil {
 		return OrdersPage{}, Freshness{}, err
 	}
-	fresh := v.furthestBehind(searchedViews...).waited(reached)
+	fresh := v.furthestBehind(searchedViews...).waited(reached).parked(v.parksAny(searchedViews...))
 	page, err := v.search(ctx, &query, below, binding)
 	return page, fresh, err
 }
@@ -374,6 +374,7 @@ func (v *Views) search(ctx context.Context, query *SearchQuery, below bound, bin
 	for i, r := range runners {
 		views[i] = searchedLane{r.prefix(&ordersProjection), r.prefix(&ordersByUserProjection), r.prefix(&orderMarksProjection)}
 	}
+	parked := v.parksAny(&ordersProjection) // Before the snapshot: what is not parked, the snapshot has.
 	snapshot := v.db.NewSnapshot()
 	defer func() { err = errors.Join(err, snapshot.Close()) }()
 	seeks := max(cmp.Or(query.seeksMax, searchSeeksMax)/len(runners), searchSeeksMin)
@@ -400,10 +401,11 @@ func (v *Views) search(ctx context.Context, query *SearchQuery, below bound, bin
 			break
 		}
 		fold := newOrderFold(s.head)
-		if err := foldStored(snapshot, s.records, fold, "", AsOf{}, nil); err != nil {
+		err := foldStored(snapshot, s.records, fold, "", AsOf{}, nil)
+		if err != nil && (!parked || !errors.Is(err, ErrNotFound)) {
 			return OrdersPage{}, fmt.Errorf("search the orders: %w", err)
 		}
-		if query.matches(&fold.order) {
+		if err == nil && query.matches(&fold.order) {
 			page.Orders = append(page.Orders, OrderView{Order: fold.order, Revision: Revision{Lane: s.lane, Commit: fold.revision}})
 		}
 		s.below = append(s.below[:0], s.head[:]...)

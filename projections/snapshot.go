@@ -20,6 +20,28 @@ type Snapshot struct {
 	generations *generations
 	// positions by lane, once they were read.
 	positions map[uint32]eventstore.Position
+	// parked by the prefix of a lane's part of a view, once it was read.
+	parked map[prefix]*parkedKeys
+}
+
+// holds returns ErrNotFound for what may lack parked events: that is nothing to copy.
+func (s *Snapshot) holds(p *Projection, lane uint32, parks func(*parkedKeys) bool) error {
+	at := s.prefix(p, lane)
+	parked := s.parked[at]
+	if parked == nil {
+		var err error
+		if parked, err = loadParked(s.db, at); err != nil {
+			return err
+		}
+		if s.parked == nil {
+			s.parked = make(map[prefix]*parkedKeys)
+		}
+		s.parked[at] = parked
+	}
+	if len(parked.byKey) > 0 && parks(parked) {
+		return ErrNotFound
+	}
+	return nil
 }
 
 // Snapshot returns what the store's views of so many lanes are now.
@@ -67,8 +89,12 @@ func (s *Snapshot) Position(lane uint32) (eventstore.Position, error) {
 	return least, nil
 }
 
-// OrderRecord returns the record of an order of the lane (see ReadEntries), or ErrNotFound.
+// OrderRecord returns the record of an order of the lane (see ReadEntries), or ErrNotFound. That is also
+// the answer, here and in what follows, for what may lack parked events.
 func (s *Snapshot) OrderRecord(lane uint32, id domain.OrderID) ([]byte, error) {
+	if err := s.holds(&ordersProjection, lane, func(k *parkedKeys) bool { return k.parks(id.String()) }); err != nil {
+		return nil, err
+	}
 	return readRecord(s.db, s.prefix(&ordersProjection, lane), id)
 }
 
@@ -82,6 +108,14 @@ const recentOrderBytes = len(domain.OrderID{}) + 1
 
 // RecentOrders returns a user's newest orders, newest first, countMax at most, as ReadRecentOrders reads them.
 func (s *Snapshot) RecentOrders(lane uint32, userID string, countMax int) (_ []byte, err error) {
+	if err := s.holds(&ordersByUserProjection, lane, func(k *parkedKeys) bool { return k.parksUser(userID) }); err != nil {
+		return nil, err
+	}
+	return s.ListedOrders(lane, userID, countMax)
+}
+
+// ListedOrders is RecentOrders for what is to be removed: it returns what is listed also where some may be parked.
+func (s *Snapshot) ListedOrders(lane uint32, userID string, countMax int) (_ []byte, err error) {
 	index := s.prefix(&ordersByUserProjection, lane)
 	first := appendUser(append([]byte(nil), index[:]...), userID)
 	entries, err := s.db.NewIter(&pebble.IterOptions{LowerBound: first, UpperBound: keyAfter(first)})
@@ -117,6 +151,9 @@ func ReadRecentOrders(list []byte) ([]RecentOrder, error) {
 
 // StockAccount returns what the lane knows of a stock key's units, as SumAccounts reads it; empty if it knows nothing.
 func (s *Snapshot) StockAccount(lane uint32, key string) ([]byte, error) {
+	if err := s.holds(&stockProjection, lane, func(k *parkedKeys) bool { return k.parks(key) }); err != nil {
+		return nil, err
+	}
 	value, err := s.prefix(&stockProjection, lane).read(s.db, key)
 	if errors.Is(err, pebble.ErrNotFound) {
 		return nil, nil
@@ -152,6 +189,9 @@ var ErrTooMany = errors.New("more than a board holds")
 // CampaignBoard returns the lane's campaigns by id and SKU, as ReadCampaignBoard reads them. More than countMax are
 // ErrTooMany.
 func (s *Snapshot) CampaignBoard(lane uint32, countMax int) (_ []byte, err error) {
+	if err := s.holds(&campaignsProjection, lane, func(*parkedKeys) bool { return true }); err != nil {
+		return nil, err
+	}
 	p := s.prefix(&campaignsProjection, lane)
 	entries, err := s.db.NewIter(&pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
 	if err != nil {

@@ -24,6 +24,17 @@ var stockProjection = Projection{
 	describe:  describeSKU,
 	print:     func(_, value []byte) (string, error) { return printAccount(value) },
 	partition: textPartition,
+	touches:   touchedAccounts,
+}
+
+// touchedAccounts are those whose units an event moves.
+func touchedAccounts(v *view, c *change) ([]string, bool) {
+	moves, err := (&stockApplier{view: v, accounts: make(map[string]*cachedAccount)}).movesOf(nil, c)
+	skus := make([]string, 0, len(moves))
+	for _, m := range moves {
+		skus = append(skus, m.account.sku)
+	}
+	return skus, err == nil
 }
 
 // stockKey is what the event is about. Accounts are sums: events that are about one SKU and others may change places, so
@@ -122,12 +133,26 @@ func openStock(v *view) (applier, error) {
 
 func (s *stockApplier) apply(c *change) error {
 	// Whatever can fail comes first.
-	moves := s.moves[:0]
 	var err error
+	if s.moves, err = s.movesOf(s.moves[:0], c); err != nil {
+		return err
+	}
+	for _, m := range s.moves {
+		m.account.apply(m.kind, m.units)
+		if !m.account.dirty {
+			m.account.dirty = true
+			s.dirty = append(s.dirty, m.account)
+		}
+	}
+	return nil
+}
+
+// movesOf appends what units an event moves.
+func (s *stockApplier) movesOf(moves []move, c *change) (_ []move, err error) {
 	switch c.kind {
 	case kindLaneOpened, kindProductPut, kindCampaignPut, kindCouponPut, kindOrderChanged, kindUserErased, kindWebhookEndpoint,
 		kindRequestAnswered:
-		return nil
+		return moves, nil
 	case kindOrderPlaced:
 		moves, err = s.readPlaced(moves, c.event.Payload)
 	case kindOrderExpired:
@@ -150,18 +175,7 @@ func (s *stockApplier) apply(c *change) error {
 	case kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed:
 		moves, err = s.readMove(moves, c.kind, c.event.AggregateID, c.event.Payload, 3)
 	}
-	s.moves = moves
-	if err != nil {
-		return err
-	}
-	for _, m := range moves {
-		m.account.apply(m.kind, m.units)
-		if !m.account.dirty {
-			m.account.dirty = true
-			s.dirty = append(s.dirty, m.account)
-		}
-	}
-	return nil
+	return moves, err
 }
 
 // apply moves units as domain.Account.Evolve does.
@@ -347,12 +361,12 @@ func (s *stockApplier) account(sku []byte) (*cachedAccount, error) {
 	case err == nil:
 		cached.account, err = readAccount(value)
 		if err != nil {
-			return nil, fmt.Errorf("stock of %s: %w", sku, err)
+			return nil, &storeFault{fmt.Errorf("stock of %s: %w", sku, err)}
 		}
 	case errors.Is(err, pebble.ErrNotFound):
 		s.created = append(s.created, cached.sku)
 	default:
-		return nil, fmt.Errorf("read the stock of %s: %w", sku, err)
+		return nil, &storeFault{fmt.Errorf("read the stock of %s: %w", sku, err)}
 	}
 	s.accounts[cached.sku] = cached
 	return cached, nil

@@ -68,6 +68,7 @@ func (v *Views) WatchStock(ctx context.Context, query StockWatch, min Min, ready
 			return ErrStopped
 		}
 		fresh = v.furthestBehind(&stockProjection, &productsProjection)
+		fresh = fresh.parked(v.parks(&stockProjection, query.SKU))
 		if stock, err = v.stockOf(ctx, query.SKU); err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
 )
 
 // stockWatch follows a SKU until it sends a state that is last, or fails.
@@ -119,7 +120,14 @@ func TestAStockWatchEndsWithTheNewestStateAndRepeatsNone(t *testing.T) {
 func TestAStockWatchEndsWithTheRunnerOfAnyLane(t *testing.T) {
 	seed := seedOf(t)
 	shops := []*shop{newShop(t, seed, 0, 2), newShop(t, seed+1, 1, 2)}
-	n := startNode(t, vfs.NewMem(), shops[0].log, shops[1].log)
+	broken := &brokenLog{Log: shops[1].log, next: func(cursor eventstore.Cursor, ctx context.Context) (eventstore.Record, error) {
+		record, err := cursor.Next(ctx)
+		if err == nil && record.Number == 3 {
+			return eventstore.Record{}, &eventstore.ChainError{Lane: 1, Number: 3, Reason: "a test broke it"}
+		}
+		return record, err
+	}}
+	n := startNode(t, vfs.NewMem(), shops[0].log, broken)
 	for _, s := range shops {
 		s.step()
 		s.step()
@@ -133,8 +141,7 @@ func TestAStockWatchEndsWithTheRunnerOfAnyLane(t *testing.T) {
 		})
 	}()
 	<-begun
-	bad, at := shops[1].commit(domain.ProductPut{}) // It names no SKU: lane 1's views stop.
-	n.runners[1].Offer(bad, at)
+	shops[1].step() // Lane 1's views stop at it.
 	if err := <-ended; !errors.Is(err, ErrStopped) {
 		t.Fatalf("seed %d: got %v, want ErrStopped", seed, err)
 	}

@@ -60,14 +60,14 @@ func (v *Views) Timeline(ctx context.Context, query TimelineQuery, min Min) (Tim
 	size := pageSize(query.PageSize, TimelinePageDefault, TimelinePageMax)
 	r := v.runners[v.topology.LaneOf(query.OrderID.Partition())]
 	var page TimelinePage
-	fresh, err := v.readKey(ctx, r, min, func() error {
+	fresh, err := v.readParked(ctx, r, query.OrderID, query.UserID, min, func() error {
 		entries, more, err := readTimeline(v.db, r.lane, r.prefix(&ordersProjection), query, from, size)
 		page = TimelinePage{Entries: entries}
 		if more {
 			page.Next = v.seal.seal(binary.BigEndian.AppendUint64(nil, from+uint64(len(entries))), binding...)
 		}
 		return err
-	}, &ordersProjection)
+	})
 	return page, fresh, err
 }
 

@@ -53,9 +53,10 @@ func (v *Views) WatchUser(ctx context.Context, query UserWatch, min Min, ready f
 	}
 	r := v.runners[v.topology.LaneOf(eventstore.PartitionOf(query.UserID))]
 	var from watchCursor
+	var seenHeals uint64
 	if query.Token != "" {
 		var err error
-		if from, err = v.seal.openWatch(query.UserID, query.Token); err != nil {
+		if from, seenHeals, err = v.seal.openWatch(query.UserID, query.Token); err != nil {
 			return err
 		}
 	}
@@ -71,7 +72,14 @@ func (v *Views) WatchUser(ctx context.Context, query UserWatch, min Min, ready f
 	if r.freshness(&ordersByUserProjection, &ordersProjection).State == StateRebuilding {
 		return ErrBehind // It could not tell what it left out.
 	}
-	w := userReader{views: v, runner: r, userID: query.UserID, send: send}
+	heals, err := healsOf(v.db, r.lane, query.UserID)
+	if err != nil {
+		return err
+	}
+	if query.Token != "" && seenHeals != heals {
+		return ErrWatchTooOld // What was parked when it was passed is there now.
+	}
+	w := userReader{views: v, runner: r, userID: query.UserID, heals: heals, send: send}
 	upTo := r.applied.Load().Number
 	if err := ready(); err != nil {
 		return err
@@ -92,8 +100,10 @@ func (v *Views) WatchUser(ctx context.Context, query UserWatch, min Min, ready f
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		changed, upTo, missed := watching.take()
-		var err error
+		changed, upTo, missed, err := watching.take()
+		if err != nil {
+			return err
+		}
 		if missed {
 			err = w.sendMissed(ctx, upTo)
 		} else {
@@ -124,23 +134,31 @@ func (c watchCursor) compare(other watchCursor) int {
 	return cmp.Or(cmp.Compare(c.commit, other.commit), bytes.Compare(c.order[:], other.order[:]))
 }
 
-func (s pageSeal) sealWatch(userID string, at watchCursor) string {
-	cursor := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(at.order)), at.commit)
-	return s.seal(append(cursor, at.order[:]...), "watch", userID)
+// sealWatch returns the token of a place. Heals is how often parked events of the user's orders had been taken in by then.
+func (s pageSeal) sealWatch(userID string, at watchCursor, heals uint64) string {
+	cursor := binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(at.order)+8), at.commit)
+	cursor = append(cursor, at.order[:]...)
+	if heals > 0 {
+		cursor = binary.BigEndian.AppendUint64(cursor, heals)
+	}
+	return s.seal(cursor, "watch", userID)
 }
 
-func (s pageSeal) openWatch(userID, token string) (watchCursor, error) {
+func (s pageSeal) openWatch(userID, token string) (at watchCursor, heals uint64, err error) {
 	cursor, err := s.open(token, "watch", userID)
 	if err != nil {
-		return watchCursor{}, err
+		return watchCursor{}, 0, err
 	}
-	var at watchCursor
-	if len(cursor) != 8+len(at.order) {
-		return watchCursor{}, ErrBadPageToken
+	switch len(cursor) {
+	case 8 + len(at.order):
+	case 8 + len(at.order) + 8:
+		heals = binary.BigEndian.Uint64(cursor[8+len(at.order):])
+	default:
+		return watchCursor{}, 0, ErrBadPageToken
 	}
 	at.commit = binary.BigEndian.Uint64(cursor)
 	copy(at.order[:], cursor[8:])
-	return at, nil
+	return at, heals, nil
 }
 
 // A userReader sends the changes of a user's orders that come after at.
@@ -148,6 +166,7 @@ type userReader struct {
 	views  *Views
 	runner *Runner
 	userID string
+	heals  uint64
 	at     watchCursor
 	send   func(UserChange, Freshness) error
 }
@@ -191,11 +210,17 @@ func (w *userReader) sendChanges(from pebble.Reader, records prefix, ids []domai
 	}
 	orders := make(map[domain.OrderID]changedOrder)
 	var changes []watchCursor
+	anyParked := false
 	for _, id := range ids {
 		if _, seen := orders[id]; seen {
 			continue
 		}
+		parked, _ := w.runner.parksOrder(id, "")
+		anyParked = anyParked || parked
 		record, err := readRecord(from, records, id)
+		if parked && errors.Is(err, ErrNotFound) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -214,7 +239,7 @@ func (w *userReader) sendChanges(from pebble.Reader, records prefix, ids []domai
 		}
 	}
 	slices.SortFunc(changes, watchCursor.compare)
-	fresh := w.runner.freshness()
+	fresh := w.runner.freshness().parked(anyParked || w.runner.parksUser(w.userID, &ordersProjection, &ordersByUserProjection))
 	for _, change := range changes {
 		order := orders[change.order]
 		if err := order.fold.read(order.record, AsOf{Commit: change.commit}, nil); err != nil {
@@ -222,7 +247,7 @@ func (w *userReader) sendChanges(from pebble.Reader, records prefix, ids []domai
 		}
 		err := w.send(UserChange{
 			OrderView: OrderView{Order: order.fold.order, Revision: Revision{Lane: w.runner.lane, Commit: change.commit}},
-			Token:     w.views.seal.sealWatch(w.userID, change),
+			Token:     w.views.seal.sealWatch(w.userID, change, w.heals),
 		}, fresh)
 		if err != nil {
 			return err
@@ -248,6 +273,8 @@ type userWatcher struct {
 	// upTo is the commit up to which changed is all that changed, unless some were missed.
 	upTo   uint64
 	missed bool
+	// healed says that parked events of the user's orders were taken in, which it has passed.
+	healed bool
 }
 
 func (w *userWatchers) init() { w.byUser = make(map[string]map[*userWatcher]struct{}) }
@@ -307,10 +334,13 @@ func (w *userWatcher) add(id domain.OrderID, upTo uint64) {
 }
 
 // take returns what changed since it was called last.
-func (w *userWatcher) take() (changed []domain.OrderID, upTo uint64, missed bool) {
+func (w *userWatcher) take() (changed []domain.OrderID, upTo uint64, missed bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.healed {
+		return nil, 0, false, ErrWatchTooOld
+	}
 	changed, missed = w.changed, w.missed
 	w.changed, w.missed = nil, false
-	return changed, w.upTo, missed
+	return changed, w.upTo, missed, nil
 }

@@ -156,7 +156,7 @@ func TestAWatchIsNotResumedFromTooFarBackNorWithAnothersToken(t *testing.T) {
 	watch := func(user, token string) error {
 		return n.views.WatchUser(t.Context(), UserWatch{UserID: user, Token: token}, Min{}, noted, func(UserChange, Freshness) error { return nil })
 	}
-	begin := n.views.seal.sealWatch(user, after(2))
+	begin := n.views.seal.sealWatch(user, after(2), 0)
 	if err := watch(s.users[1], begin); !errors.Is(err, ErrBadPageToken) {
 		t.Fatalf("another user's token: got %v, want ErrBadPageToken", err)
 	}

@@ -30,7 +30,7 @@ type VerifyOptions struct {
 	Logger *slog.Logger
 }
 
-// A VerifyReport says whether a lane's views equal the fold of its log (I6).
+// A VerifyReport says whether a lane's views equal the fold of its log, save for their parked events (I6).
 type VerifyReport struct {
 	Lane uint32
 	// Position of the views at which they were compared.
@@ -40,6 +40,15 @@ type VerifyReport struct {
 	// DifferencesTotal counts the keys that differ; Differences are the first of them, DifferencesMax at most.
 	DifferencesTotal uint64
 	Differences      []Difference
+	// Parked are the keys that the views leave out in part, as they say.
+	Parked []ParkedKey
+}
+
+func (r *VerifyReport) differ(d Difference) {
+	r.DifferencesTotal++
+	if len(r.Differences) < DifferencesMax {
+		r.Differences = append(r.Differences, d)
+	}
 }
 
 // A Difference is one key that a view and the fold of the log do not agree on.
@@ -53,8 +62,8 @@ type Difference struct {
 func (d Difference) String() string { return fmt.Sprintf("view %s, %s: %s", d.View, d.Key, d.Problem) }
 
 // Verify reads a lane's log from the first commit to the position of its views, checks numbers and chain on the way, folds
-// it into views in memory, and compares them with the stored ones, key by key. The views may move on meanwhile.
-// A damaged log is an *eventstore.ChainError or an *UnreadableError.
+// it into views in memory, and compares them with the stored ones, key by key. The events that a view lists as parked are left
+// out of its fold: what is parked is told, and is no difference. The views may move on meanwhile. A damaged log is an *eventstore.ChainError or an *UnreadableError.
 func Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, err error) {
 	snapshot := options.Store.db.NewSnapshot()
 	defer func() { err = errors.Join(err, snapshot.Close()) }()
@@ -77,9 +86,20 @@ func Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, er
 		return report, err
 	}
 	defer r.batch.Close()
-	r.sample = options.Sample
+	r.sample, r.logger = options.Sample, slog.New(slog.DiscardHandler) // What it parks is a difference.
+	for _, v := range r.views {
+		parked, err := loadParked(snapshot, live[v.projection.space])
+		if err != nil {
+			return report, fmt.Errorf("verify view %s of lane %d: %w", v.projection.Name, options.Lane, err)
+		}
+		report.Parked = append(report.Parked, parked.list(v.projection, live[v.projection.space][2], options.Lane)...)
+		v.exclude(parked)
+	}
 	if err := r.fold(ctx, report.Position); err != nil {
 		return report, fmt.Errorf("verify lane %d: %w", options.Lane, err)
+	}
+	for _, v := range r.views {
+		v.verifyParked(&report, options.Sample == nil)
 	}
 	for _, projection := range Projections {
 		if err := compareView(ctx, projection, side{snapshot, live[projection.space]}, side{scratch.db, r.prefix(projection)}, options.Sample, &report); err != nil {
@@ -112,10 +132,49 @@ func liveViews(from pebble.Reader, lane, lanes uint32) (live map[byte]prefix, po
 	return live, position, nil
 }
 
-// fold takes the log from its first commit to a position into the runner's views.
+// exclude has the view leave events out.
+func (v *view) exclude(parked *parkedKeys) {
+	for _, key := range parked.byKey {
+		for _, at := range key.events {
+			if v.excluded == nil {
+				v.excluded = make(map[EventAt]struct{})
+			}
+			v.excluded[at] = struct{}{}
+		}
+	}
+}
+
+// verifyParked tells what a fold says of the list of what is parked.
+func (v *view) verifyParked(report *VerifyReport, whole bool) {
+	if missing := len(v.excluded) - len(v.excludedSeen); whole && missing > 0 {
+		report.differ(Difference{View: v.projection.Name, Key: "parked keys", Problem: fmt.Sprintf("%d events are listed as parked and not in the log", missing)})
+	}
+	for _, key := range v.parked.list(v.projection, v.generation, v.lane) {
+		report.differ(Difference{
+			View: v.projection.Name, Key: "key " + key.Key,
+			Problem: fmt.Sprintf("%s cannot be taken in (%s), and the view does not list it as parked", key.First, key.Reason),
+		})
+	}
+}
+
+// fold takes the log from its first commit to a position into the runner's views. After a panic over an event it begins
+// again where the last batch ended, as follow does.
 func (r *Runner) fold(ctx context.Context, upTo eventstore.Position) error {
+	for {
+		err := r.foldOnce(ctx, upTo)
+		var p *panicked
+		if !errors.As(err, &p) {
+			return err
+		}
+		if err := r.rewind(p); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *Runner) foldOnce(ctx context.Context, upTo eventstore.Position) error {
 	if upTo.Number > 0 {
-		cursor, err := r.log.Follow(ctx, 1)
+		cursor, err := r.log.Follow(ctx, r.position.Number+1)
 		if err != nil {
 			return err
 		}

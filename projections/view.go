@@ -38,12 +38,17 @@ type Projection struct {
 	partition func(suffix []byte) uint32
 	// byOrder says that an event changes keys of its order's partition alone.
 	byOrder bool
+	// byUser says that key is the user.
+	byUser bool
+	// touches names the keys that an event changes and that the view is read by, where key is not the one; false when the event
+	// does not tell. nil: key is the one.
+	touches func(*view, *change) ([]string, bool)
 }
 
 // An applier takes events into one lane's part of a view. One goroutine uses it.
 type applier interface {
 	// apply takes one event in. It is determined by the view and the event alone, and it reads the event whole before it
-	// writes: an error leaves the view as it was.
+	// writes: an error leaves the view as it was, and the event is parked. What the store fails at is a *storeFault.
 	apply(*change) error
 	// finish writes what was held back into the batch. What the batch holds is in the store when apply is called again.
 	finish() error
@@ -83,6 +88,8 @@ const (
 	spaceProgress     byte = 0x00
 	spacePointers     byte = 0xf0
 	spaceRebuilds     byte = 0xf1
+	spaceParked       byte = 0xf2
+	spaceHeals        byte = 0xf3
 	spaceOrders       byte = 0x01
 	spaceOrdersByUser byte = 0x02
 	spaceProducts     byte = 0x03
@@ -191,6 +198,16 @@ type view struct {
 	batch *pebble.Batch
 	// applier of the projection, made for this view.
 	applier applier
+
+	// parked is what the view leaves out, with what the batch adds to it.
+	parked *parkedKeys
+	// taking is the event that the applier is taking in, nil when it is not.
+	taking *change
+	// poison are events that panicked since the last flush.
+	poison map[EventAt]*panicked
+	// excluded are events that Verify's views leave out, as those that they are compared with do; excludedSeen those of them
+	// that came.
+	excluded, excludedSeen map[EventAt]struct{}
 }
 
 // storedProgress returns how far a generation of a view is, and the version that wrote it. One that does not exist is at the
@@ -218,18 +235,14 @@ func openView(p *Projection, generation byte, db *pebble.DB, batch *pebble.Batch
 	v := &view{
 		projection: p, lane: lane, generation: generation, prefix: prefixOf(p.space, generation, lane), db: db, batch: batch,
 	}
-	version, at, err := storedProgress(db, p, generation, lane, lanes)
+	version, _, err := storedProgress(db, p, generation, lane, lanes)
 	if err != nil {
 		return nil, err
 	}
 	if version != p.Version {
 		panic(fmt.Sprintf("projections: bug: generation %d of view %s in lane %d is of version %d, opened as %d", generation, p.Name, lane, version, p.Version))
 	}
-	v.progress = at
-	if v.applier, err = p.open(v); err != nil {
-		return nil, fmt.Errorf("open view %s: %w", p.Name, err)
-	}
-	return v, nil
+	return v, v.reopen(lanes)
 }
 
 // finish writes what the view has held back, and its progress, into the batch.

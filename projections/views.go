@@ -113,17 +113,32 @@ func (v *Views) OrderOf(ctx context.Context, id domain.OrderID, userID string, m
 		view, position, err = r.orderOf(ctx, id, userID, atLeast)
 		return position, err
 	}
-	if r.sharesOrders && min.Lane == r.lane && min.Commit > r.applied.Load().Number {
+	parked, _ := r.parksOrder(id, "")
+	if !parked && r.sharesOrders && min.Lane == r.lane && min.Commit > r.applied.Load().Number {
 		// Another node may be as far already: what it said of the order saves the wait.
 		if position, err := load(min.Commit); err == nil && position >= min.Commit {
 			return view, r.freshnessAt(position), nil
 		}
 	}
-	fresh, err := v.readKey(ctx, r, min, func() error {
+	fresh, err := v.readParked(ctx, r, id, userID, min, func() error {
 		_, err := load(0)
 		return err
-	}, &ordersProjection)
+	})
 	return view, fresh, err
+}
+
+// readParked is readKey for an order, which may be parked. A parked order that is not in the view is ErrParked, for those who may
+// see it.
+func (v *Views) readParked(ctx context.Context, r *Runner, id domain.OrderID, userID string, min Min, readOnce func() error) (Freshness, error) {
+	var parked, mayTell bool
+	fresh, err := v.readKey(ctx, r, min, func() error {
+		parked, mayTell = r.parksOrder(id, userID)
+		return readOnce()
+	}, &ordersProjection)
+	if mayTell && (errors.Is(err, ErrNotFound) || errors.Is(err, ErrBehind)) {
+		err = ErrParked
+	}
+	return fresh.parked(parked), err
 }
 
 // OrderAsOf returns an order of a user as it was at a moment of the past; before it was placed, it is missing. Users as with
@@ -131,7 +146,7 @@ func (v *Views) OrderOf(ctx context.Context, id domain.OrderID, userID string, m
 func (v *Views) OrderAsOf(ctx context.Context, id domain.OrderID, userID string, moment AsOf, min Min) (OrderView, Freshness, error) {
 	r := v.runners[v.topology.LaneOf(id.Partition())]
 	var view OrderView
-	fresh, err := v.readKey(ctx, r, min, func() error {
+	fresh, err := v.readParked(ctx, r, id, userID, min, func() error {
 		fold := newOrderFold(id)
 		if err := foldStored(v.db, r.prefix(&ordersProjection), fold, userID, moment, nil); err != nil {
 			return err
@@ -141,7 +156,7 @@ func (v *Views) OrderAsOf(ctx context.Context, id domain.OrderID, userID string,
 		}
 		view = OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}
 		return nil
-	}, &ordersProjection)
+	})
 	return view, fresh, err
 }
 
@@ -280,6 +295,7 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 		return OrdersPage{}, Freshness{}, err
 	}
 	fresh := r.freshness(&ordersByUserProjection, &ordersProjection).waited(reached)
+	parked := r.parksUser(query.UserID, &ordersByUserProjection, &ordersProjection)
 	if query.PageToken == "" && query.Status == 0 && !query.Events && size == OrdersPageDefault {
 		at := r.applied.Load().Number
 		answer, err := v.reads.pages.Get(ctx, query.UserID, 0)
@@ -288,18 +304,19 @@ func (v *Views) Orders(ctx context.Context, query OrdersQuery, min Min) (OrdersP
 		}
 		page := answer.Value.OrdersPage
 		if at > answer.Value.commit && fresh.State != StateRebuilding { // Nothing of the user's has changed in between.
-			page.Watch = v.seal.sealWatch(query.UserID, after(at))
+			page.Watch = v.seal.sealWatch(query.UserID, after(at), answer.Value.heals)
 		}
-		return page, fresh, nil
+		return page, fresh.parked(parked), nil
 	}
 	page, err := v.readOrdersPage(ctx, r, query, binding, size, from)
-	return page, fresh, err
+	return page, fresh.parked(parked), err
 }
 
-// A firstPage is the page that most who list orders ask for, and the newest commit of the lane that it holds.
+// A firstPage is the page that most who list orders ask for, the newest commit of the lane that it holds, and how often
+// parked events of the user's orders had been taken in.
 type firstPage struct {
 	OrdersPage
-	commit uint64
+	commit, heals uint64
 }
 
 // loadFirstPage reads the first page of a user. There is one of every user.
@@ -309,8 +326,8 @@ func (v *Views) loadFirstPage(ctx context.Context, userID string) (page firstPag
 	if page.OrdersPage, err = v.readOrdersPage(ctx, r, query, query.binding(), OrdersPageDefault, nil); err != nil {
 		return firstPage{}, nil, false, err
 	}
-	at, err := v.seal.openWatch(userID, page.Watch)
-	page.commit = at.commit
+	at, heals, err := v.seal.openWatch(userID, page.Watch)
+	page.commit, page.heals = at.commit, heals
 	return page, nil, true, err
 }
 
@@ -327,6 +344,7 @@ func (v *Views) readOrdersPage(
 	first := appendUser(index.key(nil), query.UserID)
 	last := keyAfter(first)
 	first = append(first, from...)
+	parked := r.parked[spaceOrders].Load() // Before the snapshot: what it does not name, the snapshot has.
 	// One snapshot for the index and the records, so that the filter holds for what is returned.
 	snapshot := v.db.NewSnapshot()
 	defer func() { err = errors.Join(err, snapshot.Close()) }()
@@ -345,7 +363,11 @@ func (v *Views) readOrdersPage(
 		if err != nil {
 			return OrdersPage{}, err
 		}
-		page.Watch = v.seal.sealWatch(query.UserID, after(min(listed, at)))
+		heals, err := healsOf(snapshot, r.lane, query.UserID)
+		if err != nil {
+			return OrdersPage{}, err
+		}
+		page.Watch = v.seal.sealWatch(query.UserID, after(min(listed, at)), heals)
 	}
 	scanned := 0
 	var newest domain.OrderID
@@ -365,7 +387,11 @@ func (v *Views) readOrdersPage(
 		}
 		fold := newOrderFold(id)
 		fold.keep = query.Events
-		if err := foldStored(snapshot, records, fold, query.UserID, AsOf{}, nil); err != nil {
+		err = foldStored(snapshot, records, fold, query.UserID, AsOf{}, nil)
+		if errors.Is(err, ErrNotFound) && parked.byKey[id.String()] != nil {
+			continue
+		}
+		if err != nil {
 			return OrdersPage{}, fmt.Errorf("order %s of the index: %w", id, err)
 		}
 		if query.Status != 0 && fold.order.Status != query.Status {
@@ -389,7 +415,9 @@ func pageSize(asked, whenZero, most int) int {
 func (v *Views) Product(ctx context.Context, sku string, min Min) (ProductView, Freshness, error) {
 	r := v.homeOf(sku)
 	var product ProductView
+	parked := false
 	fresh, err := v.readKey(ctx, r, min, func() error {
+		parked = r.parks(&productsProjection, sku)
 		answer, err := r.reads.products.Get(ctx, sku, 0)
 		switch {
 		case err != nil:
@@ -400,7 +428,7 @@ func (v *Views) Product(ctx context.Context, sku string, min Min) (ProductView, 
 		product = *answer.Value
 		return nil
 	}, &productsProjection)
-	return product, fresh, err
+	return product, fresh.parked(parked), parkedError(err, parked)
 }
 
 // homeOf returns the runner of a SKU's home lane.
@@ -438,7 +466,7 @@ func (v *Views) Products(ctx context.Context, query ProductsQuery, min Min) (Pro
 	if err != nil {
 		return ProductsPage{}, Freshness{}, err
 	}
-	fresh := v.furthestBehind(&productsProjection).waited(reached)
+	fresh := v.furthestBehind(&productsProjection).waited(reached).parked(v.parksAny(&productsProjection))
 	var page ProductsPage
 	for _, r := range v.runners {
 		// One more than the page holds, to see whether more follow.
@@ -490,15 +518,35 @@ func (v *Views) furthestBehind(of ...*Projection) Freshness {
 func (v *Views) Stock(ctx context.Context, sku string, min Min) (StockView, Freshness, error) {
 	stock := StockView{SKU: sku}
 	var behind Freshness
+	parked := false
 	fresh, err := v.readKey(ctx, v.homeOf(sku), min, func() error {
 		behind = v.furthestBehind(&stockProjection, &productsProjection)
+		parked = v.parks(&stockProjection, sku)
 		found, err := v.stockOf(ctx, sku)
 		if err == nil {
 			stock = found
 		}
 		return err
 	}, &stockProjection, &productsProjection)
-	return stock, behind.waited(fresh.State == StateFresh), err
+	return stock, behind.waited(fresh.State == StateFresh).parked(parked), parkedError(err, parked)
+}
+
+// parks reports whether any lane's part of a view may lack parked events of what a key of it is read for.
+func (v *Views) parks(p *Projection, key string) bool {
+	return slices.ContainsFunc(v.runners, func(r *Runner) bool { return r.parks(p, key) })
+}
+
+// parksAny reports whether anything of the views is parked, in any lane.
+func (v *Views) parksAny(of ...*Projection) bool {
+	return slices.ContainsFunc(v.runners, func(r *Runner) bool { return r.parksAny(of...) })
+}
+
+// parkedError is err, or ErrParked if the key may be missing because it is parked.
+func parkedError(err error, parked bool) error {
+	if parked && (errors.Is(err, ErrNotFound) || errors.Is(err, ErrBehind)) {
+		return ErrParked
+	}
+	return err
 }
 
 // stockOf returns the stock of a SKU as it is now, or ErrNotFound.

@@ -20,7 +20,7 @@ type OrderWatch struct {
 }
 
 // WatchOrder sends an order as it is now, or what it missed since After, and then the order after each commit that changes
-// it: none is left out, none is sent twice. It returns when ctx ends, when send fails, or when the view's runner stops
+// it: none is left out, none is sent twice, save that an order that becomes parked is sent again to say so. It returns when ctx ends, when send fails, or when the view's runner stops
 // (ErrStopped).
 func (v *Views) WatchOrder(ctx context.Context, query OrderWatch, min Min, send func(OrderView, Freshness) error) error {
 	r := v.runners[v.topology.LaneOf(query.OrderID.Partition())]
@@ -31,20 +31,25 @@ func (v *Views) WatchOrder(ctx context.Context, query OrderWatch, min Min, send 
 	}
 	defer leave()
 	fold := newOrderFold(query.OrderID)
+	toldParked := false
 	sendNow := func(fresh Freshness) error {
-		if fold.revision <= query.After {
+		if fold.revision <= query.After && fresh.State != StateParked {
 			return nil
 		}
+		toldParked = fresh.State == StateParked
 		return send(OrderView{Order: fold.order, Revision: Revision{Lane: r.lane, Commit: fold.revision}}, fresh)
 	}
 	// What the caller has seen is folded and not sent; without it, all that there is counts as one change.
-	fresh, err := v.readKey(ctx, r, min, func() error {
+	fresh, err := v.readParked(ctx, r, query.OrderID, query.UserID, min, func() error {
 		return foldStored(v.db, r.prefix(&ordersProjection), fold, query.UserID, AsOf{Commit: query.After}, nil)
-	}, &ordersProjection)
+	})
 	if err == nil && query.After == 0 {
 		err = sendNow(fresh)
 	} else if err == nil {
 		err = v.readOrder(r, fold, query.UserID, func() error { return sendNow(fresh) })
+	}
+	if err == nil && fresh.State == StateParked && !toldParked {
+		err = sendNow(fresh)
 	}
 	if err != nil {
 		return err
@@ -58,8 +63,16 @@ func (v *Views) WatchOrder(ctx context.Context, query OrderWatch, min Min, send 
 			return ctx.Err()
 		}
 		fresh := r.freshness(&ordersProjection)
+		parked, _ := r.parksOrder(query.OrderID, query.UserID)
+		fresh = fresh.parked(parked)
+		toldParked = toldParked && parked
 		if err := v.readOrder(r, fold, query.UserID, func() error { return sendNow(fresh) }); err != nil {
 			return err
+		}
+		if parked && !toldParked {
+			if err := sendNow(fresh); err != nil {
+				return err
+			}
 		}
 	}
 }

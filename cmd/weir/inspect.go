@@ -25,6 +25,8 @@ import (
 //	GET /log/head?lane=L                       number of the newest commit
 //	GET /log?lane=L&from=N                     commits as frames, see writeFrame, until the reader leaves
 //	GET /projections                           how far every view is
+//	GET /parked                                parked keys of every view
+//	POST /replay?view=V&key=K&dry-run=B        take parked keys in; without view or key, all of them
 //	GET /reactors                              how far every reactor is, and how payments stand
 //	GET /reads                                 what reads were answered from
 //	GET /keys                                  every user's wrapped key, a JSON object each
@@ -39,6 +41,8 @@ const (
 	inspectHead        = "/log/head"
 	inspectLog         = "/log"
 	inspectProjections = "/projections"
+	inspectParked      = "/parked"
+	inspectReplay      = "/replay"
 	inspectReactors    = "/reactors"
 	inspectVerify      = "/verify"
 	inspectReads       = "/reads"
@@ -144,6 +148,8 @@ func (i *inspector) handler() http.Handler {
 	mux.HandleFunc("GET "+inspectHead, i.serveHead)
 	mux.HandleFunc("GET "+inspectLog, i.serveLog)
 	mux.HandleFunc("GET "+inspectProjections, i.serveProjections)
+	mux.HandleFunc("GET "+inspectParked, i.serveParked)
+	mux.HandleFunc("POST "+inspectReplay, i.serveReplay)
 	mux.HandleFunc("GET "+inspectReactors, i.serveReactors)
 	mux.HandleFunc("GET "+inspectVerify, i.serveVerify)
 	mux.HandleFunc("GET "+inspectReads, i.serveReads)

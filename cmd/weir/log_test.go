@@ -33,6 +33,10 @@ type testNode struct {
 	failing error
 	// rebuilding is what it says of its generations.
 	rebuilding testRebuilds
+	// parked keys, and what came of replaying them.
+	parked   []parkedKey
+	replayed []replayedKey
+	asked    string
 }
 
 func newTestNode(t *testing.T, lanes uint32) *testNode {
@@ -67,6 +71,13 @@ func (n *testNode) Status(context.Context) ([]viewLane, error) { return n.status
 func (n *testNode) Verify(_ context.Context, _ int, progress func(done, total int64)) ([]difference, error) {
 	progress(1, 2)
 	return n.differ, n.failing
+}
+
+func (n *testNode) Parked(context.Context) ([]parkedKey, error) { return n.parked, n.failing }
+
+func (n *testNode) Replay(_ context.Context, view, key string, dryRun bool) ([]replayedKey, error) {
+	n.asked = fmt.Sprintf("view %q, key %q, dry run %v", view, key, dryRun)
+	return n.replayed, n.failing
 }
 
 // append writes one commit of events to a lane, at a second after the one before.

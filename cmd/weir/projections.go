@@ -25,6 +25,8 @@ type viewLane struct {
 	Head uint64     `json:"head"`
 	Lag  uint64     `json:"lag"`
 	AsOf *time.Time `json:"asOf,omitempty"`
+	// Parked counts the keys that the view has parked.
+	Parked int `json:"parked"`
 }
 
 // The states of a lane's views.
@@ -44,6 +46,10 @@ type viewSource interface {
 	// Verify compares every view with the fold of the log and returns what is different, at most differencesMax. Of orders, it
 	// compares those of as many partitions as sample says; 0 means all.
 	Verify(ctx context.Context, sample int, progress func(done, total int64)) ([]difference, error)
+	// Parked returns what the views have parked.
+	Parked(ctx context.Context) ([]parkedKey, error)
+	// Replay takes parked keys in: those of a view, or of all when it is empty; one key, or all when that is empty.
+	Replay(ctx context.Context, view, key string, dryRun bool) ([]replayedKey, error)
 }
 
 func (p *process) projectionsCommand() *cobra.Command {
@@ -72,7 +78,7 @@ func (p *process) projectionsStatus() *cobra.Command {
 		Use:   "status",
 		Short: "Print the position, head and lag of each view",
 		Long: `Print for each view and lane how far it has followed the log: its position, the log's newest commit (head), how many
-commits lie between (lag), and the log time of the position.
+commits lie between (lag), how many keys it has parked (see 'weir parked list'), and the log time of the position.
 
 The state is "fresh" (lag 0), "catching-up", "rebuilding" when what answers is behind until it is made again, or
 "stopped" when no node runs on the directory; the next start goes on from the position. Rebuilds that are under way, or
@@ -115,9 +121,11 @@ func (p *process) status(cmd *cobra.Command, s *source) error {
 		return writeJSON(p.stdout, answer)
 	}
 	paint := p.painterFor(p.stdout)
-	rows := newTable("VIEW", ">LANE", "STATE", ">POSITION", ">HEAD", ">LAG", "AS OF")
+	rows := newTable("VIEW", ">LANE", "STATE", ">POSITION", ">HEAD", ">LAG", ">PARKED", "AS OF")
 	rows.style = func(column int, cell string) string {
 		switch {
+		case column == 6 && cell != "0":
+			return paint.warn(cell)
 		case column != 2:
 			return cell
 		case cell == viewFresh:
@@ -126,7 +134,7 @@ func (p *process) status(cmd *cobra.Command, s *source) error {
 		return paint.warn(cell)
 	}
 	for _, l := range lanes {
-		rows.row(l.View, strconv.FormatUint(uint64(l.Lane), 10), l.State, groupDigits(l.Position), groupDigits(l.Head), groupDigits(l.Lag), instantText(l.AsOf))
+		rows.row(l.View, strconv.FormatUint(uint64(l.Lane), 10), l.State, groupDigits(l.Position), groupDigits(l.Head), groupDigits(l.Lag), groupDigits(l.Parked), instantText(l.AsOf))
 	}
 	if err := rows.print(p.stdout, paint); err != nil || len(rebuilds) == 0 {
 		return err

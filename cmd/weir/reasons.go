@@ -55,6 +55,7 @@ var reasons = []reason{
 	{"KEYS_UNAVAILABLE", connect.CodeUnavailable, "the keys that seal notes are out of reach", "repeat with the same request id"},
 	{"SHUTTING_DOWN", connect.CodeUnavailable, "the node stops and ends its watches", "watch again once the node is back"},
 	{"VIEW_BEHIND", connect.CodeUnavailable, "the view did not reach --min-revision in time", "repeat, or give it longer with --wait"},
+	{"VIEW_PARKED", connect.CodeUnavailable, "it is in the log, but an event of it could not be applied to the view", "the operator has to replay it: weir parked list"},
 	{"DEADLINE_EXCEEDED", connect.CodeDeadlineExceeded, "the answer did not come in time; a change may have happened", "repeat with the same request id: it answers with what happened"},
 	{"CANCELED", connect.CodeCanceled, "the caller left before the answer; a change may have happened", "repeat with the same request id: it answers with what happened"},
 	{"INTERNAL", connect.CodeInternal, "a fault in the server; its log has the details", "look at the server's log"},

@@ -390,7 +390,7 @@ func (p *process) runVerifyViews(cmd *cobra.Command, s *source, sample int) erro
 		compared = strconv.Itoa(sample)
 	}
 	if p.json(cmd) {
-		err := writeJSON(p.stdout, map[string]any{"ok": found.OK, "partitions": compared, "differences": found.Differences})
+		err := writeJSON(p.stdout, map[string]any{"ok": found.OK, "partitions": compared, "differences": found.Differences, "parked": len(found.Parked)})
 		if err != nil {
 			return err
 		}

@@ -39,10 +39,12 @@ type verifiedLane struct {
 
 // A verification is what 'log verify' found.
 type verification struct {
-	OK          bool           `json:"ok"`
-	Lanes       []verifiedLane `json:"lanes"`
-	Views       string         `json:"views"`
-	Differences []difference   `json:"differences"`
+	OK    bool           `json:"ok"`
+	Lanes []verifiedLane `json:"lanes"`
+	Views string         `json:"views"`
+	// Parked keys are left out of the views, and are no difference.
+	Parked      []parkedKey  `json:"parked,omitempty"`
+	Differences []difference `json:"differences"`
 }
 
 func (v *verification) add(found ...difference) {
@@ -67,7 +69,7 @@ func (p *process) logVerify() *cobra.Command {
   - each commit's bytes have the hash that the server stored it under
   - log time never goes back, every epoch begins with its LaneOpened, every event can be read
   - the log holds the newest commit that the node saw acknowledged (a stopped node's witness says which)
-  - every view equals the fold of the log
+  - every view equals the fold of the log, save for its parked keys, which are printed and are no difference
 
 It prints what it verified and each difference (at most 100). Exit code 0: there is none; 3: there are differences.
 
@@ -237,7 +239,13 @@ func (p *process) verifyViews(ctx context.Context, s *source, sample int, found 
 	if err != nil {
 		return fmt.Errorf("compare the views with the log: %w", err)
 	}
+	if found.Parked, err = s.views.Parked(ctx); err != nil {
+		return err
+	}
 	found.Views = "equal to the fold of the log"
+	if len(found.Parked) > 0 {
+		found.Views += fmt.Sprintf(", save for %d parked keys (weir parked list)", len(found.Parked))
+	}
 	if len(differences) > 0 {
 		found.Views = "not equal to the fold of the log"
 	}

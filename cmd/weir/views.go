@@ -36,7 +36,7 @@ func (v *localViews) Status(ctx context.Context) ([]viewLane, error) {
 		for _, status := range runner.Status() {
 			l := viewLane{
 				Lane: runner.Lane(), View: status.Projection, Version: status.Version,
-				Position: status.Commit, Head: status.Head, Lag: status.LagCommits,
+				Position: status.Commit, Head: status.Head, Lag: status.LagCommits, Parked: status.ParkedKeys,
 			}
 			if !status.AsOf.IsZero() {
 				at := status.AsOf.UTC()

@@ -265,7 +265,7 @@ func valueOf(snapshot *projections.Snapshot, s subject) ([]byte, error) {
 
 // ordersOf returns the subjects that hold something of a user: the list of orders, and the orders.
 func ordersOf(snapshot *projections.Snapshot, erased subject) ([]subject, error) {
-	list, err := snapshot.RecentOrders(erased.lane, erased.text, erasedOrdersMax)
+	list, err := snapshot.ListedOrders(erased.lane, erased.text, erasedOrdersMax)
 	if err != nil {
 		return nil, err
 	}
