@@ -513,6 +513,7 @@ type jetStreamCursor struct {
 	silence  *time.Timer
 	examined bool   // whether the log's head was compared since there was something new
 	doubted  uint64 // the number that was found missing once
+	pending  uint64 // commits of the stream after the newest message, when it was sent
 }
 
 // open makes a consumer at the next number.
@@ -605,6 +606,7 @@ func (c *jetStreamCursor) Next(ctx context.Context) (Record, error) {
 		}
 		c.next++
 		c.examined = false
+		c.pending = messagesPending(message.Reply)
 		return record, nil
 	}
 }
@@ -744,7 +746,25 @@ func messageNumber(reply string) (uint64, error) {
 	return number, nil
 }
 
-func (c *jetStreamCursor) Buffered() int { return len(c.messages) }
+// messagesPending reads, off the same subject, how many messages of the stream come after it; 0 when that is not said.
+func messagesPending(reply string) uint64 {
+	tokens := strings.Split(reply, ".")
+	at := 8
+	if len(tokens) >= 11 {
+		at = 10
+	}
+	if len(tokens) <= at {
+		return 0
+	}
+	pending, err := strconv.ParseUint(tokens[at], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pending
+}
+
+// Buffered counts no more than the stream had: among the messages may be one that says that a window is full.
+func (c *jetStreamCursor) Buffered() int { return int(min(uint64(len(c.messages)), c.pending)) }
 
 func (c *jetStreamCursor) Close() {
 	c.drop()
