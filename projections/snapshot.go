@@ -164,6 +164,21 @@ func (s *Snapshot) StockAccount(lane uint32, key string) ([]byte, error) {
 	return value, nil
 }
 
+// Tally returns what the lane knows of the orders of a campaign's pool, as SumTallies reads it; empty if it knows nothing.
+func (s *Snapshot) Tally(lane uint32, pool string) ([]byte, error) {
+	if err := s.holds(&boardProjection, lane, func(k *parkedKeys) bool { return k.parks(pool) }); err != nil {
+		return nil, err
+	}
+	value, err := read(s.db, s.prefix(&boardProjection, lane).key(tallyKey(pool)))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the tally of %s: %w", pool, err)
+	}
+	return value, nil
+}
+
 // SumAccounts adds up the accounts of all lanes, and reports whether there was any.
 func SumAccounts(key string, accounts [][]byte) (stock StockView, known bool, err error) {
 	var sum account

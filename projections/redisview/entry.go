@@ -20,6 +20,7 @@ const (
 	kindRecent                 // user:{USER}: the user's newest orders
 	kindStock                  // stock:{KEY#COPY}:LANE: a lane's account of a SKU or a pool
 	kindBoard                  // board:{LANE#COPY}: a lane's campaigns
+	kindTally                  // tally:{POOL#COPY}:LANE: a lane's tally of a campaign's orders
 	// kindErased is no entry: a user all of whose entries are to go.
 	kindErased
 )
@@ -47,8 +48,12 @@ func (s subject) appendKey(dst []byte, copyNumber int) []byte {
 		dst = append(dst, "user:{"...)
 		dst = append(dst, s.text...)
 		return append(dst, '}')
-	case kindStock:
-		dst = append(dst, "stock:{"...)
+	case kindStock, kindTally:
+		name := "stock:{"
+		if s.kind == kindTally {
+			name = "tally:{"
+		}
+		dst = append(dst, name...)
 		dst = append(dst, s.text...)
 		dst = append(dst, '#')
 		dst = strconv.AppendInt(dst, int64(copyNumber), 10)

@@ -62,6 +62,9 @@ func (q *queue) offer(changes *projections.Changes) (dropped uint64) {
 	for _, key := range changes.StockKeys {
 		dropped += q.add(subject{kind: kindStock, lane: lane, text: key})
 	}
+	for _, pool := range changes.Pools {
+		dropped += q.add(subject{kind: kindTally, lane: lane, text: pool})
+	}
 	if changes.Campaigns {
 		dropped += q.add(subject{kind: kindBoard, lane: lane})
 	}
@@ -258,6 +261,8 @@ func valueOf(snapshot *projections.Snapshot, s subject) ([]byte, error) {
 		return snapshot.StockAccount(s.lane, s.text)
 	case kindBoard:
 		return snapshot.CampaignBoard(s.lane, boardCampaignsMax)
+	case kindTally:
+		return snapshot.Tally(s.lane, s.text)
 	case kindErased:
 	}
 	panic(fmt.Sprintf("redisview: bug: no entry is of kind %d", s.kind))

@@ -358,7 +358,7 @@ func (m *Mirror) key(s subject, copyNumber int) string {
 
 // copies returns how many copies of a kind of entry there are.
 func (m *Mirror) copies(k kind) int {
-	if k == kindStock || k == kindBoard {
+	if k == kindStock || k == kindBoard || k == kindTally {
 		return m.options.StockCopies
 	}
 	return 1
