@@ -160,7 +160,7 @@ func (m *Mirror) get(ctx context.Context, subjects []subject, copyNumber int) (a
 	for i, s := range subjects {
 		keys[i] = m.key(s, copyNumber)
 	}
-	stored, err := m.fetch(ctx, keys)
+	stored, err := m.fetch(ctx, keys, m.options.ReadTimeout)
 	m.settle(ctx, err)
 	if err != nil {
 		m.counts.failed.Add(1)
@@ -195,8 +195,8 @@ func (m *Mirror) settle(ctx context.Context, err error) {
 }
 
 // fetch returns what is stored at keys, nil where there is nothing.
-func (m *Mirror) fetch(ctx context.Context, keys []string) ([][]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, m.options.ReadTimeout)
+func (m *Mirror) fetch(ctx context.Context, keys []string, timeout time.Duration) ([][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	stored := make([][]byte, len(keys))
 	if len(keys) == 1 {
