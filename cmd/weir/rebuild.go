@@ -68,9 +68,11 @@ type rebuildLane struct {
 type viewComparison struct {
 	View string `json:"view"`
 	// Answers and Other are the generations.
-	Answers     uint32           `json:"answers"`
-	Other       uint32           `json:"other"`
-	Equal       bool             `json:"equal"`
+	Answers uint32 `json:"answers"`
+	Other   uint32 `json:"other"`
+	Equal   bool   `json:"equal"`
+	// Heals counts the parked keys of Answers that Other has taken in: they count as equal.
+	Heals       int              `json:"heals,omitempty"`
 	Lanes       []comparedLane   `json:"lanes"`
 	Differences []viewDifference `json:"differences"`
 }
@@ -82,6 +84,8 @@ type comparedLane struct {
 	// Partitions that differ, and how many keys of them do.
 	Partitions []uint32 `json:"partitions"`
 	Differ     uint64   `json:"differ"`
+	// Heals are the first parked keys that the other generation has taken in.
+	Heals []string `json:"heals,omitempty"`
 }
 
 type viewDifference struct {
@@ -124,10 +128,11 @@ func (l *localRebuilds) Compare(ctx context.Context, view string) (viewCompariso
 	if err != nil {
 		return viewComparison{}, explainRebuild(err)
 	}
-	c := viewComparison{View: view, Answers: found.Live, Other: found.Other, Equal: found.Equal(), Differences: []viewDifference{}}
+	c := viewComparison{View: view, Answers: found.Live, Other: found.Other, Equal: found.Equal(), Heals: found.Heals(), Differences: []viewDifference{}}
 	for _, lane := range found.Lanes {
 		c.Lanes = append(c.Lanes, comparedLane{
 			Lane: lane.Lane, Position: lane.Position.Number, Keys: lane.Keys, Partitions: append([]uint32{}, lane.Partitions...), Differ: lane.DifferencesTotal,
+			Heals: lane.Heals[:min(len(lane.Heals), projections.DifferencesMax)],
 		})
 		for _, d := range lane.Differences {
 			if len(c.Differences) < projections.DifferencesMax {
@@ -451,9 +456,10 @@ func (p *process) projectionsRebuild() *cobra.Command {
 		Short: "Make a view again from the log, beside the one that answers",
 		Long: `Read the log from its first commit into a new generation of a view, lanes in parallel, while the one that is there
 goes on to answer and to follow the log. When the new one has caught up, both are fed; the digests of every
-partition are compared; and if they are equal, the new one answers from then on. If they differ, it is held, the
-first 20 keys that differ are printed, and the exit code is 3: 'projections swap VIEW' swaps all the same,
-'projections drop VIEW' gives it up. The old generation is kept until 'projections drop VIEW'.
+partition are compared; and if they are equal, or differ only by what the old one has parked and the new one has
+taken in, the new one answers from then on. If they differ by more, it is held, the first 20 keys that differ are
+printed, and the exit code is 3: 'projections swap VIEW' swaps all the same, 'projections drop VIEW' gives it up.
+The old generation is kept until 'projections drop VIEW'.
 
 The rebuild goes on when this command is interrupted, and after a crash of the node. While the views that answer are
 behind, it waits. --speed full takes all that the machine has, background works half of the time, and a number
@@ -570,7 +576,8 @@ func (p *process) projectionsCompare() *cobra.Command {
 		Short: "Compare two generations of a view",
 		Long: `Compare the generation that answers reads with the one that is built and waits, or with the one that is kept: the
 digest of each of the 1,024 partitions, and where digests differ, key by key. Both are looked at as of one commit of
-each lane. The first 20 keys that differ are printed. Exit code 0: they are equal; 3: they differ.
+each lane. The first 20 keys that differ are printed. What the other one has taken in and the one that answers has
+parked is told, and is no difference. Exit code 0: they are equal; 3: they differ.
 
 ` + sourceHelp,
 		Example: `  weir projections compare orders
@@ -622,6 +629,15 @@ func (p *process) printComparison(found *viewComparison) error {
 	}
 	for _, d := range found.Differences {
 		fmt.Fprintf(p.stdout, "lane %d, %s: %s\n", d.Lane, printable(d.Key), printable(d.Problem))
+	}
+	if found.Heals == 0 {
+		return nil
+	}
+	fmt.Fprintf(p.stdout, "generation %d takes in what generation %d has parked, %d keys, which count as equal:\n", found.Other, found.Answers, found.Heals)
+	for _, lane := range found.Lanes {
+		for _, key := range lane.Heals {
+			fmt.Fprintf(p.stdout, "lane %d, parked key %s\n", lane.Lane, printable(key))
+		}
 	}
 	return nil
 }
