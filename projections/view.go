@@ -80,6 +80,7 @@ var Projections = [...]*Projection{
 	&orderMarksProjection,
 	&salesProjection,
 	&boardProjection,
+	&erasuresProjection,
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -102,6 +103,7 @@ const (
 	spaceOrderMarks   byte = 0x10
 	spaceSales        byte = 0x11
 	spaceBoard        byte = 0x12
+	spaceErasures     byte = 0x13
 
 	// firstGeneration is that of a view in a new store. The generation tells apart a view that serves and one that is
 	// being rebuilt beside it.
