@@ -67,6 +67,7 @@ type Views interface {
 	Points(ctx context.Context, query projections.PointsQuery, min projections.Min) (projections.PointsPage, projections.Freshness, error)
 	// Sales returns what was sold, over all lanes. Errors beside the others': projections.ErrSalesRange.
 	Sales(ctx context.Context, query projections.SalesQuery, min projections.Min) ([]projections.SalesRow, projections.Freshness, error)
+	Board(ctx context.Context, query projections.BoardQuery, min projections.Min) (projections.BoardPage, projections.Freshness, error)
 	// OrderAsOf returns an order as it was at a moment of the past. Users as with OrderOf.
 	OrderAsOf(ctx context.Context, id domain.OrderID, userID string, moment projections.AsOf, min projections.Min) (projections.OrderView, projections.Freshness, error)
 	// WatchOrder calls send with the order as it is now, or what its watcher missed, and then after each commit that changes

@@ -36,7 +36,7 @@ func newValidator() *validator {
 		&catalogv1.ReceiveStockRequest{}, &catalogv1.PreheatStockRequest{}, &catalogv1.GetStockRequest{}, &catalogv1.WatchStockRequest{},
 		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
 		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
-		&pointsv1.GetPointsRequest{}, &reportv1.GetSalesRequest{},
+		&pointsv1.GetPointsRequest{}, &reportv1.GetSalesRequest{}, &reportv1.GetCampaignBoardRequest{},
 		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},
 		&webhookv1.PutEndpointRequest{}, &webhookv1.DeleteEndpointRequest{}, &webhookv1.ResumeEndpointRequest{},
 		&webhookv1.ListDeliveriesRequest{}, &webhookv1.ReplayDeliveriesRequest{},

@@ -78,7 +78,8 @@ type SwapMode string
 
 // The modes of a swap.
 const (
-	// SwapAuto: as soon as it is built and the digests are equal. If they differ, it is held.
+	// SwapAuto: as soon as it is built and the digests are equal, or differ by what it takes in and the one before it has
+	// parked. If they differ by more, it is held.
 	SwapAuto SwapMode = "auto"
 	// SwapManual: when Swap is called.
 	SwapManual SwapMode = "manual"
@@ -582,20 +583,29 @@ func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, 
 		var snapshot *pebble.Snapshot
 		var position eventstore.Position
 		live, another := r.live(p), other(r)
-		err := r.atBoundary(ctx, func() error {
+		// What is parked by now is read while the runner goes on; what comes meanwhile is little.
+		events, err := r.eventsParkedBy(ctx, p, live)
+		if err != nil {
+			return nil, err
+		}
+		var healed heal
+		err = r.atBoundary(ctx, func() (err error) {
 			if r.feeds(p, live) && r.feeds(p, another) {
+				if healed, err = r.healOf(ctx, p, live, another, events); err != nil {
+					return err
+				}
 				snapshot, position = b.store.db.NewSnapshot(), r.position.Position
 			}
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
 		}
 		if snapshot == nil {
 			continue
 		}
 		found.Live, found.Other = uint32(live), uint32(another)
-		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another)
+		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another, healed)
 		if err := errors.Join(err, snapshot.Close()); err != nil {
 			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
 		}
@@ -635,7 +645,11 @@ func (b *Rebuilder) swap(ctx context.Context, job *rebuild) error {
 	if err := b.swapped(ctx, p, lanes); err != nil {
 		return err
 	}
-	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes))
+	healed := 0
+	if job.comparison != nil {
+		healed = job.comparison.Heals()
+	}
+	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes), "parked keys healed", healed)
 	return b.store.Flush()
 }
 

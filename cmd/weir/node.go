@@ -637,7 +637,7 @@ func (n *node) inspector() *inspector {
 	return &inspector{
 		token: n.record.Token, topology: n.log.topology,
 		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
-		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, logger: n.logger},
+		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, mirror: n.mirror, logger: n.logger},
 		rebuilds: &localRebuilds{n.rebuilds},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 		reads:    n.reads,
