@@ -112,7 +112,7 @@ func (l *ledger) done() int {
 // run makes requests until the test ends.
 func run(t testing.TB, q *Queue, send Send) {
 	t.Helper()
-	ctx, stop := context.WithCancel(context.Background()) //nolint:usetesting // It ends before the server does, in the clean-up.
+	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- q.Run(ctx, send) }()
 	t.Cleanup(func() {
@@ -604,4 +604,28 @@ func TestConfigsThatAreNoneAreRefused(t *testing.T) {
 	if _, err := Open(t.Context(), nc, config, Options{Key: testKey}); err != nil {
 		t.Error(err)
 	}
+}
+
+// BenchmarkPeriod measures how long after an attempt the next one comes, with the default period of 5 s; -benchtime 8x is eight
+// of them.
+func BenchmarkPeriod(b *testing.B) {
+	q := openFresh(b, Config{})
+	times := make(chan time.Time, 1)
+	run(b, q, func(ctx context.Context, _ Request) Answer {
+		select {
+		case times <- time.Now():
+		case <-ctx.Done(): // Nobody measures any more.
+		}
+		return Answer{Outcome: outcome.Fault}
+	})
+	accept(b, q, request("r1"))
+	last := <-times
+	shortest, longest := time.Hour, time.Duration(0)
+	for b.Loop() {
+		now := <-times
+		shortest, longest = min(shortest, now.Sub(last)), max(longest, now.Sub(last))
+		last = now
+	}
+	b.ReportMetric(shortest.Seconds(), "s-shortest")
+	b.ReportMetric(longest.Seconds(), "s-longest")
 }
