@@ -56,7 +56,7 @@ var rooms = []room{
 	},
 	{
 		path: "api/lanes", may: []string{"projections", "eventstore", "domain", "domain/stored"},
-		inTests: []string{"eventstore/embedded"},
+		inTests: []string{"eventstore/embedded", "eventstore/ownership"},
 	},
 	// The ports to payment providers know no log and no wire but the providers'.
 	{path: "api/payments", may: []string{"api/webhooksig", "domain"}},
