@@ -70,6 +70,9 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	outbox := &outbox{db: a.options.db, keys: newKeys(a.options.lane)}
 	homeOf := func(sku string) uint32 { return homeLane(a.options.topology, sku) }
+	if err := outbox.settle(a.options.lane, homeOf); err != nil {
+		return err
+	}
 	a.escrow = newEscrow(a.options.lane, homeOf, escrowOptions{}, a.board, outbox, a.options.transport.Send, submit)
 	timer := time.NewTimer(0) // What was on its way when the lane stopped is sent first.
 	defer timer.Stop()

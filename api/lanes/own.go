@@ -78,6 +78,8 @@ const (
 	ParkWaitDefault = 2 * time.Second
 	// parkedMax bounds the requests that wait so for one lane; more are refused as by a full queue.
 	parkedMax = 1 << 14
+	// tendEvery is how often a seat that stands by works off what deciding the lane would have.
+	tendEvery = time.Second
 	// standbyCommitsMax bounds the commits that a seat that stands by takes in before it writes them down.
 	standbyCommitsMax = 256
 )
@@ -481,6 +483,7 @@ func (s *seat) unavailable() error {
 type standIn struct {
 	seat    *seat
 	pending []standInCommit
+	tended  time.Time
 }
 
 type standInCommit struct {
@@ -509,6 +512,12 @@ func (i *standIn) Flush(context.Context) error {
 	last := i.pending[len(i.pending)-1].at.Number
 	if err := i.seat.machine.Flush(); err != nil {
 		return &eventstore.ApplyError{Lane: i.seat.lane, Number: last, Cause: err}
+	}
+	if now := time.Now(); now.Sub(i.tended) >= tendEvery {
+		i.tended = now
+		if err := i.seat.machine.Tend(); err != nil {
+			return &eventstore.ApplyError{Lane: i.seat.lane, Number: last, Cause: err}
+		}
 	}
 	i.seat.commit.Store(last)
 	if observe := i.seat.options.Writer.Observe; observe != nil {

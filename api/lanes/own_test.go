@@ -518,3 +518,141 @@ func TestAnAnswerIsNotGivenOnceTheLeaseIsOver(t *testing.T) {
 		t.Errorf("a request after the lease ended: %v, want *UnavailableError (O2)", err)
 	}
 }
+
+// followed opens a machine of a lane in a store, and applies the lane's log to it.
+func (n *node) followed(t *testing.T, store *projections.Store, lane uint32) *Machine {
+	t.Helper()
+	machine, err := OpenMachine(MachineOptions{Lane: lane, Topology: n.options.Topology, Store: store, Catalog: NewCatalog()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := n.logs[lane].(*eventstore.MemoryLog)
+	for number := uint64(1); number <= log.Position().Number; number++ {
+		record, err := log.Read(t.Context(), number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit, err := eventstore.DecodeCommit(record.Data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := machine.Apply(commit, eventstore.Position{Number: record.Number, Hash: record.Hash}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	machine.reckoned = 0 // The accounts are written however few commits there were.
+	machine.options.ReckonEvery = 1
+	if err := machine.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return machine
+}
+
+func TestWhatHasArrivedIsOnNoListOfANodeThatStandsBy(t *testing.T) {
+	n := startNode(t, 4)
+	n.stock(t, "tea", 400)
+	home := homeLane(n.options.Topology, "tea")
+	for lane := range uint32(4) {
+		n.must(t, place(n.userIn(lane, "ann"), "r", "tea", 5))
+	}
+	// One that wants more than is central calls units back.
+	n.must(t, place(n.userIn((home+1)%4, "eve"), "r", "tea", 300))
+	homeOf := func(sku string) uint32 { return homeLane(n.options.Topology, sku) }
+	listed := func(store *projections.Store) (count int) {
+		for lane := range uint32(4) {
+			machine := &Machine{db: store.DB(), keys: newKeys(lane)}
+			for _, table := range []byte{tableGrants, tableReturns} {
+				if err := machine.scan(machine.keys.table(table), func(_, _ []byte) error { count++; return nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		return count
+	}
+	eventually(t, "everything has arrived", func() bool { return listed(n.store) == 0 })
+	for _, order := range [][]uint32{{home, (home + 1) % 4, (home + 2) % 4, (home + 3) % 4}, {(home + 1) % 4, (home + 2) % 4, (home + 3) % 4, home}} {
+		store, err := projections.OpenStore("standby", projections.StoreOptions{FS: vfs.NewMem()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, lane := range order {
+			n.followed(t, store, lane)
+		}
+		grants, returns := 0, 0
+		machine := &Machine{db: store.DB()}
+		for lane := range uint32(4) {
+			machine.keys = newKeys(lane)
+			_ = machine.scan(machine.keys.table(tableGrants), func(_, _ []byte) error { grants++; return nil })
+			_ = machine.scan(machine.keys.table(tableReturns), func(_, _ []byte) error { returns++; return nil })
+		}
+		if order[0] == home && grants != 0 {
+			t.Errorf("followed in the order in which units were granted: %d grants are listed, want none", grants)
+		}
+		if order[0] != home && (grants == 0 || returns != 0) {
+			t.Errorf("followed in the order in which units came back: %d grants and %d returns are listed, want some and none", grants, returns)
+		}
+		for lane := range uint32(4) {
+			if err := (&outbox{db: store.DB(), keys: newKeys(lane)}).settle(lane, homeOf); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := listed(store); got != 0 {
+			t.Errorf("lanes followed in order %v: %d transfers are listed though all have arrived", order, got)
+		}
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestALaneThatIsFollowedHasAShortIndexOfDeadlines(t *testing.T) {
+	n := startNode(t, 1)
+	n.stock(t, "tea", 100)
+	for i := range 10 {
+		order := n.must(t, place(fmt.Sprint("user-", i), "r", "tea", 1)).Order
+		if i%2 == 0 {
+			n.must(t, cancelOrder(order, "c"))
+		}
+	}
+	store, err := projections.OpenStore("standby", projections.StoreOptions{FS: vfs.NewMem()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	machine := n.followed(t, store, 0)
+	listed := func() (orders int) {
+		if err := machine.scan(machine.keys.table(tableDeadlines), func(_, value []byte) error {
+			orders += len(value) / len(domain.OrderID{})
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return orders
+	}
+	open := 0
+	for i := range 10 {
+		entry, err := machine.ledgerEntry(requestKey{fmt.Sprint("user-", i), "r"})
+		if err != nil || entry == nil {
+			t.Fatal(entry, err)
+		}
+		reply, err := machine.recall(entry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if order, _ := machine.Order(reply.Order.ID); !order.ExpiresAt(PaymentGraceDefault).IsZero() {
+			open++
+		}
+	}
+	before := listed()
+	machine.logTime = n.clock().Add(PayWithinDefault + time.Hour) // As if a commit had come by then.
+	machine.nextDue = time.Time{}
+	if err := machine.Tend(); err != nil {
+		t.Fatal(err)
+	}
+	if got := listed(); before != 10 || open != 5 || got != open {
+		t.Errorf("of %d orders %d are in the index, want the %d that may expire", before, got, open)
+	}
+	if len(machine.pending) > 0 {
+		t.Errorf("it decided %v", machine.pending)
+	}
+}
