@@ -51,6 +51,12 @@ type Options struct {
 	Transport Transport
 	// Entropy is where order ids take their randomness from; nil means the operating system's.
 	Entropy io.Reader
+	// Remote carries requests to the nodes that decide the lanes which this one does not; nil means that it decides all.
+	Remote Remote
+	// Own says which lanes this node decides; nil means all.
+	Own func(lane uint32) bool
+	// OnOwnership is told when a lane begins to serve here, and before it stops; may be nil.
+	OnOwnership func(lane uint32, owned bool)
 }
 
 // StockWaitDefault is how long an order waits for units that are on their way, by default.
@@ -115,7 +121,7 @@ func (s *Set) Send(message Message) { s.Deliver(message) }
 
 // Deliver gives a message that came for a lane of this node to its escrow. It does not block.
 func (s *Set) Deliver(message Message) {
-	if int(message.To) < len(s.agents) {
+	if int(message.To) < len(s.agents) && s.Owned(message.To) {
 		s.agents[message.To].deliver(message)
 	}
 }
@@ -125,7 +131,11 @@ func (s *Set) Deliver(message Message) {
 func (s *Set) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for lane := range s.lanes {
+		if !s.Owned(uint32(lane)) {
+			continue
+		}
 		group.Go(func() error {
+			defer s.tellOwnership(uint32(lane))()
 			if err := s.lanes[lane].Run(ctx); err != nil {
 				return fmt.Errorf("lane %d: %w", lane, err)
 			}
@@ -133,6 +143,9 @@ func (s *Set) Run(ctx context.Context) error {
 		})
 	}
 	for lane, agent := range s.agents {
+		if !s.Owned(uint32(lane)) {
+			continue
+		}
 		group.Go(func() error {
 			if err := agent.run(ctx); err != nil {
 				return fmt.Errorf("escrow of lane %d: %w", lane, err)
@@ -145,8 +158,8 @@ func (s *Set) Run(ctx context.Context) error {
 
 // Serving reports whether every lane is open.
 func (s *Set) Serving() bool {
-	for _, lane := range s.lanes {
-		if _, ok := lane.Serving(); !ok {
+	for lane := range s.lanes {
+		if _, ok := s.lanes[lane].Serving(); !ok && s.Owned(uint32(lane)) {
 			return false
 		}
 	}
@@ -156,15 +169,10 @@ func (s *Set) Serving() bool {
 // Submit implements Commands.
 func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 	lane := s.options.Topology.LaneOf(request.Partition)
-	reply, err := s.submitTo(ctx, lane, request)
-	if err == nil {
-		return reply, nil
+	if s.options.Remote != nil && !s.Owned(lane) {
+		return s.options.Remote.Submit(ctx, lane, request)
 	}
-	var moving *domain.StockMovingError
-	if !errors.As(err, &moving) {
-		return reply, err
-	}
-	return s.submitAgain(ctx, lane, request, moving)
+	return s.SubmitLocal(ctx, lane, request)
 }
 
 // submitAgain submits an order again whenever units that it lacks have moved, for a bounded time.
