@@ -99,34 +99,6 @@ func TestALostAnswerIsAnUnknownOutcome(t *testing.T) {
 	}
 }
 
-func TestAQuestionWhoseConnectionBreaksIsAnUnknownOutcomeAtOnce(t *testing.T) {
-	server := startServer(t, embedded.Options{Dir: t.TempDir()})
-	asks, answers := NewPost(connectTo(t, server), PostOptions{}), NewPost(connectTo(t, server), PostOptions{})
-	taken := make(chan struct{})
-	left := make(chan struct{})
-	t.Cleanup(func() { close(left) })
-	serveOn(t, answers, "q", 8, func(context.Context, []byte) []byte {
-		close(taken)
-		<-left
-		return nil
-	})
-	outcome := make(chan error, 1)
-	go func() {
-		_, err := asks.Ask(context.Background(), "q", nil, 0)
-		outcome <- err
-	}()
-	<-taken
-	server.Shutdown()
-	select {
-	case err := <-outcome:
-		if !errors.Is(err, ErrAnswerLost) {
-			t.Fatalf("got %v, want ErrAnswerLost", err)
-		}
-	case <-time.After(20 * time.Second): // BudgetMax is 30 s.
-		t.Fatal("the question waits for an answer that cannot come")
-	}
-}
-
 func TestNoMoreQuestionsAreTakenThanThereArePlaces(t *testing.T) {
 	asks, answers, _, _ := posts(t, PostOptions{})
 	const places = 3
