@@ -434,6 +434,8 @@ type lossy struct {
 	mu   sync.Mutex
 	lose int
 	lost int
+	// over is closed at the end of the test: an answer that is lost is held back until then.
+	over chan struct{}
 }
 
 func (l *lossy) SubmitLocal(ctx context.Context, lane uint32, request lanes.Request) (lanes.Reply, error) {
@@ -445,7 +447,7 @@ func (l *lossy) SubmitLocal(ctx context.Context, lane uint32, request lanes.Requ
 	}
 	l.mu.Unlock()
 	if lose {
-		<-ctx.Done() // Nobody hears the answer any more.
+		<-l.over // Nobody hears the answer any more.
 	}
 	return reply, err
 }
@@ -459,7 +461,7 @@ func (l *lossy) losses() int {
 // losing makes a cluster whose nodes lose the first answers to others..
 func losing(t *testing.T, lose int) (*cluster, *lossy) {
 	t.Helper()
-	c, desk := newCluster(t, 1), &lossy{lose: lose}
+	c, desk := newCluster(t, 1), &lossy{lose: lose, over: make(chan struct{})}
 	c.inFront = func(local Local) Local {
 		if desk.Local != nil {
 			return local
@@ -472,6 +474,7 @@ func losing(t *testing.T, lose int) (*cluster, *lossy) {
 
 func TestTheReplyIsTheSameWhenTheFirstOnesAreLost(t *testing.T) {
 	c, desk := losing(t, 3)
+	defer close(desk.over)
 	owner := c.join(t, nil, all, nil)
 	front := c.join(t, nil, none, func(o *Options) { o.AnswerWait, o.BudgetMax = 20*time.Millisecond, time.Minute })
 	s := &shop{t: t, cluster: c, submit: owner.Submit, kinds: map[reflect.Type]bool{}}
@@ -498,6 +501,7 @@ func TestTheReplyIsTheSameWhenTheFirstOnesAreLost(t *testing.T) {
 
 func TestARequestThatCannotBeRepeatedIsAskedOnce(t *testing.T) {
 	c, desk := losing(t, 1000)
+	defer close(desk.over)
 	owner := c.join(t, nil, all, nil)
 	front := c.join(t, nil, none, func(o *Options) { o.AnswerWait, o.BudgetMax = 5*time.Millisecond, 200*time.Millisecond })
 	if _, err := owner.Submit(t.Context(), asked(t, "op", "p", domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1}})); err != nil {
@@ -514,7 +518,8 @@ func TestARequestThatCannotBeRepeatedIsAskedOnce(t *testing.T) {
 }
 
 func TestADeadlineEndsACommand(t *testing.T) {
-	c, _ := losing(t, 1000)
+	c, desk := losing(t, 1000)
+	defer close(desk.over)
 	c.join(t, nil, all, nil)
 	front := c.join(t, nil, none, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
@@ -532,6 +537,7 @@ func TestADeadlineEndsACommand(t *testing.T) {
 // An owner that is gone took a command with it, or did not: the next one says.
 func TestACommandIsAnsweredByTheNextOwnerWhenItsOwnerDies(t *testing.T) {
 	c, desk := losing(t, 1)
+	defer close(desk.over)
 	owner := c.join(t, nil, all, nil)
 	front := c.join(t, nil, none, func(o *Options) { o.AnswerWait = 50 * time.Millisecond })
 	s := &shop{t: t, cluster: c, submit: owner.Submit, kinds: map[reflect.Type]bool{}}
@@ -560,6 +566,10 @@ func TestGarbageOnTheSubjectsIsAnsweredAndBreaksNothing(t *testing.T) {
 	c := newCluster(t, 1)
 	owner := c.join(t, nil, all, nil)
 	front := c.join(t, nil, none, nil)
+	eventually(t, "the owner answers", func() bool {
+		_, err := front.post.Ask(t.Context(), eventstore.CommandSubject(0), nil, 0)
+		return err == nil
+	})
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	draw := rand.New(rand.NewPCG(seed, 0))
