@@ -75,6 +75,8 @@ const (
 	againAfter = time.Second
 	// busyAfter is when a caller may come again who found too many before them.
 	busyAfter = 50 * time.Millisecond
+	// bytesUsual is room for most commands and answers.
+	bytesUsual = 512
 	// escrowPendingMax bounds the messages to one lane's escrow that wait to be read; more are lost, as Transport allows.
 	escrowPendingMax = 1 << 14
 )
@@ -122,7 +124,7 @@ func setDefault[T comparable](field *T, value T) {
 // *eventstore.UnavailableError, eventstore.ErrAnswerLost says that the request may have taken effect, and eventstore.ErrNobodyAnswers or
 // a *lanes.NotOwnerError that it has not.
 func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request) (lanes.Reply, error) {
-	question := encode(nil, &command{
+	question := encode(make([]byte, 0, bytesUsual), &command{
 		needs: protocol, request: request, refuseNew: request.Refusal != nil, principal: c.options.Principal(ctx),
 	}, walkCommand)
 	subject := eventstore.CommandSubject(lane)

@@ -80,7 +80,7 @@ func (c *Courier) end(lane uint32) {
 func (c *Courier) serve(ctx context.Context, local Local, lane uint32) error {
 	commands, err := c.options.Post.Serve(ctx, eventstore.CommandSubject(lane), c.options.InFlightMax, func(ctx context.Context, question []byte) []byte {
 		outcome := c.decide(ctx, local, lane, question)
-		return encode(nil, &outcome, walkAnswer)
+		return encode(make([]byte, 0, bytesUsual), &outcome, walkAnswer)
 	})
 	if err != nil {
 		return err

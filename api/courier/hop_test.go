@@ -52,7 +52,7 @@ var start = time.Date(2026, 11, 11, 0, 0, 0, 0, time.UTC)
 
 func newCluster(t testing.TB, laneCount uint32) *cluster {
 	t.Helper()
-	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func (c *cluster) join(t testing.TB, own func(uint32) bool, change func(*Options
 	n := &node{}
 	n.held.Store(true)
 	var err error
-	if n.conn, err = c.server.Connect(); err != nil {
+	if n.conn, err = nats.Connect(c.server.ClientURL()); err != nil {
 		t.Fatal(err)
 	}
 	n.post = eventstore.NewPost(n.conn, eventstore.PostOptions{})

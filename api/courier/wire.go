@@ -18,12 +18,16 @@ import (
 type walk struct {
 	reading bool
 	dst     []byte
-	// The field that is read: its number and wire type, its value if it is a varint, its content if it is of bytes.
+	field
+	err error
+}
+
+// A field that is read: its number and wire type, its value if it is a varint, its content if it is of bytes.
+type field struct {
 	number  protowire.Number
 	kind    protowire.Type
 	varint  uint64
 	content []byte
-	err     error
 }
 
 // errNewer says that a value is none that this program knows.
@@ -39,18 +43,26 @@ func encode[M any](dst []byte, m *M, over func(*walk, *M)) []byte {
 // decode reads a message into m. Fields that are unknown are passed over.
 func decode[M any](content []byte, m *M, over func(*walk, *M)) error {
 	w := walk{reading: true}
+	read(&w, content, m, over)
+	return w.err
+}
+
+// read reads a message into m, and stands at the same field after it as before.
+func read[M any](w *walk, content []byte, m *M, over func(*walk, *M)) {
+	outer := w.field
 	for len(content) > 0 {
 		length := w.next(content)
 		if w.err != nil {
-			return w.err
+			return
 		}
 		content = content[length:]
-		over(&w, m)
+		over(w, m)
 		if w.err != nil {
-			return fmt.Errorf("field %d: %w", w.number, w.err)
+			w.err = fmt.Errorf("field %d: %w", w.number, w.err)
+			return
 		}
 	}
-	return nil
+	w.field = outer
 }
 
 // next stands at the field that content begins with, and returns its length.
@@ -176,57 +188,72 @@ func enum[E ~uint8](w *walk, n protowire.Number, value *E, last E) {
 
 // time is a google.protobuf.Timestamp; the zero time is not written.
 func (w *walk) time(n protowire.Number, at *time.Time) {
-	if !w.reading && at.IsZero() || w.reading && !w.at(n, protowire.BytesType) {
-		return
-	}
-	var stamp struct{ seconds, nanos int64 }
-	if !w.reading {
-		stamp.seconds, stamp.nanos = at.Unix(), int64(at.Nanosecond())
-	}
-	over := func(w *walk, s *struct{ seconds, nanos int64 }) {
-		number(w, 1, &s.seconds)
-		number(w, 2, &s.nanos)
-	}
-	if !w.reading {
-		w.inner(n, func() { over(w, &stamp) })
-		return
-	}
-	if w.err = decode(w.content, &stamp, over); w.err == nil {
-		*at = time.Unix(stamp.seconds, stamp.nanos).UTC()
+	switch {
+	case w.reading && w.at(n, protowire.BytesType):
+		var s stamp
+		if read(w, w.content, &s, walkStamp); w.err == nil {
+			*at = time.Unix(s.seconds, s.nanos).UTC()
+		}
+	case !w.reading && !at.IsZero():
+		start := w.begin(n)
+		walkStamp(w, &stamp{at.Unix(), int64(at.Nanosecond())})
+		w.end(start)
 	}
 }
 
-// inner appends a message field whose fields write appends.
-func (w *walk) inner(n protowire.Number, write func()) {
+type stamp struct{ seconds, nanos int64 }
+
+func walkStamp(w *walk, m *stamp) {
+	number(w, 1, &m.seconds)
+	number(w, 2, &m.nanos)
+}
+
+// begin begins a message field, whose fields are appended after it. It returns what end is to be told.
+func (w *walk) begin(n protowire.Number) (start int) {
 	w.dst = protowire.AppendTag(w.dst, n, protowire.BytesType)
-	start := len(w.dst)
 	w.dst = append(w.dst, 0) // Room for the length of most.
-	write()
-	size := len(w.dst) - start - 1
+	return len(w.dst)
+}
+
+// end ends a message field, and returns the size of its content.
+func (w *walk) end(start int) (size int) {
+	size = len(w.dst) - start
 	if more := protowire.SizeVarint(uint64(size)) - 1; more > 0 {
 		w.dst = append(w.dst, make([]byte, more)...)
-		copy(w.dst[start+1+more:], w.dst[start+1:start+1+size])
+		copy(w.dst[start+more:], w.dst[start:start+size])
 	}
-	protowire.AppendVarint(w.dst[:start], uint64(size))
+	protowire.AppendVarint(w.dst[:start-1], uint64(size))
+	return size
 }
 
 // message is a message; one in which nothing is set is not written.
 func message[M any](w *walk, n protowire.Number, m *M, over func(*walk, *M)) {
 	if w.reading {
 		if w.at(n, protowire.BytesType) {
-			w.err = decode(w.content, m, over)
+			read(w, w.content, m, over)
 		}
 		return
 	}
-	start := len(w.dst)
-	size := 0
-	w.inner(n, func() {
-		before := len(w.dst)
-		over(w, m)
-		size = len(w.dst) - before
-	})
-	if size == 0 {
-		w.dst = w.dst[:start]
+	before := len(w.dst)
+	start := w.begin(n)
+	over(w, m)
+	if w.end(start) == 0 {
+		w.dst = w.dst[:before]
+	}
+}
+
+// optional is a message that may be there or not.
+func optional[M any](w *walk, n protowire.Number, m **M, over func(*walk, *M)) {
+	switch {
+	case !w.reading && *m != nil:
+		start := w.begin(n)
+		over(w, *m)
+		w.end(start)
+	case w.reading && w.at(n, protowire.BytesType):
+		if *m == nil {
+			*m = new(M)
+		}
+		read(w, w.content, *m, over)
 	}
 }
 
@@ -235,12 +262,14 @@ func repeated[M any](w *walk, n protowire.Number, list *[]M, over func(*walk, *M
 	if w.reading {
 		if w.at(n, protowire.BytesType) {
 			*list = append(*list, *new(M))
-			w.err = decode(w.content, &(*list)[len(*list)-1], over)
+			read(w, w.content, &(*list)[len(*list)-1], over)
 		}
 		return
 	}
 	for i := range *list {
-		w.inner(n, func() { over(w, &(*list)[i]) })
+		start := w.begin(n)
+		over(w, &(*list)[i])
+		w.end(start)
 	}
 }
 
@@ -249,14 +278,17 @@ func oneOf[M, I any](w *walk, n protowire.Number, value *I, over func(*walk, *M)
 	if w.reading {
 		if w.at(n, protowire.BytesType) {
 			var m M
-			if w.err = decode(w.content, &m, over); w.err == nil {
-				*value, _ = any(m).(I) // It is one: the callers name their own types only, which a test goes through.
+			if read(w, w.content, &m, over); w.err == nil {
+				*value, _ = any(m).(I) // It is one: the callers name such types only, which a test goes through.
 			}
 		}
 		return
 	}
-	if m, ok := any(*value).(M); ok {
-		w.inner(n, func() { over(w, &m) })
+	if _, is := any(*value).(M); is {
+		m, _ := any(*value).(M) // Apart from the question, since it is allocated.
+		start := w.begin(n)
+		over(w, &m)
+		w.end(start)
 	}
 }
 
@@ -269,26 +301,15 @@ func oneError[M any, P interface {
 	if w.reading {
 		if w.at(n, protowire.BytesType) {
 			m := new(M)
-			if w.err = decode(w.content, m, over); w.err == nil {
+			if read(w, w.content, m, over); w.err == nil {
 				*value = P(m)
 			}
 		}
 		return
 	}
 	if m, ok := any(*value).(P); ok {
-		w.inner(n, func() { over(w, (*M)(m)) })
-	}
-}
-
-// optional is a message that may be there or not.
-func optional[M any](w *walk, n protowire.Number, m **M, over func(*walk, *M)) {
-	switch {
-	case !w.reading && *m != nil:
-		w.inner(n, func() { over(w, *m) })
-	case w.reading && w.at(n, protowire.BytesType):
-		if *m == nil {
-			*m = new(M)
-		}
-		w.err = decode(w.content, *m, over)
+		start := w.begin(n)
+		over(w, (*M)(m))
+		w.end(start)
 	}
 }
