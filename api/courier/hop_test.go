@@ -76,9 +76,6 @@ func (c *cluster) advance(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// entropy is the same for every cluster.
-type entropy struct{ rand.ChaCha8 }
-
 // join starts a node that decides the lanes which own says. change may change the options of its Courier.
 func (c *cluster) join(t testing.TB, own func(uint32) bool, change func(*Options)) *node {
 	t.Helper()
@@ -103,7 +100,7 @@ func (c *cluster) join(t testing.TB, own func(uint32) bool, change func(*Options
 	n.Set, err = lanes.Open(lanes.Options{
 		Topology: topology, Store: n.store, Owner: "test", Log: func(lane uint32) eventstore.Log { return c.logs[lane] },
 		Lane:   eventstore.LaneOptions{Clock: c.clock, TickEvery: time.Millisecond, ReopenDelay: 10 * time.Millisecond, Logger: options.Logger},
-		Shared: true, Remote: n.courier, Transport: n.courier, OnOwnership: n.courier.Own, Entropy: &entropy{},
+		Shared: true, Remote: n.courier, Transport: n.courier, OnOwnership: n.courier.Own, Entropy: rand.NewChaCha8([32]byte{byte(len(c.nodes))}), // The same in every cluster.
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -688,5 +685,70 @@ func TestUnitsMoveBetweenTheLanesOfTwoNodes(t *testing.T) {
 	}
 	if sold != 40 || len(lanesOfOrders) != laneCount {
 		t.Errorf("sold %d of 40 units, by lane %v (I3)", sold, lanesOfOrders)
+	}
+}
+
+// A lane goes back and forth between two nodes while others ask for orders: each is answered, and decided once.
+func TestALaneMovesWhileOthersAskAndNobodyNotices(t *testing.T) {
+	c := newCluster(t, 1)
+	two := []*node{c.join(t, all, nil), c.join(t, none, nil)}
+	fronts := []*node{c.join(t, none, nil), two[0], two[1]}
+	s := &shop{t: t, cluster: c, submit: two[0].Submit, kinds: map[reflect.Type]bool{}}
+	s.do(domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1299}})
+	s.do(domain.ReceiveStock{SKU: "mug", Units: 1_000_000})
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	var mu sync.Mutex
+	ids := map[domain.OrderID]string{}
+	for worker := range 6 {
+		asking.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				user := fmt.Sprintf("user%d", worker)
+				request := asked(t, user, fmt.Sprintf("q%d", i), order(user, "mug", 1))
+				first, err := fronts[(worker+i)%3].Submit(context.Background(), request)
+				if err != nil {
+					t.Errorf("%s of %s: %v", request.RequestID, user, err)
+					return
+				}
+				again, err := fronts[(worker+i+1)%3].Submit(context.Background(), request)
+				if err != nil || !slices.Equal(encode(nil, &again, walkReply), encode(nil, &first, walkReply)) {
+					t.Errorf("%s of %s again: got %+v, %v\nwant %+v (I4)", request.RequestID, user, again, err, first)
+					return
+				}
+				mu.Lock()
+				if other, taken := ids[first.Order.ID]; taken {
+					t.Errorf("%s of %s made the order of %s", request.RequestID, user, other)
+				}
+				ids[first.Order.ID] = user
+				mu.Unlock()
+			}
+		})
+	}
+	ordered := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(ids)
+	}
+	const moves = 10
+	for move := range moves {
+		from, to := two[move%2], two[(move+1)%2]
+		before := ordered()
+		eventually(t, "orders are taken", func() bool { return ordered() > before+5 || t.Failed() })
+		if err := from.Park(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		to.Start(0, to.held.Load)
+		from.Stop(0, "the other one")
+		eventually(t, "the other node serves", func() bool { return to.Status(0).Serving })
+	}
+	close(stop)
+	asking.Wait()
+	if len(ids) < 5*moves {
+		t.Errorf("%d orders in %d moves: that shows little", len(ids), moves)
 	}
 }
