@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,6 +30,7 @@ import (
 	"github.com/weirhq/weir/api/reactors/webhooks"
 	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/eventstore/ownership"
 	"github.com/weirhq/weir/projections"
 	"github.com/weirhq/weir/projections/redisview"
 )
@@ -75,6 +77,7 @@ type nodeOptions struct {
 	payments    paymentOptions
 	redis       redisOptions
 	checkpoints checkpointOptions
+	sharing     sharingOptions
 	// pointsPerMajor is how many points a whole major unit of money is worth.
 	pointsPerMajor int64
 	// limits on what a caller may cost; zero fields mean the defaults, which every node has outside of tests.
@@ -104,6 +107,7 @@ type node struct {
 	runners  []*projections.Runner
 	rebuilds *projections.Rebuilder
 	lanes    *lanes.Set
+	sharing  *ownership.Node
 	sealer   *sealing.Sealer
 	views    *projections.Views
 	// shelf keeps copies of the state, nil for none.
@@ -120,6 +124,10 @@ type node struct {
 	sandboxListener net.Listener
 	server          *http.Server
 	record          nodeRecord
+	// settled says that every lane has had a node since this one came, leaving that this one hands its lanes over.
+	settled, leaving atomic.Bool
+	calls            atomic.Int64 // under way
+	cpu              cpuMeter
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
 	signing identity.SigningKey
 	// closers undo the opening, newest first.
@@ -135,7 +143,7 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openViews, n.openPayments, n.openReactors, n.openAPI, n.openInspector} {
+	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openViews, n.openPayments, n.openReactors, n.openSharing, n.openAPI, n.openInspector} {
 		if err := open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
@@ -171,6 +179,9 @@ func (n *node) openDir(ctx context.Context) error {
 		}
 	}
 	if err := n.options.data.removeCheckpoints(); err != nil {
+		return err
+	}
+	if err := n.openNodeID(); err != nil {
 		return err
 	}
 	n.signing, err = identity.OpenOrCreateSigningKey(string(n.options.data))
@@ -287,8 +298,8 @@ func (n *node) openState(ctx context.Context) (err error) {
 // laneOptions say how the node's lanes decide.
 func (n *node) laneOptions() lanes.Options {
 	return lanes.Options{
-		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.owner,
-		PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
+		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.sharing.nodeID + " " + n.options.owner,
+		Shared: true, OnOwnership: n.onOwnership, PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
 				n.log.witness.Note(lane, at)
@@ -327,10 +338,10 @@ func (n *node) openAPI(ctx context.Context) error {
 	}
 	handler := api.NewHandler(api.Options{
 		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks,
-		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
+		Limits: n.options.limits, Serving: n.serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
 	})
 	n.server = api.NewServer(handler)
-	n.server.Handler = n.withWebhooks(handler)
+	n.server.Handler = n.counted(n.withWebhooks(handler))
 	return ctx.Err()
 }
 
@@ -394,8 +405,9 @@ func baseURL(addr net.Addr) string {
 // run serves until ctx ends or something fails that going on cannot mend. ready is called once orders are taken. When it
 // returns, nothing that it started runs any more.
 //
-// It stops with the flow: no new connections, the requests that were taken are finished and watches end, the reactors end, the
-// lanes drain, the views follow to where they are, and close then flushes the store, makes the witness durable and stops the server.
+// It stops with the flow: the lanes go to other nodes, if there are any, no new connections, the requests that were taken are finished
+// and watches end, the reactors end, the lanes that are left drain, the views follow to where they are, and close then flushes the store,
+// makes the witness durable and stops the server.
 func (n *node) run(ctx context.Context, ready func(context.Context) error) error {
 	n.tune()
 	ctx, fail := context.WithCancelCause(ctx)
@@ -408,6 +420,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	serving := newStage(background, fail)
 	charging := newStage(background, fail)
 	reacting := newStage(background, fail)
+	sharing := newStage(background, fail)
 	deciding := newStage(background, fail)
 	viewing := newStage(background, fail)
 
@@ -424,6 +437,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	}
 	viewing.run(n.rebuilds.Run)
 	deciding.run(n.lanes.Run)
+	sharing.run(n.sharing.Run)
 	reacting.run(n.react)
 	reacting.run(n.cashier.Run)
 	if n.sandbox != nil {
@@ -446,8 +460,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	n.logger.Info("stopping", "cause", context.Cause(ctx))
 	errs := []error{starting.wait()}
 	errs = append(errs, n.record.remove(n.options.data))
+	n.drain(background)
 	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
-	errs = append(errs, reacting.end(), charging.end(), deciding.end())
+	errs = append(errs, reacting.end(), charging.end(), sharing.end(), deciding.end())
 	n.settleViews(background)
 	errs = append(errs, viewing.end())
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errInterrupted) {
@@ -463,8 +478,8 @@ func (n *node) react(ctx context.Context) error {
 	return n.reactors.Run(ctx)
 }
 
-// mayReact reports whether the lanes serve, which tells the views of the log's head, and the views can go on from the live tail.
-func (n *node) mayReact() bool { return n.lanes.Serving() && !n.viewsLag(eventstore.TailCommitsMax) }
+// mayReact reports whether the lanes are served, which tells the views of the log's head, and the views can go on from the live tail.
+func (n *node) mayReact() bool { return n.settled.Load() && !n.viewsLag(eventstore.TailCommitsMax) }
 
 // settleViews lets the views take in what the lanes have just decided, so that the next start finds nothing to make up. It
 // is no matter if they do not in time.
@@ -534,16 +549,10 @@ func (s *stage) end() error {
 	return s.group.Wait()
 }
 
-// announce waits until the lanes serve, makes the node known in its directory, and calls ready.
+// announce waits until the lanes are served, makes the node known in its directory, and calls ready.
 func (n *node) announce(ctx context.Context, ready func(context.Context) error) error {
-	tick := time.NewTicker(servingPoll)
-	defer tick.Stop()
-	for !n.lanes.Serving() {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	if n.settle(ctx) != nil {
+		return nil // It stops.
 	}
 	if err := n.record.write(n.options.data); err != nil {
 		return err
