@@ -50,7 +50,7 @@ var rooms = []room{
 	{path: "projections/readpath"},
 	{
 		path: "api", may: []string{
-			"api/lanes", "api/payments", "api/reactors", "api/webhooksig", "projections", "projections/readpath", "eventstore", "domain", "domain/stored", "proto",
+			"api/lanes", "api/payments", "api/reactors", "api/webhooksig", "projections", "projections/readpath", "eventstore", "eventstore/ownership", "domain", "domain/stored", "proto",
 		},
 		inTests: []string{"api/courier", "eventstore/embedded"},
 	},

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weirhq/weir/api"
+	"github.com/weirhq/weir/api/courier"
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/api/payments/sandbox"
@@ -108,6 +109,7 @@ type node struct {
 	rebuilds *projections.Rebuilder
 	lanes    *lanes.Set
 	sharing  *ownership.Node
+	courier  *courier.Courier
 	sealer   *sealing.Sealer
 	views    *projections.Views
 	// shelf keeps copies of the state, nil for none.
@@ -291,6 +293,9 @@ func (n *node) openState(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := n.openCourier(); err != nil {
+		return err
+	}
 	n.lanes, err = lanes.Open(n.laneOptions())
 	return err
 }
@@ -299,7 +304,8 @@ func (n *node) openState(ctx context.Context) (err error) {
 func (n *node) laneOptions() lanes.Options {
 	return lanes.Options{
 		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.sharing.nodeID + " " + n.options.owner,
-		Shared: true, OnOwnership: n.onOwnership, PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
+		Shared: true, OnOwnership: n.onOwnership, Remote: n.courier, Transport: n.courier,
+		PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
 				n.log.witness.Note(lane, at)
@@ -337,7 +343,7 @@ func (n *node) openAPI(ctx context.Context) error {
 		return err
 	}
 	handler := api.NewHandler(api.Options{
-		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks,
+		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks, Cluster: sharedLanes{n},
 		Limits: n.options.limits, Serving: n.serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
 	})
 	n.server = api.NewServer(handler)
@@ -421,6 +427,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	charging := newStage(background, fail)
 	reacting := newStage(background, fail)
 	sharing := newStage(background, fail)
+	answering := newStage(background, fail)
 	deciding := newStage(background, fail)
 	viewing := newStage(background, fail)
 
@@ -437,6 +444,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	}
 	viewing.run(n.rebuilds.Run)
 	deciding.run(n.lanes.Run)
+	answering.run(func(ctx context.Context) error { return n.courier.Run(ctx, n.lanes) })
 	sharing.run(n.sharing.Run)
 	reacting.run(n.react)
 	reacting.run(n.cashier.Run)
@@ -462,7 +470,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	errs = append(errs, n.record.remove(n.options.data))
 	n.drain(background)
 	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
-	errs = append(errs, reacting.end(), charging.end(), sharing.end(), deciding.end())
+	errs = append(errs, reacting.end(), charging.end(), sharing.end(), answering.end(), deciding.end())
 	n.settleViews(background)
 	errs = append(errs, viewing.end())
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errInterrupted) {

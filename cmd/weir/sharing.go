@@ -16,6 +16,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weirhq/weir/api/courier"
+	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/eventstore/ownership"
 	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
@@ -124,8 +126,23 @@ func (n *node) openSharing(context.Context) (err error) {
 	return err
 }
 
+// openCourier makes what carries commands to the nodes that decide their lanes. Nothing runs yet.
+func (n *node) openCourier() (err error) {
+	n.courier, err = courier.New(courier.Options{
+		Post: eventstore.NewPost(n.log.nc, eventstore.PostOptions{}), Topology: n.log.topology, Logger: n.logger,
+		Principal: func(ctx context.Context) string {
+			if caller := identity.FromContext(ctx); caller != nil {
+				return caller.Subject
+			}
+			return ""
+		},
+	})
+	return err
+}
+
 // onOwnership is told of lanes that begin to be served here, and of those that no longer will be.
 func (n *node) onOwnership(lane uint32, owned bool) {
+	n.courier.Own(lane, owned)
 	n.reactors.Own(lane, owned)
 	n.cashier.Own(lane, owned)
 	if !owned {
@@ -218,4 +235,78 @@ func (n *node) viewsLagMost() (commits uint64) {
 		}
 	}
 	return commits
+}
+
+// sharedLanes is the cluster as this node sees it. It implements api.Cluster.
+type sharedLanes struct{ n *node }
+
+// clusterLookMax bounds how long all of the lanes' streams are looked at.
+const clusterLookMax = 3 * time.Second
+
+// Cluster implements api.Cluster.
+func (s sharedLanes) Cluster(ctx context.Context) *clusterv1.GetClusterResponse {
+	n := s.n
+	answer := &clusterv1.GetClusterResponse{AnsweredBy: n.sharing.ID()}
+	said := map[uint32]*clusterv1.OwnedLane{}
+	there := map[string]bool{}
+	for _, member := range n.sharing.Members() {
+		there[member.NodeId] = true
+		answer.Nodes = append(answer.Nodes, &clusterv1.Node{Member: member, Drained: n.sharing.Drained(member.NodeId)})
+		for _, lane := range member.Lanes {
+			if known := said[lane.Lane]; known == nil || known.Epoch < lane.Epoch {
+				said[lane.Lane] = lane
+			}
+		}
+	}
+	for _, node := range n.sharing.DrainedNodes() {
+		if !there[node] {
+			answer.AbsentDrainedNodeIds = append(answer.AbsentDrainedNodeIds, node)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, clusterLookMax)
+	defer cancel()
+	for lane, placed := range n.sharing.Placement() {
+		line := &clusterv1.Lane{Lane: uint32(lane), NodeId: placed.NodeID, MovedToNodeId: placed.MovedTo}
+		if owned := said[line.Lane]; owned != nil {
+			line.Epoch, line.Queued, line.Head = owned.Epoch, owned.Queued, owned.Commit
+		}
+		if health, err := n.log.streams.Health(ctx, line.Lane); err != nil {
+			line.StreamFault = err.Error()
+		} else {
+			line.Head, line.StreamLeader = health.Head, health.Leader
+			line.Replicas, line.ReplicasCurrent = uint32(health.Replicas), uint32(health.Current)
+		}
+		line.LagCommits = line.Head - min(line.Head, n.runners[lane].Position().Number)
+		answer.Lanes = append(answer.Lanes, line)
+	}
+	return answer
+}
+
+// Move implements api.Cluster.
+func (s sharedLanes) Move(ctx context.Context, lane uint32, node string) (string, error) {
+	if err := s.n.sharing.Move(ctx, lane, node); err != nil {
+		return "", err
+	}
+	s.n.logger.Info("an operator moves a lane", "lane", lane, "to", node)
+	return s.n.sharing.OwnerOf(lane), nil
+}
+
+// DrainNode implements api.Cluster.
+func (s sharedLanes) DrainNode(ctx context.Context, node string) (lanes []uint32, err error) {
+	if err := s.n.sharing.DrainNode(ctx, node); err != nil {
+		return nil, err
+	}
+	s.n.logger.Info("an operator drains a node", "node", node)
+	for lane, placed := range s.n.sharing.Placement() {
+		if placed.NodeID == node {
+			lanes = append(lanes, uint32(lane))
+		}
+	}
+	return lanes, nil
+}
+
+// UndrainNode implements api.Cluster.
+func (s sharedLanes) UndrainNode(ctx context.Context, node string) error {
+	s.n.logger.Info("an operator lets a node have lanes again", "node", node)
+	return s.n.sharing.UndrainNode(ctx, node)
 }

@@ -226,14 +226,23 @@ const (
 	drainPrefix = "drain."
 )
 
-// ErrNoNode says that there is no node of that id, or none that could have lanes.
-var ErrNoNode = errors.New("there is no such node")
+// Why a wish is none.
+var (
+	// ErrNoNode: there is no node of that id.
+	ErrNoNode = errors.New("there is no such node")
+	// ErrNodeDrained: the node is drained, or about to leave.
+	ErrNodeDrained = errors.New("the node is drained")
+	// ErrLastNode: no other node could have its lanes.
+	ErrLastNode = errors.New("no other node may have its lanes")
+	// ErrNoLane: there is no lane of that number.
+	ErrNoLane = errors.New("there is no such lane")
+)
 
 // Move has a lane be with a node from now on, as long as that may have lanes; "" takes back what was said. It returns once the wish is
 // written down.
 func (n *Node) Move(ctx context.Context, lane uint32, node string) error {
 	if lane >= n.options.Topology.Lanes {
-		return fmt.Errorf("there is no lane %d of %d", lane, n.options.Topology.Lanes)
+		return fmt.Errorf("move lane %d of %d: %w", lane, n.options.Topology.Lanes, ErrNoLane)
 	}
 	if node != "" {
 		v := n.view(time.Now())
@@ -241,19 +250,22 @@ func (n *Node) Move(ctx context.Context, lane uint32, node string) error {
 			return fmt.Errorf("move lane %d to %s: %w", lane, node, ErrNoNode)
 		}
 		if v.drained[node] || v.members[node].Draining {
-			return fmt.Errorf("move lane %d to %s: it is drained: %w", lane, node, ErrNoNode)
+			return fmt.Errorf("move lane %d to %s: %w", lane, node, ErrNodeDrained)
 		}
 	}
 	return n.wish(ctx, pinPrefix+leaseKey(lane), []byte(node))
 }
 
-// DrainNode has a node hand its lanes over and get none, until UndrainNode. It returns once the wish is written down. ErrNoNode also
-// says that no other node could have the lanes.
+// DrainNode has a node hand its lanes over and get none, until UndrainNode. It returns once the wish is written down.
 func (n *Node) DrainNode(ctx context.Context, node string) error {
-	if v := n.view(time.Now()); !slices.ContainsFunc(slices.Collect(maps.Keys(v.members)), func(id string) bool {
+	v := n.view(time.Now())
+	if v.members[node] == nil && !v.drained[node] {
+		return fmt.Errorf("drain %s: %w", node, ErrNoNode)
+	}
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(v.members)), func(id string) bool {
 		return id != node && !v.members[id].Draining && !v.drained[id]
 	}) {
-		return fmt.Errorf("drain %s: no other node may have its lanes: %w", node, ErrNoNode)
+		return fmt.Errorf("drain %s: %w", node, ErrLastNode)
 	}
 	return n.wish(ctx, drainPrefix+node, []byte("1"))
 }

@@ -356,8 +356,8 @@ func TestAnOperatorMovesALaneAndTakesItBack(t *testing.T) {
 	if err := one.Move(t.Context(), 0, "nobody"); !errors.Is(err, ErrNoNode) {
 		t.Errorf("move to a node that is not there: %v, want ErrNoNode", err)
 	}
-	if err := one.Move(t.Context(), 4, "two"); err == nil {
-		t.Error("move of a lane that is not there: no error")
+	if err := one.Move(t.Context(), 4, "two"); !errors.Is(err, ErrNoLane) {
+		t.Errorf("move of a lane that is not there: %v, want ErrNoLane", err)
 	}
 }
 
@@ -369,8 +369,14 @@ func TestAnOperatorDrainsANodeOverItsRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.eventually("two has all", func() bool { return c.level(two) }, one, two)
-	if err := two.DrainNode(t.Context(), "two"); !errors.Is(err, ErrNoNode) {
-		t.Errorf("drain of the last node: %v, want ErrNoNode", err)
+	if err := two.DrainNode(t.Context(), "two"); !errors.Is(err, ErrLastNode) {
+		t.Errorf("drain of the last node: %v, want ErrLastNode", err)
+	}
+	if err := two.DrainNode(t.Context(), "three"); !errors.Is(err, ErrNoNode) {
+		t.Errorf("drain of a node that is not there: %v, want ErrNoNode", err)
+	}
+	if err := two.Move(t.Context(), 0, "one"); !errors.Is(err, ErrNodeDrained) {
+		t.Errorf("move to a drained node: %v, want ErrNodeDrained", err)
 	}
 	one.leaveNow()
 	one = c.join("one")
