@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weirhq/weir/api"
+	"github.com/weirhq/weir/api/courier"
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/api/payments/sandbox"
@@ -107,6 +108,7 @@ type node struct {
 	runners  []*projections.Runner
 	rebuilds *projections.Rebuilder
 	lanes    *lanes.Set
+	courier  *courier.Courier
 	sharing  *ownership.Node
 	sealer   *sealing.Sealer
 	views    *projections.Views
@@ -291,6 +293,12 @@ func (n *node) openState(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	n.courier, err = courier.New(courier.Options{
+		Post: eventstore.NewPost(n.log.nc, eventstore.PostOptions{}), Topology: topology, Principal: principal, Logger: n.logger,
+	})
+	if err != nil {
+		return err
+	}
 	n.lanes, err = lanes.Open(n.laneOptions())
 	return err
 }
@@ -299,7 +307,7 @@ func (n *node) openState(ctx context.Context) (err error) {
 func (n *node) laneOptions() lanes.Options {
 	return lanes.Options{
 		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.sharing.nodeID + " " + n.options.owner,
-		Shared: true, OnOwnership: n.onOwnership, PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
+		Shared: true, OnOwnership: n.onOwnership, Remote: n.courier, Transport: n.courier, PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
 				n.log.witness.Note(lane, at)
@@ -310,6 +318,14 @@ func (n *node) laneOptions() lanes.Options {
 		// One commit under way at a time: while it is fsynced the next one grows.
 		Lane: eventstore.LaneOptions{Logger: n.logger, Writer: eventstore.WriterOptions{InFlightMax: 1}},
 	}
+}
+
+// principal names the caller of a command in the logs of other nodes.
+func principal(ctx context.Context) string {
+	if caller := identity.FromContext(ctx); caller != nil {
+		return caller.Subject
+	}
+	return ""
 }
 
 // openViews makes what reads the views, and what opens what users sealed.
@@ -420,6 +436,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	serving := newStage(background, fail)
 	charging := newStage(background, fail)
 	reacting := newStage(background, fail)
+	answering := newStage(background, fail)
 	sharing := newStage(background, fail)
 	deciding := newStage(background, fail)
 	viewing := newStage(background, fail)
@@ -437,6 +454,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	}
 	viewing.run(n.rebuilds.Run)
 	deciding.run(n.lanes.Run)
+	answering.run(func(ctx context.Context) error { return n.courier.Run(ctx, n.lanes) })
 	sharing.run(n.sharing.Run)
 	reacting.run(n.react)
 	reacting.run(n.cashier.Run)
@@ -462,7 +480,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	errs = append(errs, n.record.remove(n.options.data))
 	n.drain(background)
 	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
-	errs = append(errs, reacting.end(), charging.end(), sharing.end(), deciding.end())
+	errs = append(errs, reacting.end(), charging.end(), answering.end(), sharing.end(), deciding.end())
 	n.settleViews(background)
 	errs = append(errs, viewing.end())
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errInterrupted) {

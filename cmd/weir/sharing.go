@@ -126,6 +126,7 @@ func (n *node) openSharing(context.Context) (err error) {
 
 // onOwnership is told of lanes that begin to be served here, and of those that no longer will be.
 func (n *node) onOwnership(lane uint32, owned bool) {
+	n.courier.Own(lane, owned)
 	n.reactors.Own(lane, owned)
 	n.cashier.Own(lane, owned)
 	if !owned {
