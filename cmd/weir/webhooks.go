@@ -165,7 +165,9 @@ func (c *client) webhooksDeliveries() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			question.EndpointId = args[0]
 			return ask(cmd, c, "list deliveries to "+args[0], c.webhooks, webhookv1connect.WebhookServiceClient.ListDeliveries, &question,
-				func(answer *webhookv1.ListDeliveriesResponse) error { return c.p.printDeliveries(answer.GetDeliveries()) })
+				func(answer *webhookv1.ListDeliveriesResponse) error {
+					return c.p.printDeliveries(answer.GetDeliveries())
+				})
 		},
 	}
 	flags := cmd.Flags()
