@@ -221,7 +221,7 @@ from ever deciding one lane.`,
 	flags.StringVar(&f.options.log.monitors, "nats-monitor", "", "monitoring `URL` of each server (http://HOST:8222), separated by commas: to see that they fsync")
 	flags.IntVar(&f.options.log.replicas, "replicas", 1, "`NUMBER` of replicas of a new log: 1 or 3")
 	flags.BoolVar(&f.options.log.allowLossy, "allow-lossy-log", false, "start also on a server that may lose what it acknowledged in a power cut")
-	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS")
+	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the node runs")
 	flags.StringVar(&f.options.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
 	flags.StringVar(&f.options.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
 	setting(flags, "nats-creds", "nats-monitor", "replicas", "allow-lossy-log", "jwt-keys", "jwt-issuer", "jwt-audience")

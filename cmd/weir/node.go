@@ -132,6 +132,8 @@ type node struct {
 	cpu              cpuMeter
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
 	signing identity.SigningKey
+	// tokenKeys are those of --jwt-keys, nil without it.
+	tokenKeys *identity.KeyFile
 	// closers undo the opening, newest first.
 	closers []func() error
 }
@@ -370,17 +372,19 @@ func (n *node) openMasterKey(ctx context.Context) ([]byte, error) {
 	return sealing.OpenOrCreateMasterKey(string(n.options.data))
 }
 
-// verifier believes the keys of --jwt-keys, or the key of the data directory.
-func (n *node) verifier() (*identity.Verifier, error) {
+// verifier believes the keys of --jwt-keys, as they are in the file from time to time, or the key of the data directory.
+func (n *node) verifier() (api.Verifier, error) {
 	options := identity.VerifierOptions{Keys: n.signing.Keys(), Issuer: n.options.keys.issuer, Audience: n.options.keys.audience}
-	if file := n.options.keys.file; file != "" {
-		keys, err := identity.ReadPublicKeys(file)
-		if err != nil {
-			return nil, usagef("--jwt-keys %s: %v", file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
-		}
-		options.Keys = keys
+	file := n.options.keys.file
+	if file == "" {
+		return identity.NewVerifier(options)
 	}
-	return identity.NewVerifier(options)
+	var err error
+	n.tokenKeys, err = identity.OpenKeyFile(identity.KeyFileOptions{Path: file, Verifier: options, Logger: n.logger})
+	if err != nil {
+		return nil, usagef("--jwt-keys %s: %v", file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
+	}
+	return n.tokenKeys, nil
 }
 
 func (n *node) openInspector(context.Context) error {
@@ -435,6 +439,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	viewing.run(n.followKeys)
 	if n.mirror != nil {
 		viewing.run(n.mirror.Run)
+	}
+	if n.tokenKeys != nil {
+		viewing.run(n.tokenKeys.Run)
 	}
 	if n.shelf != nil {
 		viewing.run(n.keepCheckpoints)
