@@ -224,6 +224,7 @@ func (c *client) settled(r *request) error {
 
 // took takes an order as a command answered it into what the client knows.
 func (c *client) took(r *request, reply changedOrder) {
+	c.silence.ended(reply.GetRevision().GetLane())
 	if r.Procedure == placeOrder {
 		r.of = &order{}
 		c.orders = append(c.orders, r.of)

@@ -146,6 +146,10 @@ type chaos struct {
 	violations   []error
 
 	clients []*client
+	// silence of lanes in kinds that strike a cluster, nil in others.
+	silence *silence
+	// struck says what came over the cluster in this round.
+	struck string
 	// received counts the units that receipts acknowledged, by SKU.
 	received map[string]int64
 }
@@ -196,6 +200,9 @@ func run(ctx context.Context, options Options, tormented node, dir string, out i
 		c.clients = append(c.clients, newClient(c, i))
 	}
 	fmt.Fprintf(out, "%s, seed %d: %d rounds, %d clients, %d lanes\n", options.Kind, options.Seed, options.Rounds, options.Clients, options.Lanes)
+	if c.kind.fault == strikes {
+		return c.runCluster(ctx, tormented.(*cluster))
+	}
 	if !c.kind.pays {
 		return c.run(ctx)
 	}
@@ -263,6 +270,9 @@ func (c *chaos) run(ctx context.Context) (err error) {
 			if serving > c.ServingMax {
 				c.violated(fmt.Errorf("round %d: the restart took %v to serve, at most %v", round, serving, c.ServingMax))
 			}
+		}
+		if c.kind.fault == strikes {
+			did = c.struck
 		}
 		if err := c.check(ctx, false); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
@@ -341,6 +351,8 @@ func (c *chaos) finish(ctx context.Context, killed int, servings []time.Duration
 		if lost == 0 {
 			return errors.New("no reply was lost: this run has shown nothing; give it more load")
 		}
+	case c.kind.fault == strikes:
+		fmt.Fprintln(c.out, c.silence)
 	case len(servings) > 0:
 		slices.Sort(servings)
 		fmt.Fprintf(c.out, "%d kills; serving again after (min, median, max): %v, %v, %v\n", killed, servings[0].Round(time.Millisecond),
@@ -406,6 +418,8 @@ func (c *chaos) torment(ctx context.Context) error {
 		err = errors.Join(err, c.node.Resume())
 		c.load(ctx)
 	case losesReplies: // All the time.
+	case strikes:
+		err = c.strike(ctx)
 	}
 	cancel()
 	working.Wait()
