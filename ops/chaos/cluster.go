@@ -19,7 +19,7 @@ const (
 	// clusterNodes share the lanes.
 	clusterNodes = 3
 	// clusterCallMax is how long one call to a cluster may take before its outcome counts as unknown, and another node is asked.
-	clusterCallMax = 3 * time.Second
+	clusterCallMax = time.Second
 	// takeoverMax is how long after its lease a lane may be without a node.
 	takeoverMax = time.Second
 )
