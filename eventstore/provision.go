@@ -25,6 +25,7 @@ const (
 	provisionAttemptsMax = 5
 	provisionAnswerMax   = 60 * time.Second // for the server to answer after it was reopened
 	provisionRequestMax  = 5 * time.Second
+	provisionLeaderMax   = 30 * time.Second // for a stream to have a leader that answers
 	provisionPause       = 20 * time.Millisecond
 	replicaPatience      = 10 * time.Second // for a replica to catch up before its log counts as too short
 )
@@ -83,7 +84,7 @@ func Provision(ctx context.Context, nc *nats.Conn, options ProvisionOptions) (Cl
 	if err != nil {
 		return ClusterRecord{}, fmt.Errorf("provision the log: %w", err)
 	}
-	p := &provision{nc: nc, js: js, options: options, reached: provisionReached}
+	p := &provision{nc: nc, js: js, options: options, requestMax: provisionRequestMax, reached: provisionReached}
 	var again error
 	for range provisionAttemptsMax {
 		record, err := p.step(ctx)
@@ -105,6 +106,8 @@ type provision struct {
 	nc      *nats.Conn
 	js      jetstream.JetStream
 	options ProvisionOptions
+	// requestMax bounds one request.
+	requestMax time.Duration
 	// reached is told of every step done; an error ends the run there, as a crash would.
 	reached func(step string) error
 }
@@ -321,7 +324,7 @@ func (p *provision) recordAfterReopen(ctx context.Context) (ClusterRecord, error
 // check compares every lane's stream with what it has to be.
 func (p *provision) check(ctx context.Context) error {
 	for lane := range p.options.Topology.Lanes {
-		info, err := streamInfo(ctx, p.nc, provisionRequestMax, lane)
+		info, err := p.look(ctx, lane)
 		if err != nil {
 			if gone := (*MissingLogError)(nil); errors.As(err, &gone) {
 				return err
@@ -342,6 +345,20 @@ func (p *provision) check(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// look reads a lane's stream. After servers were started the stream may have no leader yet, and nobody answers: that is waited for.
+func (p *provision) look(ctx context.Context, lane uint32) (streamState, error) {
+	for end := time.Now().Add(provisionLeaderMax); ; {
+		info, err := streamInfo(ctx, p.nc, p.requestMax, lane)
+		silent := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders)
+		if !silent || ctx.Err() != nil || !time.Now().Before(end) {
+			return info, err
+		}
+		if err := pause(ctx, provisionPause); err != nil {
+			return info, err
+		}
+	}
 }
 
 // checkReach refuses a log that is shorter than this node knows. A replica may still be catching up.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/weirhq/weir/eventstore/embedded"
@@ -262,5 +263,34 @@ func TestTwoNodesMayProvisionAtOnce(t *testing.T) {
 		if err := <-outcomes; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// After all servers were started at once a stream has no leader for a while, and nobody answers for it.
+func TestProvisionWaitsForTheLeaderOfAStream(t *testing.T) {
+	server, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: natsserver.RANDOM_PORT, NoSigs: true, NoLog: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Start()
+	t.Cleanup(server.Shutdown)
+	nc, err := nats.Connect(server.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	asked := 0
+	_, err = nc.Subscribe("$JS.API.STREAM.INFO."+StreamName(0), func(question *nats.Msg) {
+		if asked++; asked > 2 {
+			_ = question.Respond([]byte(`{"config":{"name":"ORDERS-00"},"state":{"last_seq":7}}`))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &provision{nc: nc, requestMax: 50 * time.Millisecond}
+	info, err := p.look(t.Context(), 0)
+	if err != nil || info.State.LastSeq != 7 {
+		t.Fatalf("got %+v, %v after %d questions, want commit 7", info.State, err, asked)
 	}
 }
