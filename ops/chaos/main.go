@@ -27,6 +27,8 @@ type Options struct {
 	// NATS is the binary of a NATS server, for kinds that torment a cluster, and Servers how many of them keep its log.
 	NATS    string
 	Servers int
+	// Lossy has the servers fsync seldom: a power cut has to lose something, or this program is blind.
+	Lossy bool
 	// LeaseTTL is that of a cluster's lanes.
 	LeaseTTL time.Duration
 	// Kind of torment: a name of kinds.
@@ -69,6 +71,8 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("servers must be 1 or 3, not %d", o.Servers)
 	case kinds[o.Kind].fault == strikes && o.LeaseTTL < time.Second:
 		return fmt.Errorf("a lease must last at least 1s, not %v", o.LeaseTTL)
+	case o.Lossy && o.Kind != "power":
+		return fmt.Errorf("a control run that loses something is one of the kind power, not %s", o.Kind)
 	case o.Rounds < 1 || o.Rounds > 100_000:
 		return fmt.Errorf("rounds must be 1 to 100000, not %d", o.Rounds)
 	case o.Clients < 1 || o.Clients > 4096:
@@ -106,6 +110,7 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 	flags.StringVar(&options.Weir, "weir", "./weir", "binary to torment")
 	flags.StringVar(&options.NATS, "nats-server", "./nats-server", "binary of the servers that keep a cluster's log")
 	flags.IntVar(&options.Servers, "servers", 3, "servers that keep a cluster's log, each a replica: 1 or 3")
+	flags.BoolVar(&options.Lossy, "lossy", false, "control run for the kind power: the servers fsync every two minutes, and the run fails if nothing is seen to be lost")
 	flags.DurationVar(&options.LeaseTTL, "lease-ttl", 3*time.Second, "how long the lease of a lane lasts in a cluster")
 	flags.StringVar(&names, "kind", strings.Join(kindNames, ","), "kinds of torment, with commas between them:\n"+kindsText())
 	flags.IntVar(&options.Rounds, "rounds", 0, "rounds of load, fault, restart and check (0: as many as the kind has)")
@@ -136,6 +141,11 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 				return err
 			}
 			runs = append(runs, one)
+		}
+	}
+	for _, one := range runs {
+		if strike := kinds[one.Kind].strike; strike != nil && strike.inside && !isInside() {
+			return inside(ctx, arguments)
 		}
 	}
 	for _, one := range runs {
@@ -180,6 +190,19 @@ func kindsText() string {
 	return b.String()
 }
 
+// blind returns an error when a run that has to lose something has seen no loss.
+func blind(err error, out io.Writer) error {
+	var lost *lossError
+	switch {
+	case err == nil:
+		return errors.New("the control run lost nothing: this program could not have seen a loss")
+	case !errors.As(err, &lost):
+		return fmt.Errorf("the control run failed, but not because something was lost: %w", err)
+	}
+	fmt.Fprintf(out, "the control run lost what it had acknowledged, as it has to: %.400v\n", err)
+	return nil
+}
+
 // newNode makes what a kind torments.
 func newNode(ctx context.Context, options Options, dir string) (node, error) {
 	if kinds[options.Kind].fault == strikes {
@@ -197,6 +220,9 @@ func torment(ctx context.Context, options Options, out io.Writer) error {
 	tormented, err := newNode(ctx, options, dir)
 	if err == nil {
 		err = run(ctx, options, tormented, dir, out)
+	}
+	if options.Lossy {
+		err = blind(err, out)
 	}
 	if err != nil {
 		return fmt.Errorf("%s with %d lanes, seed %d: %w\nthe data directory and the acknowledgements are kept in %s", options.Kind, options.Lanes, options.Seed, err, dir)

@@ -150,6 +150,8 @@ type chaos struct {
 	silence *silence
 	// witnessCalls counts the calls of histories that were checked.
 	witnessCalls int
+	// asked counts calls to nodes that were cut off.
+	asked int
 	// struck says what came over the cluster in this round.
 	struck string
 	// received counts the units that receipts acknowledged, by SKU.

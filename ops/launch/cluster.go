@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,6 +23,9 @@ import (
 const (
 	// ports of a host of its own.
 	clientPort, monitorPort, routePort, apiPort = 4222, 8222, 6222, 8080
+	// exitUnavailable is how weir ends when it cannot reach its servers; it is started again, so often.
+	exitUnavailable = 6
+	startsMax       = 5
 	// lookMax bounds one look at a cluster.
 	lookMax = 5 * time.Second
 	// settleMax is how long a cluster may take until every lane is decided and every copy of the log is up to date.
@@ -45,7 +50,7 @@ type ClusterOptions struct {
 	Nodes, Servers, Lanes int
 	// LeaseTTL is that of a lane; 0 is the default of weir.
 	LeaseTTL time.Duration
-	// Hosts are addresses of their own for the nodes and the server with the same number; none puts all on free ports of loopback.
+	// Hosts are addresses of their own for the nodes and the server with the same number; none takes some of loopback that are drawn.
 	Hosts []string
 	// Prefixes are commands that run what is on these hosts.
 	Prefixes [][]string
@@ -62,12 +67,15 @@ type ClusterOptions struct {
 // NewCluster says where everything will be. It starts nothing.
 func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	c := &Cluster{Lanes: o.Lanes}
-	at := func(host, port int) (string, error) {
-		if len(o.Hosts) == 0 {
-			return FreeAddr(ctx)
+	hosts := o.Hosts
+	if len(hosts) == 0 {
+		// Loopback is a whole network: there is room for clusters of other programs, and for what is started again.
+		network := fmt.Sprintf("127.%d.%d.", 1+rand.IntN(254), rand.IntN(256))
+		for i := range max(o.Nodes, o.Servers) {
+			hosts = append(hosts, network+strconv.Itoa(i+1))
 		}
-		return fmt.Sprintf("%s:%d", o.Hosts[host], port), nil
 	}
+	at := func(host, port int) string { return net.JoinHostPort(hosts[host], strconv.Itoa(port)) }
 	prefix := func(host int) []string {
 		if len(o.Prefixes) == 0 {
 			return nil
@@ -81,12 +89,7 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 		if len(o.ServerDirs) > 0 {
 			s.Dir = o.ServerDirs[i]
 		}
-		for port, addr := range map[int]*string{clientPort: &s.Client, monitorPort: &s.Monitor, routePort: &s.Route} {
-			var err error
-			if *addr, err = at(i, port); err != nil {
-				return nil, err
-			}
-		}
+		s.Client, s.Monitor, s.Route = at(i, clientPort), at(i, monitorPort), at(i, routePort)
 		c.Servers, routes, monitors = append(c.Servers, s), append(routes, s.Route), append(monitors, "http://"+s.Monitor)
 	}
 	for i := range o.Nodes {
@@ -101,10 +104,6 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 			}
 			urls = append(urls, "nats://"+server)
 		}
-		listen, err := at(i, apiPort)
-		if err != nil {
-			return nil, err
-		}
 		name := fmt.Sprintf("n%d", i+1)
 		flags := []string{"--node-id", name, "--nats-monitor", strings.Join(monitors, ","), "--replicas", strconv.Itoa(o.Servers), "--log-level", "warn"}
 		if o.LeaseTTL != 0 {
@@ -114,7 +113,7 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 			flags = append(flags, "--allow-lossy-log")
 		}
 		c.Nodes = append(c.Nodes, &Node{
-			Binary: o.Weir, Data: filepath.Join(o.Dir, name), Lanes: o.Lanes, NATS: strings.Join(urls, ","), Listen: listen, Prefix: prefix(i),
+			Binary: o.Weir, Data: filepath.Join(o.Dir, name), Lanes: o.Lanes, NATS: strings.Join(urls, ","), Listen: at(i, apiPort), Prefix: prefix(i),
 			Flags: append(flags, o.Flags...),
 		})
 	}
@@ -180,19 +179,28 @@ func (c *Cluster) Heal(ctx context.Context) error {
 	group, ready := errgroup.WithContext(ctx)
 	for _, node := range c.Nodes {
 		group.Go(func() error {
-			if !node.Running() {
-				if err := node.Begin(ready); err != nil {
-					return err
-				}
-			}
-			_, err := node.Serving(ready)
-			return err
+			return node.serve(ready)
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
 	return c.Settled(ctx)
+}
+
+// serve starts a node that does not run, and again, as a supervisor would, when it says that the servers cannot be reached.
+func (n *Node) serve(ctx context.Context) error {
+	for try := 1; ; try++ {
+		if !n.Running() {
+			if err := n.Begin(ctx); err != nil {
+				return err
+			}
+		}
+		_, err := n.Serving(ctx)
+		if err == nil || n.Running() || n.command.ProcessState.ExitCode() != exitUnavailable || try == startsMax {
+			return err
+		}
+	}
 }
 
 // Settled waits until every node is known to the others, every lane has one and every replica is up to date.
