@@ -121,7 +121,7 @@ func newDisk(ctx context.Context, dir string) (*disk, error) {
 	if err := errors.Join(file.Truncate(diskBytes), file.Close()); err != nil {
 		return nil, err
 	}
-	return d, setUp(ctx, "mount --make-rprivate /", "mkfs.ext4 -q "+d.image, "mount -o loop "+d.image+" "+d.mount)
+	return d, setUp(ctx, "mount --make-rprivate /", "ip link set lo up", "mkfs.ext4 -q "+d.image, "mount -o loop "+d.image+" "+d.mount)
 }
 
 // cut ends everything that goes to the disk, at once and without flushing: what was not fsynced is lost.
