@@ -26,6 +26,8 @@ const (
 	provisionAnswerMax   = 60 * time.Second // for the server to answer after it was reopened
 	provisionRequestMax  = 5 * time.Second
 	provisionLeaderMax   = 30 * time.Second // for a stream to have a leader that answers
+	recordAsksMax        = 5                // until a cluster's answer that there is no record is believed
+	recordAskPause       = 200 * time.Millisecond
 	provisionPause       = 20 * time.Millisecond
 	replicaPatience      = 10 * time.Second // for a replica to catch up before its log counts as too short
 )
@@ -440,6 +442,18 @@ func ReadClusterRecord(ctx context.Context, nc *nats.Conn) (ClusterRecord, error
 
 // readClusterRecord asks the bucket's leader, where a read of the bucket could be answered by any replica.
 func readClusterRecord(ctx context.Context, nc *nats.Conn) (record ClusterRecord, revision uint64, err error) {
+	record, revision, err = askClusterRecord(ctx, nc)
+	// In a cluster a server that has just come back says that there is none before it has heard of it.
+	for asked := 1; asked < recordAsksMax && errors.Is(err, ErrNotProvisioned) && nc.ConnectedClusterName() != ""; asked++ {
+		if err := pause(ctx, recordAskPause); err != nil {
+			return record, 0, err
+		}
+		record, revision, err = askClusterRecord(ctx, nc)
+	}
+	return record, revision, err
+}
+
+func askClusterRecord(ctx context.Context, nc *nats.Conn) (record ClusterRecord, revision uint64, err error) {
 	var answer struct {
 		apiRefusal
 		Message struct {

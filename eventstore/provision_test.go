@@ -266,9 +266,34 @@ func TestTwoNodesMayProvisionAtOnce(t *testing.T) {
 	}
 }
 
-// After all servers were started at once a stream has no leader for a while, and nobody answers for it.
-func TestProvisionWaitsForTheLeaderOfAStream(t *testing.T) {
-	server, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: natsserver.RANDOM_PORT, NoSigs: true, NoLog: true})
+// A server that comes back to its cluster says that there is no record, until it has heard of it from the others.
+func TestARecordThatAClusterDoesNotKnowYetIsAskedForAgain(t *testing.T) {
+	server, nc := plainServer(t, "weir")
+	asked := 0
+	_, err := nc.Subscribe("$JS.API.STREAM.MSG.GET.KV_"+clusterBucket, func(question *nats.Msg) {
+		answer := `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`
+		if asked++; asked > 2 {
+			answer = `{"message":{"seq":3,"data":"eyJsYW5lcyI6NH0="}}`
+		}
+		_ = question.Respond([]byte(answer))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := ReadClusterRecord(t.Context(), nc)
+	if err != nil || record.Lanes != 4 {
+		t.Fatalf("%s: got %+v, %v after %d questions, want 4 lanes", server.Name(), record, err, asked)
+	}
+}
+
+// plainServer is a server without JetStream, for tests that answer in its place.
+func plainServer(t *testing.T, cluster string) (*natsserver.Server, *nats.Conn) {
+	t.Helper()
+	options := &natsserver.Options{Host: "127.0.0.1", Port: natsserver.RANDOM_PORT, NoSigs: true, NoLog: true}
+	if cluster != "" {
+		options.Cluster = natsserver.ClusterOpts{Name: cluster, Host: "127.0.0.1", Port: natsserver.RANDOM_PORT}
+	}
+	server, err := natsserver.NewServer(options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,8 +304,14 @@ func TestProvisionWaitsForTheLeaderOfAStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
+	return server, nc
+}
+
+// After all servers were started at once a stream has no leader for a while, and nobody answers for it.
+func TestProvisionWaitsForTheLeaderOfAStream(t *testing.T) {
+	_, nc := plainServer(t, "")
 	asked := 0
-	_, err = nc.Subscribe("$JS.API.STREAM.INFO."+StreamName(0), func(question *nats.Msg) {
+	_, err := nc.Subscribe("$JS.API.STREAM.INFO."+StreamName(0), func(question *nats.Msg) {
 		if asked++; asked > 2 {
 			_ = question.Respond([]byte(`{"config":{"name":"ORDERS-00"},"state":{"last_seq":7}}`))
 		}
