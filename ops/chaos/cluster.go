@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/ops/launch"
+	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 )
 
@@ -34,6 +36,8 @@ const (
 	serverLossShare = 0.0005
 	// minorityCalls are made to a node that is cut off: it may not acknowledge one.
 	minorityCalls = 8
+	// refusesData is how a node ends whose log is shorter than what it knows.
+	refusesData = "exit status 8"
 	// leadMax is how long a server may take to lead a stream.
 	leadMax = 30 * time.Second
 	// tornMax is how much of the end of a file is lost.
@@ -254,6 +258,8 @@ type strike struct {
 	prepare func(context.Context, *cluster, Options, *launch.ClusterOptions) error
 	// inside says that it needs namespaces of its own, and so root.
 	inside bool
+	// planned says that nothing is broken by it, so that no call may fail.
+	planned bool
 	// total says that nobody can be served until it is over.
 	total bool
 	says  string
@@ -261,7 +267,7 @@ type strike struct {
 
 // The strikes by name, and strikeNames in the order in which they run.
 var (
-	strikeNames   = []string{"node", "leader", "all", "pause-node", "pause-server", "state", "lost", "damage", "cut", "power", "rolling"}
+	strikeNames   = []string{"node", "leader", "all", "pause-node", "pause-server", "state", "lost", "damage", "cut", "power", "move", "rolling"}
 	strikesByName = map[string]*strike{
 		"node":         {comes: killNode, says: "kill -9 of one of three nodes"},
 		"leader":       {comes: killLeader, says: "kill -9 of the server that leads a stream"},
@@ -273,6 +279,7 @@ var (
 		"damage":       {comes: damage, says: "a server is killed, and a file of a stream of its is cut short or has a bit flipped"},
 		"cut":          {comes: cut, prepare: withHosts, inside: true, says: "a node and its server are cut off from the others; root, network namespaces"},
 		"power":        {comes: cutPower, prepare: withDisks, inside: true, says: "the power of one server or of all is cut; root, loop devices"},
+		"move":         {comes: moveLane, planned: true, says: "a lane is moved to another node: no call fails"},
 		"rolling":      {comes: rollOver, says: "nodes, then servers, are stopped cleanly and started, one after the other"},
 	}
 )
@@ -334,6 +341,34 @@ func loseState(_ context.Context, c *cluster, _ Options, random *rand.Rand) (str
 	i := random.IntN(len(c.Nodes))
 	err := c.crash(i)
 	return fmt.Sprintf("node %d killed, its state gone", i+1), nil, errors.Join(err, os.RemoveAll(filepath.Join(c.Nodes[i].Data, "state")))
+}
+
+func moveLane(ctx context.Context, c *cluster, _ Options, random *rand.Rand) (string, func(context.Context) error, error) {
+	lane := random.IntN(c.Lanes)
+	seen, err := c.Look(ctx, 0)
+	if err != nil {
+		return "", nil, err
+	}
+	from := seen.GetLanes()[lane].GetNodeId()
+	var others []string
+	for _, each := range seen.GetNodes() {
+		if id := each.GetMember().GetNodeId(); id != from {
+			others = append(others, id)
+		}
+	}
+	to := others[random.IntN(len(others))]
+	if _, err := c.Operate(0).MoveLane(ctx, &clusterv1.MoveLaneRequest{Lane: uint32(lane), NodeId: to}); err != nil {
+		return "", nil, err
+	}
+	for end := time.Now().Add(leadMax); seen.GetLanes()[lane].GetNodeId() != to; wait(ctx, retryInterval) {
+		if time.Now().After(end) || ctx.Err() != nil {
+			return "", nil, fmt.Errorf("lane %d did not move from %s to %s within %v: %w", lane, from, to, leadMax, ctx.Err())
+		}
+		if seen, err = c.Look(ctx, 0); err != nil {
+			return "", nil, err
+		}
+	}
+	return fmt.Sprintf("lane %d moved from %s to %s", lane, from, to), nil, nil
 }
 
 func rollOver(ctx context.Context, c *cluster, _ Options, _ *rand.Rand) (string, func(context.Context) error, error) {
@@ -504,12 +539,11 @@ func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (st
 				return err
 			}
 		}
-		if err := c.healed(ctx); err != nil && o.Lossy {
+		err := c.healed(ctx)
+		if err != nil && o.Lossy && strings.Contains(err.Error(), refusesData) {
 			return &lossError{err}
-		} else if err != nil {
-			return err
 		}
-		return nil
+		return err
 	}
 	return fmt.Sprintf("power of %d servers cut", len(off)), heal, nil
 }
@@ -534,6 +568,7 @@ func (c *chaos) runCluster(ctx context.Context, tormented *cluster) error {
 func (c *chaos) strike(ctx context.Context) error {
 	struck := c.node.(*cluster)
 	c.silence.begin()
+	failed := c.failed.Load()
 	did, heal, err := c.kind.strike.comes(ctx, struck, c.Options, c.random)
 	if err != nil {
 		return fmt.Errorf("%s: %w", did, err)
@@ -541,7 +576,7 @@ func (c *chaos) strike(ctx context.Context) error {
 	if c.kind.strike == strikesByName["cut"] {
 		c.askMinority(ctx, struck)
 	}
-	if !c.kind.strike.total {
+	if !c.kind.strike.total && !c.kind.strike.planned {
 		// Most times others have to take over; now and then what was struck is back before they could.
 		if c.random.IntN(4) != 0 {
 			wait(ctx, c.LeaseTTL+takeoverMax)
@@ -566,6 +601,10 @@ func (c *chaos) strike(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", did, err)
 		}
 	}
-	c.struck = fmt.Sprintf("%s, no order in a lane for at most %d ms", did, c.silence.end().Milliseconds())
+	failed = c.failed.Load() - failed
+	if c.kind.strike.planned && failed > 0 {
+		c.violated(fmt.Errorf("%s: %d calls failed, the last with %v", did, failed, c.lastFault.Load()))
+	}
+	c.struck = fmt.Sprintf("%s, %d calls failed, no order in a lane for at most %d ms", did, failed, c.silence.end().Milliseconds())
 	return nil
 }

@@ -150,6 +150,9 @@ type chaos struct {
 	silence *silence
 	// witnessCalls counts the calls of histories that were checked.
 	witnessCalls int
+	// failed counts calls without an answer that stands, other than "come again", and lastFault is the newest.
+	failed    atomic.Int64
+	lastFault atomic.Value
 	// asked counts calls to nodes that were cut off.
 	asked int
 	// struck says what came over the cluster in this round.
