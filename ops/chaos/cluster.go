@@ -26,8 +26,9 @@ import (
 const (
 	// clusterNodes share the lanes.
 	clusterNodes = 3
-	// clusterCallMax is how long one call to a cluster may take before its outcome counts as unknown, and another node is asked.
-	clusterCallMax = time.Second
+	// clusterCallMax is how long one call to a cluster may take before its outcome counts as unknown, and another node is asked. A node
+	// that has no answer from another one asks again after 1 s.
+	clusterCallMax = 2 * time.Second
 	// takeoverMax is how long after its lease a lane may be without a node.
 	takeoverMax = time.Second
 	// lossyInterval is how seldom the servers of a control run fsync.
@@ -55,6 +56,8 @@ type cluster struct {
 	proxies, behind []*proxy
 	// damaged server, and the lane that it keeps damaged.
 	damaged, damagedLane int
+	// down says that nobody can be served before it is healed.
+	down bool
 	// minority is the node that is cut off.
 	minority int
 	// disks of the servers where power is cut.
@@ -516,6 +519,7 @@ func (c *chaos) askMinority(ctx context.Context, struck *cluster) {
 
 func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (string, func(context.Context) error, error) {
 	all := o.Lossy || random.IntN(2) == 0
+	c.down = all
 	first := random.IntN(len(c.Servers))
 	var off []int
 	for i := range c.Servers {
@@ -576,7 +580,7 @@ func (c *chaos) strike(ctx context.Context) error {
 	if c.kind.strike == strikesByName["cut"] {
 		c.askMinority(ctx, struck)
 	}
-	if !c.kind.strike.total && !c.kind.strike.planned {
+	if !c.kind.strike.total && !struck.down && !c.kind.strike.planned {
 		// Most times others have to take over; now and then what was struck is back before they could.
 		if c.random.IntN(4) != 0 {
 			wait(ctx, c.LeaseTTL+takeoverMax)
@@ -592,7 +596,10 @@ func (c *chaos) strike(ctx context.Context) error {
 	if err := heal(ctx); err != nil {
 		return fmt.Errorf("%s: heal: %w", did, err)
 	}
-	c.load(ctx)
+	struck.down = false
+	if !c.load(ctx) {
+		c.violated(fmt.Errorf("%s, all was well again, and less than %d calls were acknowledged within %v", did, c.CallsMin, loadWaitMax))
+	}
 	if err := struck.deserted(); err != nil {
 		c.violated(fmt.Errorf("%s, and all was well again: %w", did, err))
 	}

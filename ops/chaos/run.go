@@ -442,8 +442,8 @@ func (c *chaos) torment(ctx context.Context) error {
 	return errors.Join(err, ctx.Err())
 }
 
-// load waits for a while that is drawn, and until enough was acknowledged in it.
-func (c *chaos) load(ctx context.Context) {
+// load waits for a while that is drawn, and until enough was acknowledged in it. It reports whether that came to be.
+func (c *chaos) load(ctx context.Context) bool {
 	acknowledged := func() int {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -454,6 +454,7 @@ func (c *chaos) load(ctx context.Context) {
 	for acknowledged() < before+c.CallsMin && ctx.Err() == nil && time.Now().Before(end) {
 		wait(ctx, retryInterval)
 	}
+	return acknowledged() >= before+c.CallsMin || ctx.Err() != nil
 }
 
 // each does something for all clients at once.
