@@ -76,6 +76,8 @@ const (
 	lookMax = 10 * time.Second
 	// boardTrust is how long what was seen is believed.
 	boardTrust = 500 * time.Millisecond
+	// leftTrust is how long the number of what is left is.
+	leftTrust = 3 * time.Second
 	// buyersMax bounds the users that are remembered for an item; one that more have bought is not refused here.
 	buyersMax = 200_000
 	// searchPage is the size of a page of orders, and searchOverlap how far a search reaches back behind the newest order that is known: the
@@ -97,6 +99,8 @@ type item struct {
 	Item
 	// seen is the newest look that found the item sold out, nil while it is not.
 	seen atomic.Pointer[soldOut]
+	// left is what the newest look found, nil before the first.
+	left atomic.Pointer[unitsLeft]
 	// askers are those who may have an order that no look has found.
 	askers askers
 
@@ -106,6 +110,11 @@ type item struct {
 	complete   bool
 	tooMany    bool
 	lastFailed bool
+}
+
+type unitsLeft struct {
+	at    time.Time
+	units int64
 }
 
 // A soldOut is a look at an item that is sold out. Nobody changes it, nor its buyers while it is the newest.
@@ -214,6 +223,19 @@ func (b *Board) listen(ctx context.Context, it *item, wake chan<- struct{}) {
 	}
 }
 
+// Left returns how many units of an item are to be had, and whether that is known: it was seen lately.
+func (b *Board) Left(it Item) (units int64, known bool) {
+	looked := b.items[itemKey{it.SKU, it.CampaignID}]
+	if looked == nil {
+		return 0, false
+	}
+	left := looked.left.Load()
+	if left == nil || time.Since(left.at) > leftTrust {
+		return 0, false
+	}
+	return left.units, true
+}
+
 // free returns the units of a product that are to be had, or may be soon.
 func free(stock *catalogv1.Stock) int64 {
 	return stock.GetCentral() + stock.GetInTransit() + stock.GetAvailable()
@@ -243,6 +265,7 @@ func (b *Board) look(ctx context.Context, it *item) (soon bool, err error) {
 		seen.opens, seen.closes = campaign.GetOpensAt().AsTime(), campaign.GetClosesAt().AsTime()
 		seen.userUnits, seen.orderUnits = campaign.GetUserUnitsMax(), campaign.GetOrderUnitsMax()
 	}
+	it.left.Store(&unitsLeft{seen.at, left})
 	seen.position = freshness.GetRevision()
 	soon = float64(left) <= max(nearlyUnits, nearlyShare*float64(all))
 	if left > 0 || freshness.GetState() != typev1.Freshness_STATE_FRESH || it.tooMany {
@@ -313,17 +336,34 @@ func cloneSet(set map[uint64]struct{}) map[uint64]struct{} {
 	return clone
 }
 
-// serveOrder refuses an order of what is sold out, exactly as its node would, or has its node answer.
-func (e *Edge) serveOrder(w http.ResponseWriter, r *http.Request, next http.Handler, body []byte) {
-	placing := e.board.orderOf(r, body, e.options.User(r))
-	if placing == nil {
-		next.ServeHTTP(w, r)
-		return
+// serveOrder refuses an order of what is sold out, exactly as its node would, or one whose turn has not come, or has its node answer.
+func (e *Edge) serveOrder(w http.ResponseWriter, r *http.Request, next http.Handler, soldOut bool) {
+	body, whole := peek(r)
+	var request *orderv1.PlaceOrderRequest
+	if whole {
+		request = placeOrderOf(r, body)
+	}
+	user := e.options.User(r)
+	var placing *order
+	if soldOut && request != nil {
+		placing = e.board.orderOf(request, user)
 	}
 	now := time.Now()
-	if seen := placing.item.seen.Load(); seen.refuses(now, placing.user, placing.units) && !placing.item.askers.has(now, placing.user) && placing.valid(e.board) {
-		e.counts[countSoldOut].Add(1)
-		e.refuse(w, r, outOfStock(placing.item.stockKey(), placing.units, seen.position))
+	if placing != nil {
+		seen := placing.item.seen.Load()
+		if seen.refuses(now, placing.user, placing.units) && !placing.item.askers.has(now, placing.user) && placing.valid(e.board) {
+			e.counts[countSoldOut].Add(1)
+			e.refuse(w, r, outOfStock(placing.item.stockKey(), placing.units, seen.position))
+			return
+		}
+	}
+	if err := e.notYet(r, request, user); err != nil {
+		e.counts[countRoom].Add(1)
+		e.refuse(w, r, err)
+		return
+	}
+	if placing == nil {
+		next.ServeHTTP(w, r)
 		return
 	}
 	code := connect.CodeUnknown // Unless it is known.
@@ -339,18 +379,25 @@ func (e *Edge) serveOrder(w http.ResponseWriter, r *http.Request, next http.Hand
 	given.write(w, time.Time{}, "")
 }
 
-// An order is one of an item of the board.
-type order struct {
-	item    *item
-	user    uint64 // hash
-	units   int64
-	request *orderv1.PlaceOrderRequest
+// notYet returns why an order has to wait for its turn, or nil.
+func (e *Edge) notYet(r *http.Request, request *orderv1.PlaceOrderRequest, user string) *connect.Error {
+	switch {
+	case e.options.Room == nil:
+		return nil
+	case request == nil:
+		return connect.NewError(connect.CodeInvalidArgument, errors.New("the order cannot be read: want JSON or Protobuf, as it is or in gzip, of at most 64 KiB"))
+	case request.GetCampaignId() == "":
+		return nil
+	case request.GetUserId() != "": // Whoever orders for another has that one's pass.
+		user = request.GetUserId()
+	}
+	return e.options.Room(r, user, request.GetCampaignId())
 }
 
-// orderOf returns the order that a request of a user is, or nil if it is not one that may be refused here.
-func (b *Board) orderOf(r *http.Request, body []byte, user string) *order {
+// placeOrderOf returns the order that a request asks for, nil if it cannot be read.
+func placeOrderOf(r *http.Request, body []byte) *orderv1.PlaceOrderRequest {
 	message, isJSON, ok := messageOf(r, body)
-	if !ok || user == "" {
+	if !ok {
 		return nil
 	}
 	request := &orderv1.PlaceOrderRequest{}
@@ -360,8 +407,24 @@ func (b *Board) orderOf(r *http.Request, body []byte, user string) *order {
 	} else {
 		err = proto.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(message, request)
 	}
+	if err != nil {
+		return nil
+	}
+	return request
+}
+
+// An order is one of an item of the board.
+type order struct {
+	item    *item
+	user    uint64 // hash
+	units   int64
+	request *orderv1.PlaceOrderRequest
+}
+
+// orderOf returns the order of a user, or nil if it is not one that may be refused here.
+func (b *Board) orderOf(request *orderv1.PlaceOrderRequest, user string) *order {
 	// An order of several lines may be refused for another one, and a coupon is looked at by the node.
-	if err != nil || len(request.GetItems()) != 1 || request.GetCouponCode() != "" || request.GetUserId() != "" && request.GetUserId() != user {
+	if user == "" || len(request.GetItems()) != 1 || request.GetCouponCode() != "" || request.GetUserId() != "" && request.GetUserId() != user {
 		return nil
 	}
 	line := request.GetItems()[0]

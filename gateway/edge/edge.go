@@ -44,6 +44,9 @@ type Options struct {
 	User func(r *http.Request) string
 	// Board knows what is sold out.
 	Board *Board
+	// Room refuses an order of a user in a campaign that has a waiting room, unless it is the user's turn; nil means that there are no rooms. With
+	// one, an order that cannot be looked into is refused: it could be of such a campaign.
+	Room func(r *http.Request, user, campaignID string) *connect.Error
 	// StaleBytesMax bounds the answers that are kept, together; 0 means StaleBytesDefault.
 	StaleBytesMax int64
 }
@@ -160,11 +163,9 @@ func (e *Edge) serve(w http.ResponseWriter, r *http.Request, next http.Handler) 
 		e.refuse(w, r, off.connectError(r.URL.Path))
 		return
 	}
-	if rules.SoldOut && r.URL.Path == orderv1connect.OrderServicePlaceOrderProcedure {
-		if body, whole := peek(r); whole {
-			e.serveOrder(w, r, next, body)
-			return
-		}
+	if r.URL.Path == orderv1connect.OrderServicePlaceOrderProcedure && r.Method == http.MethodPost && (rules.SoldOut || e.options.Room != nil) {
+		e.serveOrder(w, r, next, rules.SoldOut)
+		return
 	}
 	if stale, may := rules.Stale[r.URL.Path]; may {
 		if body, whole := peek(r); whole {
@@ -257,6 +258,7 @@ func (f failingReader) Read([]byte) (int, error) { return 0, f.err }
 const (
 	countOff = iota
 	countSoldOut
+	countRoom
 	countStaleFailed
 	countStalePlanned
 	countsMax
@@ -264,13 +266,13 @@ const (
 
 // Stats counts the calls that the edge answered, since the start.
 type Stats struct {
-	Off, SoldOut, StaleFailed, StalePlanned uint64
+	Off, SoldOut, Room, StaleFailed, StalePlanned uint64
 }
 
 // Stats returns what the edge did.
 func (e *Edge) Stats() Stats {
 	return Stats{
-		Off: e.counts[countOff].Load(), SoldOut: e.counts[countSoldOut].Load(),
+		Off: e.counts[countOff].Load(), SoldOut: e.counts[countSoldOut].Load(), Room: e.counts[countRoom].Load(),
 		StaleFailed: e.counts[countStaleFailed].Load(), StalePlanned: e.counts[countStalePlanned].Load(),
 	}
 }

@@ -340,3 +340,53 @@ func TestABodyThatIsTooLargeToLookIntoIsPassedOnWhole(t *testing.T) {
 		}
 	})).ServeHTTP(httptest.NewRecorder(), request)
 }
+
+func TestAnOrderWaitsForItsTurnAndWhatCannotBeReadIsNoWayAround(t *testing.T) {
+	const placeOrder = orderv1connect.OrderServicePlaceOrderProcedure
+	asked := ""
+	e, err := New(Options{
+		User: func(*http.Request) string { return "alice" },
+		Room: func(_ *http.Request, user, campaignID string) *connect.Error {
+			asked = user + " in " + campaignID
+			if campaignID == "open" {
+				return nil
+			}
+			return connect.NewError(connect.CodeFailedPrecondition, errors.New("wait"))
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	passed := false
+	handler := e.Wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { passed = true }))
+	for name, c := range map[string]struct {
+		contentType, encoding, body string
+		passes                      bool
+		asked                       string
+	}{
+		"no campaign":        {"application/json", "", `{"requestId":"r"}`, true, ""},
+		"its turn":           {"application/json", "", `{"campaignId":"open"}`, true, "alice in open"},
+		"not its turn":       {"application/json", "", `{"campaignId":"spring"}`, false, "alice in spring"},
+		"the proto name":     {"application/json; charset=utf-8", "", `{"campaign_id":"spring"}`, false, "alice in spring"},
+		"for another":        {"application/json", "", `{"campaignId":"spring","userId":"bob"}`, false, "bob in spring"},
+		"protobuf":           {"application/proto", "", "\x32\x06spring", false, "alice in spring"},
+		"gRPC":               {"application/grpc", "", "\x00\x00\x00\x00\x08\x32\x06spring", false, "alice in spring"},
+		"two messages":       {"application/grpc", "", "\x00\x00\x00\x00\x00\x00\x00\x00\x00\x08\x32\x06spring", false, ""},
+		"another encoding":   {"application/json", "zstd", `{"campaignId":"spring"}`, false, ""},
+		"no gzip":            {"application/json", "gzip", `{"campaignId":"spring"}`, false, ""},
+		"no JSON":            {"application/json", "", `{"campaignId":"spring"`, false, ""},
+		"another media type": {"text/plain", "", `{"campaignId":"spring"}`, false, ""},
+		"far too large":      {"application/json", "", strings.Repeat(" ", requestBytesMax+1) + `{"campaignId":"spring"}`, false, ""},
+	} {
+		request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, placeOrder, strings.NewReader(c.body))
+		request.Header.Set("Content-Type", c.contentType)
+		if c.encoding != "" {
+			request.Header.Set("Content-Encoding", c.encoding)
+		}
+		passed, asked = false, ""
+		handler.ServeHTTP(httptest.NewRecorder(), request)
+		if passed != c.passes || asked != c.asked {
+			t.Errorf("%s: passed = %t, asked %q; want %t, %q", name, passed, asked, c.passes, c.asked)
+		}
+	}
+}
