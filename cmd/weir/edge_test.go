@@ -108,7 +108,7 @@ func TestTheEdgeRefusesWhatIsSoldOutInTheWordsOfANode(t *testing.T) {
 	// A unit that comes in is seen, and sold.
 	live(t, n.operator(), "stock", "receive", "--sku", "last-one", "--quantity", "1").want(t, exitOK)
 	for end := time.Now().Add(time.Minute); ; {
-		if status, got, header = ask(gateway.URL, "through"); status == http.StatusOK {
+		if status, got, _ = ask(gateway.URL, "through"); status == http.StatusOK {
 			break
 		}
 		if time.Now().After(end) {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -88,6 +89,8 @@ const (
 	// case: by then a look has found their order, if there is one.
 	askersMax   = 1 << 17
 	askerCounts = 10 * time.Second
+	// refusalsMax bounds the refusals of an item that are kept as they were written, until the next look.
+	refusalsMax = 64
 )
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
@@ -122,6 +125,7 @@ type soldOut struct {
 	at       time.Time
 	position *typev1.Revision
 	buyers   map[uint64]struct{} // by hash
+	written  refusals
 	// Terms of the campaign: what it would refuse for another reason is let pass.
 	opens, closes         time.Time
 	userUnits, orderUnits int64
@@ -353,7 +357,7 @@ func (e *Edge) serveOrder(w http.ResponseWriter, r *http.Request, next http.Hand
 		seen := placing.item.seen.Load()
 		if seen.refuses(now, placing.user, placing.units) && !placing.item.askers.has(now, placing.user) && placing.valid(e.board) {
 			e.counts[countSoldOut].Add(1)
-			e.refuse(w, r, outOfStock(placing.item.stockKey(), placing.units, seen.position))
+			e.refuseSoldOut(w, r, placing, seen)
 			return
 		}
 	}
@@ -377,6 +381,53 @@ func (e *Edge) serveOrder(w http.ResponseWriter, r *http.Request, next http.Hand
 	given := reply.answer()
 	code = codeOf(given)
 	given.write(w, time.Time{}, "")
+}
+
+// refuseSoldOut answers with what was written to the first who asked for the same in the same way: to write a detail as JSON costs more than all
+// else together.
+func (e *Edge) refuseSoldOut(w http.ResponseWriter, r *http.Request, placing *order, seen *soldOut) {
+	key := refusalKey{placing.units, r.Header.Get("Content-Type")}
+	if written := seen.written.of(key); written != nil {
+		written.write(w, time.Time{}, "")
+		return
+	}
+	reply := &reply{to: w, header: http.Header{}}
+	e.refuse(reply, r, outOfStock(placing.item.stockKey(), placing.units, seen.position))
+	if reply.passed {
+		return
+	}
+	answer := reply.answer()
+	seen.written.keep(key, answer)
+	answer.write(w, time.Time{}, "")
+}
+
+// A refusalKey is what the answer to an order of what is sold out depends on.
+type refusalKey struct {
+	units       int64
+	contentType string
+}
+
+// refusals are answers that were written. Memory is bounded: callers choose how much they want, and name content types.
+type refusals struct {
+	mu      sync.RWMutex
+	answers map[refusalKey]*answer
+}
+
+func (f *refusals) of(key refusalKey) *answer {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.answers[key]
+}
+
+func (f *refusals) keep(key refusalKey, a *answer) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.answers == nil {
+		f.answers = map[refusalKey]*answer{}
+	}
+	if len(f.answers) < refusalsMax {
+		f.answers[key] = a
+	}
 }
 
 // notYet returns why an order has to wait for its turn, or nil.

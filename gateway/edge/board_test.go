@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -236,11 +238,18 @@ func TestWhatIsSoldOutIsRefusedAtTheEdgeUntilItIsBack(t *testing.T) {
 		if body := answer.Body.String(); !strings.Contains(body, `"code":"failed_precondition"`) || !strings.Contains(body, "is out of stock: 1 units wanted, 0 free") {
 			t.Errorf("the edge answered %s", body)
 		}
+		// Who asks for the same gets what was written before, and who asks for another quantity does not.
+		if _, again := s.order("third"); again.Code != answer.Code || again.Body.String() != answer.Body.String() || !maps.EqualFunc(again.Header(), answer.Header(), slices.Equal) {
+			t.Errorf("the next one got %d %v %s", again.Code, again.Header(), again.Body)
+		}
+		if _, other := s.order("third", func(q *orderv1.PlaceOrderRequest) { q.Items[0].Quantity = 2 }); !strings.Contains(other.Body.String(), "2 units wanted") {
+			t.Errorf("who wanted 2 units got %s", other.Body)
+		}
 		s.store.change(func() { s.store.units++ })
 		s.pass(200 * time.Millisecond)
 		s.wantBy(false, "second", "200ms after a unit came back")
-		if got := s.edge.Stats().SoldOut; got != 1 {
-			t.Errorf("%d refusals were counted, want 1", got)
+		if got := s.edge.Stats().SoldOut; got != 3 {
+			t.Errorf("%d refusals were counted, want 3", got)
 		}
 	})
 }
@@ -417,5 +426,40 @@ func BenchmarkSoldOutRefusal(b *testing.B) {
 		r.Header.Set("Content-Type", "application/json")
 		r.Header.Set("Authorization", "Bearer alice")
 		handler.ServeHTTP(httptest.NewRecorder(), r)
+	}
+}
+
+func TestTheRefusalIsInTheProtocolOfTheOrder(t *testing.T) {
+	board, err := NewBoard(BoardOptions{Items: []Item{{SKU: "mug"}}, Catalog: &store{}, Orders: &store{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := New(Options{Board: board, User: userOf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Apply(Config{SoldOut: true}); err != nil {
+		t.Fatal(err)
+	}
+	board.items[itemKey{sku: "mug"}].seen.Store(&soldOut{at: time.Now().Add(time.Hour)})
+	url := serve(t, e.Wrap(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the order was let pass") })))
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(transport.CloseIdleConnections)
+	for name, options := range protocols {
+		for _, gzip := range []int{0, 1 << 20} { // The least that is compressed.
+			client := orderv1connect.NewOrderServiceClient(&http.Client{Transport: transport}, url,
+				append([]connect.ClientOption{connect.WithSendGzip(), connect.WithCompressMinBytes(gzip)}, options...)...)
+			for range 2 { // As it is written first, and as it is kept.
+				ctx, call := connect.NewClientContext(t.Context())
+				call.RequestHeader().Set("Authorization", "Bearer alice")
+				_, err := client.PlaceOrder(ctx, &orderv1.PlaceOrderRequest{RequestId: "r", Items: []*orderv1.ItemRequest{{Sku: "mug", Quantity: 1}}})
+				var refused *connect.Error
+				if !errors.As(err, &refused) || refused.Code() != connect.CodeFailedPrecondition || len(refused.Details()) != 1 ||
+					!strings.HasPrefix(refused.Meta().Get(HeaderEdge), "sold-out") {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}
 	}
 }
