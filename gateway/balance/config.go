@@ -112,9 +112,13 @@ func (c Config) Validate() error {
 		name     string
 		is, from time.Duration
 	}{
-		{"decay_time", c.DecayTime, time.Millisecond}, {"fault_latency", c.FaultLatency, time.Millisecond}, {"warm_up", c.WarmUp, time.Millisecond},
-		{"ejection.compare_every", e.CompareEvery, 10 * time.Millisecond}, {"ejection.frozen_after", e.FrozenAfter, time.Millisecond},
-		{"ejection.time", e.Time, time.Millisecond}, {"ejection.time_max", e.TimeMax, e.Time},
+		{"decay_time", c.DecayTime, time.Millisecond},
+		{"fault_latency", c.FaultLatency, time.Millisecond},
+		{"warm_up", c.WarmUp, time.Millisecond},
+		{"ejection.compare_every", e.CompareEvery, 10 * time.Millisecond},
+		{"ejection.frozen_after", e.FrozenAfter, time.Millisecond},
+		{"ejection.time", e.Time, time.Millisecond},
+		{"ejection.time_max", e.TimeMax, e.Time},
 	} {
 		if d.is < d.from || d.is > durationMax {
 			return fmt.Errorf("%s is %s; it is between %s and %s", d.name, d.is, d.from, durationMax)
@@ -124,8 +128,11 @@ func (c Config) Validate() error {
 		name   string
 		is, to int
 	}{
-		{"virtual_nodes", c.VirtualNodes, virtualNodesMax}, {"ejection.faults_in_row", e.FaultsInRow, countMax},
-		{"ejection.calls_min", e.CallsMin, countMax}, {"ejection.frozen_calls", e.FrozenCalls, countMax}, {"ejection.trial_calls", e.TrialCalls, countMax},
+		{"virtual_nodes", c.VirtualNodes, virtualNodesMax},
+		{"ejection.faults_in_row", e.FaultsInRow, countMax},
+		{"ejection.calls_min", e.CallsMin, countMax},
+		{"ejection.frozen_calls", e.FrozenCalls, countMax},
+		{"ejection.trial_calls", e.TrialCalls, countMax},
 	} {
 		if n.is < 1 || n.is > n.to {
 			return fmt.Errorf("%s is %d; it is between 1 and %d", n.name, n.is, n.to)

@@ -132,7 +132,9 @@ func (b *Balancer) warmth(m *member, now time.Duration) float64 {
 }
 
 // weightNow returns the member's weight, as far as it is warm.
-func (b *Balancer) weightNow(m *member, now time.Duration) float64 { return m.weight * b.warmth(m, now) }
+func (b *Balancer) weightNow(m *member, now time.Duration) float64 {
+	return m.weight * b.warmth(m, now)
+}
 
 // meanLatency returns what an upstream is taken to need of which nothing is known: what the others do.
 func (t *table) meanLatency() time.Duration {

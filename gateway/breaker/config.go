@@ -93,8 +93,11 @@ func (l Limits) Validate() error {
 		name     string
 		is, from time.Duration
 	}{
-		{"short_window", l.ShortWindow, shortWindowMin}, {"window", l.Window, l.ShortWindow}, {"slow_after", l.SlowAfter, time.Millisecond},
-		{"hung_after", l.HungAfter, time.Millisecond}, {"open_time", l.OpenTime, time.Millisecond},
+		{"short_window", l.ShortWindow, shortWindowMin},
+		{"window", l.Window, l.ShortWindow},
+		{"slow_after", l.SlowAfter, time.Millisecond},
+		{"hung_after", l.HungAfter, time.Millisecond},
+		{"open_time", l.OpenTime, time.Millisecond},
 		{"probe_time_max", l.ProbeTimeMax, time.Millisecond},
 	} {
 		if d.is < d.from || d.is > durationMax {
