@@ -57,6 +57,7 @@ func run(ctx context.Context, options Options, out, progress io.Writer) (err err
 	groups := map[string]func(context.Context) error{
 		"place": b.place, "json": b.json, "get": b.get, "quarter": b.quarter, "lanes": b.lanes,
 		"hot4": b.hot4, "campaign": b.campaign, "pay": b.pay, "flash": b.flash, "peers": b.peers, "million": b.million,
+		"visible": b.visible, "levels": b.levels, "rebuild": b.rebuild,
 	}
 	for _, name := range Groups {
 		if len(b.Only) > 0 && !slices.Contains(b.Only, name) {
