@@ -72,7 +72,7 @@ func TestTheClusterIsPrinted(t *testing.T) {
 	golden(t, "output/cluster_status.json", weir(t, env, "cluster", "status", "-o", "json").want(t, exitOK).stdout)
 	for _, c := range []struct{ args, want string }{
 		{"lanes move 3 east-2", "Lane 3 is to be with east-2; east-1 has it now\n"},
-		{"lanes move 3 --anywhere", "Lane 3 is to be with wherever it would be by itself; east-1 has it now\n"},
+		{"lanes move 3 --anywhere", "Lane 3 is to be wherever it would be by itself; east-1 has it now\n"},
 		{"cluster drain east-1", "Node east-1 is drained; it has 2 lanes to hand over\n"},
 		{"cluster undrain east-1", "Node east-1 may have lanes\n"},
 	} {
