@@ -566,7 +566,7 @@ func (s *stage) end() error {
 
 // announce waits until the lanes are served, makes the node known in its directory, and calls ready.
 func (n *node) announce(ctx context.Context, ready func(context.Context) error) error {
-	if n.settle(ctx) != nil {
+	if !n.settle(ctx) {
 		return nil // It stops.
 	}
 	if err := n.record.write(n.options.data); err != nil {
