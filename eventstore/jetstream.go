@@ -51,6 +51,7 @@ type JetStreamOptions struct {
 // Codes of the server's errors that the client library has no names for.
 const (
 	errCodeAccountResources jetstream.ErrorCode = 10002 // resource limits exceeded for account
+	errCodeNoPeers          jetstream.ErrorCode = 10005 // no suitable peers for placement
 	errCodeInsufficient     jetstream.ErrorCode = 10023 // insufficient resources: the server's own limit
 	errCodeStorageResources jetstream.ErrorCode = 10047 // insufficient storage resources available
 	errCodeStreamMismatch   jetstream.ErrorCode = 10060 // expected stream does not match
@@ -69,6 +70,7 @@ const (
 	followExpiry      = 30 * time.Second       // of one pull
 	followInactive    = 2 * time.Minute        // after which the server forgets a cursor that asks for nothing
 	requestLook       = 100 * time.Millisecond // between looks at whether the connection broke
+	requestAgain      = time.Second            // after which a question that got no answer is asked again
 	readConfirmations = 3                      // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
@@ -369,7 +371,8 @@ func (r *apiRefusal) refusal() error {
 	return r.Error
 }
 
-// ask sends a request, and sends it again when the connection broke meanwhile: its answer may have gone to the old one.
+// ask sends a request that changes nothing. It sends it again when the connection broke meanwhile, since its answer may have gone to
+// the old one, and when none comes: nobody answers for a stream while it elects a leader.
 func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte) (*nats.Msg, error) {
 	inbox := nc.NewInbox()
 	answers, err := nc.SubscribeSync(inbox)
@@ -382,7 +385,8 @@ func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte) (*nats
 		if err := nc.PublishRequest(subject, inbox, body); err != nil {
 			return nil, err
 		}
-		for reconnects == nc.Stats().Reconnects {
+		again := time.Now().Add(requestAgain)
+		for reconnects == nc.Stats().Reconnects && time.Now().Before(again) {
 			wait, cancel := context.WithTimeout(ctx, requestLook)
 			answer, err := answers.NextMsgWithContext(wait)
 			cancel()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -49,6 +50,8 @@ type ProvisionOptions struct {
 	Topology Topology
 	// Replicas of each stream, 1 or 3; 0 means 1.
 	Replicas int
+	// ReplicasMin is how many replicas a stream that is there has at least; one with fewer is a *ReplicasError. 0 takes any.
+	ReplicasMin int
 	// MaxBytes bounds each lane's stream, which the server reserves of its own limit; 0 means that only that limit does.
 	MaxBytes int64
 	// MaxMessageSize in bytes, headers included; 0 means the constant of that name.
@@ -331,6 +334,9 @@ func (p *provision) check(ctx context.Context) error {
 		if err := checkSettings(lane, &info.Config); err != nil {
 			return err
 		}
+		if info.Config.Replicas < p.options.ReplicasMin {
+			return &ReplicasError{Stream: info.Config.Name, Found: info.Config.Replicas, Wanted: p.options.ReplicasMin}
+		}
 		if info.State.NumDeleted > 0 {
 			return &MissingLogError{Lane: lane, Reason: fmt.Sprintf("%d commits before number %d are missing", info.State.NumDeleted, info.State.LastSeq)}
 		}
@@ -461,6 +467,33 @@ func (e *TopologyError) Error() string {
 	}
 	return fmt.Sprintf("the log was created with %d lanes on %s, not %d, and that never changes; start with --lanes %d, or use another data directory or cluster for another topology",
 		e.Recorded.Lanes, e.Recorded.Created.Format(time.DateOnly), e.Wanted.Lanes, e.Recorded.Lanes)
+}
+
+// A ReplicasError says that a stream is kept by fewer servers than it has to be.
+type ReplicasError struct {
+	Stream        string
+	Found, Wanted int
+}
+
+func (e *ReplicasError) Error() string {
+	return fmt.Sprintf("stream %s is kept by %d server, and %d are wanted: what that one loses is lost; add replicas with 'weir cluster upgrade --replicas %d'", e.Stream, e.Found, e.Wanted, e.Wanted)
+}
+
+// Forming reports whether an error says only that the servers of a cluster cannot answer yet: a stream or the cluster itself has no leader, or
+// too few of them are there for a new stream. The same again may succeed.
+func Forming(err error) bool {
+	var (
+		refused *jetstream.APIError
+		lossy   *LossyServerError
+	)
+	switch {
+	case errors.As(err, &refused):
+		return refused.ErrorCode == errCodeNoPeers || refused.Code == http.StatusServiceUnavailable
+	case errors.As(err, &lossy):
+		return lossy.Cause != nil // It could not be asked.
+	}
+	return errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, errProvisionAgain)
 }
 
 // A MissingLogError says that commits which exist, or must be assumed to, are not in the log. Nothing re-creates it silently.

@@ -28,8 +28,8 @@ type Authority struct {
 }
 
 // NewAuthority makes an authority, good from now on.
-func NewAuthority(cluster string, now time.Time) (*Authority, error) {
-	template, err := newCertificate("Weir cluster "+cluster, now)
+func NewAuthority(now time.Time) (*Authority, error) {
+	template, err := newCertificate("Weir cluster", now)
 	if err != nil {
 		return nil, err
 	}
@@ -41,11 +41,11 @@ func NewAuthority(cluster string, now time.Time) (*Authority, error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		return nil, fmt.Errorf("make the authority of cluster %s: %w", cluster, err)
+		return nil, fmt.Errorf("make the authority of a cluster: %w", err)
 	}
 	certificate, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, fmt.Errorf("make the authority of cluster %s: %w", cluster, err)
+		return nil, fmt.Errorf("make the authority of a cluster: %w", err)
 	}
 	return &Authority{certificate: certificate, key: key, PEM: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}, nil
 }

@@ -70,7 +70,7 @@ func routeTLS(t *testing.T, authority *Authority) *tls.Config {
 
 func newAuthority(t *testing.T) *Authority {
 	t.Helper()
-	authority, err := NewAuthority("test", time.Now())
+	authority, err := NewAuthority(time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -315,7 +316,15 @@ func (l *serverLog) Fatalf(format string, v ...any) {
 }
 
 func (l *serverLog) Errorf(format string, v ...any) {
-	l.logger.Error("nats server", "message", fmt.Sprintf(format, v...))
+	message := fmt.Sprintf(format, v...)
+	switch {
+	case strings.HasSuffix(message, "TLS route handshake error: EOF"):
+		l.logger.Debug("nats server", "message", message) // Somebody looked whether this server listens, and left.
+	case strings.HasPrefix(message, "Error trying to connect to route"):
+		l.logger.Warn("nats server", "message", message) // That server is not there yet, or no more. It tries again.
+	default:
+		l.logger.Error("nats server", "message", message)
+	}
 }
 
 func (l *serverLog) Warnf(format string, v ...any) {
