@@ -36,6 +36,8 @@ const (
 	clusterPoll      = 100 * time.Millisecond
 	clusterLineEvery = 5 * time.Second
 	clusterWarnAfter = 15 * time.Second
+	// clusterAttempt bounds one attempt to open the log: a request that reaches a server between two leaders gets no answer.
+	clusterAttempt = 12 * time.Second
 	// clusterRetry is the pause before a log that is not there yet is opened again.
 	clusterRetry = 250 * time.Millisecond
 	// peerDialMax bounds the look whether a peer listens.
@@ -287,7 +289,9 @@ func silentPeers(ctx context.Context, peers []string) []string {
 func (l *openLog) whileForming(ctx context.Context, peers []string, open func(context.Context) error) error {
 	started, said := time.Now(), time.Now()
 	for {
-		err := open(ctx)
+		attempt, cancel := context.WithTimeout(ctx, clusterAttempt)
+		err := open(attempt)
+		cancel()
 		if err == nil || ctx.Err() != nil || !eventstore.Forming(err) {
 			return err
 		}
