@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -21,7 +22,8 @@ type JetStream struct {
 	js       jetstream.JetStream
 	topology Topology
 	options  JetStreamOptions
-	replicas []int // of each lane's stream
+	replicas []int         // of each lane's stream, when it was opened
+	chained  []atomic.Bool // whether appends to each lane state the chain, when its head was last asked for
 
 	replyPrefix string
 	replySub    *nats.Subscription
@@ -105,13 +107,14 @@ func openJetStream(ctx context.Context, nc *nats.Conn, topology Topology, option
 		nc: nc, js: js, topology: topology, options: options,
 		replyPrefix: nc.NewInbox() + ".", waiting: map[string]*publishing{}, switched: make(chan struct{}),
 	}
-	s.replicas = make([]int, topology.Lanes)
+	s.replicas, s.chained = make([]int, topology.Lanes), make([]atomic.Bool, topology.Lanes)
 	for lane := first; lane < end; lane++ {
 		info, err := s.streamInfo(ctx, lane)
 		if err != nil {
 			return nil, fmt.Errorf("open the log of lane %d: %w", lane, err)
 		}
 		s.replicas[lane] = max(1, info.Config.Replicas)
+		s.chained[lane].Store(statesChain(&info.Config))
 	}
 	s.replySub, err = nc.Subscribe(s.replyPrefix+"*", s.acknowledged)
 	if err != nil {
@@ -177,8 +180,9 @@ type jetStreamLog struct {
 
 // ChecksChain is true for a stream that is not replicated: the server compares the newest message's id. On a replicated
 // stream it would do so only when the commit is applied, on each replica for itself, and a replica that caught up from a
-// snapshot does not know that id: the replicas could come to differ. There the condition is not sent.
-func (l *jetStreamLog) ChecksChain() bool { return l.s.replicas[l.lane] == 1 }
+// snapshot does not know that id: the replicas could come to differ. There the condition is not sent. A stream that is about
+// to be replicated counts as one that is.
+func (l *jetStreamLog) ChecksChain() bool { return l.s.chained[l.lane].Load() }
 
 // Append publishes the record.
 func (l *jetStreamLog) Append(record Record) Pending {
@@ -190,7 +194,9 @@ func (l *jetStreamLog) Append(record Record) Pending {
 	header[jetstream.MsgIDHeader] = []string{record.Hash.String()}
 	header[jetstream.ExpectedStreamHeader] = []string{l.stream}
 	header[jetstream.ExpectedLastSeqHeader] = []string{strconv.FormatUint(record.Number-1, 10)}
-	if record.Number > 1 && l.ChecksChain() {
+	// A writer that has not heard yet that the stream is to be replicated goes on as it began, until it is fenced: its
+	// appends with and without the condition must not mix.
+	if record.Number > 1 && !record.Unchained && l.s.replicas[l.lane] == 1 {
 		header[jetstream.ExpectedLastMsgIDHeader] = []string{record.Prev.String()}
 	}
 	p := &publishing{lane: l.lane, number: record.Number, done: make(chan struct{})}
@@ -403,6 +409,7 @@ func (l *jetStreamLog) Head(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the head of lane %d: %w", l.lane, err)
 	}
+	l.s.chained[l.lane].Store(statesChain(&info.Config))
 	return info.State.LastSeq, nil
 }
 

@@ -158,7 +158,12 @@ func (c *trio) wantAll(nc *nats.Conn, records []Record) {
 		_, err := log.Read(c.t.Context(), records[len(records)-1].Number)
 		return err
 	})
-	cursor := follow(c.t, log, 1)
+	var cursor Cursor
+	eventually(c.t, "the log is followed", func() (err error) {
+		cursor, err = log.Follow(c.t.Context(), 1)
+		return err
+	})
+	defer cursor.Close()
 	for _, record := range records {
 		wantNext(c.t, cursor, record)
 	}
@@ -234,11 +239,19 @@ func TestAServerThatLostItsDiskElectsNobodyWhoLacksACommit(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		for ctx.Err() == nil {
 			info, err := streamPeers(ctx, c.connect(leader), StreamName(0))
-			if err == nil && info.Cluster.Leader != "" { t.Logf("leader %s after %s: %+v", info.Cluster.Leader, time.Since(back), info.State); break }
+			if err == nil && info.Cluster.Leader != "" {
+				t.Logf("leader %s after %s: %+v", info.Cluster.Leader, time.Since(back), info.State)
+				break
+			}
 		}
 		cancel()
-		for n, s := range c.servers { st := s.Cluster(); t.Logf("%d: n%d meta %q current %t", i, n+1, st.Leader, st.Current) }
-		if ctx.Err() == context.Canceled { break }
+		for n, s := range c.servers {
+			st := s.Cluster()
+			t.Logf("%d: n%d meta %q current %t", i, n+1, st.Leader, st.Current)
+		}
+		if ctx.Err() == context.Canceled {
+			break
+		}
 	}
 	for number := range c.servers {
 		c.wantAll(c.connect(number), records)
@@ -260,5 +273,25 @@ func TestAServerThatLostItsDiskElectsNobodyWhoLacksACommit(t *testing.T) {
 		return nil
 	})
 	c.stop(leader)
+	t.Logf("stopped n%d, empty is n%d", leader+1, empty+1)
+	for i := range 6 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		for ctx.Err() == nil {
+			info, err := streamPeers(ctx, c.connect(empty), StreamName(0))
+			if err == nil && info.Cluster.Leader != "" {
+				t.Logf("leader %s after %s: %+v", info.Cluster.Leader, time.Since(back), info.State)
+				break
+			}
+			time.Sleep(time.Second)
+		}
+		cancel()
+		for n, s := range c.servers {
+			if s == nil {
+				continue
+			}
+			st := s.Cluster()
+			t.Logf("%d: n%d meta %q current %t", i, n+1, st.Leader, st.Current)
+		}
+	}
 	c.wantAll(c.connect(empty), records)
 }
