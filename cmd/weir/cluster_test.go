@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/weirhq/weir/eventstore/embedded"
@@ -223,6 +222,8 @@ type testCluster struct {
 	routes []string
 	dirs   []string
 	secret embedded.Secret
+	// url of a server that clients reach, where a test started one.
+	url string
 }
 
 func newTestCluster(t *testing.T) *testCluster {
@@ -315,6 +316,33 @@ func TestThreeNodesMakeALogOfThreeReplicas(t *testing.T) {
 	}
 }
 
+func TestReplicasAreAddedByACommandWhileANodeServes(t *testing.T) {
+	c := newTestCluster(t)
+	for number := range 2 {
+		options := c.options(t, number)
+		if number == 0 {
+			options.Listen = "127.0.0.1:0"
+		}
+		server, err := embedded.Start(options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Shutdown()
+		if number == 0 {
+			c.url = strings.Replace(server.ClientURL(), "nats://", "tls://", 1)
+		}
+	}
+	n := startNode(t, c.flags(2, "--lanes", "2", "--replicas", "1")...)
+	defer n.stop()
+	access := []string{"--nats", c.url, "--nats-ca", c.path("ca.pem"), "--cluster-secret-file", c.path("secret")}
+	r := live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "3", "-o", "json"}, access...)...).want(t, exitOK)
+	wantText(t, r.stdout, `{"stream":"ORDERS-01","step":"fenced"}`, `{"stream":"ORDERS-01","step":"current"}`, `{"stream":"KV_WEIR-USER-KEYS","step":"current"}`)
+	wantText(t, live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "3"}, access...)...).want(t, exitOK).stdout, "ORDERS-00            kept")
+	wantText(t, live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "1"}, access...)...).want(t, exitRefused).stderr, "a majority acknowledged")
+	live(t, nil, append([]string{"cluster", "upgrade"}, access...)...).want(t, exitUsage)
+	live(t, nil, "cluster", "upgrade", "--replicas", "3").want(t, exitUsage)
+}
+
 func TestANodeRefusesALossyServerAmongItsPeers(t *testing.T) {
 	c := newTestCluster(t)
 	for number := range 2 {
@@ -394,19 +422,4 @@ func TestWrongFlagsOfAClusterAreRefused(t *testing.T) {
 	}
 	wantText(t, live(t, nil, "cluster", "keys", "h", "--out", c.keys).want(t, exitUsage).stderr, "a cluster's keys are made once")
 	wantText(t, live(t, nil, "cluster", "keys", "h:1", "--out", t.TempDir()).want(t, exitUsage).stderr, "is no host")
-}
-
-// signedIn connects to a server of the cluster as a client of the log does.
-func (c *testCluster) signedIn(t *testing.T, address string) *nats.Conn {
-	t.Helper()
-	signIn, err := c.secret.ClientOption()
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := nats.Connect(address, signIn, nats.RootCAs(c.path("ca.pem")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	return nc
 }

@@ -33,7 +33,7 @@ func (p *process) clusterCommand() *cobra.Command {
 		Short: "Set up and look after nodes that share a log",
 		Long:  `Set up and look after the nodes and servers that share one log.`,
 	})
-	cmd.AddCommand(p.clusterKeysCommand())
+	cmd.AddCommand(p.clusterKeysCommand(), p.clusterUpgradeCommand())
 	return cmd
 }
 

@@ -85,14 +85,10 @@ func connectLog(dir dataDir, options logOptions, logger *slog.Logger) (l *openLo
 		nats.Name("weir"), nats.MaxReconnects(-1),
 		nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 	}
-	access, err := options.access.options()
+	l.server = redacted(options.nats)
+	l.nc, err = options.access.connect(options.nats, connection...)
 	if err != nil {
 		return nil, err
-	}
-	l.server = redacted(options.nats)
-	l.nc, err = nats.Connect(options.nats, append(connection, access...)...)
-	if err != nil {
-		return nil, explainNATS(l.server, err)
 	}
 	return l, nil
 }
@@ -220,29 +216,16 @@ func (l *openLog) checkDurable(ctx context.Context, options nodeOptions) error {
 		return eventstore.CheckDurable(ctx, system, "")
 	case l.embedded != nil:
 		return nil
-	case options.log.access.secretFile != "":
-		secret, err := readClusterSecret(options.log.access.secretFile)
-		if err != nil {
-			return err
-		}
-		signIn, err := secret.SystemOption()
-		if err != nil {
-			return err
-		}
-		access := options.log.access
-		access.secretFile = ""
-		others, err := access.options()
-		if err != nil {
-			return err
-		}
-		system, err := nats.Connect(l.nc.ConnectedUrl(), append(others, signIn, nats.Name("weir: are the servers durable?"))...)
-		if err != nil {
-			return explainNATS(l.server, err)
-		}
-		defer system.Close()
-		return eventstore.CheckDurable(ctx, system, "")
 	}
-	return eventstore.CheckDurable(ctx, l.nc, options.log.monitors)
+	system, err := options.log.access.connectSystem(options.log.nats)
+	if err != nil {
+		return err
+	}
+	if system == nil {
+		return eventstore.CheckDurable(ctx, l.nc, options.log.monitors)
+	}
+	defer system.Close()
+	return eventstore.CheckDurable(ctx, system, "")
 }
 
 // openWitness reads the witness. A loss that is accepted is written down in it, and the state goes: it may hold commits that

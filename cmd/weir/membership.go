@@ -321,6 +321,8 @@ type natsAccess struct {
 	key         string
 	// secretFile has the secret of a cluster of embedded servers.
 	secretFile string
+	// systemCredentials are for the system account.
+	systemCredentials string
 }
 
 func (a *natsAccess) add(cmd *cobra.Command) {
@@ -330,7 +332,42 @@ func (a *natsAccess) add(cmd *cobra.Command) {
 	flags.StringVar(&a.cert, "nats-cert", "", "`FILE` with the certificate to show to the NATS server")
 	flags.StringVar(&a.key, "nats-key", "", "`FILE` with the key of that certificate")
 	flags.StringVar(&a.secretFile, "cluster-secret-file", "", "`FILE` with the secret of a cluster of Weir's own servers, which they and who connects to them share")
-	setting(flags, "nats-creds", "nats-ca", "nats-cert", "nats-key", "cluster-secret-file")
+	flags.StringVar(&a.systemCredentials, "nats-system-creds", "", "`FILE` with credentials for the NATS system account, in which servers are asked about themselves")
+	setting(flags, "nats-creds", "nats-ca", "nats-cert", "nats-key", "cluster-secret-file", "nats-system-creds")
+}
+
+// connect signs in as a client of the log.
+func (a *natsAccess) connect(address string, more ...nats.Option) (*nats.Conn, error) {
+	options, err := a.options()
+	if err != nil {
+		return nil, err
+	}
+	nc, err := nats.Connect(address, append(options, more...)...)
+	if err != nil {
+		return nil, explainNATS(redacted(address), err)
+	}
+	return nc, nil
+}
+
+// connectSystem signs in to the system account; nil where nothing says how.
+func (a *natsAccess) connectSystem(address string) (*nats.Conn, error) {
+	system := natsAccess{ca: a.ca, cert: a.cert, key: a.key, credentials: a.systemCredentials}
+	options := []nats.Option{nats.Name("weir: about the servers")}
+	switch {
+	case a.secretFile != "":
+		secret, err := readClusterSecret(a.secretFile)
+		if err != nil {
+			return nil, err
+		}
+		signIn, err := secret.SystemOption()
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, signIn)
+	case a.systemCredentials == "":
+		return nil, nil
+	}
+	return system.connect(address, options...)
 }
 
 // options returns what the client is told.
