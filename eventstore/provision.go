@@ -383,6 +383,13 @@ func laneStream(lane uint32, replicas int, maxBytes int64, maxMessageSize int32)
 
 // checkSettings names the first setting of a stream that could lose, change or reorder commits.
 func checkSettings(lane uint32, c *jetstream.StreamConfig) error {
+	if wrong := wrongSettings(lane, c); len(wrong) > 0 {
+		return wrong[0]
+	}
+	return nil
+}
+
+func wrongSettings(lane uint32, c *jetstream.StreamConfig) (wrong []*StreamSettingError) {
 	settings := []struct {
 		setting string
 		wrong   bool
@@ -402,6 +409,7 @@ func checkSettings(lane uint32, c *jetstream.StreamConfig) error {
 		{"allow_msg_ttl", c.AllowMsgTTL, c.AllowMsgTTL, "false: commits do not expire"},
 		{"allow_msg_counter", c.AllowMsgCounter, c.AllowMsgCounter, "false: counters change messages"},
 		{"allow_msg_schedules", c.AllowMsgSchedules, c.AllowMsgSchedules, "false: only lane writers write"},
+		{"allow_atomic", c.AllowAtomicPublish, c.AllowAtomicPublish, "false: a commit is one message, a batch has a store of its own"},
 		{"allow_direct", c.AllowDirect, c.AllowDirect, "false: replicas that are behind would answer"},
 		{"no_ack", c.NoAck, c.NoAck, "false"},
 		{"sealed", c.Sealed, c.Sealed, "false: nothing could be appended"},
@@ -412,10 +420,10 @@ func checkSettings(lane uint32, c *jetstream.StreamConfig) error {
 	}
 	for _, s := range settings {
 		if s.wrong {
-			return &StreamSettingError{Stream: c.Name, Setting: s.setting, Value: fmt.Sprint(s.value), Want: s.want}
+			wrong = append(wrong, &StreamSettingError{Stream: c.Name, Setting: s.setting, Value: fmt.Sprint(s.value), Want: s.want})
 		}
 	}
-	return nil
+	return wrong
 }
 
 // ErrNotProvisioned says that the server has no record of a cluster.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -201,6 +202,33 @@ func (l *openLog) open(ctx context.Context, options nodeOptions) (err error) {
 	}
 	l.streams = streams
 	return nil
+}
+
+// examine looks at the log and its servers.
+func (l *openLog) examine(ctx context.Context, options logOptions) ([]eventstore.Finding, error) {
+	examining := eventstore.ExamineOptions{ReplicasMin: options.replicasMin}
+	if l.witness != nil {
+		examining.Known = l.witness.Known()
+	}
+	var err error
+	switch {
+	case options.membership.member != nil:
+		examining.System, err = l.embedded.ConnectSystem()
+	case l.embedded != nil:
+		examining.Own = &eventstore.OwnServer{StoreDir: l.server, SyncsBeforeAck: l.embedded.SyncsBeforeAck(), Open: options.listen != "" && !isLoopback(options.listen)}
+		if dir, err := filepath.Abs(l.server); err == nil {
+			examining.Own.StoreDir = dir
+		}
+	default:
+		examining.System, err = options.access.connectSystem(options.nats)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if examining.System != nil {
+		defer examining.System.Close()
+	}
+	return eventstore.Examine(ctx, l.nc, examining)
 }
 
 // checkDurable asks every server that keeps replicas whether it fsyncs before it acknowledges. Of embedded servers, each has itself

@@ -639,6 +639,9 @@ func (n *node) inspector() *inspector {
 		rebuilds: &localRebuilds{n.rebuilds},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 		reads:    n.reads,
+		doctor: func(ctx context.Context) ([]eventstore.Finding, error) {
+			return n.log.examine(ctx, n.options.log)
+		},
 		copier: &localCopier{
 			dir: n.options.data, store: n.store,
 			keys: func(context.Context) (*eventstore.UserKeys, error) { return n.log.keys, nil },

@@ -93,7 +93,7 @@ func (s Secret) signIn(account string) (nats.Option, error) {
 
 // accounts sets the options up so that only who knows the secret is let in. The accounts come from a configuration text, since the
 // server takes JetStream's limits of an account from there alone. There are three of them, with the global one, that nobody is in: a
-// server with no more than the global and the system account lets everybody into the global one.
+// server with no more than the global and the system account lets everybody into the global one. No client may delete a stream.
 func (s Secret) accounts(options *server.Options) error {
 	public := map[string]string{}
 	for _, account := range []string{logAccount, systemAccount} {
@@ -107,7 +107,7 @@ func (s Secret) accounts(options *server.Options) error {
 	}
 	return options.ProcessConfigString(fmt.Sprintf(`
 accounts {
-  %s { jetstream: enabled, users: [ { nkey: %s } ] }
+  %s { jetstream: enabled, users: [ { nkey: %s, permissions: { publish: { deny: [ "$JS.API.STREAM.DELETE.*", "$JS.API.STREAM.RESTORE.*" ] } } } ] }
   %s { users: [ { nkey: %s } ] }
 }
 system_account: %s
