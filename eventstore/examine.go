@@ -433,6 +433,7 @@ func (e *examination) exposure(ctx context.Context) {
 		}
 		return
 	}
+	anybody := e.letsAnybodyIn()
 	for _, answer := range answers {
 		var server struct {
 			Data struct {
@@ -451,16 +452,26 @@ func (e *examination) exposure(ctx context.Context) {
 			continue
 		}
 		s := server.Data
-		if s.HTTPPort+s.HTTPSPort > 0 && !onLoopback(s.HTTPHost) {
+		if (s.HTTPPort != 0 || s.HTTPSPort != 0) && !onLoopback(s.HTTPHost) {
 			e.wrong(checkMonitoring, "set http: 127.0.0.1:8222", "%s shows everything about itself on %s", s.Name, s.HTTPHost)
 		}
-		if !s.AuthRequired && !onLoopback(s.Host) {
+		if (!s.AuthRequired || anybody) && !onLoopback(s.Host) {
 			e.wrong(checkClients, "have clients sign in, without a no_auth_user: ops/nats/weir.conf shows how", "%s lets anybody in who reaches %s:%d", s.Name, s.Host, s.Port)
 		}
 		if s.SlowConsumers > 0 {
 			e.wrong(checkSlow, "look for readers that ask for more than they take", "%s has cut off %d", s.Name, s.SlowConsumers)
 		}
 	}
+}
+
+// letsAnybodyIn tries to connect as nobody: a no_auth_user shows in no report of a server.
+func (e *examination) letsAnybodyIn() bool {
+	nc, err := nats.Connect("nats://"+e.nc.ConnectedAddr(), nats.NoReconnect(), nats.Timeout(2*time.Second), nats.Name("weir doctor, as nobody"))
+	if err != nil {
+		return false
+	}
+	nc.Close()
+	return true
 }
 
 func onLoopback(host string) bool {

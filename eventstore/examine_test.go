@@ -34,7 +34,7 @@ system_account: SYS`
 		t.Fatal("the server is not ready")
 	}
 	connect := func(user string) *nats.Conn {
-		nc, err := nats.Connect("", nats.InProcessServer(s), nats.UserInfo(user, user))
+		nc, err := nats.Connect(s.ClientURL(), nats.UserInfo(user, user))
 		if err != nil {
 			t.Fatal(err)
 		}

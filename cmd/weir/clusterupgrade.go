@@ -28,9 +28,9 @@ Each lane is fenced once, so that its owner opens it again: for about a second i
 the same request again succeeds. Appends follow another rule on a replicated stream, and so no append of the old rule
 can come late.
 
-It may be stopped and called again; what is done is kept. A step or two need the system account: with the secret of a
-cluster of Weir's own servers, or with --nats-system-creds, every server is asked what it has on its disk. Without it the
-streams' leaders are believed, which call a replica current a little early.
+It may be stopped and called again; what is done is kept. With the secret of a cluster of Weir's own servers, or with
+--nats-system-creds, every server is asked what it has on its disk. Without either the streams' leaders are believed,
+which call a replica current a little early.
 
 To take replicas away is refused: a commit that a majority acknowledged might be on none of those that stay.`,
 		Example: `  weir cluster upgrade --replicas 3 --nats tls://127.0.0.1:4222 --nats-ca ca.pem --cluster-secret-file secret
