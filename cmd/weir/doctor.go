@@ -22,8 +22,8 @@ func (p *process) doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Look for what may lose, hide or delay orders",
-		Long: `Look at a log and the servers that keep it for everything that is known to lose, hide or delay what was acknowledged, and
-change nothing. Each check has a number that it keeps, says what it found, and what to do about it.
+		Long: `Look at a log and the servers that keep it for everything that is known to lose, hide or delay what was
+acknowledged, and change nothing. Each check has a number that it keeps, says what it found, and what to do about it.
 
 It looks at the node that runs on --data, or, when none runs, at the log in that directory; with --nats at a log on NATS
 servers. Some things only servers know: they are asked in the system account, which the secret of a cluster of Weir's
