@@ -193,7 +193,7 @@ func (n *node) openDir(ctx context.Context) error {
 }
 
 func (n *node) openListeners(ctx context.Context) (err error) {
-	if address := n.options.log.listen; address != "" && !isLoopback(address) {
+	if address := n.options.log.listen; address != "" && !isLoopback(address) && n.options.log.membership.member == nil {
 		return usagef("--nats-listen %q is not a loopback address: whoever reaches it may read and write the log", address).then("give it as 127.0.0.1:4222")
 	}
 	if address := n.options.debug; address != "" && !isLoopback(address) {
@@ -255,8 +255,6 @@ func (n *node) listen(ctx context.Context, address, flag string) (net.Listener, 
 }
 
 func (n *node) openLog(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, startMax)
-	defer cancel()
 	n.log, err = provisionLog(ctx, n.options, n.logger)
 	if err != nil {
 		return err
@@ -665,6 +663,9 @@ func (n *node) inspector() *inspector {
 		rebuilds: &localRebuilds{n.rebuilds},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 		reads:    n.reads,
+		doctor: func(ctx context.Context) ([]eventstore.Finding, error) {
+			return n.log.examine(ctx, n.options.log)
+		},
 		copier: &localCopier{
 			dir: n.options.data, store: n.store,
 			keys: func(context.Context) (*eventstore.UserKeys, error) { return n.log.keys, nil },
