@@ -362,11 +362,8 @@ func (b *bench) levels(ctx context.Context) error {
 	}
 	redis, err := startRedis(ctx, b.dir)
 	if err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
 		b.report.LeftOut = append(b.report.LeftOut, fmt.Sprintf("GetOrder from Redis: %v", err))
-		return nil
+		return ctx.Err()
 	}
 	return errors.Join(b.coldReads(ctx, "Redis", "--redis", "redis://"+redis.Addr), redis.Stop(os.Interrupt))
 }
