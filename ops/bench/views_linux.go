@@ -300,8 +300,10 @@ func (w *weir) probe(ctx context.Context, lag *load.Histogram) error {
 		if err == nil {
 			err = w.see(ctx, client.GetOrder, placed)
 		}
-		if ctx.Err() != nil {
+		select {
+		case <-ctx.Done(): // So whatever went wrong is no fault of the node's.
 			return nil
+		default:
 		}
 		if err != nil {
 			return fmt.Errorf("follow an order into the view: %w", err)
