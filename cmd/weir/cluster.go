@@ -25,7 +25,8 @@ func (p *process) clusterCommand() *cobra.Command {
 		Use:   "cluster",
 		Short: "Set up and look after nodes that share a log",
 		Long: `Set up and look after the nodes and servers that share one log. The nodes share its lanes: each lane is decided by
-one of them and followed by the others. status, drain and undrain ask any node, and need a token with the scope operator.`,
+one of them and followed by the others. status, drain and undrain ask any node, and need a token with the scope
+operator.`,
 	})
 	for _, asking := range []*cobra.Command{c.clusterStatus(), c.clusterDrain(), c.clusterUndrain()} {
 		c.addFlags(asking)
