@@ -42,6 +42,9 @@ func (g *Gateway) attempt(request *http.Request, call *call, upstream *upstream)
 			sent.Body = io.NopCloser(bytes.NewReader(call.body))
 		}
 	}
+	if call.stream != nil {
+		sent.Body = &upload{body: call.stream, controller: call.controller, grace: call.grace}
+	}
 	out := &sent
 	if call.unary() {
 		out = out.WithContext(context.WithValue(request.Context(), localUnary{}, true))

@@ -33,6 +33,10 @@ type call struct {
 	tell     bool
 	// body is the whole body, nil when it is not kept: then it can be sent once.
 	body []byte
+	// stream is the body of a request that is not kept, nil for none, and controller that of its reply.
+	stream     io.Reader
+	controller *http.ResponseController
+	grace      time.Duration
 }
 
 type callKey struct{}
@@ -85,7 +89,8 @@ func (c *call) bound(w http.ResponseWriter, r *http.Request) (context.Context, c
 	case given:
 		budget, c.tell = min(budget, c.rules.DeadlineMax), true
 	default:
-		budget, given, c.tell = c.rules.Deadline, true, true
+		// What the schema does not have is somebody else's service: it is not told of a deadline that nobody gave.
+		budget, given, c.tell = c.rules.Deadline, true, c.method != otherMethod
 	}
 	if !given || budget > math.MaxInt64-answerGrace {
 		c.tell = false
@@ -107,6 +112,10 @@ func (c *call) readBody(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	}
 	if !c.unary() {
+		c.stream, c.controller = r.Body, http.NewResponseController(w)
+		if r.ProtoMajor == 1 {
+			c.grace = uploadGrace
+		}
 		return nil
 	}
 	if r.ContentLength > c.limits.RequestBytes {

@@ -21,7 +21,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +36,8 @@ import (
 const (
 	conformanceModule  = "connectrpc.com/conformance"
 	conformanceVersion = "v1.0.7"
+	// conformanceMax bounds one run of it.
+	conformanceMax = 5 * time.Minute
 )
 
 var (
@@ -57,12 +58,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// What is run in every test run: one case of each kind for each protocol, version of HTTP, and way to end badly.
-var conformanceShort = []string{
-	"Basic/**/unary/**", "Basic/**/server-stream/**", "Basic/**/bidi-stream/**", "Connect Unexpected Requests/**", "Timeouts/**", "Deadline Propagation/**", "gRPC Unexpected Requests/**",
-	"Errors/**",
-}
-
 func TestConnectConformanceIsTheSameThroughTheGateway(t *testing.T) {
 	runner, server := conformanceTools(t)
 	config := filepath.Join(t.TempDir(), "config.yaml")
@@ -71,14 +66,13 @@ func TestConnectConformanceIsTheSameThroughTheGateway(t *testing.T) {
   codecs: [CODEC_PROTO]
   compressions: [COMPRESSION_IDENTITY]
 `
-	patterns := conformanceShort
 	if *conformanceFull {
-		patterns = nil
 		features = `features:
   versions: [HTTP_VERSION_1, HTTP_VERSION_2]
   codecs: [CODEC_PROTO, CODEC_JSON]
   compressions: [COMPRESSION_IDENTITY, COMPRESSION_GZIP, COMPRESSION_BR, COMPRESSION_ZSTD]
   supportsHalfDuplexBidiOverHttp1: true
+  supportsTlsClientCerts: true
 `
 	}
 	if err := os.WriteFile(config, []byte(features), 0o600); err != nil {
@@ -88,9 +82,9 @@ func TestConnectConformanceIsTheSameThroughTheGateway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	through := runConformance(t, runner, config, patterns, conformanceServer+"="+server, self)
+	through := runConformance(t, runner, config, conformanceServer+"="+server, self)
 	t.Logf("through the gateway: %d of %d cases pass", through.passed, through.total)
-	if through.total < 100 {
+	if through.total < 1000 {
 		t.Fatalf("only %d cases ran: %s", through.total, through.output)
 	}
 	if !*conformanceFull {
@@ -100,7 +94,7 @@ func TestConnectConformanceIsTheSameThroughTheGateway(t *testing.T) {
 		}
 		return
 	}
-	direct := runConformance(t, runner, config, patterns, "", server)
+	direct := runConformance(t, runner, config, "", server)
 	t.Logf("directly: %d of %d cases pass", direct.passed, direct.total)
 	if direct.total != through.total || !slices.Equal(direct.failed, through.failed) {
 		t.Errorf("through the gateway %d cases ran and these failed: %q; directly %d, and: %q\n%s", through.total, through.failed, direct.total, direct.failed, through.output)
@@ -147,13 +141,11 @@ var (
 	conformanceTotals = regexp.MustCompile(`(?m)^Total cases: (\d+)\n(\d+) passed`)
 )
 
-func runConformance(t *testing.T, runner, config string, patterns []string, env, server string) conformanceResult {
+func runConformance(t *testing.T, runner, config, env, server string) conformanceResult {
 	t.Helper()
-	args := []string{"--mode", "server", "--conf", config}
-	for _, pattern := range patterns {
-		args = append(args, "--run", pattern)
-	}
-	command := exec.CommandContext(t.Context(), runner, append(args, "--", server)...)
+	ctx, cancel := context.WithTimeout(t.Context(), conformanceMax)
+	defer cancel()
+	command := exec.CommandContext(ctx, runner, "--mode", "server", "--conf", config, "--", server)
 	if env != "" {
 		command.Env = append(os.Environ(), env)
 	}
@@ -189,35 +181,24 @@ func serveConformance(server string) error {
 	if err != nil {
 		return err
 	}
-	// Behind the gateway there is no TLS, and HTTP/2 in plain text beside HTTP/1.1.
-	behind := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), wanted.number[1])
-	behind = protowire.AppendVarint(protowire.AppendTag(behind, 2, protowire.VarintType), 2)
-	behind = protowire.AppendVarint(protowire.AppendTag(behind, 6, protowire.VarintType), wanted.number[6])
-	child := exec.CommandContext(ctx, server)
-	child.Env = slices.DeleteFunc(os.Environ(), func(pair string) bool { return strings.HasPrefix(pair, conformanceServer) })
-	child.Stdin, child.Stderr = bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(behind))), behind...)), os.Stderr
-	child.Cancel = func() error { return child.Process.Signal(syscall.SIGTERM) }
-	child.WaitDelay = 10 * time.Second
-	out, err := child.StdoutPipe()
+	// Behind the gateway there is no TLS. The suite's server speaks one version of HTTP only, a node both on one port.
+	http1, http2 := &suiteServer{path: server, version: 1}, &suiteServer{path: server, version: 2}
+	for _, behind := range []*suiteServer{http1, http2} {
+		if err := behind.start(ctx, wanted); err != nil {
+			return err
+		}
+		defer behind.stop()
+	}
+	upstream, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	if err := child.Start(); err != nil {
-		return err
-	}
-	defer func() { stop(); _ = child.Wait() }()
-	response, err := readPrefixed(out)
-	if err != nil {
-		return fmt.Errorf("read the server's response: %w", err)
-	}
-	at, err := decodeFields(response)
-	if err != nil {
-		return err
-	}
+	defer upstream.Close()
+	go splitVersions(ctx, upstream, http1.address, http2.address)
 
 	limits := policy.Limits{RequestBytes: 16 << 20}
 	g, err := gateway.New(gateway.Options{
-		Upstreams: []*url.URL{{Scheme: "http", Host: net.JoinHostPort("127.0.0.1", strconv.FormatUint(at.number[2], 10))}},
+		Upstreams: []*url.URL{{Scheme: "http", Host: upstream.Addr().String()}},
 		Policy:    policy.Policy{Limits: limits, CORS: policy.CORS{Origins: []string{"https://*.example"}}},
 		Logger:    slog.New(slog.DiscardHandler),
 	})
@@ -266,6 +247,73 @@ func serveConformance(server string) error {
 		return err
 	}
 	return nil
+}
+
+// A suiteServer is a process of the suite's own server.
+type suiteServer struct {
+	path    string
+	version uint64
+	address string
+	process *exec.Cmd
+}
+
+// start starts the server as it is wanted, but for its version of HTTP and for TLS.
+func (s *suiteServer) start(ctx context.Context, wanted fields) error {
+	request := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), wanted.number[1])
+	request = protowire.AppendVarint(protowire.AppendTag(request, 2, protowire.VarintType), s.version)
+	request = protowire.AppendVarint(protowire.AppendTag(request, 6, protowire.VarintType), wanted.number[6])
+	s.process = exec.CommandContext(ctx, s.path)
+	s.process.Stdin, s.process.Stderr = bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(request))), request...)), os.Stderr
+	out, err := s.process.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := s.process.Start(); err != nil {
+		return err
+	}
+	response, err := readPrefixed(out)
+	if err != nil {
+		return fmt.Errorf("read the server's response: %w", err)
+	}
+	at, err := decodeFields(response)
+	s.address = net.JoinHostPort("127.0.0.1", strconv.FormatUint(at.number[2], 10))
+	return err
+}
+
+func (s *suiteServer) stop() {
+	_ = s.process.Process.Kill()
+	_ = s.process.Wait()
+}
+
+// splitVersions passes connections on by the version of HTTP that they begin with, until the listener is closed.
+func splitVersions(ctx context.Context, listener net.Listener, http1, http2 string) {
+	for {
+		client, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer client.Close()
+			beginning := make([]byte, 4)
+			if _, err := io.ReadFull(client, beginning); err != nil {
+				return
+			}
+			address := http1
+			if string(beginning) == "PRI " {
+				address = http2
+			}
+			server, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+			if err != nil {
+				return
+			}
+			defer server.Close()
+			go func() {
+				defer client.Close()
+				_, _ = io.Copy(client, server)
+			}()
+			_, _ = io.Copy(server, io.MultiReader(bytes.NewReader(beginning), client))
+		}()
+	}
 }
 
 func readPrefixed(r io.Reader) ([]byte, error) {
