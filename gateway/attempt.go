@@ -50,26 +50,38 @@ func (g *Gateway) attempt(request *http.Request, call *call, upstream *upstream)
 		out = out.WithContext(context.WithValue(request.Context(), localUnary{}, true))
 	}
 	if call.tell {
-		call.protocol.SetTimeout(out.Header, time.Until(call.deadline))
+		left := time.Until(call.deadline)
+		if left <= 0 {
+			return nil, &refusal{reason: reasonTimedOut, message: "the deadline had passed before the call was sent"}
+		}
+		call.protocol.SetTimeout(out.Header, left)
 	}
+	watch := upstream.series(call.method).begin()
 	response, err := upstream.transportFor(call.protocol, call.unary()).RoundTrip(out)
 	if err != nil {
+		watch.end(call.codeOf(request.Context(), err))
 		return nil, err
 	}
 	reply := wire.NewReply(call.protocol, response)
 	if call.unary() && call.protocol != wire.Plain {
 		if err := reply.Hold(); err != nil {
+			watch.end(call.codeOf(request.Context(), err))
 			return nil, err
 		}
 	}
-	if !reply.Ended && call.protocol.Enveloped() && response.StatusCode == http.StatusOK {
-		reply.Guard(func(cause error) (connect.Code, string) {
-			told := call.explain(request.Context(), cause)
-			return told.connectError().Code(), told.message
-		}, func(connect.Code, error) {})
+	if reply.Ended || !call.protocol.Enveloped() || response.StatusCode != http.StatusOK {
+		watch.end(reply.Code)
+		return reply, nil
 	}
+	reply.Guard(func(cause error) (connect.Code, string) {
+		told := call.explain(request.Context(), cause)
+		return told.code(), told.message
+	}, func(code connect.Code, _ error) { watch.end(code) })
 	return reply, nil
 }
+
+// codeOf is the code of an attempt that failed.
+func (c *call) codeOf(ctx context.Context, err error) connect.Code { return c.explain(ctx, err).code() }
 
 // explain says what a caller is told of an attempt that failed.
 func (c *call) explain(ctx context.Context, err error) *refusal {

@@ -32,6 +32,9 @@ type Gateway struct {
 	proxy     *httputil.ReverseProxy
 	rules     atomic.Pointer[rules]
 	calls     atomic.Int64
+	// connectionsRefused counts the connections that were one too many.
+	connectionsRefused atomic.Int64
+	metrics            *metrics
 }
 
 // Options are what a gateway needs.
@@ -58,7 +61,7 @@ type rules struct {
 
 // New returns a gateway. It starts nothing. An error says which option is wrong.
 func New(options Options) (*Gateway, error) {
-	g := &Gateway{logger: options.Logger, methods: methodsOfSchema()}
+	g := &Gateway{logger: options.Logger, methods: methodsOfSchema(), metrics: newMetrics()}
 	if g.logger == nil {
 		g.logger = slog.Default()
 	}
@@ -109,7 +112,16 @@ func (g *Gateway) Apply(p policy.Policy) error {
 	return nil
 }
 
-// Close lets go of connections that no call uses.
+// Upstreams names the nodes that calls may go to.
+func (g *Gateway) Upstreams() []string {
+	names := make([]string, len(g.upstreams))
+	for i, upstream := range g.upstreams {
+		names[i] = upstream.id
+	}
+	return names
+}
+
+// Close lets go of connections that no call uses. REQUIRES: nobody calls any more.
 func (g *Gateway) Close() error {
 	for _, upstream := range g.upstreams {
 		upstream.close()
@@ -170,6 +182,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, call *call, err
 	if told.reason == reasonBodyTooSlow || told.reason == reasonBodyTooLarge {
 		w.Header().Set("Connection", "close") // Rather than read the rest. HTTP/2 ends the stream alone.
 	}
+	g.metrics.refused(call.method, told.reason)
 	if told.cause != nil && told.reason != reasonLeft {
 		g.logger.LogAttrs(r.Context(), slog.LevelDebug, "call not answered by a node",
 			slog.String("method", call.method.name), slog.String("reason", string(told.reason)), slog.Any("error", told.cause))

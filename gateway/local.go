@@ -19,7 +19,10 @@ var errLocalPanicked = errors.New("the handler of this process panicked")
 const localBufferMax = 64 << 10
 
 // A localTransport calls a handler of this process as if it were a server: with no socket, and no copy of the request.
-type localTransport struct{ handler http.Handler }
+type localTransport struct {
+	handler http.Handler
+	streams sync.WaitGroup
+}
 
 // localUnary marks the context of calls whose reply is one message, which the handler has whole before it writes any of it.
 type localUnary struct{}
@@ -45,7 +48,7 @@ func (t *localTransport) RoundTrip(request *http.Request) (*http.Response, error
 	writer := &localWriter{header: http.Header{}, pipe: pipe, started: make(chan struct{})}
 	body := &localBody{PipeReader: reader, writer: writer, cancel: cancel}
 	failed := make(chan error, 1)
-	go func() {
+	t.streams.Go(func() {
 		err := t.serve(writer, served.WithContext(ctx))
 		if err != nil {
 			failed <- err
@@ -56,7 +59,7 @@ func (t *localTransport) RoundTrip(request *http.Request) (*http.Response, error
 		if err := writer.drain(); err == nil {
 			_ = pipe.Close()
 		}
-	}()
+	})
 	select {
 	case <-writer.started:
 		response := writer.response(request, body, -1, false)

@@ -68,15 +68,20 @@ func (r *refusal) Error() string {
 
 func (r *refusal) Unwrap() error { return r.cause }
 
-// connectError makes the error of the RPC, with what a client needs to come again at the right time.
-func (r *refusal) connectError() *connect.Error {
+// code is the code that the table has for its reason.
+func (r *refusal) code() connect.Code {
 	row, known := reasons[r.reason]
 	if !known {
 		panic("gateway: bug: reason " + string(r.reason) + " is not in the table")
 	}
-	err := connect.NewError(row.code, textError(r.message))
+	return row.code
+}
+
+// connectError makes the error of the RPC, with what a client needs to come again at the right time.
+func (r *refusal) connectError() *connect.Error {
+	err := connect.NewError(r.code(), textError(r.message))
 	addDetail(err, &errdetails.ErrorInfo{Reason: string(r.reason), Domain: errorDomain})
-	if row.retry {
+	if reasons[r.reason].retry {
 		after := min(max(r.retryAfter, time.Millisecond), retryAfterMax)
 		addDetail(err, &errdetails.RetryInfo{RetryDelay: durationpb.New(after)})
 		// The header counts whole seconds; 0 would invite a storm.

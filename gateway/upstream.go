@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,7 +42,10 @@ type upstream struct {
 	unary   http.RoundTripper
 	streams []http.RoundTripper
 	next    atomic.Uint32
-	close   func()
+	// counts are what came of its attempts, *method to *series.
+	counts sync.Map
+	// close lets go of connections that no call uses, and waits for what still runs in this process.
+	close func()
 }
 
 // newUpstream returns the upstream at a base URL, http://HOST:PORT or https://HOST:PORT. It connects when it is called.
@@ -89,7 +93,7 @@ func newTransport(speak func(*http.Protocols)) *http.Transport {
 // newLocalUpstream returns an upstream that is a handler of this process.
 func newLocalUpstream(id string, handler http.Handler) *upstream {
 	local := &localTransport{handler: handler}
-	return &upstream{id: id, scheme: "http", host: id, unary: local, streams: []http.RoundTripper{local}, close: func() {}}
+	return &upstream{id: id, scheme: "http", host: id, unary: local, streams: []http.RoundTripper{local}, close: local.streams.Wait}
 }
 
 // transportFor returns what carries a call of the protocol.

@@ -89,6 +89,9 @@ func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
 	if err := o.payments.finish(); err != nil {
 		return o, err
 	}
+	if err := o.gateway.finish(); err != nil {
+		return o, err
+	}
 	if err := o.redis.finish(); err != nil {
 		return o, err
 	}
@@ -137,6 +140,9 @@ Orders are paid through a sandbox payment provider that it runs on a second port
 demand ('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another
 provider, give --payment-provider and what that one needs; with an empty --sandbox-listen there is none.
 
+Clients meet the gateway first, on --listen, as in production ('weir gateway --help'); it calls the node's API within this
+process. The API alone is on --api-listen, by default the next port. With --no-gateway it is on --listen, and there is no gateway.
+
 With --nats-listen other programs of this machine reach its NATS server, for example to read the stream WEIR-EVENTS
 (--publish-events). There is no password: whoever reaches that port may read and write the log itself, so it has to be
 on loopback, on a machine whose users you trust.
@@ -146,6 +152,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. 
 The API is plain HTTP and the tokens that it prints are an operator's too: leave --listen on loopback.`,
 		Example: `  weir dev --demo
   weir dev --data /tmp/shop --listen 127.0.0.1:0 --lanes 4
+  weir dev --gateway-policy policy.yaml
   weir dev --publish-events --nats-listen 127.0.0.1:4222
   WEIR_PAY_WITHIN=1m weir dev --log-format json`,
 		Args: noArgs,
@@ -161,6 +168,7 @@ The API is plain HTTP and the tokens that it prints are an operator's too: leave
 	}
 	f.add(cmd)
 	f.options.payments.addSandbox(cmd)
+	f.options.gateway.add(cmd)
 	cmd.Flags().BoolVar(&demo, "demo", false, "stock a small catalogue; again changes nothing")
 	cmd.Flags().StringVar(&f.options.log.listen, "nats-listen", "", "loopback `HOST:PORT` on which other programs reach the embedded NATS server; port 0 takes a free one, empty is none")
 	setting(cmd.Flags(), "demo", "nats-listen")
@@ -242,7 +250,9 @@ func (p *process) runNode(cmd *cobra.Command, options nodeOptions, f logFlags, r
 
 // devLines is what a dev node prints with -o json.
 type devLines struct {
-	API   string `json:"api"`
+	API string `json:"api"`
+	// Node is where the node's own API listens, behind the gateway.
+	Node  string `json:"node,omitempty"`
 	Data  string `json:"data"`
 	Lanes uint32 `json:"lanes"`
 	Debug string `json:"debug,omitempty"`
@@ -278,6 +288,9 @@ func (p *process) announceDev(ctx context.Context, cmd *cobra.Command, n *node, 
 	if n.debug != nil {
 		lines.Debug = baseURL(n.debug.Addr()) + "/debug/pprof/"
 	}
+	if n.front != nil {
+		lines.Node = baseURL(n.listener.Addr())
+	}
 	lines.NATS = n.log.embedded.ClientURL()
 	if n.sandbox != nil {
 		lines.Sandbox = baseURL(n.sandboxListener.Addr())
@@ -301,6 +314,9 @@ func (p *process) devText(n *node, l devLines, demo bool) string {
 		laneText = fmt.Sprintf("%d lanes", l.Lanes)
 	}
 	fmt.Fprintf(&b, "%s at %s  (%s, data in %s)\n", paint.bold("Weir is ready"), l.API, laneText, l.Data)
+	if l.Node != "" {
+		fmt.Fprintf(&b, "That is the gateway; the node alone is at %s\n", l.Node)
+	}
 	if l.Debug != "" {
 		fmt.Fprintf(&b, "Profiles at %s\n", l.Debug)
 	}
