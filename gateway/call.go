@@ -7,9 +7,12 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"net/netip"
 	"os"
+	"strings"
 	"time"
 
+	"github.com/weirhq/weir/gateway/outcome"
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/wire"
 )
@@ -25,8 +28,15 @@ const (
 type call struct {
 	protocol wire.Protocol
 	method   *method
-	rules    policy.Method
+	set      *rules
+	rules    *methodRules
 	limits   *policy.Limits
+	// subject is whose call it is, as far as that is known, and client where it comes from: by way of a trusted proxy, if proxied.
+	subject string
+	client  netip.Addr
+	proxied bool
+	// end is how it ended, for those who decide how much can be done.
+	end outcome.Outcome
 	// deadline is when the caller leaves, zero for never; tell is whether the upstream is told, which it is unless what the caller said
 	// is malformed: then it is the node's to refuse it.
 	deadline time.Time
@@ -52,7 +62,12 @@ func callOf(ctx context.Context) *call {
 func (g *Gateway) newCall(rules *rules, r *http.Request) *call {
 	protocol := wire.Detect(r)
 	method := g.methodOfRequest(protocol, r.URL.Path)
-	return &call{protocol: protocol, method: method, rules: rules.methods[method], limits: &rules.policy.Limits}
+	c := &call{
+		protocol: protocol, method: method, set: rules, rules: rules.methods[method], limits: &rules.policy.Limits, end: outcome.Abandoned,
+		subject: g.subject(r.Header), client: g.limiter.Client(r),
+	}
+	c.proxied = c.client.IsValid() && len(r.Header["X-Forwarded-For"]) > 0 && !strings.HasPrefix(r.RemoteAddr, netip.AddrPortFrom(c.client, 0).Addr().String())
+	return c
 }
 
 // unary is whether the call has one request and one reply, as far as can be known before.

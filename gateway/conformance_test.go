@@ -28,7 +28,11 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/weirhq/weir/gateway"
+	"github.com/weirhq/weir/gateway/balance"
+	"github.com/weirhq/weir/gateway/breaker"
+	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/retry"
 )
 
 // conformanceModule is Connect's conformance suite: a runner with a client of its own, and a server. It needs more modules than Weir
@@ -196,10 +200,15 @@ func serveConformance(server string) error {
 	defer upstream.Close()
 	go splitVersions(ctx, upstream, http1.address, http2.address)
 
-	limits := policy.Limits{RequestBytes: 16 << 20}
+	// The suite has its server fail in every way: nobody is to draw conclusions from that.
+	decided := policy.Policy{
+		Limits: policy.Limits{RequestBytes: 16 << 20}, CORS: policy.CORS{Origins: []string{"https://*.example"}},
+		Balance: balance.Config{Ejection: balance.Ejection{Off: true}}, Breaker: breaker.Limits{CallsMin: 1_000_000},
+		Retry: retry.Config{Off: true}, Concurrency: limit.ConcurrencyConfig{Off: true},
+	}
 	g, err := gateway.New(gateway.Options{
 		Upstreams: []*url.URL{{Scheme: "http", Host: upstream.Addr().String()}},
-		Policy:    policy.Policy{Limits: limits, CORS: policy.CORS{Origins: []string{"https://*.example"}}},
+		Policy:    decided,
 		Logger:    slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

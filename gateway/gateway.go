@@ -9,9 +9,12 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,25 +22,37 @@ import (
 	connectcors "connectrpc.com/cors"
 	"github.com/rs/cors"
 
+	"github.com/weirhq/weir/gateway/balance"
+	"github.com/weirhq/weir/gateway/breaker"
+	"github.com/weirhq/weir/gateway/fault"
+	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/registry"
+	"github.com/weirhq/weir/gateway/retry"
 	"github.com/weirhq/weir/gateway/wire"
 )
 
 // A Gateway serves what its upstreams do. Any number of goroutines may call it.
 type Gateway struct {
-	logger    *slog.Logger
-	methods   map[string]*method
-	upstreams []*upstream
-	turn      atomic.Uint64
-	proxy     *httputil.ReverseProxy
+	logger   *slog.Logger
+	subject  func(http.Header) string
+	registry *registry.Registry
+	methods  map[string]*method
+	proxy    *httputil.ReverseProxy
+	limiter  *limit.Limiter
+	metrics  *metrics
+
+	// changing is held by who changes rules or upstreams: the balancer of the one is to know the other.
+	changing  sync.Mutex
 	rules     atomic.Pointer[rules]
-	calls     atomic.Int64
+	upstreams atomic.Pointer[upstreams]
+
+	calls atomic.Int64
 	// connectionsRefused counts the connections that were one too many.
 	connectionsRefused atomic.Int64
-	metrics            *metrics
 }
 
-// Options are what a gateway needs.
+// Options are what a gateway needs: Upstreams, Local or Registry.
 type Options struct {
 	// Upstreams are base URLs of nodes.
 	Upstreams []*url.URL
@@ -45,6 +60,12 @@ type Options struct {
 	Local http.Handler
 	// LocalID names that node.
 	LocalID string
+	// Registry knows the nodes, in place of Upstreams and Local. Whoever made it runs it.
+	Registry *registry.Registry
+	// Globals are the rates that hold for all gateways, nil if there is no Redis: then they are this gateway's alone. Whoever made them runs them.
+	Globals *limit.Globals
+	// Subject says whose call it is, "" for nobody's; nil means SubjectOf, which believes what a token says.
+	Subject func(http.Header) string
 	// Policy is what the operator decided.
 	Policy policy.Policy
 	// Logger; nil means slog's default.
@@ -53,30 +74,42 @@ type Options struct {
 
 // rules are a policy in the form in which calls ask it.
 type rules struct {
-	policy  policy.Policy
-	methods map[*method]policy.Method
+	policy   policy.Policy
+	methods  map[*method]*methodRules
+	balancer *balance.Balancer
+	breakers *breaker.Set
+	budget   *retry.Budget
 	// serve is the gateway behind CORS.
 	serve http.Handler
 }
 
+// methodRules are those of one method.
+type methodRules struct {
+	policy.Method
+	fault *fault.Policy
+}
+
 // New returns a gateway. It starts nothing. An error says which option is wrong.
 func New(options Options) (*Gateway, error) {
-	g := &Gateway{logger: options.Logger, methods: methodsOfSchema(), metrics: newMetrics()}
+	g := &Gateway{logger: options.Logger, subject: options.Subject, registry: options.Registry, methods: methodsOfSchema(), metrics: newMetrics()}
 	if g.logger == nil {
 		g.logger = slog.Default()
 	}
-	if options.Local != nil {
-		g.upstreams = append(g.upstreams, newLocalUpstream(options.LocalID, options.Local))
+	if g.subject == nil {
+		g.subject = SubjectOf
 	}
-	for _, base := range options.Upstreams {
-		upstream, err := newUpstream(base.Host, base)
-		if err != nil {
-			return nil, err
-		}
-		g.upstreams = append(g.upstreams, upstream)
-	}
-	if len(g.upstreams) == 0 {
+	known, err := fixedUpstreams(options.Upstreams, options.Local, options.LocalID)
+	switch {
+	case err != nil:
+		return nil, err
+	case len(known.byID) == 0 && options.Registry == nil:
 		return nil, errors.New("a gateway needs at least one upstream")
+	case len(known.byID) > 0 && options.Registry != nil:
+		return nil, errors.New("a gateway has upstreams, or a registry that knows them, not both")
+	}
+	g.upstreams.Store(known)
+	if g.limiter, err = limit.New(limit.Config{}, options.Globals); err != nil {
+		return nil, err
 	}
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:      g.rewrite,
@@ -85,18 +118,49 @@ func New(options Options) (*Gateway, error) {
 		BufferPool:   &buffers{},
 		ErrorLog:     slog.NewLogLogger(g.logger.Handler(), slog.LevelDebug),
 	}
-	return g, g.Apply(options.Policy)
+	if err := g.Apply(options.Policy); err != nil {
+		return nil, err
+	}
+	if g.registry != nil {
+		return g, g.take(g.registry.Now())
+	}
+	return g, nil
 }
 
-// Apply makes the gateway go by another policy from the next call on. An error says what is wrong with it; the old one stays then.
+// Run follows the registry, if there is one, until ctx ends.
+func (g *Gateway) Run(ctx context.Context) error {
+	if g.registry == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return g.followRegistry(ctx)
+}
+
+// Apply makes the gateway go by another policy from the next call on. What a part of the policy has learned stays if that part is as it was.
+// An error says what is wrong with it; the old one stays then.
 func (g *Gateway) Apply(p policy.Policy) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
-	next := &rules{policy: p.WithDefaults(), methods: map[*method]policy.Method{}}
-	next.methods[otherMethod] = p.MethodFor("")
-	for _, m := range g.methods {
-		next.methods[m] = p.MethodFor(m.name)
+	g.changing.Lock()
+	defer g.changing.Unlock()
+	before := g.rules.Load()
+	next := &rules{policy: p.WithDefaults(), methods: map[*method]*methodRules{}}
+	procedures := slices.Sorted(maps.Keys(g.methods))
+	if err := next.inherit(before, procedures, g.upstreams.Load()); err != nil {
+		return err
+	}
+	for _, m := range append(slices.Collect(maps.Values(g.methods)), otherMethod) {
+		of := &methodRules{Method: p.MethodFor(m.name)}
+		if before != nil && before.budget == next.budget && *before.methods[m].Fault == *of.Fault {
+			of.fault = before.methods[m].fault
+		} else {
+			var err error
+			if of.fault, err = fault.New(*of.Fault, fault.Options{Name: m.name, Budget: next.budget, Logger: g.logger}); err != nil {
+				return err
+			}
+		}
+		next.methods[m] = of
 	}
 	next.serve = http.HandlerFunc(g.serve)
 	if origins := p.CORS.Origins; len(origins) > 0 {
@@ -108,22 +172,51 @@ func (g *Gateway) Apply(p policy.Policy) error {
 			MaxAge:         int(next.policy.CORS.MaxAge / time.Second),
 		}).Handler(next.serve)
 	}
+	if err := g.limiter.Reconfigure(p.Limiting(procedures)); err != nil {
+		return err
+	}
 	g.rules.Store(next)
+	return nil
+}
+
+// inherit takes over from the rules before what is decided as it was, and makes the rest.
+func (r *rules) inherit(before *rules, procedures []string, known *upstreams) (err error) {
+	if before != nil && before.policy.Balance == r.policy.Balance {
+		r.balancer = before.balancer
+	} else {
+		if r.balancer, err = balance.New(r.policy.Balance, balance.Options{}); err != nil {
+			return err
+		}
+		if err := r.balancer.Set(known.told); err != nil {
+			return err
+		}
+	}
+	breaking := r.policy.Breaking(procedures)
+	if before != nil && reflect.DeepEqual(before.policy.Breaking(procedures), breaking) {
+		r.breakers = before.breakers
+	} else if r.breakers, err = breaker.NewSet(breaking, nil); err != nil {
+		return err
+	}
+	if before != nil && before.policy.Retry == r.policy.Retry {
+		r.budget = before.budget
+	} else if r.budget, err = retry.New(r.policy.Retry, nil); err != nil {
+		return err
+	}
 	return nil
 }
 
 // Upstreams names the nodes that calls may go to.
 func (g *Gateway) Upstreams() []string {
-	names := make([]string, len(g.upstreams))
-	for i, upstream := range g.upstreams {
-		names[i] = upstream.id
+	names := []string{}
+	for _, upstream := range g.upstreams.Load().all() {
+		names = append(names, upstream.id)
 	}
 	return names
 }
 
 // Close lets go of connections that no call uses. REQUIRES: nobody calls any more.
 func (g *Gateway) Close() error {
-	for _, upstream := range g.upstreams {
+	for _, upstream := range g.upstreams.Load().all() {
 		upstream.close()
 	}
 	return nil
@@ -150,6 +243,13 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 		g.answer(w, r, call, err)
 		return
 	}
+	permit, err := g.limiter.Admit(ctx, limit.Call{Method: call.method.name, User: call.subject, Client: call.client, Stream: call.streams()})
+	if err != nil {
+		g.answer(w, r, call, notAdmitted(ctx, call, err))
+		return
+	}
+	// A panic, which is how the proxy breaks off, ends the call as well.
+	defer func() { permit.Done(call.end) }()
 	ctx = context.WithValue(ctx, callKey{}, call)
 	if call.streams() {
 		w = &streamWriter{ResponseWriter: w, controller: http.NewResponseController(w), timeMax: rules.policy.Limits.StreamWriteTime}
@@ -157,12 +257,29 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 	g.proxy.ServeHTTP(w, r.WithContext(ctx))
 }
 
+// notAdmitted says why a call was not let through.
+func notAdmitted(ctx context.Context, call *call, err error) error {
+	var refused *limit.RefusedError
+	if !errors.As(err, &refused) {
+		return call.explain(ctx, err) // The caller left while it waited, or its time is over.
+	}
+	why := reasonRateLimited
+	if refused.Kind == limit.ByOverload {
+		why = reasonOverloaded
+	}
+	return &refusal{reason: why, message: refused.Error(), retryAfter: refused.RetryAfter}
+}
+
 // rewrite makes the request to an upstream of the one that came. It is transparent but for who asks. Which upstream, the round tripper says.
 func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
 	pr.Out.Host = pr.In.Host
+	call := callOf(pr.In.Context())
+	if call.proxied { // What a trusted proxy says of the way is passed on.
+		pr.Out.Header["X-Forwarded-For"] = pr.In.Header["X-Forwarded-For"]
+	}
 	pr.SetXForwarded()
-	if call := callOf(pr.In.Context()); call.body != nil {
+	if call.body != nil {
 		pr.Out.ContentLength = int64(len(call.body))
 		pr.Out.TransferEncoding = nil
 	}

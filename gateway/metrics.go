@@ -114,7 +114,7 @@ func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
 func (g *Gateway) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(callsDesc, prometheus.GaugeValue, float64(g.calls.Load()))
 	metrics <- prometheus.MustNewConstMetric(refusedConns, prometheus.CounterValue, float64(g.connectionsRefused.Load()))
-	for _, upstream := range g.upstreams {
+	for _, upstream := range g.upstreams.Load().all() {
 		upstream.counts.Range(func(key, value any) bool {
 			m, s := key.(*method), value.(*series) //nolint:forcetypeassert // Nothing else is in it.
 			name := strings.TrimPrefix(m.name, "/")
@@ -180,7 +180,7 @@ type RefusalStatus struct {
 // Status returns what an operator sees now, in a stable order.
 func (g *Gateway) Status() Status {
 	status := Status{Upstreams: []UpstreamStatus{}, Methods: []MethodStatus{}, Refusals: []RefusalStatus{}, CallsInFlight: g.calls.Load()}
-	for _, upstream := range g.upstreams {
+	for _, upstream := range g.upstreams.Load().all() {
 		status.Upstreams = append(status.Upstreams, UpstreamStatus{ID: upstream.id})
 		upstream.counts.Range(func(key, value any) bool {
 			m, s := key.(*method), value.(*series) //nolint:forcetypeassert // Nothing else is in it.

@@ -26,6 +26,9 @@ const (
 	reasonBodyTooSlow    reason = "REQUEST_TOO_SLOW"
 	reasonBodyUnreadable reason = "REQUEST_UNREADABLE"
 	reasonTooManyCalls   reason = "TOO_MANY_CALLS"
+	reasonRateLimited    reason = "RATE_LIMITED"
+	reasonOverloaded     reason = "OVERLOADED"
+	reasonBreakerOpen    reason = "BREAKER_OPEN"
 )
 
 // reasons is the one table from reasons to codes. retry says that the same call may succeed later.
@@ -41,6 +44,9 @@ var reasons = map[reason]struct {
 	reasonBodyTooSlow:    {connect.CodeDeadlineExceeded, false},
 	reasonBodyUnreadable: {connect.CodeInvalidArgument, false},
 	reasonTooManyCalls:   {connect.CodeResourceExhausted, true},
+	reasonRateLimited:    {connect.CodeResourceExhausted, true},
+	reasonOverloaded:     {connect.CodeResourceExhausted, true},
+	reasonBreakerOpen:    {connect.CodeUnavailable, true},
 }
 
 // When to try again what the gateway cannot say more exactly.

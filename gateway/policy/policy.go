@@ -6,11 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/weirhq/weir/gateway/balance"
+	"github.com/weirhq/weir/gateway/breaker"
+	"github.com/weirhq/weir/gateway/fault"
+	"github.com/weirhq/weir/gateway/limit"
+	"github.com/weirhq/weir/gateway/retry"
 )
 
 // A Policy is the content of the file. Its zero value works.
@@ -21,8 +26,17 @@ type Policy struct {
 	Limits Limits `yaml:"limits"`
 	// CORS says which web pages may call.
 	CORS CORS `yaml:"cors"`
-	// TrustedProxies are the networks whose X-Forwarded-For is believed, such as 10.0.0.0/8. By default nobody's is.
-	TrustedProxies []netip.Prefix `yaml:"trusted_proxies"`
+	// TrustedProxies are the addresses and networks whose X-Forwarded-For is believed, such as 10.0.0.0/8. By default nobody's is.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+	// Balance says which node gets a call.
+	Balance balance.Config `yaml:"balance"`
+	// Breaker says when a node gets no more calls of a method.
+	Breaker breaker.Limits `yaml:"breaker"`
+	// Retry says how much may be repeated, over all methods.
+	Retry retry.Config `yaml:"retry"`
+	// Rates bound how often is called, and Concurrency how much is under way.
+	Rates       Rates                   `yaml:"rates"`
+	Concurrency limit.ConcurrencyConfig `yaml:"concurrency"`
 	// Methods say how calls are treated, by what they are called: package.Service/Method, package.Service/* or *. What the nearest
 	// one leaves out is taken from the next.
 	Methods map[string]Method `yaml:"methods"`
@@ -77,6 +91,27 @@ type Method struct {
 	Deadline time.Duration `yaml:"deadline"`
 	// DeadlineMax is how long it may take at most.
 	DeadlineMax time.Duration `yaml:"deadline_max"`
+	// Balance is how the node is picked; by default as balance.policy says.
+	Balance balance.Policy `yaml:"balance"`
+	// Fault is what is done about calls that fail.
+	Fault *fault.Config `yaml:"fault"`
+	// Breaker has limits of its own; a zero field in it is as above.
+	Breaker *breaker.Limits `yaml:"breaker"`
+	// Rate bounds the calls through this gateway, User those of one user, Global those through all gateways.
+	Rate   *limit.Rate `yaml:"rate"`
+	User   *limit.Rate `yaml:"user"`
+	Global *limit.Rate `yaml:"global"`
+	// Priority when not everything fits: pay, cancel, place, read or points.
+	Priority *limit.Priority `yaml:"priority"`
+}
+
+// Rates bound how often is called, of all methods together. A zero rate is none.
+type Rates struct {
+	// Client bounds one client address, User one user.
+	Client limit.Rate `yaml:"client"`
+	User   limit.Rate `yaml:"user"`
+	// KeysMax bounds the users, and the clients, that are counted each for itself; 0 means a million. Each takes 18 bytes.
+	KeysMax int `yaml:"keys_max"`
 }
 
 // WithDefaults fills in what is zero.
@@ -137,6 +172,17 @@ func (p Policy) Validate() error {
 	if full.Deadlines.Max > full.Limits.ReplyTime {
 		return fmt.Errorf("deadlines.max %s is longer than limits.reply_time %s, which cuts a call off", full.Deadlines.Max, full.Limits.ReplyTime)
 	}
+	for _, part := range []struct {
+		name string
+		err  error
+	}{{"balance", p.Balance.Validate()}, {"breaker", p.Breaker.Validate()}, {"retry", p.Retry.Validate()}} {
+		if part.err != nil {
+			return fmt.Errorf("%s: %w", part.name, part.err)
+		}
+	}
+	if err := p.Limiting(nil).Validate(); err != nil {
+		return err
+	}
 	for _, origin := range p.CORS.Origins {
 		if err := validateOrigin(origin); err != nil {
 			return err
@@ -147,6 +193,9 @@ func (p Policy) Validate() error {
 			return err
 		}
 		m := p.Methods[name]
+		if err := m.validate(); err != nil {
+			return fmt.Errorf("methods: %s: %w", name, err)
+		}
 		if m.Deadline < 0 || m.DeadlineMax < 0 {
 			return fmt.Errorf("methods: %s: a deadline is negative", name)
 		}
@@ -157,11 +206,38 @@ func (p Policy) Validate() error {
 	return nil
 }
 
+// validate checks what other packages know of.
+func (m Method) validate() error {
+	if m.Fault != nil {
+		if err := m.Fault.Validate(); err != nil {
+			return fmt.Errorf("fault: %w", err)
+		}
+	}
+	if m.Breaker != nil {
+		if err := m.Breaker.Validate(); err != nil {
+			return fmt.Errorf("breaker: %w", err)
+		}
+	}
+	for name, rate := range map[string]*limit.Rate{"rate": m.Rate, "user": m.User, "global": m.Global} {
+		if rate == nil {
+			continue
+		}
+		if err := rate.Validate(); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 func validateOrigin(origin string) error {
 	if origin == "*" {
 		return errors.New(`cors: origin "*" would let every web page call: name the pages' origins`)
 	}
-	parsed, err := url.Parse(strings.Replace(origin, "*", "x", 1))
+	example := origin
+	if host, any := strings.CutSuffix(origin, ":*"); any {
+		example = host + ":1"
+	}
+	parsed, err := url.Parse(strings.Replace(example, "*", "x", 1))
 	if err != nil || (parsed.Scheme != "http" && parsed.Scheme != "https") || parsed.Host == "" || parsed.Path != "" || parsed.RawQuery != "" {
 		return fmt.Errorf("cors: origin %q is not SCHEME://HOST or SCHEME://HOST:PORT", origin)
 	}
@@ -187,9 +263,52 @@ func (p Policy) MethodFor(procedure string) Method {
 		m := p.Methods[pattern]
 		setDefault(&merged.Deadline, m.Deadline)
 		setDefault(&merged.DeadlineMax, m.DeadlineMax)
+		setDefault(&merged.Balance, m.Balance)
+		setDefault(&merged.Fault, m.Fault)
+		setDefault(&merged.Breaker, m.Breaker)
+		setDefault(&merged.Rate, m.Rate)
+		setDefault(&merged.User, m.User)
+		setDefault(&merged.Global, m.Global)
+		setDefault(&merged.Priority, m.Priority)
+	}
+	if merged.Fault == nil {
+		merged.Fault = &fault.Config{}
 	}
 	setDefault(&merged.DeadlineMax, full.Deadlines.Max)
 	setDefault(&merged.Deadline, min(full.Deadlines.Default, merged.DeadlineMax))
 	merged.Deadline = min(merged.Deadline, merged.DeadlineMax)
 	return merged
+}
+
+// Limiting returns the limits of these procedures, and of all together.
+func (p Policy) Limiting(procedures []string) limit.Config {
+	config := limit.Config{
+		Client: p.Rates.Client, User: p.Rates.User, KeysMax: p.Rates.KeysMax, TrustedProxies: p.TrustedProxies, Concurrency: p.Concurrency,
+		Methods: map[string]limit.MethodConfig{},
+	}
+	for _, procedure := range procedures {
+		m := p.MethodFor(procedure)
+		if m.Rate == nil && m.User == nil && m.Global == nil && m.Priority == nil {
+			continue
+		}
+		of := limit.MethodConfig{Priority: m.Priority}
+		for to, from := range map[*limit.Rate]*limit.Rate{&of.Rate: m.Rate, &of.User: m.User, &of.Global: m.Global} {
+			if from != nil {
+				*to = *from
+			}
+		}
+		config.Methods[procedure] = of
+	}
+	return config
+}
+
+// Breaking returns the limits of the breakers of these procedures.
+func (p Policy) Breaking(procedures []string) breaker.Config {
+	config := breaker.Config{Limits: p.Breaker, Methods: map[string]breaker.Limits{}}
+	for _, procedure := range procedures {
+		if m := p.MethodFor(procedure); m.Breaker != nil {
+			config.Methods[procedure] = *m.Breaker
+		}
+	}
+	return config
 }

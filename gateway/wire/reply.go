@@ -309,3 +309,39 @@ func codeOfHTTP(status int) connect.Code {
 	}
 	return 0
 }
+
+// EmptyReply is the reply of a unary call whose message has no field set: a success that says nothing. REQUIRES: the protocol has unary
+// calls.
+func EmptyReply(p Protocol, request *http.Request) *Reply {
+	response := &http.Response{
+		StatusCode: http.StatusOK, Proto: request.Proto, ProtoMajor: request.ProtoMajor, ProtoMinor: request.ProtoMinor,
+		Header: http.Header{"Content-Type": request.Header["Content-Type"]}, Request: request,
+	}
+	message, json := "", strings.HasSuffix(mediaType(request.Header), "json")
+	if p == ConnectGet {
+		json = request.URL.Query().Get("encoding") == "json"
+		response.Header["Content-Type"] = []string{"application/proto"}
+		if json {
+			response.Header["Content-Type"] = []string{"application/json"}
+		}
+	}
+	if json {
+		message = "{}"
+	}
+	body := []byte(message)
+	switch p {
+	case GRPC:
+		body = envelope(0, message)
+		response.Trailer = http.Header{"Grpc-Status": {"0"}}
+	case GRPCWeb:
+		body = append(envelope(0, message), envelope(grpcWebEndFlag, "grpc-status: 0\r\n")...)
+	case ConnectUnary, ConnectGet:
+	case Plain, ConnectStream:
+		panic("wire: bug: " + p.String() + " has no unary reply")
+	}
+	response.Body, response.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	if p == GRPC {
+		response.ContentLength = -1
+	}
+	return &Reply{Response: response, protocol: p, Ended: true}
+}
