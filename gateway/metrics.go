@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/weirhq/weir/gateway/balance"
+	"github.com/weirhq/weir/gateway/breaker"
 	"github.com/weirhq/weir/gateway/outcome"
 )
 
@@ -100,12 +102,19 @@ var (
 	inFlightDesc = prometheus.NewDesc("weir_gateway_attempts_in_flight", "Calls under way at an upstream.", []string{"method", "upstream"}, nil)
 	refusalsDesc = prometheus.NewDesc("weir_gateway_refusals_total", "Calls that the gateway answered itself, by reason.", []string{"method", "reason"}, nil)
 	callsDesc    = prometheus.NewDesc("weir_gateway_calls_in_flight", "Calls under way in the gateway.", nil, nil)
+	breakerDesc  = prometheus.NewDesc("weir_gateway_breaker_open", "1 while calls of a method to an upstream are refused, 0.5 while some go through to see.", []string{"method", "upstream"}, nil)
+	openedDesc   = prometheus.NewDesc("weir_gateway_breaker_opened_total", "How often a breaker opened.", []string{"method", "upstream"}, nil)
+	ejectedDesc  = prometheus.NewDesc("weir_gateway_upstream_ejected", "1 while an upstream gets no calls.", []string{"upstream"}, nil)
+	placesDesc   = prometheus.NewDesc("weir_gateway_places", "How many calls may be under way at once.", nil, nil)
+	waitingDesc  = prometheus.NewDesc("weir_gateway_waiting", "Calls that wait for a place.", nil, nil)
+	barDesc      = prometheus.NewDesc("weir_gateway_bar", "Share of the levels of priority that is refused at once.", nil, nil)
+	retriesDesc  = prometheus.NewDesc("weir_gateway_retries_total", "Attempts after a call's first, by whether the budget paid.", []string{"paid"}, nil)
 	refusedConns = prometheus.NewDesc("weir_gateway_connections_refused_total", "Connections closed because there were too many.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, barDesc, retriesDesc} {
 		descs <- desc
 	}
 }
@@ -114,6 +123,7 @@ func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
 func (g *Gateway) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(callsDesc, prometheus.GaugeValue, float64(g.calls.Load()))
 	metrics <- prometheus.MustNewConstMetric(refusedConns, prometheus.CounterValue, float64(g.connectionsRefused.Load()))
+	g.collectStates(metrics)
 	for _, upstream := range g.upstreams.Load().all() {
 		upstream.counts.Range(func(key, value any) bool {
 			m, s := key.(*method), value.(*series) //nolint:forcetypeassert // Nothing else is in it.
@@ -141,18 +151,76 @@ func (g *Gateway) Collect(metrics chan<- prometheus.Metric) {
 	})
 }
 
+// collectStates tells how breakers, upstreams, limits and the budget stand.
+func (g *Gateway) collectStates(metrics chan<- prometheus.Metric) {
+	status := g.Status()
+	gauge := func(desc *prometheus.Desc, value float64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	counter := func(desc *prometheus.Desc, value uint64, labels ...string) {
+		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value), labels...)
+	}
+	gauge(placesDesc, float64(status.Places))
+	gauge(waitingDesc, float64(status.Waiting))
+	gauge(barDesc, status.Bar)
+	counter(retriesDesc, status.RetriesPaid, "yes")
+	counter(retriesDesc, status.RetriesUnpaid, "no")
+	for _, of := range status.Breakers {
+		open := map[string]float64{breaker.Open.String(): 1, breaker.HalfOpen.String(): 0.5}[of.State]
+		gauge(breakerDesc, open, of.Method, of.Upstream)
+		counter(openedDesc, of.Opened, of.Method, of.Upstream)
+	}
+	for _, of := range status.Upstreams {
+		ejected := 0.0
+		if of.Ejected {
+			ejected = 1
+		}
+		gauge(ejectedDesc, ejected, of.ID)
+	}
+}
+
 // A Status is what an operator sees of a gateway at one moment. Counters count from the gateway's start.
 type Status struct {
 	Upstreams []UpstreamStatus `json:"upstreams"`
-	Methods   []MethodStatus   `json:"methods"`
-	Refusals  []RefusalStatus  `json:"refusals"`
+	// Panics is whether so few upstreams are healthy that calls go to all.
+	Panics   bool            `json:"panics"`
+	Methods  []MethodStatus  `json:"methods"`
+	Breakers []BreakerStatus `json:"breakers"`
+	Refusals []RefusalStatus `json:"refusals"`
 	// CallsInFlight are the calls under way, those with them that wait or are refused.
 	CallsInFlight int64 `json:"calls_in_flight"`
+	// UnderWay of Places calls are let through, and Waiting wait for a place. Bar is the share of the priorities' levels that is refused at once.
+	UnderWay int     `json:"under_way"`
+	Places   int     `json:"places"`
+	Waiting  int     `json:"waiting"`
+	Bar      float64 `json:"bar"`
+	// RetriesPaid and RetriesUnpaid count attempts after a call's first, and those that the budget did not pay for.
+	RetriesPaid   uint64 `json:"retries_paid"`
+	RetriesUnpaid uint64 `json:"retries_unpaid"`
 }
 
 // An UpstreamStatus is what is known of one upstream.
 type UpstreamStatus struct {
-	ID string `json:"id"`
+	ID       string `json:"id"`
+	Draining bool   `json:"draining"`
+	InFlight int64  `json:"in_flight"`
+	// LatencySeconds is what it is expected to take.
+	LatencySeconds float64 `json:"latency_seconds"`
+	// Ejected says that it gets no calls now, and EjectedWhy why it was the last time.
+	Ejected    bool   `json:"ejected"`
+	EjectedWhy string `json:"ejected_why"`
+	Picks      uint64 `json:"picks"`
+	Ejections  uint64 `json:"ejections"`
+}
+
+// A BreakerStatus is a breaker that has something to tell: it is not closed, or was not always.
+type BreakerStatus struct {
+	Upstream string `json:"upstream"`
+	Method   string `json:"method"`
+	State    string `json:"state"`
+	Forced   string `json:"forced"`
+	Opened   uint64 `json:"opened"`
+	Refused  uint64 `json:"refused"`
 }
 
 // A MethodStatus counts the attempts of one method at one upstream.
@@ -179,9 +247,29 @@ type RefusalStatus struct {
 
 // Status returns what an operator sees now, in a stable order.
 func (g *Gateway) Status() Status {
-	status := Status{Upstreams: []UpstreamStatus{}, Methods: []MethodStatus{}, Refusals: []RefusalStatus{}, CallsInFlight: g.calls.Load()}
+	rules := g.rules.Load()
+	limits, retries := g.limiter.Stats(), rules.budget.Stats()
+	status := Status{
+		Upstreams: []UpstreamStatus{}, Methods: []MethodStatus{}, Breakers: []BreakerStatus{}, Refusals: []RefusalStatus{}, CallsInFlight: g.calls.Load(),
+		UnderWay: limits.UnderWay, Places: limits.Places, Waiting: limits.Waiting, Bar: limits.Bar,
+		RetriesPaid: retries.Paid, RetriesUnpaid: retries.Refused,
+	}
+	var balanced []balance.Status
+	balanced, status.Panics = rules.balancer.Statuses()
+	for _, of := range balanced {
+		status.Upstreams = append(status.Upstreams, UpstreamStatus{
+			ID: of.ID, Draining: of.Draining, InFlight: of.InFlight, LatencySeconds: of.Latency.Seconds(),
+			Ejected: of.Ejected, EjectedWhy: of.Reason.String(), Picks: of.Picks, Ejections: of.Ejections,
+		})
+	}
+	for _, of := range rules.breakers.Statuses() {
+		if of.State != breaker.Closed || of.Forced != breaker.NotForced || of.Opened > 0 || of.Refused > 0 {
+			status.Breakers = append(status.Breakers, BreakerStatus{
+				Upstream: of.Upstream, Method: strings.TrimPrefix(of.Method, "/"), State: of.State.String(), Forced: of.Forced.String(), Opened: of.Opened, Refused: of.Refused,
+			})
+		}
+	}
 	for _, upstream := range g.upstreams.Load().all() {
-		status.Upstreams = append(status.Upstreams, UpstreamStatus{ID: upstream.id})
 		upstream.counts.Range(func(key, value any) bool {
 			m, s := key.(*method), value.(*series) //nolint:forcetypeassert // Nothing else is in it.
 			status.Methods = append(status.Methods, s.status(m, upstream))

@@ -10,15 +10,22 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/gateway"
+	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/registry"
 )
 
 const (
@@ -156,6 +163,19 @@ type front struct {
 	// file is its policy, nil when there is none to follow.
 	file   *policy.File
 	logger *slog.Logger
+	// behind runs what the gateway asks: the registry of nodes, the rates that all gateways share.
+	behind []func(context.Context) error
+	// closers undo the opening, newest first.
+	closers []func() error
+}
+
+// close undoes the opening.
+func (f *front) close() error {
+	var errs []error
+	for _, undo := range slices.Backward(f.closers) {
+		errs = append(errs, undo())
+	}
+	return errors.Join(errs...)
 }
 
 // operatorEnd is where operators look.
@@ -179,6 +199,9 @@ func (f *front) run(ctx context.Context) error {
 	if f.operator != nil {
 		group.Go(func() error { return ignoreClosed(f.operator.server.Serve(f.operator.listener)) })
 	}
+	for _, run := range append(f.behind, f.gateway.Run) {
+		group.Go(func() error { return run(ctx) })
+	}
 	if f.file != nil {
 		group.Go(func() error { return f.file.Follow(ctx, f.logger, f.gateway.Apply) })
 	}
@@ -197,6 +220,11 @@ func (f *front) stop(ctx context.Context) error {
 // gatewayFlags are the flags of 'weir gateway'.
 type gatewayFlags struct {
 	upstreams   []string
+	nats        string
+	credentials string
+	redis       redisOptions
+	keys        keyOptions
+	data        string
 	listen      string
 	operator    string
 	policyFile  string
@@ -208,11 +236,21 @@ type gatewayFlags struct {
 func (p *process) gatewayCommand() *cobra.Command {
 	var f gatewayFlags
 	cmd := &cobra.Command{
-		Use:   "gateway --upstream URL",
+		Use:   "gateway --upstream URL | --nats URL",
 		Short: "Stand in front of nodes: pass calls on, bound them, say no in time",
 		Long: `Stand in front of one node or several. Connect, gRPC and gRPC-Web pass as they are, over HTTP/1.1 and HTTP/2, with TLS or
 without; so do the payment providers' webhooks. What a client may cost is bounded, deadlines are kept, and a node that dies in the
 middle of an answer costs its callers a clean error that says whether to come again.
+
+Nodes are named with --upstream, or found: with --nats the gateway follows the list that they keep there, and each call goes to
+the node that decides its user's lane. The list is kept while NATS is away, and with --data also on disk, for a start without NATS.
+With --redis, rates that are to hold for all gateways together do; while Redis is away, each gateway takes its part of them.
+
+A call is repeated at another node only where that has the effect of doing it once: reads, and what carries a request id; and only
+within a budget. Nodes that fail, crawl or hang are left alone for a while.
+
+Whose call it is, the gateway reads from the token without verifying it, and uses it for nothing but where the call goes and whose
+rate it counts against: the node verifies. With --jwt-keys the gateway verifies too, and forged names count as nobody's.
 
 What an operator decides is in one YAML file, --policy. What is not in it has a default that works, a key that is not known is
 refused with its line, and a change is used within two seconds; a file that is wrong is logged, and the last good one stays.
@@ -224,6 +262,7 @@ There is no password: leave it on loopback, or on a network of operators.
 Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A second one stops it at once.`,
 		Example: `  weir gateway --upstream http://127.0.0.1:8081
   weir gateway --upstream http://10.0.0.4:8080 --upstream http://10.0.0.5:8080 --listen 0.0.0.0:8080 --policy /etc/weir/gateway.yaml
+  weir gateway --nats nats://10.0.0.1:4222 --data /var/lib/weir-gateway --redis redis://10.0.0.9:6379
   weir gateway --upstream http://10.0.0.4:8080 --listen 0.0.0.0:443 --tls-cert cert.pem --tls-key key.pem`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -240,6 +279,13 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	}
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.upstreams, "upstream", nil, "base `URL` of a node's API; repeat it for more")
+	addNATSFlag(cmd, &f.nats)
+	flags.StringVar(&f.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
+	flags.StringVar(&f.data, "data", "", "`DIR` that keeps the list of nodes over a restart; empty keeps it in memory")
+	f.redis.add(cmd)
+	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS: verify them here too")
+	flags.StringVar(&f.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
+	flags.StringVar(&f.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
 	flags.StringVar(&f.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
 	flags.StringVar(&f.operator, "operator-listen", defaultOperatorListen, "`HOST:PORT` to show metrics and state on; empty is nowhere")
 	flags.StringVar(&f.policyFile, "policy", "", "YAML `FILE` with the policy")
@@ -247,36 +293,42 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.key, "tls-key", "", "`FILE` with its key, PEM")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
-	cmd.AddCommand(p.gatewayCheckCommand())
+	setting(flags, "nats-creds", "data", "jwt-keys", "jwt-issuer", "jwt-audience", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
+	cmd.AddCommand(p.gatewayCheckCommand(), p.gatewayTopCommand())
 	return cmd
 }
 
 // open makes the gateway and opens its addresses. It starts nothing. On an error nothing is left open.
 func (f *gatewayFlags) open(ctx context.Context, logger *slog.Logger) (_ *front, err error) {
-	if len(f.upstreams) == 0 {
-		return nil, usagef("weir gateway needs --upstream").then("give the URL of a node: --upstream http://127.0.0.1:8081")
-	}
-	if (f.certificate == "") != (f.key == "") {
+	switch {
+	case len(f.upstreams) == 0 && f.nats == "":
+		return nil, usagef("weir gateway needs --upstream or --nats").then("give the URL of a node: --upstream http://127.0.0.1:8081")
+	case len(f.upstreams) > 0 && f.nats != "":
+		return nil, usagef("--upstream and --nats both say where the nodes are").then("leave one out")
+	case (f.certificate == "") != (f.key == ""):
 		return nil, usagef("--tls-cert and --tls-key go together").then("give both, or neither")
 	}
-	options := gateway.Options{Logger: logger}
-	for _, text := range f.upstreams {
-		base, err := url.Parse(text)
-		if err != nil {
-			return nil, usagef("--upstream %q is no URL", text).then("give it as http://HOST:PORT")
-		}
-		options.Upstreams = append(options.Upstreams, base)
-	}
 	end := &front{logger: logger}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, end.close())
+		}
+	}()
+	options := gateway.Options{Logger: logger}
 	if f.policyFile != "" {
 		if end.file, options.Policy, err = openPolicy(f.policyFile); err != nil {
+			return nil, err
+		}
+	}
+	for _, open := range []func(*front, *gateway.Options) error{f.openNodes, f.openGlobals, f.openSubject} {
+		if err := open(end, &options); err != nil {
 			return nil, err
 		}
 	}
 	if end.gateway, err = gateway.New(options); err != nil {
 		return nil, usagef("%v", err).then("give --upstream as http://HOST:PORT")
 	}
+	end.closers = append(end.closers, end.gateway.Close)
 	end.server = gateway.NewServer(end.gateway)
 	if f.certificate != "" {
 		pair, err := tls.LoadX509KeyPair(f.certificate, f.key)
@@ -285,13 +337,13 @@ func (f *gatewayFlags) open(ctx context.Context, logger *slog.Logger) (_ *front,
 		}
 		end.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	}
-	if end.listener, err = listenOn(ctx, f.listen, "--listen"); err != nil {
+	if end.listener, err = end.listen(ctx, f.listen, "--listen"); err != nil {
 		return nil, err
 	}
 	if f.operator != "" {
-		listener, err := listenOn(ctx, f.operator, "--operator-listen")
+		listener, err := end.listen(ctx, f.operator, "--operator-listen")
 		if err != nil {
-			return nil, errors.Join(err, end.listener.Close())
+			return nil, err
 		}
 		end.operator = &operatorEnd{
 			listener: listener,
@@ -299,6 +351,105 @@ func (f *gatewayFlags) open(ctx context.Context, logger *slog.Logger) (_ *front,
 		}
 	}
 	return end, nil
+}
+
+// listen opens one address, and closes it with the rest.
+func (f *front) listen(ctx context.Context, address, flag string) (net.Listener, error) {
+	listener, err := listenOn(ctx, address, flag)
+	if err != nil {
+		return nil, err
+	}
+	f.closers = append(f.closers, func() error {
+		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	return listener, nil
+}
+
+// openNodes says where the nodes are: those that are named, or the registry that they keep on NATS.
+func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
+	if f.nats == "" {
+		for _, text := range f.upstreams {
+			base, err := url.Parse(text)
+			if err != nil {
+				return usagef("--upstream %q is no URL", text).then("give it as http://HOST:PORT")
+			}
+			options.Upstreams = append(options.Upstreams, base)
+		}
+		return nil
+	}
+	// A gateway that starts while NATS is away has the list on its disk, if any, and gets the newer one when NATS is back.
+	connection, err := connectNATS(f.nats, f.credentials, "weir gateway", nats.RetryOnFailedConnect(true))
+	if err != nil {
+		return err
+	}
+	end.closers = append(end.closers, func() error { connection.Close(); return nil })
+	var config registry.Config
+	if f.data != "" {
+		if err := os.MkdirAll(f.data, 0o700); err != nil {
+			return usagef("--data: %v", err).then("give a directory that this process may write to")
+		}
+		config.CacheFile = filepath.Join(f.data, "nodes.json")
+	}
+	if options.Registry, err = registry.New(connection, config, end.logger); err != nil {
+		return err
+	}
+	end.behind = append(end.behind, options.Registry.Run)
+	return nil
+}
+
+// openGlobals makes the rates that all gateways share.
+func (f *gatewayFlags) openGlobals(end *front, options *gateway.Options) error {
+	if err := f.redis.finish(); err != nil {
+		return err
+	}
+	parsed := f.redis.parsed
+	if parsed == nil {
+		return nil
+	}
+	client := redis.NewUniversalClient(&redis.UniversalOptions{
+		Addrs: parsed.Addresses, Username: parsed.Username, Password: parsed.Password, TLSConfig: parsed.TLS, ClientName: "weir-gateway",
+	})
+	end.closers = append(end.closers, client.Close)
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	options.Globals, err = limit.NewGlobals(limit.GlobalConfig{Prefix: parsed.Prefix}, fmt.Sprintf("%s/%d", host, os.Getpid()), client, end.logger)
+	if err != nil {
+		return usagef("%v", err)
+	}
+	end.behind = append(end.behind, options.Globals.Run)
+	return nil
+}
+
+// openSubject says how the gateway learns whose call it is.
+func (f *gatewayFlags) openSubject(_ *front, options *gateway.Options) error {
+	if f.keys.file == "" {
+		return nil
+	}
+	keys, err := identity.ReadPublicKeys(f.keys.file)
+	if err != nil {
+		return usagef("--jwt-keys %s: %v", f.keys.file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
+	}
+	verifier, err := identity.NewVerifier(identity.VerifierOptions{Keys: keys, Issuer: f.keys.issuer, Audience: f.keys.audience})
+	if err != nil {
+		return err
+	}
+	options.Subject = func(header http.Header) string {
+		values := header["Authorization"]
+		if len(values) != 1 {
+			return ""
+		}
+		principal, err := verifier.Verify(values[0])
+		if err != nil {
+			return "" // The node says what is wrong with it.
+		}
+		return principal.Subject
+	}
+	return nil
 }
 
 // gatewayLines is what a gateway prints with -o json.
@@ -319,11 +470,11 @@ func (p *process) runGateway(cmd *cobra.Command, f *front) error {
 		return f.run(background)
 	})
 	if err := p.announceGateway(cmd, f); err != nil {
-		return errors.Join(err, f.stop(background), group.Wait(), f.gateway.Close())
+		return errors.Join(err, f.stop(background), group.Wait(), f.close())
 	}
 	<-ctx.Done()
 	f.logger.Info("stopping", "cause", context.Cause(ctx))
-	err := errors.Join(f.stop(background), group.Wait(), f.gateway.Close())
+	err := errors.Join(f.stop(background), group.Wait(), f.close())
 	if err == nil {
 		f.logger.Info("stopped")
 	}
@@ -342,7 +493,11 @@ func (p *process) announceGateway(cmd *cobra.Command, f *front) error {
 		return writeJSON(p.stdout, lines)
 	}
 	paint := p.painterFor(p.stdout)
-	text := fmt.Sprintf("%s at %s  (in front of %s)\n", paint.bold("The gateway is ready"), lines.Gateway, strings.Join(lines.Upstreams, ", "))
+	nodes := strings.Join(lines.Upstreams, ", ")
+	if nodes == "" {
+		nodes = "no node yet"
+	}
+	text := fmt.Sprintf("%s at %s  (in front of %s)\n", paint.bold("The gateway is ready"), lines.Gateway, nodes)
 	if lines.Operator != "" {
 		text += fmt.Sprintf("Metrics at %s/metrics, and live: %s gateway top --addr %s\n", lines.Operator, commandName(), lines.Operator)
 	}
