@@ -140,8 +140,9 @@ Orders are paid through a sandbox payment provider that it runs on a second port
 demand ('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another
 provider, give --payment-provider and what that one needs; with an empty --sandbox-listen there is none.
 
-Clients meet the gateway first, on --listen, as in production ('weir gateway --help'); it calls the node's API within this
-process. The API alone is on --api-listen, by default the next port. With --no-gateway it is on --listen, and there is no gateway.
+Clients meet the gateway first, on --listen, as in production ('weir gateway --help'); it calls the node's API within
+this process. The API alone is on --api-listen, by default the next port. With --no-gateway it is on --listen, and there
+is no gateway.
 
 With --nats-listen other programs of this machine reach its NATS server, for example to read the stream WEIR-EVENTS
 (--publish-events). There is no password: whoever reaches that port may read and write the log itself, so it has to be

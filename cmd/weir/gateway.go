@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -224,7 +223,7 @@ type gatewayFlags struct {
 	credentials string
 	redis       redisOptions
 	keys        keyOptions
-	data        string
+	nodesFile   string
 	listen      string
 	operator    string
 	policyFile  string
@@ -238,31 +237,33 @@ func (p *process) gatewayCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "gateway --upstream URL | --nats URL",
 		Short: "Stand in front of nodes: pass calls on, bound them, say no in time",
-		Long: `Stand in front of one node or several. Connect, gRPC and gRPC-Web pass as they are, over HTTP/1.1 and HTTP/2, with TLS or
-without; so do the payment providers' webhooks. What a client may cost is bounded, deadlines are kept, and a node that dies in the
-middle of an answer costs its callers a clean error that says whether to come again.
+		Long: `Stand in front of one node or several. Connect, gRPC and gRPC-Web pass as they are, over HTTP/1.1 and HTTP/2, with TLS
+or without; so do the payment providers' webhooks. What a client may cost is bounded, deadlines are kept, and a node
+that dies in the middle of an answer costs its callers a clean error that says whether to come again.
 
-Nodes are named with --upstream, or found: with --nats the gateway follows the list that they keep there, and each call goes to
-the node that decides its user's lane. The list is kept while NATS is away, and with --data also on disk, for a start without NATS.
-With --redis, rates that are to hold for all gateways together do; while Redis is away, each gateway takes its part of them.
+Nodes are named with --upstream, or found: with --nats the gateway follows the list that they keep there, and each call
+goes to the node that decides its user's lane. The list is kept while NATS is away, and with --nodes-file also on disk,
+for a start without NATS. With --redis, rates that are to hold for all gateways together do; while Redis is away, each
+gateway takes its part of them.
 
-A call is repeated at another node only where that has the effect of doing it once: reads, and what carries a request id; and only
-within a budget. Nodes that fail, crawl or hang are left alone for a while.
+A call is repeated at another node only where that has the effect of doing it once (reads, and what carries a request
+id), and only within a budget. Nodes that fail, crawl or hang are left alone for a while.
 
-Whose call it is, the gateway reads from the token without verifying it, and uses it for nothing but where the call goes and whose
-rate it counts against: the node verifies. With --jwt-keys the gateway verifies too, and forged names count as nobody's.
+Whose call it is, the gateway reads from the token without verifying it, and uses it for nothing but where the call goes
+and whose rate it counts against: the node verifies. With --jwt-keys the gateway verifies too, and a forged name is
+nobody's.
 
-What an operator decides is in one YAML file, --policy. What is not in it has a default that works, a key that is not known is
-refused with its line, and a change is used within two seconds; a file that is wrong is logged, and the last good one stays.
-'weir gateway check FILE' says whether a file is good.
+What an operator decides is in one YAML file, --policy. What is not in it has a default that works, a key that is not
+known is refused with its line, and a change is used within two seconds; a file that is wrong is logged, and the last
+good one stays. 'weir gateway check FILE' says whether a file is good.
 
-On --operator-listen it shows its metrics (/metrics, for Prometheus) and its state (/status, which 'weir gateway top' shows).
-There is no password: leave it on loopback, or on a network of operators.
+On --operator-listen it shows its metrics (/metrics, for Prometheus) and its state (/status, which 'weir gateway top'
+shows). There is no password: leave it on loopback, or on a network of operators.
 
 Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A second one stops it at once.`,
 		Example: `  weir gateway --upstream http://127.0.0.1:8081
-  weir gateway --upstream http://10.0.0.4:8080 --upstream http://10.0.0.5:8080 --listen 0.0.0.0:8080 --policy /etc/weir/gateway.yaml
-  weir gateway --nats nats://10.0.0.1:4222 --data /var/lib/weir-gateway --redis redis://10.0.0.9:6379
+  weir gateway --upstream http://10.0.0.4:8080 --upstream http://10.0.0.5:8080 --policy /etc/weir/gateway.yaml
+  weir gateway --nats nats://10.0.0.1:4222 --nodes-file /var/lib/weir/nodes --redis redis://10.0.0.9:6379
   weir gateway --upstream http://10.0.0.4:8080 --listen 0.0.0.0:443 --tls-cert cert.pem --tls-key key.pem`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -281,9 +282,9 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringArrayVar(&f.upstreams, "upstream", nil, "base `URL` of a node's API; repeat it for more")
 	addNATSFlag(cmd, &f.nats)
 	flags.StringVar(&f.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
-	flags.StringVar(&f.data, "data", "", "`DIR` that keeps the list of nodes over a restart; empty keeps it in memory")
+	flags.StringVar(&f.nodesFile, "nodes-file", "", "`FILE` that keeps the list of nodes over a restart; empty keeps it in memory")
 	f.redis.add(cmd)
-	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS: verify them here too")
+	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS")
 	flags.StringVar(&f.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
 	flags.StringVar(&f.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
 	flags.StringVar(&f.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
@@ -293,7 +294,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.key, "tls-key", "", "`FILE` with its key, PEM")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "nats-creds", "data", "jwt-keys", "jwt-issuer", "jwt-audience", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
+	setting(flags, "nats-creds", "nodes-file", "jwt-keys", "jwt-issuer", "jwt-audience", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
 	cmd.AddCommand(p.gatewayCheckCommand(), p.gatewayTopCommand())
 	return cmd
 }
@@ -386,13 +387,7 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return err
 	}
 	end.closers = append(end.closers, func() error { connection.Close(); return nil })
-	var config registry.Config
-	if f.data != "" {
-		if err := os.MkdirAll(f.data, 0o700); err != nil {
-			return usagef("--data: %v", err).then("give a directory that this process may write to")
-		}
-		config.CacheFile = filepath.Join(f.data, "nodes.json")
-	}
+	config := registry.Config{CacheFile: f.nodesFile}
 	if options.Registry, err = registry.New(connection, config, end.logger); err != nil {
 		return err
 	}
@@ -509,8 +504,8 @@ func (p *process) gatewayCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check FILE",
 		Short: "Say whether a file is a good policy",
-		Long: `Read a policy as the gateway would, and say what is wrong with it: a key that is not known with its line and the nearest one
-that is, a value that is none, values that contradict each other. Nothing is changed.`,
+		Long: `Read a policy as the gateway would, and say what is wrong with it: a key that is not known with its line and the
+nearest one that is, a value that is none, values that contradict each other. Nothing is changed.`,
 		Example: `  weir gateway check /etc/weir/gateway.yaml`,
 		Args:    exactArgs("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

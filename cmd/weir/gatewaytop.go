@@ -34,11 +34,11 @@ func (p *process) gatewayTopCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "top",
 		Short: "See live what a gateway does",
-		Long: `Show, again each --every, which calls go where, how they end, what is refused and why, and how breakers, limits and upstreams
-stand. Rates are those since the time before; the first ones are since the gateway started.
+		Long: `Show, again each --every, which calls go where, how they end, what is refused and why, and how breakers, limits and
+upstreams stand. Rates are those since the time before; the first ones are since the gateway started.
 
-On a terminal it shows one page after the other in the same place. Elsewhere, and with -o json, each follows the one before. Ctrl-c
-ends it.`,
+On a terminal it shows one page after the other in the same place. Elsewhere, and with -o json, each follows the one
+before. Ctrl-c ends it.`,
 		Example: `  weir gateway top
   weir gateway top --addr http://10.0.0.7:9080 --every 5s
   weir gateway top --count 1 -o json | jq .refusals`,
