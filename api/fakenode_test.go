@@ -514,6 +514,22 @@ func (v fakeViews) Timeline(_ context.Context, query projections.TimelineQuery, 
 	return page, v.freshness(), nil
 }
 
+// Board has a row for each campaign, without a tally; the real view has its own tests.
+func (v fakeViews) Board(_ context.Context, query projections.BoardQuery, _ projections.Min) (page projections.BoardPage, _ projections.Freshness, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	pools := slices.DeleteFunc(slices.Sorted(maps.Keys(v.campaigns)), func(pool string) bool {
+		return query.CampaignID != "" && domain.CampaignOf(pool) != query.CampaignID
+	})
+	pools, page.Next, err = pageOf("board/"+query.CampaignID+"/", query.PageToken, query.PageSize, max(len(v.campaigns), 1), pools)
+	for _, pool := range pools {
+		view := v.campaigns[pool]
+		view.Stock = v.stock(pool)
+		page.Rows = append(page.Rows, projections.NewBoardRow(view, projections.Tally{}, query.Now))
+	}
+	return page, v.freshness(), err
+}
+
 // Sales has none; the real view has its own tests.
 func (v fakeViews) Sales(_ context.Context, query projections.SalesQuery, _ projections.Min) ([]projections.SalesRow, projections.Freshness, error) {
 	v.mu.Lock()

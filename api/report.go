@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/projections"
 	reportv1 "github.com/weirhq/weir/proto/weir/report/v1"
 	"github.com/weirhq/weir/proto/weir/report/v1/reportv1connect"
@@ -49,6 +50,53 @@ func (s reportService) getSales(ctx context.Context, request *reportv1.GetSalesR
 		response.Sales[i] = newSales(&rows[i])
 	}
 	return response, nil
+}
+
+// GetCampaignBoard implements reportv1connect.ReportServiceHandler. Every lane sells, so min_revision may name any of them.
+func (s reportService) GetCampaignBoard(ctx context.Context, request *reportv1.GetCampaignBoardRequest) (*reportv1.GetCampaignBoardResponse, error) {
+	response, err := s.getCampaignBoard(ctx, request)
+	if err != nil {
+		return nil, s.fail(ctx, reportv1connect.ReportServiceGetCampaignBoardProcedure, err)
+	}
+	return response, nil
+}
+
+func (s reportService) getCampaignBoard(ctx context.Context, request *reportv1.GetCampaignBoardRequest) (*reportv1.GetCampaignBoardResponse, error) {
+	if err := s.validator.check(request); err != nil {
+		return nil, err
+	}
+	min, err := s.minOfAny(request.MinRevision, request.WaitBudget)
+	if err != nil {
+		return nil, err
+	}
+	page, freshness, err := s.views.Board(ctx, projections.BoardQuery{
+		CampaignID: request.CampaignId, Now: time.Now(), PageSize: int(request.PageSize), PageToken: request.PageToken,
+	}, min)
+	if err == nil && len(page.Rows) == 0 && request.CampaignId != "" && request.PageToken == "" {
+		if err = projections.ErrNotFound; freshness.State != projections.StateFresh {
+			err = projections.ErrBehind
+		}
+	}
+	if err != nil {
+		return nil, viewFault(err, min, &domain.CampaignNotFoundError{CampaignID: request.CampaignId})
+	}
+	response := &reportv1.GetCampaignBoardResponse{
+		Rows: make([]*reportv1.CampaignRow, len(page.Rows)), NextPageToken: page.Next, Freshness: newFreshness(freshness),
+	}
+	for i := range page.Rows {
+		response.Rows[i] = newCampaignRow(&page.Rows[i])
+	}
+	return response, nil
+}
+
+func newCampaignRow(row *projections.BoardRow) *reportv1.CampaignRow {
+	campaign, stock := &row.Campaign, &row.Stock
+	return &reportv1.CampaignRow{
+		CampaignId: campaign.ID(), Sku: campaign.SKU(), OpensAt: newTime(campaign.OpensAt), ClosesAt: newTime(campaign.ClosesAt),
+		Units: campaign.Units, Remaining: stock.Remaining(), Reserved: stock.Reserved, Sold: stock.Sold,
+		Orders: row.Orders, GivenUpOrders: row.GivenUp, Buyers: row.Buyers, UnitsPerMinute: row.Rate,
+		FirstOrderTime: newTime(row.First), SoldOutTime: newTime(row.SoldOutAt),
+	}
 }
 
 func stepOf(step reportv1.SalesStep) time.Duration {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weirhq/weir/api"
 	"github.com/weirhq/weir/api/identity"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	reportv1 "github.com/weirhq/weir/proto/weir/report/v1"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
@@ -68,5 +69,51 @@ func TestAnOperatorIsShownWhatWasSold(t *testing.T) {
 		}
 		_, err := ada.GetSales(t.Context(), &reportv1.GetSalesRequest{From: open.Order.PlacedAt, To: open.Order.PlacedAt})
 		wantError(t, name+", a customer", err, connect.CodePermissionDenied, api.ReasonPermissionDenied)
+	}
+}
+
+func TestAnOperatorIsShownHowCampaignsSell(t *testing.T) {
+	n := serve(t, func(o *api.Options) { useRealNode(t, o, 4) })
+	for name, options := range transports {
+		id := "flash-" + strings.ReplaceAll(name, " ", "-")
+		n.stock("tea", "cup")
+		boss := n.client("boss", identity.ScopeOperator, options...)
+		var puts []*typev1.Revision
+		for _, sku := range []string{"tea", "cup"} {
+			put := n.flash(-time.Minute)
+			put.CampaignId, put.Sku, put.Units = id, sku, 3
+			put.OpensAt, put.ClosesAt = timestamppb.New(time.Now().Add(-time.Minute)), timestamppb.New(time.Now().Add(time.Hour)) // The lanes' clock is real.
+			puts = append(puts, must(boss.PutCampaign(t.Context(), put))(t).Revision)
+		}
+		buy := func(user, requestID string, units int) *orderv1.PlaceOrderResponse {
+			order := request(requestID, "tea", units)
+			order.CampaignId = id
+			return must(n.client(user+id, 0, options...).PlaceOrder(t.Context(), order))(t)
+		}
+		ann, bob := buy("ann", "r1", 2), buy("bob", "r1", 1)
+		row := func(after ...*typev1.Revision) *reportv1.CampaignRow {
+			t.Helper()
+			for _, revision := range after { // Of different lanes: each is waited for.
+				must(boss.GetCampaignBoard(t.Context(), &reportv1.GetCampaignBoardRequest{CampaignId: id, MinRevision: revision}))(t)
+			}
+			answer := must(boss.GetCampaignBoard(t.Context(), &reportv1.GetCampaignBoardRequest{CampaignId: id}))(t)
+			if len(answer.Rows) != 2 || answer.Rows[0].Sku != "cup" || answer.Rows[0].Remaining != 3 || answer.Rows[0].Orders != 0 || answer.Rows[0].SoldOutTime != nil {
+				t.Fatalf("%s: got %v, want cup with nothing sold, and tea", name, answer)
+			}
+			return answer.Rows[1]
+		}
+		got := row(append(puts, ann.Revision, bob.Revision)...)
+		newest := max(ann.Order.PlacedAt.AsTime().UnixNano(), bob.Order.PlacedAt.AsTime().UnixNano())
+		if got.Units != 3 || got.Remaining != 0 || got.Reserved != 3 || got.Orders != 2 || got.Buyers != 2 || got.UnitsPerMinute != 3 ||
+			got.SoldOutTime.AsTime().UnixNano() != newest || got.FirstOrderTime == nil || got.ClosesAt == nil {
+			t.Errorf("%s: sold out: got %v", name, got)
+		}
+		gone := must(n.client("bob"+id, 0, options...).CancelOrder(t.Context(), &orderv1.CancelOrderRequest{RequestId: "r2", OrderId: bob.Order.OrderId}))(t)
+		got = row(gone.Revision)
+		if got.Remaining != 1 || got.Reserved != 2 || got.Orders != 2 || got.GivenUpOrders != 1 || got.Buyers != 1 || got.SoldOutTime != nil {
+			t.Errorf("%s: after one was given up: got %v", name, got)
+		}
+		_, err := boss.GetCampaignBoard(t.Context(), &reportv1.GetCampaignBoardRequest{CampaignId: id + "x"})
+		wantError(t, name+", no such campaign", err, connect.CodeNotFound, api.ReasonCampaignNotFound)
 	}
 }

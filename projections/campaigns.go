@@ -250,7 +250,7 @@ func readNewest(key string, value []byte) (domain.Event, Entry, error) {
 // Campaigns returns a page of campaigns, by id and SKU. Its freshness is that of the lane that is furthest behind.
 func (v *Views) Campaigns(ctx context.Context, query KeysQuery, min Min) (CampaignsPage, Freshness, error) {
 	var page CampaignsPage
-	fresh, err := v.readPage(ctx, &campaignsProjection, query, min, func(key string, lane uint32, value []byte) error {
+	fresh, err := v.readPage(ctx, keysOf{name: "campaigns", projection: &campaignsProjection, with: []*Projection{&stockProjection}}, query, min, func(key string, lane uint32, value []byte) error {
 		campaign, err := v.campaignOf(campaignKey(key), lane, value)
 		page.Campaigns = append(page.Campaigns, campaign)
 		return err
@@ -292,7 +292,7 @@ func (v *Views) couponOf(code string, lane uint32, value []byte) (CouponView, er
 // Coupons returns a page of coupons, by code. Its freshness is that of the lane that is furthest behind.
 func (v *Views) Coupons(ctx context.Context, query KeysQuery, min Min) (CouponsPage, Freshness, error) {
 	var page CouponsPage
-	fresh, err := v.readPage(ctx, &couponsProjection, query, min, func(code string, lane uint32, value []byte) error {
+	fresh, err := v.readPage(ctx, keysOf{name: "coupons", projection: &couponsProjection, with: []*Projection{&stockProjection}}, query, min, func(code string, lane uint32, value []byte) error {
 		coupon, err := v.couponOf(code, lane, value)
 		page.Coupons = append(page.Coupons, coupon)
 		return err
@@ -300,26 +300,41 @@ func (v *Views) Coupons(ctx context.Context, query KeysQuery, min Min) (CouponsP
 	return page, fresh, err
 }
 
+// keysOf are the keys of a view that a page lists, and the views that what is listed is read off with it.
+type keysOf struct {
+	// name of the list: a page token is bound to it.
+	name       string
+	projection *Projection
+	with       []*Projection
+	// within is what the keys begin with.
+	within string
+}
+
 // readPage calls each with the keys of one page of a view, in order over all lanes, and sets next to the token of the next
 // page.
 func (v *Views) readPage(
-	ctx context.Context, p *Projection, query KeysQuery, min Min,
+	ctx context.Context, keys keysOf, query KeysQuery, min Min,
 	each func(key string, lane uint32, value []byte) error, next *string,
 ) (Freshness, error) {
 	size := pageSize(query.PageSize, CampaignsPageDefault, CampaignsPageMax)
-	var after []byte
+	binding := []string{keys.name}
+	if keys.within != "" {
+		binding = append(binding, keys.within)
+	}
+	after := []byte(keys.within)
 	if query.PageToken != "" {
-		cursor, err := v.seal.open(query.PageToken, p.Name)
+		cursor, err := v.seal.open(query.PageToken, binding...)
 		if err != nil {
 			return Freshness{}, err
 		}
 		after = append(cursor, 0) // The first key after it.
 	}
-	reached, err := v.await(ctx, min, p, &stockProjection)
+	of := append([]*Projection{keys.projection}, keys.with...)
+	reached, err := v.await(ctx, min, of...)
 	if err != nil {
 		return Freshness{}, err
 	}
-	fresh := v.furthestBehind(p, &stockProjection).waited(reached).parked(v.parksAny(p, &stockProjection))
+	fresh := v.furthestBehind(of...).waited(reached).parked(v.parksAny(of...))
 	type row struct {
 		key   string
 		lane  uint32
@@ -328,7 +343,10 @@ func (v *Views) readPage(
 	var rows []row
 	for _, r := range v.runners {
 		read := 0
-		if err := v.eachKey(ctx, r.prefix(p), after, func(key string, value []byte) (bool, error) {
+		if err := v.eachKey(ctx, r.prefix(keys.projection), after, func(key string, value []byte) (bool, error) {
+			if !strings.HasPrefix(key, keys.within) {
+				return false, nil
+			}
 			rows = append(rows, row{key, r.lane, append([]byte(nil), value...)})
 			read++
 			return read <= size, nil // One more than the page holds, to see whether more follow.
@@ -339,7 +357,7 @@ func (v *Views) readPage(
 	slices.SortFunc(rows, func(a, b row) int { return strings.Compare(a.key, b.key) })
 	if len(rows) > size {
 		rows = rows[:size]
-		*next = v.seal.seal([]byte(rows[size-1].key), p.Name)
+		*next = v.seal.seal([]byte(rows[size-1].key), binding...)
 	}
 	for _, row := range rows {
 		if err := each(row.key, row.lane, row.value); err != nil {

@@ -31,7 +31,7 @@ const (
 	kindPaymentCaptured // Of an order's life, these two move units.
 	kindReturnReceived
 	kindOrderChanged    // Any other event of an order's life.
-	kindUserErased      // No view holds what is erased in the clear, so none has to forget it.
+	kindUserErased      // No view holds what is erased in the clear, so none has to forget it; one lists who was.
 	kindWebhookEndpoint // The reactor that delivers keeps endpoints.
 	kindRequestAnswered // Nothing changed: the lanes' ledgers alone remember it.
 )

@@ -21,7 +21,7 @@ type Comparison struct {
 	Lanes       []LaneComparison
 }
 
-// Equal reports whether they are.
+// Equal reports whether they are, save for what Other heals.
 func (c *Comparison) Equal() bool { return c.DifferencesTotal() == 0 }
 
 // DifferencesTotal counts the keys that differ, over all lanes.
@@ -29,6 +29,15 @@ func (c *Comparison) DifferencesTotal() uint64 {
 	var total uint64
 	for i := range c.Lanes {
 		total += c.Lanes[i].DifferencesTotal
+	}
+	return total
+}
+
+// Heals counts the keys that Live has parked and Other has not, over all lanes.
+func (c *Comparison) Heals() int {
+	total := 0
+	for i := range c.Lanes {
+		total += len(c.Lanes[i].Heals)
 	}
 	return total
 }
@@ -44,6 +53,10 @@ type LaneComparison struct {
 	// DifferencesTotal counts the keys that differ; Differences are the first of them, DifferencesMax at most.
 	DifferencesTotal uint64
 	Differences      []Difference
+	// Heals are the parked keys of Live that Other does not have parked. With their events taken in, HealedKeys keys of Live are as
+	// Other has them: they count as equal.
+	Heals      []string
+	HealedKeys uint64
 }
 
 // digests are the digests of a lane's part of a view, by partition: the exclusive or of the SHA-256 of each key and value.
@@ -78,9 +91,10 @@ func digest(ctx context.Context, from pebble.Reader, projection *Projection, p p
 // ctxCheckEvery is after how many keys a long read looks whether it is still wanted.
 const ctxCheckEvery = 1024
 
-// compareGenerations compares a lane's part of two generations of a view: by digest, and key by key where those differ.
+// compareGenerations compares a lane's part of two generations of a view: by digest, and key by key where those differ or where what
+// is parked says that they do. healed is what live would hold without that.
 func compareGenerations(
-	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte,
+	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heal,
 ) (found LaneComparison, err error) {
 	found.Lane = lane
 	old, young := prefixOf(projection.space, live, lane), prefixOf(projection.space, other, lane)
@@ -100,15 +114,20 @@ func compareGenerations(
 			found.Partitions = append(found.Partitions, uint32(partition))
 		}
 	}
-	if len(found.Partitions) == 0 {
-		return found, nil
-	}
 	names := pair{got: fmt.Sprintf("generation %d", live), want: fmt.Sprintf("generation %d", other)}
 	c := comparer{
 		projection: projection, names: names, got: side{from, old}, want: side{from, young},
-		skip: func(suffix []byte) bool { return !differ[projection.partition(suffix)] },
+		skip: func(suffix []byte) bool {
+			_, heals := healed.values[string(suffix)]
+			return heals || !differ[projection.partition(suffix)]
+		},
 	}
-	err = c.run(ctx)
+	if err := healed.compare(from, &c, &found); err != nil {
+		return found, err
+	}
+	if len(found.Partitions) > 0 {
+		err = c.run(ctx)
+	}
 	found.DifferencesTotal, found.Differences = c.differencesTotal, c.differences
 	return found, err
 }
@@ -172,13 +191,13 @@ func (c *comparer) run(ctx context.Context) (err error) {
 			order = bytes.Compare(got.Key()[prefixBytes:], want.Key()[prefixBytes:])
 		}
 		if order == 0 && !bytes.Equal(got.Value(), want.Value()) {
-			c.differ(got.Key(), c.describe(got.Key()[prefixBytes:], got.Value(), want.Value()))
+			c.differ(got.Key()[prefixBytes:], "", c.describe(got.Key()[prefixBytes:], got.Value(), want.Value()))
 		}
 		if order < 0 {
-			c.differ(got.Key(), fmt.Sprintf("it is in %s and not in %s", c.names.got, c.names.want))
+			c.differ(got.Key()[prefixBytes:], "", fmt.Sprintf("it is in %s and not in %s", c.names.got, c.names.want))
 		}
 		if order > 0 {
-			c.differ(want.Key(), fmt.Sprintf("it is in %s and not in %s", c.names.want, c.names.got))
+			c.differ(want.Key()[prefixBytes:], "", fmt.Sprintf("it is in %s and not in %s", c.names.want, c.names.got))
 		}
 		if order <= 0 {
 			next(got, got.Next())
@@ -190,12 +209,14 @@ func (c *comparer) run(ctx context.Context) (err error) {
 	return errors.Join(got.Error(), want.Error())
 }
 
-func (c *comparer) differ(key []byte, problem string) {
+// differ notes a difference of a key, or of what has a name of its own.
+func (c *comparer) differ(suffix []byte, name, problem string) {
 	c.differencesTotal++
 	if len(c.differences) < DifferencesMax {
-		c.differences = append(c.differences, Difference{
-			View: c.projection.Name, Key: c.projection.describe(key[prefixBytes:]), Problem: problem,
-		})
+		if name == "" {
+			name = c.projection.describe(suffix)
+		}
+		c.differences = append(c.differences, Difference{View: c.projection.Name, Key: name, Problem: problem})
 	}
 }
 

@@ -34,11 +34,13 @@ type Changes struct {
 	StockKeys []string
 	// Campaigns says that one of the lane's campaigns changed. How much is left of it is its pool's account.
 	Campaigns bool
+	// Pools are those of campaigns whose tally in this lane changed.
+	Pools []string
 	// Erased are the users whose key was destroyed.
 	Erased []string
 }
 
-// note adds what a commit's events change. Orders and stock keys are added when the batch is written.
+// note adds what a commit's events change. Orders, stock keys and pools are added when the batch is written.
 func (c *Changes) note(changes []change) {
 	for i := range changes {
 		event := changes[i].event
@@ -59,6 +61,7 @@ func (c *Changes) note(changes []change) {
 func (c *Changes) reset() {
 	clear(c.Users)
 	clear(c.StockKeys)
-	c.Orders, c.Users, c.StockKeys, c.Erased = nil, c.Users[:0], c.StockKeys[:0], nil
+	clear(c.Pools)
+	c.Orders, c.Users, c.StockKeys, c.Pools, c.Erased = nil, c.Users[:0], c.StockKeys[:0], c.Pools[:0], nil
 	c.Campaigns = false
 }

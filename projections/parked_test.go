@@ -110,10 +110,10 @@ func TestAnEventThatCannotBeReadParksItsKeyAndTheOthersGoOn(t *testing.T) {
 	}{
 		"type":             {func(e *eventstore.Event) { e.Type = "OrderTeleported" }, true, Projections[:], nil},
 		"version":          {func(e *eventstore.Event) { e.Version = 2 }, true, Projections[:], nil},
-		"order id":         {func(e *eventstore.Event) { e.AggregateID = "nonsense" }, false, []*Projection{&ordersProjection, &ordersByUserProjection, &stockProjection, &orderMarksProjection, &salesProjection}, func(string, string) string { return "nonsense" }},
+		"order id":         {func(e *eventstore.Event) { e.AggregateID = "nonsense" }, false, []*Projection{&ordersProjection, &ordersByUserProjection, &stockProjection, &orderMarksProjection, &salesProjection, &boardProjection}, func(string, string) string { return "nonsense" }},
 		"no user":          {func(e *eventstore.Event) { e.UserID = "" }, false, []*Projection{&ordersByUserProjection}, nil},
-		"damaged payload":  {func(e *eventstore.Event) { e.Payload = []byte{0x0a, 0x7f} }, false, []*Projection{&stockProjection, &orderMarksProjection, &salesProjection}, nil},
-		"line without SKU": {func(e *eventstore.Event) { e.Payload = []byte{0x0a, 0x02, 0x10, 0x01} }, false, []*Projection{&stockProjection, &orderMarksProjection, &salesProjection}, nil},
+		"damaged payload":  {func(e *eventstore.Event) { e.Payload = []byte{0x0a, 0x7f} }, false, []*Projection{&stockProjection, &orderMarksProjection, &salesProjection, &boardProjection}, nil},
+		"line without SKU": {func(e *eventstore.Event) { e.Payload = []byte{0x0a, 0x02, 0x10, 0x01} }, false, []*Projection{&stockProjection, &orderMarksProjection, &salesProjection, &boardProjection}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newShop(t, seedOf(t), 0, 1)

@@ -27,6 +27,10 @@ const (
 	// adoptRoundsMax bounds how often a generation tries to come that near. Then it is taken over wherever it is: the log
 	// grows faster than it is read.
 	adoptRoundsMax = 64
+	// runnerWait is how long a generation that is ahead of its runner waits for it before it looks whether that has stopped.
+	runnerWait = time.Second
+	// tableSlackBytes is what a commit may add to a batch that is not full yet.
+	tableSlackBytes = 1 << 20
 	// sweepAfter is how long a generation that is no longer named is left for the reads that still read it.
 	sweepAfter = 10 * time.Second
 )
@@ -60,10 +64,11 @@ type Rebuilder struct {
 	runners  []*Runner
 	log      func(lane uint32) eventstore.Log
 	slots    chan struct{} // one for each lane that is read
-	// batchBytes is the size of a batch. It is set before Run, by tests alone.
-	batchBytes int
-	logger     *slog.Logger
-	wake       chan struct{}
+	// batchBytes is the size of a batch that is committed, tableBytes of one that is written as tables. They are set before Run, by
+	// tests alone.
+	batchBytes, tableBytes int
+	logger                 *slog.Logger
+	wake                   chan struct{}
 
 	// commands is held by a command: one at a time.
 	commands sync.Mutex
@@ -78,7 +83,8 @@ type SwapMode string
 
 // The modes of a swap.
 const (
-	// SwapAuto: as soon as it is built and the digests are equal. If they differ, it is held.
+	// SwapAuto: as soon as it is built and the digests are equal, or differ by what it takes in and the one before it has
+	// parked. If they differ by more, it is held.
 	SwapAuto SwapMode = "auto"
 	// SwapManual: when Swap is called.
 	SwapManual SwapMode = "manual"
@@ -152,7 +158,7 @@ func NewRebuilder(options RebuilderOptions) (*Rebuilder, error) {
 	}
 	b := &Rebuilder{
 		store: options.Store, topology: options.Topology, runners: options.Runners, log: options.Log, logger: options.Logger,
-		slots: make(chan struct{}, options.Parallel), batchBytes: BulkBytes, wake: make(chan struct{}, 1), rebuilds: make(map[byte]*rebuild),
+		slots: make(chan struct{}, options.Parallel), batchBytes: BulkBytes, tableBytes: tableRunBytes, wake: make(chan struct{}, 1), rebuilds: make(map[byte]*rebuild),
 		sweepAt: time.Now(), // What a crash has left.
 	}
 	for _, p := range Projections {
@@ -240,7 +246,13 @@ func (b *Rebuilder) begin(job *rebuild, options RebuildOptions) (err error) {
 	batch := b.store.db.NewBatch()
 	defer func() { err = errors.Join(err, batch.Close()) }()
 	for _, lane := range job.record.Lanes {
-		if err := wipe(batch, p, job.record.Generation, lane); err != nil {
+		// What there is of a generation was written with its progress. Where there is nothing, a tombstone would keep the tables of
+		// the new one above it.
+		_, err := read(b.store.db, progressKey(p.space, job.record.Generation, lane))
+		if err == nil {
+			err = wipe(batch, p, job.record.Generation, lane)
+		}
+		if err != nil && !errors.Is(err, pebble.ErrNotFound) {
 			return err
 		}
 	}
@@ -413,13 +425,23 @@ func (b *Rebuilder) build(ctx context.Context, job *rebuild, p *part) error {
 		return nil
 	}
 	r := p.runner
-	batch := b.store.db.NewBatch()
-	defer batch.Close()
-	v, err := openView(job.projection, p.generation, b.store.db, batch, r.lane, b.topology.Lanes)
+	f, err := b.newBuilder(job, p)
 	if err != nil {
 		return err
 	}
-	f := &builder{rebuilder: b, job: job, part: p, view: v, log: b.log(r.lane)}
+	defer f.close()
+	v := f.view
+	// Tables are durable before what the runner wrote earlier: after a crash it may be behind them, and it comes by itself.
+	for r.Position().Number < v.progress.Number {
+		if _, err := r.await(ctx, v.progress.Number, runnerWait); err != nil {
+			return err
+		}
+		select {
+		case <-r.stopped:
+			return ErrStopped
+		default:
+		}
+	}
 	for round := 0; ; round++ {
 		target := r.Position().Number
 		if round == adoptRoundsMax || target-min(target, v.progress.Number) <= adoptCommitsMax {
@@ -458,6 +480,58 @@ type builder struct {
 	changes   []change
 	// unpaced is set while the lane's runner waits.
 	unpaced bool
+
+	// tables takes large batches; nil when all are committed.
+	tables *tableRun
+	// blind says that the applier does not read what is there, so that the next batch may be filled while one is written.
+	blind bool
+	// spare is the batch that is not being filled, nil while it is being written. writing tells what came of that; nil when nothing is.
+	spare   *pebble.Batch
+	writing chan written
+}
+
+// written is what came of writing a batch, and an empty one.
+type written struct {
+	empty *pebble.Batch
+	err   error
+}
+
+// newBuilder opens a generation where it is. Its user closes it.
+func (b *Rebuilder) newBuilder(job *rebuild, p *part) (*builder, error) {
+	f := &builder{rebuilder: b, job: job, part: p, log: b.log(p.runner.lane)}
+	v, err := openView(job.projection, p.generation, b.store.db, b.store.db.NewBatch(), p.runner.lane, b.topology.Lanes)
+	if err != nil {
+		return nil, err
+	}
+	f.view = v
+	if p.inPlace { // Reads see it: it goes on step by step, as durable as the views beside it.
+		return f, nil
+	}
+	f.tables = newTableRun(b.store, v)
+	v.batch = f.newTableBatch()
+	if _, f.blind = v.applier.(statelessApplier); f.blind {
+		f.spare = f.newTableBatch()
+	}
+	return f, nil
+}
+
+// newTableBatch returns a batch that keeps its memory when it was written as tables.
+func (f *builder) newTableBatch() *pebble.Batch {
+	room := f.rebuilder.tableBytes + tableSlackBytes
+	return f.rebuilder.store.db.NewBatch(pebble.WithInitialSizeBytes(room), pebble.WithMaxRetainedSizeBytes(2*room))
+}
+
+// close waits for what is being written.
+func (f *builder) close() {
+	_ = f.settle() // Whoever needed it to be written has asked.
+}
+
+// batchBytes is the size of batch that the builder fills.
+func (f *builder) batchBytes() int {
+	if f.tables != nil {
+		return f.rebuilder.tableBytes
+	}
+	return f.rebuilder.batchBytes
 }
 
 // advance reads the log up to a commit. Afterwards the store holds everything up to it. After a panic over an event it
@@ -467,6 +541,9 @@ func (f *builder) advance(ctx context.Context, upTo uint64) error {
 		err := f.read(ctx, upTo)
 		var p *panicked
 		if !errors.As(err, &p) {
+			return errors.Join(err, f.settle())
+		}
+		if err := f.settle(); err != nil {
 			return err
 		}
 		f.view.batch.Reset()
@@ -495,8 +572,8 @@ func (f *builder) read(ctx context.Context, upTo uint64) error {
 		if err := f.take(record); err != nil {
 			return err
 		}
-		if v.batch.Len() >= f.rebuilder.batchBytes {
-			if err := f.flush(); err != nil {
+		if v.batch.Len() >= f.batchBytes() {
+			if err := f.flush(ctx); err != nil {
 				return err
 			}
 		}
@@ -507,7 +584,7 @@ func (f *builder) read(ctx context.Context, upTo uint64) error {
 			return err
 		}
 	}
-	return f.flush()
+	return f.flush(ctx)
 }
 
 // take takes in the next commit.
@@ -542,19 +619,32 @@ func (f *builder) takeChanges() (err error) {
 	return nil
 }
 
-// flush writes the batch, with the view's progress in it.
-func (f *builder) flush() error {
+// flush writes the batch, with the view's progress in it. For a blind applier it returns while that is being done, and settle tells
+// what came of it.
+func (f *builder) flush(ctx context.Context) error {
 	v := f.view
 	if err := v.finish(); err != nil {
 		return fmt.Errorf("write view %s: %w", v.projection.Name, err)
 	}
+	if err := f.settle(); err != nil {
+		return err
+	}
+	if f.blind && !v.parked.dirty {
+		full, writing := v.batch, make(chan written, 1)
+		v.batch, f.spare, f.writing = f.spare, nil, writing
+		go func() {
+			empty, err := f.write(ctx, full)
+			writing <- written{empty, err}
+		}()
+		return nil
+	}
 	if v.parked.dirty {
 		f.part.runner.publishParked(v)
 	}
-	if err := v.batch.Commit(pebble.NoSync); err != nil {
-		return fmt.Errorf("write view %s: %w", v.projection.Name, err)
+	var err error
+	if v.batch, err = f.write(ctx, v.batch); err != nil {
+		return err
 	}
-	v.batch.Reset()
 	f.part.runner.keysParked.Add(uint64(v.alarm(f.rebuilder.logger)))
 	if f.part.inPlace {
 		f.part.runner.forgetReads() // Before it says that it is further.
@@ -562,6 +652,40 @@ func (f *builder) flush() error {
 		f.part.runner.behind[v.projection.space].Store(&at)
 	}
 	return nil
+}
+
+// settle waits until what is being written is.
+func (f *builder) settle() error {
+	if f.writing == nil {
+		return nil
+	}
+	done := <-f.writing
+	f.writing, f.spare = nil, done.empty
+	return done.err
+}
+
+// write writes a batch and returns an empty one.
+func (f *builder) write(ctx context.Context, batch *pebble.Batch) (*pebble.Batch, error) {
+	name := f.view.projection.Name
+	if f.tables != nil && batch.Len() >= f.rebuilder.tableBytes {
+		added, err := f.tables.add(ctx, batch)
+		if err != nil {
+			return batch, fmt.Errorf("write view %s: %w", name, err)
+		}
+		if added {
+			batch.Reset()
+			return batch, nil
+		}
+	}
+	if err := batch.Commit(pebble.NoSync); err != nil {
+		return batch, fmt.Errorf("write view %s: %w", name, err)
+	}
+	if f.tables == nil {
+		batch.Reset()
+		return batch, nil
+	}
+	// Pebble may go on reading the memory of a large batch that was committed.
+	return f.newTableBatch(), batch.Close()
 }
 
 // lag returns how many commits the live views are behind, in the lane where it is the most.
@@ -582,20 +706,29 @@ func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, 
 		var snapshot *pebble.Snapshot
 		var position eventstore.Position
 		live, another := r.live(p), other(r)
-		err := r.atBoundary(ctx, func() error {
+		// What is parked by now is read while the runner goes on; what comes meanwhile is little.
+		events, err := r.eventsParkedBy(ctx, p, live)
+		if err != nil {
+			return nil, err
+		}
+		var healed heal
+		err = r.atBoundary(ctx, func() (err error) {
 			if r.feeds(p, live) && r.feeds(p, another) {
+				if healed, err = r.healOf(ctx, p, live, another, events); err != nil {
+					return err
+				}
 				snapshot, position = b.store.db.NewSnapshot(), r.position.Position
 			}
 			return nil
 		})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
 		}
 		if snapshot == nil {
 			continue
 		}
 		found.Live, found.Other = uint32(live), uint32(another)
-		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another)
+		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another, healed)
 		if err := errors.Join(err, snapshot.Close()); err != nil {
 			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
 		}
@@ -635,7 +768,11 @@ func (b *Rebuilder) swap(ctx context.Context, job *rebuild) error {
 	if err := b.swapped(ctx, p, lanes); err != nil {
 		return err
 	}
-	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes))
+	healed := 0
+	if job.comparison != nil {
+		healed = job.comparison.Heals()
+	}
+	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes), "keys_healed", healed)
 	return b.store.Flush()
 }
 

@@ -32,7 +32,7 @@ func (n *node) rebuilder(logs ...eventstore.Log) *Rebuilder {
 	if err != nil {
 		n.tb.Fatal(err)
 	}
-	b.batchBytes = rebuildBytes
+	b.batchBytes, b.tableBytes = rebuildBytes, rebuildBytes
 	return b
 }
 
@@ -278,7 +278,7 @@ func crashARebuild(t *testing.T, seed uint64, flush bool) (resumed int) {
 		crashed <- fs.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: random.IntN(101), RNG: random})
 	}
 	b := n.rebuilder(log)
-	b.batchBytes = 1 // A batch for each commit: so whatever the view is, some of it is there.
+	b.batchBytes, b.tableBytes = 1, 1 // A batch for each commit: so whatever the view is, some of it is there.
 	stop := b.run(t)
 	name := Projections[random.IntN(len(Projections))].Name
 	if err := b.Start(name, RebuildOptions{}); err != nil {

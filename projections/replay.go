@@ -100,6 +100,21 @@ func (e parkedEvents) read(ctx context.Context, r *Runner, events []EventAt) err
 	return nil
 }
 
+// eventsParkedBy reads the events that a generation of a view has parked.
+func (r *Runner) eventsParkedBy(ctx context.Context, p *Projection, generation byte) (parkedEvents, error) {
+	listed, err := loadParked(r.db, prefixOf(p.space, generation, r.lane))
+	if err != nil {
+		return nil, err
+	}
+	events := make(parkedEvents)
+	for _, key := range listed.byKey {
+		if err := events.read(ctx, r, key.events); err != nil {
+			return nil, fmt.Errorf("read what view %s has parked: %w", p.Name, err)
+		}
+	}
+	return events, nil
+}
+
 // replay replays one key of a generation of a view. It reports false when the key is no longer parked.
 func (r *Runner) replay(ctx context.Context, p *Projection, generation byte, key string, dryRun bool) (one Replayed, still bool, err error) {
 	events := make(parkedEvents)
@@ -208,7 +223,11 @@ func (r *Runner) healing(v *view, key *parkedKey, events parkedEvents) (changes 
 		}
 		if v.projection.touches != nil {
 			keys, _ := v.projection.touches(v, &c) // It could be taken in, so they are known.
-			changes.StockKeys = append(changes.StockKeys, keys...)
+			if v.projection == &boardProjection {
+				changes.Pools = append(changes.Pools, keys...)
+			} else {
+				changes.StockKeys = append(changes.StockKeys, keys...)
+			}
 		}
 	}
 	switch v.projection {

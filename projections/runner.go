@@ -455,9 +455,14 @@ func (r *Runner) flush() error {
 	if r.observer != nil {
 		r.observed.Orders, r.observed.Position = r.changed.orders, r.position.Position
 		for _, v := range r.views {
-			if stock, ok := v.applier.(*stockApplier); ok {
-				for _, cached := range stock.dirty {
+			switch applier := v.applier.(type) {
+			case *stockApplier:
+				for _, cached := range applier.dirty {
 					r.observed.StockKeys = append(r.observed.StockKeys, cached.sku)
+				}
+			case *boardApplier:
+				for _, cached := range applier.dirty {
+					r.observed.Pools = append(r.observed.Pools, cached.pool)
 				}
 			}
 		}

@@ -23,13 +23,18 @@ import (
 // view orders is in the order of time as it is. The view order-marks says where not to look:
 //
 //	mark, 1 byte; length of its value, the value; the complement of a second, 8 bytes → nothing
+//	p; the complement of an order's id, 16 bytes → 1 byte, as orders-by-user has it of an order that has not ended
 //
 // A key says that an order of the lane that was placed in that second has the mark: a SKU, a campaign, or a type of event. Marks
 // stay, so a mark is what an order must have to be what is looked for, and its record says whether it is. However many
 // orders a second has, a mark is written once for them, and nearly in order.
+//
+// What waits for a payment has no event that others lack. It is listed by order: from when it was placed, or its payment failed,
+// until a payment begins or it ends. An order that has ended may be listed, when its payment was declined or voided after
+// that; no order is missing.
 
 var orderMarksProjection = Projection{
-	Name: "order-marks", Version: 1, space: spaceOrderMarks, open: openOrderMarks,
+	Name: "order-marks", Version: 2, space: spaceOrderMarks, open: openOrderMarks,
 	key: func(c *change) string {
 		if !isMarked(c) {
 			return ""
@@ -37,7 +42,7 @@ var orderMarksProjection = Projection{
 		return c.event.AggregateID
 	},
 	describe:  describeMark,
-	print:     func(_, value []byte) (string, error) { return string(value), nil },
+	print:     printMark,
 	partition: textPartition,
 }
 
@@ -47,6 +52,8 @@ const (
 	markCampaign byte = 'c'
 	// markEvent has the code of the event's type as its value, as records have it.
 	markEvent byte = 'e'
+	// markPending has the order as its value.
+	markPending byte = 'p'
 )
 
 // secondBytes is the length of a second in a key.
@@ -63,7 +70,7 @@ func isMarked(c *change) bool {
 	case kindOrderChanged:
 		switch c.event.Type {
 		case stored.TypePaymentStarted, stored.TypePaymentAuthorized, stored.TypePaymentRefunded, stored.TypePaymentBecameUnknown,
-			stored.TypeItemsShipped, stored.TypeShipmentDelivered:
+			stored.TypePaymentDeclined, stored.TypePaymentVoided, stored.TypeItemsShipped, stored.TypeShipmentDelivered:
 			return true
 		}
 	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed,
@@ -91,9 +98,15 @@ func (a *marksApplier) apply(c *change) error {
 		return nil
 	}
 	a.marks, a.room = a.marks[:0], a.room[:0]
-	if c.kind != kindOrderPlaced {
+	switch {
+	case c.kind == kindOrderPlaced:
+		if err := a.markPlaced(c); err != nil {
+			return err
+		}
+	case c.event.Type != stored.TypePaymentDeclined && c.event.Type != stored.TypePaymentVoided:
 		a.mark(c.order, markEvent, []byte{entryKind(c.event.Type)})
-	} else if err := a.markPlaced(c); err != nil {
+	}
+	if err := a.list(c); err != nil {
 		return err
 	}
 	for _, mark := range a.marks {
@@ -110,6 +123,19 @@ func (a *marksApplier) apply(c *change) error {
 	}
 	return nil
 }
+
+// list lists an order that waits for a payment from the event on, and takes one off that no longer does.
+func (a *marksApplier) list(c *change) error {
+	switch c.event.Type {
+	case stored.TypeOrderPlaced, stored.TypePaymentDeclined, stored.TypePaymentVoided:
+		return a.batch.Set(a.prefix.key(pendingKey(c.order)), []byte{byte(statusOpen)}, nil)
+	case stored.TypePaymentStarted, stored.TypeOrderCancelled, stored.TypeOrderExpired:
+		return a.batch.Delete(a.prefix.key(pendingKey(c.order)), nil)
+	}
+	return nil
+}
+
+func pendingKey(id domain.OrderID) []byte { return appendComplement([]byte{markPending}, id) }
 
 func (a *marksApplier) finish() error { return nil }
 
@@ -181,8 +207,22 @@ func secondOf(id []byte) uint64 {
 	return binary.BigEndian.Uint64(milli[:]) / 1000
 }
 
+func isPendingKey(suffix []byte) bool {
+	return len(suffix) == 1+len(domain.OrderID{}) && suffix[0] == markPending
+}
+
+func printMark(suffix, value []byte) (string, error) {
+	if isPendingKey(suffix) {
+		return "waits for a payment", nil
+	}
+	return string(value), nil
+}
+
 // describeMark writes a key as people do.
 func describeMark(suffix []byte) string {
+	if isPendingKey(suffix) {
+		return "order " + domain.OrderID(appendComplement(nil, domain.OrderID(suffix[1:]))).String()
+	}
 	if len(suffix) < secondBytes+2 {
 		return fmt.Sprintf("key %x", suffix)
 	}
@@ -465,9 +505,9 @@ type searchScan struct {
 	state scanState
 	head  domain.OrderID
 
-	// orders are the records, or the index of a user's orders when user is not nil.
+	// orders are the records; when index is not nil, the keys that begin with it and end with the complement of an order.
 	orders *pebble.Iterator
-	user   []byte
+	index  []byte
 	marks  []markScan
 }
 
@@ -491,12 +531,20 @@ func openSearchScan(
 		s.from = boundAt(query.From)
 	}
 	var err error
-	if query.UserID != "" {
-		s.user = appendUser(append([]byte(nil), views.byUser[:]...), query.UserID)
-		s.orders, err = from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: s.user, UpperBound: keyAfter(s.user)})
-		return s, err
+	switch {
+	case query.UserID != "":
+		s.index = appendUser(append([]byte(nil), views.byUser[:]...), query.UserID)
+	case query.Status == domain.StatusPendingPayment:
+		s.index = views.marks.key([]byte{markPending})
 	}
-	s.orders, err = from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: s.records.key(s.from), UpperBound: s.records.end()})
+	if s.index == nil {
+		s.orders, err = from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: s.records.key(s.from), UpperBound: s.records.end()})
+	} else {
+		s.orders, err = from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: s.index, UpperBound: keyAfter(s.index)})
+	}
+	if query.UserID != "" {
+		return s, err // They are few.
+	}
 	for _, mark := range query.marks() {
 		if err != nil {
 			return s, err
@@ -587,7 +635,7 @@ func (s *searchScan) nextMarked(second *uint64) (bool, error) {
 
 // before returns the newest order before below.
 func (s *searchScan) before() (domain.OrderID, bool, error) {
-	if s.user == nil {
+	if s.index == nil {
 		if !s.orders.SeekLT(s.records.key(s.below)) {
 			return domain.OrderID{}, false, s.orders.Error()
 		}
@@ -599,7 +647,7 @@ func (s *searchScan) before() (domain.OrderID, bool, error) {
 	}
 	var id domain.OrderID
 	copy(id[:], s.below)
-	first := appendComplement(slices.Clip(s.user), id)
+	first := appendComplement(slices.Clip(s.index), id)
 	if len(s.below) <= len(id) {
 		first = append(first, 0) // The order itself is not before it.
 	}

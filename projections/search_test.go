@@ -23,6 +23,7 @@ func TestASecondIsMarkedOnceForAllOfItsOrders(t *testing.T) {
 		domain.PaymentStarted{OrderID: first.OrderID}, domain.PaymentStarted{OrderID: second.OrderID}, domain.PaymentDeclined{OrderID: first.OrderID},
 		domain.NoteAdded{OrderID: first.OrderID}, domain.OrderExpired{OrderID: third.OrderID, UserID: "ann"},
 	).then(map[string]string{
+		"order " + first.OrderID.String():                  "waits for a payment",
 		"SKU tea in orders of 2026-11-11T00:00:00Z":        "",
 		"SKU cup in orders of 2026-11-11T00:00:00Z":        "",
 		"SKU cup in orders of 2026-11-11T00:00:01Z":        "",
@@ -135,9 +136,54 @@ func TestASearchForWhatIsRareSkipsTheRest(t *testing.T) {
 		t.Fatalf("got %+v, %v, want order %s within %d seeks", page, err, rare, searchSeeksMin)
 	}
 	// What has no mark is looked for in every order, a bounded number of them a page.
-	page, _, err = n.views.SearchOrders(t.Context(), SearchQuery{Status: domain.StatusPendingPayment, PageSize: 100, seeksMax: 1}, Min{})
+	page, _, err = n.views.SearchOrders(t.Context(), SearchQuery{Payment: domain.PayNone, PageSize: 100, seeksMax: 1}, Min{})
 	if err != nil || len(page.Orders) != searchSeeksMin || page.Next == "" {
 		t.Fatalf("got %d orders, %v, want %d and more to follow", len(page.Orders), err, searchSeeksMin)
+	}
+}
+
+// Most orders are paid soon: what still waits for its payment is found without them.
+func TestASearchForWhatWaitsForAPaymentSkipsWhatDoesNot(t *testing.T) {
+	s := newShop(t, seedOf(t), 0, 1)
+	s.openLane()
+	var waits []domain.OrderID
+	for i := range 300 {
+		s.now = s.now.Add(time.Millisecond) // Many in a second.
+		placed := s.place(s.users[0], i%2)
+		payment := domain.PaymentID(placed.OrderID, 1)
+		started := domain.PaymentStarted{OrderID: placed.OrderID, PaymentID: payment, Amount: placed.Total}
+		s.commit(placed)
+		switch i {
+		case 10: // Nothing happens.
+			waits = append(waits, placed.OrderID)
+		case 20:
+			s.commit(started)
+			s.commit(domain.PaymentDeclined{OrderID: placed.OrderID, PaymentID: payment})
+			waits = append(waits, placed.OrderID)
+		case 30:
+			s.commit(domain.OrderExpired{OrderID: placed.OrderID, UserID: s.users[0]})
+		default:
+			s.commit(started)
+		}
+	}
+	n := startNode(t, vfs.NewMem(), s.log)
+	n.reach(s)
+	for _, query := range []SearchQuery{
+		{Status: domain.StatusPendingPayment, seeksMax: 1},
+		{Status: domain.StatusPendingPayment, SKU: s.skus[0], seeksMax: 1},
+		{Status: domain.StatusPendingPayment, To: s.now, seeksMax: 1},
+	} {
+		page, _, err := n.views.SearchOrders(t.Context(), query, Min{})
+		if err != nil || page.Next != "" {
+			t.Fatalf("seed %d: %+v: got a page with more to follow (%v), want all of it within %d seeks", s.seed, query, err, searchSeeksMin)
+		}
+		var got []domain.OrderID
+		for _, view := range page.Orders {
+			got = append(got, view.Order.ID)
+		}
+		if want := newestFirst(waits); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("seed %d: %+v: got %v, want %v", s.seed, query, got, want)
+		}
 	}
 }
 

@@ -98,6 +98,58 @@ func (s *Snapshot) OrderRecord(lane uint32, id domain.OrderID) ([]byte, error) {
 	return readRecord(s.db, s.prefix(&ordersProjection, lane), id)
 }
 
+// NewestOrders returns the newest orders of the lane and whose they are, newest first, countMax at most.
+func (s *Snapshot) NewestOrders(lane uint32, countMax int) (orders []domain.OrderID, users []string, err error) {
+	err = s.each(&ordersProjection, lane, true, countMax, func(suffix, record []byte) error {
+		if len(suffix) != len(domain.OrderID{}) {
+			return fmt.Errorf("the view of orders has a key of %d bytes", len(suffix))
+		}
+		user, _ := RecordUserID(record) // Empty for a record that cannot be read.
+		orders, users = append(orders, domain.OrderID(suffix)), append(users, user)
+		return nil
+	})
+	return orders, users, err
+}
+
+// StockKeys returns the keys of which the lane has an account, countMax at most.
+func (s *Snapshot) StockKeys(lane uint32, countMax int) (keys []string, err error) {
+	err = s.each(&stockProjection, lane, false, countMax, func(suffix, _ []byte) error {
+		keys = append(keys, string(suffix))
+		return nil
+	})
+	return keys, err
+}
+
+// Pools returns the pools of the lane's campaigns, countMax at most.
+func (s *Snapshot) Pools(lane uint32, countMax int) (pools []string, err error) {
+	err = s.each(&campaignsProjection, lane, false, countMax, func(suffix, _ []byte) error {
+		pools = append(pools, campaignKey(string(suffix)))
+		return nil
+	})
+	return pools, err
+}
+
+// each calls f with the keys of a lane's part of a view, less their prefix, from the first or from the last one on.
+func (s *Snapshot) each(p *Projection, lane uint32, backwards bool, countMax int, f func(suffix, value []byte) error) (err error) {
+	at := s.prefix(p, lane)
+	entries, err := s.db.NewIter(&pebble.IterOptions{LowerBound: at[:], UpperBound: at.end()})
+	if err != nil {
+		return fmt.Errorf("read view %s: %w", p.Name, err)
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	first, next := entries.First, entries.Next
+	if backwards {
+		first, next = entries.Last, entries.Prev
+	}
+	for valid := first(); valid && countMax > 0; valid = next() {
+		if err := f(entries.Key()[prefixBytes:], entries.Value()); err != nil {
+			return err
+		}
+		countMax--
+	}
+	return entries.Error()
+}
+
 // A RecentOrder is an order in the list of its user. Ended is how it ended, StatusPendingPayment if it has not.
 type RecentOrder struct {
 	ID    domain.OrderID
@@ -160,6 +212,21 @@ func (s *Snapshot) StockAccount(lane uint32, key string) ([]byte, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the stock of %s: %w", key, err)
+	}
+	return value, nil
+}
+
+// Tally returns what the lane knows of the orders of a campaign's pool, as SumTallies reads it; empty if it knows nothing.
+func (s *Snapshot) Tally(lane uint32, pool string) ([]byte, error) {
+	if err := s.holds(&boardProjection, lane, func(k *parkedKeys) bool { return k.parks(pool) }); err != nil {
+		return nil, err
+	}
+	value, err := read(s.db, s.prefix(&boardProjection, lane).key(tallyKey(pool)))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the tally of %s: %w", pool, err)
 	}
 	return value, nil
 }

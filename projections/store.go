@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
@@ -59,11 +61,21 @@ type StoreOptions struct {
 // own), memtables are flushed from the oldest on (DB.flush1 takes a prefix of the queue), and a flush becomes visible in
 // one edit of the manifest after its tables are synced. So a crash leaves a prefix of the batches, none of them in
 // part, and the position that each batch carries says where to replay from. Compactions only rewrite what was flushed.
+// The tables of a rebuild are durable before batches that were written earlier to other keys; see tableRun.
 type Store struct {
 	db          *pebble.DB
 	lock        *pebble.Lock
 	generations generations
+
+	// Tables that are written past the memtable stand in a folder of their own until Pebble takes them.
+	fs           vfs.FS
+	tables       string
+	tablesMade   atomic.Uint64
+	tableOptions sstable.WriterOptions
 }
+
+// tablesDir is the folder below the store's in which tables are written. What a crash leaves there is removed at the next start.
+const tablesDir = "tables"
 
 // OpenStore opens the store in dir, or creates it. A directory that another process has open is a *StoreInUseError.
 // The caller closes the store.
@@ -88,11 +100,18 @@ func OpenStore(dir string, options StoreOptions) (*Store, error) {
 		}
 		return nil, &StoreInUseError{Dir: dir, Cause: err}
 	}
-	db, err := pebble.Open(dir, pebbleOptions(options, lock))
+	s := &Store{lock: lock, fs: options.FS, tables: options.FS.PathJoin(dir, tablesDir)}
+	if err := errors.Join(s.fs.RemoveAll(s.tables), s.fs.MkdirAll(s.tables, 0o755)); err != nil {
+		return nil, errors.Join(fmt.Errorf("clear the folder for new tables: %w", err), lock.Close())
+	}
+	pebbled := pebbleOptions(options, lock)
+	pebbled.EnsureDefaults()
+	db, err := pebble.Open(dir, pebbled)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the views in %s: %w", dir, err), lock.Close())
 	}
-	s := &Store{db: db, lock: lock}
+	s.db, s.tableOptions = db, pebbled.MakeWriterOptions(len(pebbled.Levels)-1, db.TableFormat())
+	s.tableOptions.WritingToLowestLevel = false // It would have readers pass over what a table deletes, and the level is Pebble's choice.
 	if err := s.generations.load(db); err != nil {
 		return nil, errors.Join(err, db.Close(), lock.Close())
 	}

@@ -79,6 +79,8 @@ var Projections = [...]*Projection{
 	&pointsProjection,
 	&orderMarksProjection,
 	&salesProjection,
+	&boardProjection,
+	&erasuresProjection,
 }
 
 // A key of a view is KeySpaceViews, the view's space, its generation, its lane (16 bits, big endian), and what the view
@@ -100,6 +102,8 @@ const (
 	spacePoints       byte = 0x0a
 	spaceOrderMarks   byte = 0x10
 	spaceSales        byte = 0x11
+	spaceBoard        byte = 0x12
+	spaceErasures     byte = 0x13
 
 	// firstGeneration is that of a view in a new store. The generation tells apart a view that serves and one that is
 	// being rebuilt beside it.

@@ -74,6 +74,7 @@ const (
 	listCoupons     = campaignv1connect.CouponServiceListCouponsProcedure
 	watchStock      = catalogv1connect.CatalogServiceWatchStockProcedure
 	getSales        = reportv1connect.ReportServiceGetSalesProcedure
+	getBoard        = reportv1connect.ReportServiceGetCampaignBoardProcedure
 	searchOrders    = orderv1connect.OrderServiceSearchOrdersProcedure
 	getPoints       = pointsv1connect.PointsServiceGetPointsProcedure
 )
@@ -126,7 +127,7 @@ func badTokens(t *testing.T, r *rig) {
 	} {
 		for _, procedure := range []string{
 			placeOrder, getOrder, listOrders, cancelOrder, putProduct, getStock, exportUser, eraseUser, shipItems, requestReturn, getTimeline, startPayment,
-			refundPayment, listAttention, getPoints, listCampaigns, searchOrders, getSales,
+			refundPayment, listAttention, getPoints, listCampaigns, searchOrders, getSales, getBoard,
 		} {
 			got := r.call(t, "", procedure, goodRequest("attack-token"), headers...)
 			want(t, name+" "+procedure, got, "unauthenticated", "UNAUTHENTICATED")
@@ -777,6 +778,27 @@ func operatorsPageTokens(t *testing.T, r *rig) {
 	tampered(t, couponsToken, couponsPage)
 	want(t, "of another list", campaignsPage(couponsToken), "invalid_argument", "INVALID_ARGUMENT")
 	want(t, "of another list", couponsPage(campaignsToken), "invalid_argument", "INVALID_ARGUMENT")
+
+	boardPage := func(token string) reply {
+		return r.call(t, r.operator, getBoard, &reportv1.GetCampaignBoardRequest{PageSize: 1, PageToken: token})
+	}
+	var board reportv1.GetCampaignBoardResponse
+	boardToken := r.firstToken(t, boardPage, &board, board.GetNextPageToken)
+	tampered(t, boardToken, boardPage)
+	want(t, "of another list", boardPage(campaignsToken), "invalid_argument", "INVALID_ARGUMENT")
+	of := r.call(t, r.operator, getBoard, &reportv1.GetCampaignBoardRequest{CampaignId: "attack-1", PageToken: boardToken})
+	want(t, "of the board of all campaigns", of, "invalid_argument", "INVALID_ARGUMENT")
+	want(t, "no such campaign", r.call(t, r.operator, getBoard, &reportv1.GetCampaignBoardRequest{CampaignId: "attack"}), "not_found", "CAMPAIGN_NOT_FOUND")
+	for _, token := range []string{r.ada, r.actAs} {
+		want(t, "by no operator", r.call(t, token, getBoard, &reportv1.GetCampaignBoardRequest{}), "permission_denied", "PERMISSION_DENIED")
+	}
+	for _, name := range append([]string{sku + "@sale"}, hostileNames...) {
+		got := r.call(t, r.operator, getBoard, &reportv1.GetCampaignBoardRequest{CampaignId: name})
+		want(t, fmt.Sprintf("campaign_id %.20q", name), got, "invalid_argument", "INVALID_ARGUMENT")
+	}
+	for _, size := range []int32{-1, 1001, math.MaxInt32} {
+		want(t, fmt.Sprintf("page_size %d", size), r.call(t, r.operator, getBoard, &reportv1.GetCampaignBoardRequest{PageSize: size}), "invalid_argument", "INVALID_ARGUMENT")
+	}
 }
 
 // firstToken asks for first pages until one has a token: what was put may not show at once.

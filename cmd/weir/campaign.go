@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"math/big"
 	"strconv"
 	"strings"
@@ -13,6 +15,8 @@ import (
 	"github.com/weirhq/weir/domain"
 	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
+	reportv1 "github.com/weirhq/weir/proto/weir/report/v1"
+	"github.com/weirhq/weir/proto/weir/report/v1/reportv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
@@ -20,13 +24,14 @@ func (p *process) campaignCommand() *cobra.Command {
 	c := &client{p: p}
 	cmd := parentCommand(&cobra.Command{
 		Use:   "campaign",
-		Short: "Put, read and list campaigns",
+		Short: "Put, read and list campaigns, and see how they sell",
 		Long: `Campaigns: a product sold at a price of its own, for a while, out of a stock of its own, so many units a user.
 
-Any token reads them; to put one needs the scope operator. Buyers name one with weir order place --campaign.`,
+Any token reads them; to put one, and to read the board, needs the scope operator. Buyers name one with
+weir order place --campaign.`,
 	})
 	c.addFlags(cmd)
-	cmd.AddCommand(c.campaignPut(), c.campaignGet(), c.campaignList())
+	cmd.AddCommand(c.campaignPut(), c.campaignGet(), c.campaignList(), c.campaignBoard())
 	return cmd
 }
 
@@ -142,6 +147,92 @@ func (c *client) campaignList() *cobra.Command {
 	min.addFlags(cmd)
 	page.addFlags(cmd, "campaigns", 1000)
 	return cmd
+}
+
+func (c *client) campaignBoard() *cobra.Command {
+	var (
+		min   minRevision
+		page  pageFlags
+		every time.Duration
+		count int
+	)
+	cmd := &cobra.Command{
+		Use:   "board [CAMPAIGN]",
+		Short: "See how campaigns sell: what is left, who ordered, how fast",
+		Long: `Print a row for each campaign and product, by id and SKU: units that remain, are reserved and are sold, orders and
+buyers, units ordered in the last minute, when it closes, and since when it is sold out. It needs a token with the scope
+operator.
+
+Orders and the last minute count what was cancelled or expired since; buyers are users who still have an order. With
+--every the board is printed again and again, with -o json one document each, until ctrl-c or --count.`,
+		Example: `  weir campaign board
+  weir campaign board flash --every 1s
+  weir campaign board flash -o json | jq '.rows[].unitsPerMinute'`,
+		Args: atMostArgs("CAMPAIGN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case every < 0:
+				return usagef("--every must not be negative")
+			case count < 0:
+				return usagef("--count must not be negative")
+			case count > 0 && every == 0:
+				return usagef("--count needs --every")
+			}
+			question := &reportv1.GetCampaignBoardRequest{PageSize: page.size, PageToken: page.token}
+			what := "read the campaign board"
+			if len(args) == 1 {
+				question.CampaignId, what = args[0], "read the board of campaign "+args[0]
+			}
+			return repeat(cmd.Context(), every, count, func() error {
+				return read(cmd, c, &min, what, c.reports, reportv1connect.ReportServiceClient.GetCampaignBoard,
+					func(revision *typev1.Revision, wait *durationpb.Duration) *reportv1.GetCampaignBoardRequest {
+						question.MinRevision, question.WaitBudget = revision, wait
+						return question
+					}, c.p.printBoard)
+			})
+		},
+	}
+	min.addFlags(cmd)
+	page.addFlags(cmd, "rows", 1000)
+	cmd.Flags().DurationVar(&every, "every", 0, "print the board again after each `DURATION`; 0 prints it once")
+	cmd.Flags().IntVar(&count, "count", 0, "end after this `NUMBER` of boards; 0 goes on until ctrl-c")
+	return cmd
+}
+
+// repeat does something once, or again after every, until it has been done count times (0 is no limit) or the caller's end, which is
+// no error.
+func repeat(ctx context.Context, every time.Duration, count int, do func() error) error {
+	if every == 0 {
+		return do()
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for done := 0; ; {
+		err := do()
+		if errors.Is(context.Cause(ctx), errInterrupted) {
+			return nil
+		}
+		if done++; err != nil || done == count {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (p *process) printBoard(answer *reportv1.GetCampaignBoardResponse) error {
+	rows := newTable("CAMPAIGN", "SKU", ">UNITS", ">REMAINING", ">RESERVED", ">SOLD", ">ORDERS", ">GIVEN UP", ">BUYERS", ">PER MINUTE", "CLOSES", "SOLD OUT SINCE")
+	for _, r := range answer.GetRows() {
+		rows.row(r.GetCampaignId(), r.GetSku(), groupDigits(r.GetUnits()), groupDigits(r.GetRemaining()), groupDigits(r.GetReserved()),
+			groupDigits(r.GetSold()), groupDigits(r.GetOrders()), groupDigits(r.GetGivenUpOrders()), groupDigits(r.GetBuyers()),
+			groupDigits(r.GetUnitsPerMinute()), timeText(r.GetClosesAt()), timeText(r.GetSoldOutTime()))
+	}
+	if err := rows.print(p.stdout, p.painterFor(p.stdout)); err != nil {
+		return err
+	}
+	return p.printPageEnd(len(answer.GetRows()), "row", answer.GetNextPageToken(), answer.GetFreshness())
 }
 
 func (p *process) printCampaigns(answer *campaignv1.ListCampaignsResponse) error {

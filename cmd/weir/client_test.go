@@ -281,6 +281,17 @@ func (s reportShop) GetSales(_ context.Context, q *reportv1.GetSalesRequest) (*r
 	}}}, s.ask(q)
 }
 
+func (s reportShop) GetCampaignBoard(_ context.Context, q *reportv1.GetCampaignBoardRequest) (*reportv1.GetCampaignBoardResponse, error) {
+	return &reportv1.GetCampaignBoardResponse{Freshness: testFresh, NextPageToken: "next", Rows: []*reportv1.CampaignRow{
+		{
+			CampaignId: "flash", Sku: "tea", OpensAt: timestamppb.New(testTime.Add(-time.Hour)), ClosesAt: timestamppb.New(testTime.Add(time.Hour)),
+			Units: 1000, Reserved: 12, Sold: 988, Orders: 1100, GivenUpOrders: 100, Buyers: 995, UnitsPerMinute: 1200,
+			FirstOrderTime: timestamppb.New(testTime.Add(-time.Minute)), SoldOutTime: timestamppb.New(testTime),
+		},
+		{CampaignId: "singles", Sku: "cup", Units: 5, Remaining: 5, OpensAt: timestamppb.New(testTime), ClosesAt: timestamppb.New(testTime.Add(time.Hour))},
+	}}, s.ask(q)
+}
+
 type userShop struct{ *shop }
 
 // ExportUser has two pages.
@@ -346,6 +357,7 @@ func TestClientCommandsPrintWhatTheNodeAnswers(t *testing.T) {
 		{"campaign_put", "campaign put flash --sku tea --price 12.99_EUR --units 1000 --opens now --closes +1h --request-id r5"},
 		{"campaign_get", "campaign get flash"},
 		{"campaign_list", "campaign list"},
+		{"campaign_board", "campaign board --every 1ms --count 2"},
 		{"coupon_put", "coupon put WELCOME --amount 12.99_EUR --request-id r6"},
 		{"coupon_get", "coupon get WELCOME"},
 		{"coupon_list", "coupon list"},
@@ -518,6 +530,11 @@ func TestClientCommandsAskForWhatTheFlagsSay(t *testing.T) {
 			[]string{"coupon", "put", "TEN", "--rate", "10%", "--request-id", "r"},
 			&campaignv1.PutCouponRequest{RequestId: "r", CouponCode: "TEN", RateBps: 1000},
 		},
+		{
+			[]string{"campaign", "board", "flash", "--page-size", "7", "--page-token", "x", "--min-revision", "1:42"},
+			&reportv1.GetCampaignBoardRequest{CampaignId: "flash", PageSize: 7, PageToken: "x", MinRevision: min, WaitBudget: durationpb.New(time.Second)},
+		},
+		{[]string{"campaign", "board"}, &reportv1.GetCampaignBoardRequest{}},
 		{[]string{"coupon", "get", "TEN"}, &campaignv1.GetCouponRequest{CouponCode: "TEN"}},
 		{[]string{"coupon", "list"}, &campaignv1.ListCouponsRequest{}},
 		{[]string{"coupon", "list", "--page-size", "5", "--page-token", "t"}, &campaignv1.ListCouponsRequest{PageSize: 5, PageToken: "t"}},
@@ -607,6 +624,10 @@ func TestBadArgumentsAreRefusedWithoutACall(t *testing.T) {
 		{"product put --sku a --title b --price 1 --tax 19", "--price"},
 		{"campaign put c --sku a", "needs --price, --units, --opens, --closes"},
 		{"campaign get", "needs CAMPAIGN"},
+		{"campaign board a b", `does not know what to do with "b"`},
+		{"campaign board --every -1s", "--every must not be negative"},
+		{"campaign board --count 2", "--count needs --every"},
+		{"campaign board --every 1s --count -2", "--count must not be negative"},
 		{"coupon put", "needs CODE"},
 		{"coupon put C", "either an amount or a share"},
 		{"coupon put C --amount 5 --rate 10%", "either an amount or a share"},

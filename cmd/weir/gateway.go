@@ -284,7 +284,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
 	flags.StringVar(&f.nodesFile, "nodes-file", "", "`FILE` that keeps the list of nodes over a restart; empty keeps it in memory")
 	f.redis.add(cmd)
-	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS")
+	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the process runs")
 	flags.StringVar(&f.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
 	flags.StringVar(&f.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
 	flags.StringVar(&f.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
@@ -421,18 +421,17 @@ func (f *gatewayFlags) openGlobals(end *front, options *gateway.Options) error {
 }
 
 // openSubject says how the gateway learns whose call it is.
-func (f *gatewayFlags) openSubject(_ *front, options *gateway.Options) error {
+func (f *gatewayFlags) openSubject(end *front, options *gateway.Options) error {
 	if f.keys.file == "" {
 		return nil
 	}
-	keys, err := identity.ReadPublicKeys(f.keys.file)
+	verifier, err := identity.OpenKeyFile(identity.KeyFileOptions{
+		Path: f.keys.file, Verifier: identity.VerifierOptions{Issuer: f.keys.issuer, Audience: f.keys.audience}, Logger: end.logger,
+	})
 	if err != nil {
 		return usagef("--jwt-keys %s: %v", f.keys.file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
 	}
-	verifier, err := identity.NewVerifier(identity.VerifierOptions{Keys: keys, Issuer: f.keys.issuer, Audience: f.keys.audience})
-	if err != nil {
-		return err
-	}
+	end.behind = append(end.behind, verifier.Run)
 	options.Subject = func(header http.Header) string {
 		values := header["Authorization"]
 		if len(values) != 1 {

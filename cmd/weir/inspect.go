@@ -36,6 +36,7 @@ import (
 //	GET /projections/compare?view=V            compare two generations of a view
 //	POST /projections/ACTION?view=V&...        start (lanes, speed, swap), pause, resume, swap, rollback or drop a generation
 //	GET /verify?sample=N                       compare every view with the fold of the log: progress, then differences
+//	GET /verify/redis?sample=N                 compare what Redis holds with the views
 const (
 	inspectNode        = "/node"
 	inspectHead        = "/log/head"
@@ -45,6 +46,7 @@ const (
 	inspectReplay      = "/replay"
 	inspectReactors    = "/reactors"
 	inspectVerify      = "/verify"
+	inspectVerifyRedis = "/verify/redis"
 	inspectReads       = "/reads"
 	inspectKeys        = "/keys"
 	inspectCheckpoint  = "/checkpoint"
@@ -152,6 +154,7 @@ func (i *inspector) handler() http.Handler {
 	mux.HandleFunc("POST "+inspectReplay, i.serveReplay)
 	mux.HandleFunc("GET "+inspectReactors, i.serveReactors)
 	mux.HandleFunc("GET "+inspectVerify, i.serveVerify)
+	mux.HandleFunc("GET "+inspectVerifyRedis, i.serveVerifyRedis)
 	mux.HandleFunc("GET "+inspectReads, i.serveReads)
 	mux.HandleFunc("GET "+inspectKeys, i.serveKeys)
 	mux.HandleFunc("POST "+inspectCheckpoint, i.serveCheckpoint)

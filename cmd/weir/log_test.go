@@ -27,6 +27,7 @@ type testNode struct {
 	epoch   []uint64
 	tamper  func(record eventstore.Record) eventstore.Record
 	differ  []difference
+	redis   *redisComparison
 	status  []viewLane
 	react   []reactorLane
 	paid    *paymentReport
@@ -71,6 +72,10 @@ func (n *testNode) Status(context.Context) ([]viewLane, error) { return n.status
 func (n *testNode) Verify(_ context.Context, _ int, progress func(done, total int64)) ([]difference, error) {
 	progress(1, 2)
 	return n.differ, n.failing
+}
+
+func (n *testNode) VerifyRedis(context.Context, int) (*redisComparison, error) {
+	return n.redis, n.failing
 }
 
 func (n *testNode) Parked(context.Context) ([]parkedKey, error) { return n.parked, n.failing }

@@ -46,6 +46,9 @@ type viewSource interface {
 	// Verify compares every view with the fold of the log and returns what is different, at most differencesMax. Of orders, it
 	// compares those of as many partitions as sample says; 0 means all.
 	Verify(ctx context.Context, sample int, progress func(done, total int64)) ([]difference, error)
+	// VerifyRedis compares what Redis holds with the views, of as many partitions as Verify; nil where there is no Redis, and of
+	// a stopped node, which cannot tell what in Redis it would answer with.
+	VerifyRedis(ctx context.Context, sample int) (*redisComparison, error)
 	// Parked returns what the views have parked.
 	Parked(ctx context.Context) ([]parkedKey, error)
 	// Replay takes parked keys in: those of a view, or of all when it is empty; one key, or all when that is empty.

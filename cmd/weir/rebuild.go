@@ -68,9 +68,11 @@ type rebuildLane struct {
 type viewComparison struct {
 	View string `json:"view"`
 	// Answers and Other are the generations.
-	Answers     uint32           `json:"answers"`
-	Other       uint32           `json:"other"`
-	Equal       bool             `json:"equal"`
+	Answers uint32 `json:"answers"`
+	Other   uint32 `json:"other"`
+	Equal   bool   `json:"equal"`
+	// Heals counts the parked keys of Answers that Other has taken in: they count as equal.
+	Heals       int              `json:"heals,omitempty"`
 	Lanes       []comparedLane   `json:"lanes"`
 	Differences []viewDifference `json:"differences"`
 }
@@ -82,6 +84,8 @@ type comparedLane struct {
 	// Partitions that differ, and how many keys of them do.
 	Partitions []uint32 `json:"partitions"`
 	Differ     uint64   `json:"differ"`
+	// Heals are the first parked keys that the other generation has taken in.
+	Heals []string `json:"heals,omitempty"`
 }
 
 type viewDifference struct {
@@ -124,10 +128,11 @@ func (l *localRebuilds) Compare(ctx context.Context, view string) (viewCompariso
 	if err != nil {
 		return viewComparison{}, explainRebuild(err)
 	}
-	c := viewComparison{View: view, Answers: found.Live, Other: found.Other, Equal: found.Equal(), Differences: []viewDifference{}}
+	c := viewComparison{View: view, Answers: found.Live, Other: found.Other, Equal: found.Equal(), Heals: found.Heals(), Differences: []viewDifference{}}
 	for _, lane := range found.Lanes {
 		c.Lanes = append(c.Lanes, comparedLane{
 			Lane: lane.Lane, Position: lane.Position.Number, Keys: lane.Keys, Partitions: append([]uint32{}, lane.Partitions...), Differ: lane.DifferencesTotal,
+			Heals: lane.Heals[:min(len(lane.Heals), projections.DifferencesMax)],
 		})
 		for _, d := range lane.Differences {
 			if len(c.Differences) < projections.DifferencesMax {
@@ -348,13 +353,17 @@ func (p *process) projectionsVerify() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "verify",
-		Short: "Compare the views with a fresh fold of the log",
+		Short: "Compare the views with a fresh fold of the log, and Redis with the views",
 		Long: `Read the log of every lane from its first commit, fold it into views in memory, and compare them with those that
 answer reads, key by key.
 
 With --sample N, orders, users' orders, payments and points are compared in N of the 1,024 partitions, drawn anew
-each time, so that less memory is needed; the other views, which are small, are compared whole. Exit code 0: there
-is no difference; 3: there are some.
+each time, so that less memory is needed; the other views, which are small, are compared whole.
+
+Of a running node with --redis, every entry in Redis that a read would be answered with is then compared with the
+views; what is too old for that is counted. A Redis that does not answer is said, and is no difference.
+
+It prints the first differences of each, and counts all. Exit code 0: there is no difference; 3: there are some.
 
 ` + sourceHelp,
 		Example: `  weir projections verify
@@ -384,14 +393,22 @@ func (p *process) runVerifyViews(cmd *cobra.Command, s *source, sample int) erro
 	if err := p.verifyViews(cmd.Context(), s, sample, found); err != nil {
 		return err
 	}
-	found.OK = len(found.Differences) == 0
+	redis, err := s.views.VerifyRedis(cmd.Context(), sample)
+	if err != nil {
+		return fmt.Errorf("compare Redis with the views: %w", err)
+	}
+	wrongViews := len(found.Differences)
+	found.OK = wrongViews == 0 && (redis == nil || redis.DifferencesTotal == 0)
 	compared := "all"
 	if sample > 0 && sample < eventstore.Partitions {
 		compared = strconv.Itoa(sample)
 	}
 	if p.json(cmd) {
-		err := writeJSON(p.stdout, map[string]any{"ok": found.OK, "partitions": compared, "differences": found.Differences, "parked": len(found.Parked)})
-		if err != nil {
+		answer := map[string]any{"ok": found.OK, "partitions": compared, "differences": found.Differences, "parked": len(found.Parked)}
+		if redis != nil {
+			answer["redis"] = redis
+		}
+		if err := writeJSON(p.stdout, answer); err != nil {
 			return err
 		}
 	} else {
@@ -400,11 +417,21 @@ func (p *process) runVerifyViews(cmd *cobra.Command, s *source, sample int) erro
 		if !found.OK {
 			result = paint.bad("DIFFERENT")
 		}
-		if err := fields(p.stdout, paint, "result", result, "partitions", compared, "views", found.Views); err != nil {
+		if err := fields(p.stdout, paint, "result", result, "partitions", compared, "views", found.Views, "redis", redis.text()); err != nil {
 			return err
 		}
-		for _, d := range found.Differences {
-			fmt.Fprintf(p.stdout, "lane %d: %s\n", d.Lane, d.What)
+		differences := found.Differences
+		if redis != nil {
+			differences = append(differences, redis.Differences...)
+		}
+		for _, d := range differences {
+			fmt.Fprintf(p.stdout, "lane %d: %s\n", d.Lane, printable(d.What))
+		}
+	}
+	if wrongViews == 0 && !found.OK {
+		return &problem{
+			code: exitDifference, what: fmt.Sprintf("%d differences found in Redis", redis.DifferencesTotal),
+			next: "find out what else writes there; then remove the keys with this node's prefix (redis-cli --scan --pattern 'weir:*'): they are filled anew",
 		}
 	}
 	if !found.OK {
@@ -429,9 +456,10 @@ func (p *process) projectionsRebuild() *cobra.Command {
 		Short: "Make a view again from the log, beside the one that answers",
 		Long: `Read the log from its first commit into a new generation of a view, lanes in parallel, while the one that is there
 goes on to answer and to follow the log. When the new one has caught up, both are fed; the digests of every
-partition are compared; and if they are equal, the new one answers from then on. If they differ, it is held, the
-first 20 keys that differ are printed, and the exit code is 3: 'projections swap VIEW' swaps all the same,
-'projections drop VIEW' gives it up. The old generation is kept until 'projections drop VIEW'.
+partition are compared; and if they are equal, or differ only by what the old one has parked and the new one has
+taken in, the new one answers from then on. If they differ by more, it is held, the first 20 keys that differ are
+printed, and the exit code is 3: 'projections swap VIEW' swaps all the same, 'projections drop VIEW' gives it up.
+The old generation is kept until 'projections drop VIEW'.
 
 The rebuild goes on when this command is interrupted, and after a crash of the node. While the views that answer are
 behind, it waits. --speed full takes all that the machine has, background works half of the time, and a number
@@ -548,7 +576,8 @@ func (p *process) projectionsCompare() *cobra.Command {
 		Short: "Compare two generations of a view",
 		Long: `Compare the generation that answers reads with the one that is built and waits, or with the one that is kept: the
 digest of each of the 1,024 partitions, and where digests differ, key by key. Both are looked at as of one commit of
-each lane. The first 20 keys that differ are printed. Exit code 0: they are equal; 3: they differ.
+each lane. The first 20 keys that differ are printed. What the other one has taken in and the one that answers has
+parked is told, and is no difference. Exit code 0: they are equal; 3: they differ.
 
 ` + sourceHelp,
 		Example: `  weir projections compare orders
@@ -600,6 +629,15 @@ func (p *process) printComparison(found *viewComparison) error {
 	}
 	for _, d := range found.Differences {
 		fmt.Fprintf(p.stdout, "lane %d, %s: %s\n", d.Lane, printable(d.Key), printable(d.Problem))
+	}
+	if found.Heals == 0 {
+		return nil
+	}
+	fmt.Fprintf(p.stdout, "generation %d takes in what generation %d has parked, %d keys, which count as equal:\n", found.Other, found.Answers, found.Heals)
+	for _, lane := range found.Lanes {
+		for _, key := range lane.Heals {
+			fmt.Fprintf(p.stdout, "lane %d, parked key %s\n", lane.Lane, printable(key))
+		}
 	}
 	return nil
 }

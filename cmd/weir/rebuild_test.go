@@ -71,7 +71,9 @@ func TestGenerationsThatDifferAreExitCode3(t *testing.T) {
 	if got, want := strings.Join(n.rebuilding.acted, "\n"), "start stock 5000 auto 0 2"; got != want {
 		t.Fatalf("the node was asked for %q, want %q", got, want)
 	}
-	n.rebuilding.comparison.Equal = true
+	n.rebuilding.comparison.Equal, n.rebuilding.comparison.Heals = true, 1
+	n.rebuilding.comparison.Lanes[0].Differ, n.rebuilding.comparison.Lanes[0].Heals, n.rebuilding.comparison.Differences = 0, []string{testOrderID}, nil
+	golden(t, "output/projections_compare_heals.table", weir(t, nil, "projections", "compare", "stock", "--data", n.dir).want(t, exitOK).stdout)
 	weir(t, nil, "projections", "compare", "stock", "--data", n.dir).want(t, exitOK)
 }
 

@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -127,4 +130,71 @@ func (n *node) watchedBy() (projections.Observer, readpath.Level2) {
 		return nil, nil
 	}
 	return n.mirror, n.mirror.OrderRecords()
+}
+
+// redisComparison says how Redis stands beside the views of a running node.
+type redisComparison struct {
+	// Compared entries, which reads are answered with; Unserved ones, with which they are not.
+	Compared uint64 `json:"compared"`
+	Unserved uint64 `json:"unserved"`
+	// DifferencesTotal counts the entries that differ; Differences are the first of them.
+	DifferencesTotal uint64       `json:"differencesTotal"`
+	Differences      []difference `json:"differences"`
+	// NotCompared says why Redis was not compared.
+	NotCompared string `json:"notCompared,omitempty"`
+}
+
+// text says it in a line, nothing of a node without a Redis.
+func (c *redisComparison) text() string {
+	switch {
+	case c == nil:
+		return ""
+	case c.NotCompared != "":
+		return "not compared: " + c.NotCompared
+	}
+	text := fmt.Sprintf("equal to the views in %s entries", groupDigits(c.Compared))
+	if c.DifferencesTotal > 0 {
+		text = fmt.Sprintf("not equal to the views in %s entries, of %s compared", groupDigits(c.DifferencesTotal), groupDigits(c.Compared))
+	}
+	if c.Unserved > 0 {
+		text += fmt.Sprintf("; %s more are too old to answer a read", groupDigits(c.Unserved))
+	}
+	return text
+}
+
+// VerifyRedis implements viewSource.
+func (v *localViews) VerifyRedis(ctx context.Context, sample int) (*redisComparison, error) {
+	if v.mirror == nil {
+		return nil, nil
+	}
+	found := &redisComparison{Differences: []difference{}}
+	report, err := v.mirror.Verify(ctx, redisview.VerifyOptions{Sample: drawPartitions(sample)})
+	var settings *redisview.SettingsError
+	switch {
+	case errors.Is(err, redisview.ErrUnreachable) || errors.As(err, &settings):
+		found.NotCompared = err.Error()
+	case err != nil:
+		return nil, err
+	}
+	found.Compared, found.Unserved, found.DifferencesTotal = report.Compared, report.Unserved, report.DifferencesTotal
+	for _, d := range report.Differences {
+		found.Differences = append(found.Differences, difference{Check: "redis", Lane: d.Lane, What: d.String()})
+	}
+	return found, nil
+}
+
+func (i *inspector) serveVerifyRedis(w http.ResponseWriter, r *http.Request) {
+	sample, _ := strconv.Atoi(r.FormValue("sample")) // None compares all.
+	found, err := i.views.VerifyRedis(r.Context(), sample)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	respond(w, found)
+}
+
+// VerifyRedis implements viewSource.
+func (n *remoteNode) VerifyRedis(ctx context.Context, sample int) (found *redisComparison, err error) {
+	err = n.getJSON(ctx, inspectVerifyRedis, url.Values{"sample": {strconv.Itoa(sample)}}, &found)
+	return found, err
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // startRedis starts a Redis server of the test's own and returns its address, and what kills it.
@@ -83,6 +85,52 @@ func TestANodeReadsThroughRedisAndDoesWithoutIt(t *testing.T) {
 	get()
 	n.stop().want(t, exitOK)
 	wantText(t, live(t, nil, "reads", "--data", dir).want(t, exitUnavailable).stderr, "no node runs on")
+}
+
+func TestVerifyFindsWhatIsWrongInRedis(t *testing.T) {
+	address, kill := startRedis(t)
+	dir := filepath.Join(t.TempDir(), "data")
+	n := startDev(t, dir, "--demo", "--redis", "redis://"+address)
+	order := place(t, n.customer(), "tea-sencha")
+	client := redis.NewClient(&redis.Options{Addr: address})
+	t.Cleanup(func() { _ = client.Close() })
+	key := "weir:0:order:{" + order.Order.OrderID + "}"
+	var entry []byte
+	for end := time.Now().Add(20 * time.Second); ; {
+		var err error
+		if entry, err = client.Get(t.Context(), key).Bytes(); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the order is not in Redis: %v", err)
+		}
+	}
+	type report struct {
+		OK    bool
+		Redis redisComparison
+	}
+	verify := func(code exitCode, args ...string) string {
+		t.Helper()
+		return live(t, nil, append([]string{"projections", "verify", "--data", dir}, args...)...).want(t, code).stdout
+	}
+	wantText(t, verify(exitOK), "equal to the fold of the log", "redis", "equal to the views in ")
+	if got := decode[report](t, verify(exitOK, "-o", "json")); !got.OK || got.Redis.Compared == 0 {
+		t.Errorf("got %+v, want entries compared", got)
+	}
+	entry[len(entry)-1] ^= 1
+	if err := client.Set(t.Context(), key, entry, time.Hour).Err(); err != nil {
+		t.Fatal(err)
+	}
+	wantText(t, verify(exitDifference), "DIFFERENT", key, "are not what a node of ours writes there")
+	if got := decode[report](t, verify(exitDifference, "-o", "json")); got.OK || got.Redis.DifferencesTotal != 1 || len(got.Redis.Differences) != 1 {
+		t.Errorf("got %+v, want one difference", got)
+	}
+	kill()
+	wantText(t, verify(exitOK), "equal to the fold of the log", "not compared: redis does not answer")
+	n.stop().want(t, exitOK)
+	if said := verify(exitOK); strings.Contains(said, "redis") {
+		t.Errorf("a stopped node speaks of Redis: %s", said)
+	}
 }
 
 func TestARedisThatCannotBeIsRefused(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
+	"github.com/weirhq/weir/projections/redisview"
 )
 
 // pageKey derives the key that seals page tokens from the master key, so that it outlives restarts and is never it.
@@ -26,7 +27,9 @@ type localViews struct {
 	log      func(lane uint32) eventstore.Log
 	// running says that the runners follow the log; else the views are as a stopped node left them.
 	running bool
-	logger  *slog.Logger
+	// mirror keeps copies of views in Redis, nil for none.
+	mirror *redisview.Mirror
+	logger *slog.Logger
 }
 
 // Status implements viewSource.

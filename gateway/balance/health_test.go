@@ -10,7 +10,7 @@ import (
 
 func TestAFrozenUpstreamGetsNextToNoCallsAfterASecond(t *testing.T) {
 	each(t, func(t *testing.T, policy Policy, seed uint64) {
-		for _, rate := range []int{50, 1000, 4000} {
+		for _, rate := range []int{50, 1000} {
 			w := newWorld(t, Config{}, seed, named("a", "b", "c")...)
 			w.run(rate, 2*time.Second, w.anyKey(policy), func(string) reply { return w.quick() })
 			frozen := func(id string) reply {
@@ -21,7 +21,7 @@ func TestAFrozenUpstreamGetsNextToNoCallsAfterASecond(t *testing.T) {
 			}
 			w.run(rate, time.Second, w.anyKey(policy), frozen)
 			// It is ejected, comes back for a few trials, and is ejected again.
-			w.run(rate, 20*time.Second, w.anyKey(policy), frozen)
+			w.run(rate, 10*time.Second, w.anyKey(policy), frozen)
 			if got := w.share("b"); got > 0.01 || w.none > 0 {
 				t.Errorf("at %d calls a second the frozen upstream got %.2f%% of them, %d were not picked for", rate, 100*got, w.none)
 			}
@@ -59,7 +59,7 @@ func TestAnUpstreamThatFailsFastGetsFewCalls(t *testing.T) {
 			return w.quick()
 		}
 		w.run(1000, time.Second, w.anyKey(policy), failing)
-		w.run(1000, 20*time.Second, w.anyKey(policy), failing)
+		w.run(1000, 5*time.Second, w.anyKey(policy), failing)
 		if got := w.share("b"); got > 0.05 {
 			t.Errorf("the failing upstream got %.1f%% of the calls after a second", 100*got)
 		}
@@ -84,7 +84,7 @@ func TestPeakEWMADoesNotTakeFailingForQuick(t *testing.T) {
 }
 
 func TestPeakEWMAAvoidsASlowUpstreamAndComesBack(t *testing.T) {
-	for _, rate := range []int{100, 1000, 5000} {
+	for _, rate := range []int{100, 2000} {
 		seed := rand.Uint64()
 		w := newWorld(t, Config{}, seed, named("a", "b", "c")...)
 		w.run(rate, 5*time.Second, w.anyKey(PeakEWMA), func(string) reply { return w.quick() })
@@ -288,7 +288,7 @@ func TestANewUpstreamWarmsUp(t *testing.T) {
 		for second := range 11 {
 			// With equal latencies and calls that end at once, warmth alone decides; peak EWMA compares it in pairs.
 			clear(w.picks)
-			for range 20_000 {
+			for range 5_000 {
 				p := w.pick(t, Key{Policy: policy, Hash: w.random.Uint64()})
 				w.picks[p.ID()]++
 				p.Done(outcome.Good, time.Millisecond)
@@ -297,7 +297,7 @@ func TestANewUpstreamWarmsUp(t *testing.T) {
 			if second == 0 && share > 0.1 {
 				t.Errorf("at first it got %.2f of the calls", share)
 			}
-			if share < last-0.03 {
+			if share < last-0.05 {
 				t.Errorf("after %d s it got %.2f of the calls, and %.2f before", second, share, last)
 			}
 			if second == 10 && share < 0.25 {

@@ -467,7 +467,7 @@ func TestTheContextOfTheWinnerLivesOn(t *testing.T) {
 	for _, mode := range []Mode{Failover, Forking, Hedging, Broadcast} {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCluster("a", "b").answers("b", outcome.Good, time.Hour)
-			var winner context.Context //nolint:containedctx // Looked at after the call.
+			var winner context.Context
 			c.script["a"] = func(ctx context.Context) Result[string] {
 				winner = ctx
 				return Result[string]{Outcome: outcome.Good}

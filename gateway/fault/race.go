@@ -42,6 +42,9 @@ func (r *race[U, R]) start(ctx context.Context) error {
 	return nil
 }
 
+// another begins one more attempt, if it is paid for and there is an upstream for it.
+func (r *race[U, R]) another(ctx context.Context) bool { return r.policy.pays() && r.start(ctx) == nil }
+
 func (r *race[U, R]) startAt(ctx context.Context, upstream U) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	number := len(r.cancels)
@@ -132,7 +135,7 @@ func forking[U Upstream, R any](ctx context.Context, p *Policy, call Call[U, R])
 		return Result[R]{}, err
 	}
 	for range forks - 1 {
-		if !p.pays() || r.start(ctx) != nil {
+		if !r.another(ctx) {
 			break // With fewer upstreams or credits it is fewer forks.
 		}
 	}
@@ -163,7 +166,7 @@ func hedging[U Upstream, R any](ctx context.Context, p *Policy, call Call[U, R])
 			}
 		case <-timer.C:
 		}
-		if hedges == 0 || ctx.Err() != nil || !p.pays() || r.start(ctx) != nil {
+		if hedges == 0 || ctx.Err() != nil || !r.another(ctx) {
 			return r.finish(held), nil
 		}
 		hedges--

@@ -92,6 +92,10 @@ func TestClusterOfSixKeepsEveryModelAndOutlivesAMaster(t *testing.T) {
 		}
 	}
 	n.wantTagsRight()
+	copies := 2*len(w.skus)*StockCopiesOfCluster*int(w.lanes) + int(w.lanes)*StockCopiesOfCluster // Of accounts and boards; tallies are more.
+	if report, err := n.mirror.Verify(t.Context(), VerifyOptions{}); err != nil || report.DifferencesTotal != 0 || report.Compared < uint64(len(w.orders)+len(w.users)+copies) {
+		t.Errorf("seed %d: Verify says %+v, %v, want no difference in %d orders, %d lists and %d copies at least", w.seed, report, err, len(w.orders), len(w.users), copies)
+	}
 
 	// A replica takes over, with whatever it had got.
 	servers[0].kill()
@@ -171,7 +175,7 @@ func TestTLSAndAnACLUserAreEnough(t *testing.T) {
 		"--tls-cert-file", files.server.cert, "--tls-key-file", files.server.key, "--tls-ca-cert-file", files.ca, "--tls-auth-clients", "yes",
 		"--maxmemory", "50mb", "--maxmemory-policy", "volatile-lru",
 		"--user", "default", "off",
-		"--user", "weir", "on", ">secret", "~weir:*", "+get", "+mget", "+getrange", "+set", "+unlink", "+eval", "+evalsha", "+info", "+cluster",
+		"--user", "weir", "on", ">secret", "~weir:*", "+get", "+mget", "+getrange", "+set", "+unlink", "+eval", "+evalsha", "+scan", "+info", "+cluster",
 	)
 	set := func(username, password, cert, key, ca string) func(*Options) {
 		return func(o *Options) {
@@ -189,6 +193,9 @@ func TestTLSAndAnACLUserAreEnough(t *testing.T) {
 	}
 	w.steps(50)
 	n.wantServing()
+	if report, err := n.mirror.Verify(t.Context(), VerifyOptions{}); err != nil || report.Compared == 0 || report.DifferencesTotal != 0 {
+		t.Errorf("Verify says %+v, %v, want entries compared and no difference", report, err)
+	}
 
 	var settings *SettingsError
 	wrong := startNode(w, s.addr, set("weir", "guess", files.client.cert, files.client.key, files.ca))

@@ -20,6 +20,7 @@ const (
 	kindRecent                 // user:{USER}: the user's newest orders
 	kindStock                  // stock:{KEY#COPY}:LANE: a lane's account of a SKU or a pool
 	kindBoard                  // board:{LANE#COPY}: a lane's campaigns
+	kindTally                  // tally:{POOL#COPY}:LANE: a lane's tally of a campaign's orders
 	// kindErased is no entry: a user all of whose entries are to go.
 	kindErased
 )
@@ -47,8 +48,12 @@ func (s subject) appendKey(dst []byte, copyNumber int) []byte {
 		dst = append(dst, "user:{"...)
 		dst = append(dst, s.text...)
 		return append(dst, '}')
-	case kindStock:
-		dst = append(dst, "stock:{"...)
+	case kindStock, kindTally:
+		name := "stock:{"
+		if s.kind == kindTally {
+			name = "tally:{"
+		}
+		dst = append(dst, name...)
 		dst = append(dst, s.text...)
 		dst = append(dst, '#')
 		dst = strconv.AppendInt(dst, int64(copyNumber), 10)
@@ -88,14 +93,14 @@ const (
 )
 
 // writeScript sets each of KEYS to its entry, for its milliseconds, which ARGV has in turn; not if what is there is as of a later
-// commit. It says how many it has set.
+// commit, or is the mark of an erasure as of the same one. It says how many it has set.
 const writeScript = `local written = 0
 for i = 1, #KEYS do
   local entry, newer = ARGV[2 * i - 1], false
-  local old = redis.call('GETRANGE', KEYS[i], 0, 17)
-  if #old == 18 and string.sub(old, 1, 2) == 'w1' then
-    local number = tonumber(string.sub(old, 3), 16)
-    newer = number and number > tonumber(string.sub(entry, 3, 18), 16)
+  local old = redis.call('GETRANGE', KEYS[i], 0, 26)
+  if #old == 27 and string.sub(old, 1, 2) == 'w1' then
+    local number, mine = tonumber(string.sub(old, 3, 18), 16), tonumber(string.sub(entry, 3, 18), 16)
+    newer = number and (number > mine or number == mine and string.byte(old, 27) == 1 and string.byte(entry, 27) ~= 1)
   end
   if not newer then
     redis.call('SET', KEYS[i], entry, 'PX', ARGV[2 * i])

@@ -217,7 +217,7 @@ func TestRedisWithoutRoomTakesNoWritesAndStaysTrue(t *testing.T) {
 	n.reach()
 	n.publish()
 	key := n.mirror.key(orderSubject(0, w.orders[0]), 0)
-	if stored, err := n.mirror.fetch(t.Context(), []string{key}); err != nil || stored[0] != nil {
+	if stored, err := n.mirror.fetch(t.Context(), []string{key}, patience); err != nil || stored[0] != nil {
 		t.Fatalf("seed %d: an erased user's order is still in a full redis: %d bytes (%v)", w.seed, len(stored[0]), err)
 	}
 	s.do("CONFIG", "SET", "maxmemory", "100mb")

@@ -114,6 +114,9 @@ func (g *guard) raise(changes *projections.Changes) {
 	for _, key := range changes.StockKeys {
 		g.slot(subject{kind: kindStock, lane: lane, text: key}).Store(number)
 	}
+	for _, pool := range changes.Pools {
+		g.slot(subject{kind: kindTally, lane: lane, text: pool}).Store(number)
+	}
 	if changes.Campaigns {
 		g.slot(subject{kind: kindBoard, lane: lane}).Store(number)
 	}

@@ -39,13 +39,15 @@ type queue struct {
 	waiting  map[subject]struct{}
 	line     []subject
 	erasures []subject
-	// ready holds a signal when something may wait.
-	ready chan struct{}
+	// ready holds a signal when something may wait, room when something was taken.
+	ready, room chan struct{}
+	// missed says that an erasure found no room.
+	missed bool
 }
 
 func (q *queue) init() {
 	q.waiting = make(map[subject]struct{})
-	q.ready = make(chan struct{}, 1)
+	q.ready, q.room = make(chan struct{}, 1), make(chan struct{}, 1)
 }
 
 // offer adds what changed, and returns how many keys did not fit.
@@ -61,6 +63,9 @@ func (q *queue) offer(changes *projections.Changes) (dropped uint64) {
 	}
 	for _, key := range changes.StockKeys {
 		dropped += q.add(subject{kind: kindStock, lane: lane, text: key})
+	}
+	for _, pool := range changes.Pools {
+		dropped += q.add(subject{kind: kindTally, lane: lane, text: pool})
 	}
 	if changes.Campaigns {
 		dropped += q.add(subject{kind: kindBoard, lane: lane})
@@ -94,10 +99,43 @@ func (q *queue) add(s subject) (dropped uint64) {
 	case s.kind != kindErased && len(q.line) < queueMax:
 		q.line = append(q.line, s)
 	default:
+		q.missed = q.missed || s.kind == kindErased
 		return 1
 	}
 	q.waiting[s] = struct{}{}
 	return 0
+}
+
+// addPatiently adds subjects that nobody waits for, while less than half of the room of their kind is taken: what changes comes
+// first. One goroutine calls it.
+func (q *queue) addPatiently(ctx context.Context, subjects []subject) error {
+	for len(subjects) > 0 {
+		q.mu.Lock()
+		for len(subjects) > 0 && (subjects[0].kind == kindErased && len(q.erasures) < erasuresMax/2 || subjects[0].kind != kindErased && len(q.line) < queueMax/2) {
+			q.add(subjects[0])
+			subjects = subjects[1:]
+		}
+		q.signal()
+		q.mu.Unlock()
+		if len(subjects) == 0 {
+			return nil
+		}
+		select {
+		case <-q.room:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// takeMissed reports whether an erasure found no room since it was last asked.
+func (q *queue) takeMissed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	missed := q.missed
+	q.missed = false
+	return missed
 }
 
 // signal wakes one who takes. REQUIRES: q.mu is held.
@@ -131,6 +169,10 @@ func (q *queue) take(ctx context.Context, batch []subject) ([]subject, error) {
 		for _, s := range batch {
 			delete(q.waiting, s)
 		}
+		select {
+		case q.room <- struct{}{}:
+		default: // Whoever fills has not looked at the last signal yet.
+		}
 		q.signal()
 		q.mu.Unlock()
 		if len(batch) > 0 {
@@ -139,7 +181,8 @@ func (q *queue) take(ctx context.Context, batch []subject) ([]subject, error) {
 	}
 }
 
-// Run writes what changes to Redis until ctx ends, which is no error. A Redis that is away is tried again; what changes meanwhile
+// Run writes what changes to Redis until ctx ends, which is no error, and fills one that is new or was started again with what is
+// read most (see refill). A Redis that is away is tried again; what changes meanwhile
 // waits as far as there is room, and what has none is refused by the guard. It ends with an error when the views cannot
 // be read. Run is called once.
 func (m *Mirror) Run(ctx context.Context) error {
@@ -148,12 +191,13 @@ func (m *Mirror) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ended := make(chan error, publishersOfNode)
+	ended := make(chan error, publishersOfNode+1)
 	for range publishersOfNode {
 		go func() { ended <- m.publishAll(ctx) }()
 	}
+	go func() { ended <- m.refillAll(ctx) }()
 	var errs []error
-	for range publishersOfNode {
+	for range cap(ended) {
 		if err := <-ended; err != nil {
 			errs = append(errs, err)
 			cancel()
@@ -183,6 +227,9 @@ func (m *Mirror) publishAll(ctx context.Context) error {
 				m.options.Logger.Info("redis takes writes again")
 			}
 			delay = 0
+			if m.queue.takeMissed() {
+				m.wantRefill()
+			}
 			continue
 		}
 		m.counts.dropped.Add(m.queue.again(batch))
@@ -258,6 +305,8 @@ func valueOf(snapshot *projections.Snapshot, s subject) ([]byte, error) {
 		return snapshot.StockAccount(s.lane, s.text)
 	case kindBoard:
 		return snapshot.CampaignBoard(s.lane, boardCampaignsMax)
+	case kindTally:
+		return snapshot.Tally(s.lane, s.text)
 	case kindErased:
 	}
 	panic(fmt.Sprintf("redisview: bug: no entry is of kind %d", s.kind))

@@ -5,8 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
-	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -73,66 +72,61 @@ func (m *Mirror) Stock(ctx context.Context, key string) (stock projections.Stock
 	if key == "" {
 		return projections.StockView{}, false, nil
 	}
-	got, err := m.getOrQueue(ctx, m.accountsOf(nil, key), rand.IntN(m.options.StockCopies))
+	got, err := m.getOrQueue(ctx, m.everyLane(nil, kindStock, key), rand.IntN(m.options.StockCopies))
 	if err != nil || !got.complete {
 		return projections.StockView{}, false, err
 	}
 	return projections.SumAccounts(key, got.values)
 }
 
-// accountsOf appends the accounts of a stock key in all lanes.
-func (m *Mirror) accountsOf(dst []subject, key string) []subject {
+// everyLane appends the subjects of a kind that are about a key, one for each lane.
+func (m *Mirror) everyLane(dst []subject, k kind, key string) []subject {
 	for lane := range m.options.Topology.Lanes {
-		dst = append(dst, subject{kind: kindStock, lane: lane, text: key})
+		dst = append(dst, subject{kind: k, lane: lane, text: key})
 	}
 	return dst
 }
 
-// Board returns all campaigns by id and SKU, with what is left of each.
-func (m *Mirror) Board(ctx context.Context) (campaigns []projections.CampaignView, found bool, err error) {
+// Board returns the campaign board, by id and SKU, with the rate of a time.
+func (m *Mirror) Board(ctx context.Context, now time.Time) (rows []projections.BoardRow, found bool, err error) {
 	copyNumber := rand.IntN(m.options.StockCopies)
-	var boards []subject
-	for lane := range m.options.Topology.Lanes {
-		boards = append(boards, subject{kind: kindBoard, lane: lane})
-	}
-	got, err := m.getOrQueue(ctx, boards, copyNumber)
+	got, err := m.getOrQueue(ctx, m.everyLane(nil, kindBoard, ""), copyNumber)
 	if err != nil || !got.complete {
 		return nil, false, err
 	}
-	var accounts []subject
+	var (
+		campaigns []projections.CampaignView
+		sums      []subject // For each campaign its accounts, then its tallies.
+	)
 	for lane, board := range got.values {
 		read, err := projections.ReadCampaignBoard(uint32(lane), board)
 		if err != nil {
 			return nil, false, err
 		}
 		for i := range read {
-			accounts = m.accountsOf(accounts, read[i].Campaign.Pool)
+			pool := read[i].Campaign.Pool
+			sums = m.everyLane(m.everyLane(sums, kindStock, pool), kindTally, pool)
 		}
 		campaigns = append(campaigns, read...)
 	}
-	got, err = m.getOrQueue(ctx, accounts, copyNumber)
+	got, err = m.getOrQueue(ctx, sums, copyNumber)
 	if err != nil || !got.complete {
 		return nil, false, err
 	}
 	lanes := int(m.options.Topology.Lanes)
 	for i := range campaigns {
-		stock, known, err := projections.SumAccounts(campaigns[i].Campaign.Pool, got.values[i*lanes:(i+1)*lanes])
+		campaign, values := campaigns[i], got.values[2*i*lanes:2*(i+1)*lanes]
+		if campaign.Stock, _, err = projections.SumAccounts(campaign.Campaign.Pool, values[:lanes]); err != nil {
+			return nil, false, err
+		}
+		tally, err := projections.SumTallies(campaign.Campaign.Pool, values[lanes:])
 		if err != nil {
 			return nil, false, err
 		}
-		if known {
-			campaigns[i].Stock = stock
-		}
+		rows = append(rows, projections.NewBoardRow(campaign, tally, now))
 	}
-	slices.SortFunc(campaigns, func(a, b projections.CampaignView) int {
-		return strings.Compare(boardKey(&a), boardKey(&b))
-	})
-	return campaigns, true, nil
-}
-
-// boardKey orders campaigns as the views list them.
-func boardKey(c *projections.CampaignView) string {
-	return domain.CampaignPool(domain.CampaignOf(c.Campaign.Pool), domain.HomeKey(c.Campaign.Pool))
+	projections.SortBoard(rows)
+	return rows, true, nil
 }
 
 // answer is what Redis and the guard say about some subjects.
@@ -166,7 +160,7 @@ func (m *Mirror) get(ctx context.Context, subjects []subject, copyNumber int) (a
 	for i, s := range subjects {
 		keys[i] = m.key(s, copyNumber)
 	}
-	stored, err := m.fetch(ctx, keys)
+	stored, err := m.fetch(ctx, keys, m.options.ReadTimeout)
 	m.settle(ctx, err)
 	if err != nil {
 		m.counts.failed.Add(1)
@@ -201,8 +195,8 @@ func (m *Mirror) settle(ctx context.Context, err error) {
 }
 
 // fetch returns what is stored at keys, nil where there is nothing.
-func (m *Mirror) fetch(ctx context.Context, keys []string) ([][]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, m.options.ReadTimeout)
+func (m *Mirror) fetch(ctx context.Context, keys []string, timeout time.Duration) ([][]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	stored := make([][]byte, len(keys))
 	if len(keys) == 1 {

@@ -90,7 +90,7 @@ type Options struct {
 	Topology eventstore.Topology
 	// Logger is told when Redis comes and goes; nil means slog.Default.
 	Logger *slog.Logger
-	// Now is the clock of the breaker; nil means time.Now.
+	// Now is the clock of the breaker, and says which erasures are long ago; nil means time.Now.
 	Now func() time.Time
 }
 
@@ -188,6 +188,9 @@ type Mirror struct {
 	queue   queue
 	started atomic.Bool
 	counts  counts
+	servers servers
+	// refills holds a signal when Redis is to be filled.
+	refills chan struct{}
 }
 
 // Stats count what a Mirror has done.
@@ -214,9 +217,11 @@ func New(options Options) (*Mirror, error) {
 	}
 	sum := sha1.Sum([]byte(writeScript)) // The name that Redis gives it.
 	m := &Mirror{
-		options: options, prefix: fmt.Sprintf("%s:%d:", options.Prefix, options.Generation), client: newClient(options),
+		options: options, prefix: fmt.Sprintf("%s:%d:", options.Prefix, options.Generation),
 		sha: hex.EncodeToString(sum[:]), guard: newGuard(options.Topology.Lanes), breaker: breaker{now: options.Now},
+		refills: make(chan struct{}, 1),
 	}
+	m.client = newClient(options, m.connected)
 	m.queue.init()
 	return m, nil
 }
@@ -229,19 +234,19 @@ type silent struct{}
 func (silent) Printf(context.Context, string, ...any) {}
 
 // newClient returns a client that neither tries again nor waits on its own: the callers know better.
-func newClient(o Options) redis.UniversalClient {
+func newClient(o Options, connected func(context.Context, *redis.Conn) error) redis.UniversalClient {
 	silenceLibrary()
 	quiet := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	if o.Cluster {
 		return redis.NewClusterClient(&redis.ClusterOptions{
-			Addrs: o.Addresses, Username: o.Username, Password: o.Password, TLSConfig: o.TLS,
+			Addrs: o.Addresses, OnConnect: connected, Username: o.Username, Password: o.Password, TLSConfig: o.TLS,
 			MaxRedirects: 3, ClusterStateReloadInterval: clusterReload, DialTimeout: min(dialTimeoutMax, o.WriteTimeout), DialerRetries: 1,
 			ReadTimeout: o.WriteTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
 			PoolSize: o.PoolSize, PoolTimeout: o.ReadTimeout, DisableIdentity: true, MaintNotificationsConfig: quiet,
 		})
 	}
 	return redis.NewClient(&redis.Options{
-		Addr: o.Addresses[0], Username: o.Username, Password: o.Password, TLSConfig: o.TLS,
+		Addr: o.Addresses[0], OnConnect: connected, Username: o.Username, Password: o.Password, TLSConfig: o.TLS,
 		MaxRetries: -1, DialTimeout: min(dialTimeoutMax, o.WriteTimeout), DialerRetries: 1,
 		ReadTimeout: o.WriteTimeout, WriteTimeout: o.WriteTimeout, ContextTimeoutEnabled: true,
 		PoolSize: o.PoolSize, PoolTimeout: o.ReadTimeout, DisableIdentity: true, MaintNotificationsConfig: quiet,
@@ -344,7 +349,7 @@ func settingsError(address string, err error) error {
 	case redis.IsPermissionError(err):
 		return &SettingsError{
 			Server: address, Problem: "its user may not do what is needed: " + err.Error(),
-			Next: "allow +get +mget +getrange +set +unlink +eval +evalsha +info +cluster on the keys with our prefix", Cause: err,
+			Next: "allow +get +mget +getrange +set +unlink +eval +evalsha +scan +info +cluster on the keys with our prefix", Cause: err,
 		}
 	}
 	return fmt.Errorf("%w at %s: %w", ErrUnreachable, address, err)
@@ -358,7 +363,7 @@ func (m *Mirror) key(s subject, copyNumber int) string {
 
 // copies returns how many copies of a kind of entry there are.
 func (m *Mirror) copies(k kind) int {
-	if k == kindStock || k == kindBoard {
+	if k == kindStock || k == kindBoard || k == kindTally {
 		return m.options.StockCopies
 	}
 	return 1

@@ -144,7 +144,7 @@ func TestOlderWriteNeverOverwritesANewerOne(t *testing.T) {
 			if err := n.mirror.send(t.Context(), writes); err != nil {
 				t.Fatal(err)
 			}
-			stored, err := n.mirror.fetch(t.Context(), []string{key})
+			stored, err := n.mirror.fetch(t.Context(), []string{key}, patience)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -243,7 +243,7 @@ func TestErasedUserVanishesFromRedis(t *testing.T) {
 	}
 	for _, subjectOf := range []subject{orderSubject(0, mine), {kind: kindRecent, text: user}} {
 		key := n.mirror.key(subjectOf, 0)
-		stored, err := n.mirror.fetch(t.Context(), []string{key})
+		stored, err := n.mirror.fetch(t.Context(), []string{key}, patience)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -149,6 +149,7 @@ type proxy struct {
 	mu      sync.Mutex
 	target  string
 	stalled chan struct{} // not nil while nothing passes; closed when it does again
+	cuts    []context.CancelFunc
 }
 
 func startProxy(tb testing.TB, target string) *proxy {
@@ -189,6 +190,9 @@ func (p *proxy) serve(ctx context.Context, near net.Conn) {
 	defer far.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	p.mu.Lock()
+	p.cuts = append(p.cuts, cancel)
+	p.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() {
 		near.Close()
 		far.Close()
@@ -241,7 +245,16 @@ func (p *proxy) stall() (resume func()) {
 	}
 }
 
-// point leads new connections to another server.
+// cut ends the connections that there are.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, cut := range p.cuts {
+		cut()
+	}
+	p.cuts = nil
+}
+
 func (p *proxy) point(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

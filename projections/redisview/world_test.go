@@ -409,11 +409,11 @@ func (n *node) check() (found answers) {
 			}
 		}
 	}
-	if got, ok, err := n.mirror.Board(ctx); err == nil && ok {
+	if got, ok, err := n.mirror.Board(ctx, n.w.now); err == nil && ok {
 		found.boards++
-		want, _, err := n.views.Campaigns(ctx, projections.KeysQuery{}, projections.Min{})
-		if err != nil || !reflect.DeepEqual(got, want.Campaigns) {
-			n.w.tb.Fatalf("seed %d: the board: redis says %+v, the view %+v (%v)", n.w.seed, got, want.Campaigns, err)
+		want, _, err := n.views.Board(ctx, projections.BoardQuery{Now: n.w.now}, projections.Min{})
+		if err != nil || !reflect.DeepEqual(got, want.Rows) {
+			n.w.tb.Fatalf("seed %d: the board: redis says %+v, the view %+v (%v)", n.w.seed, got, want.Rows, err)
 		}
 	}
 	return found

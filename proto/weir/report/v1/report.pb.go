@@ -394,6 +394,315 @@ func (x *SalesCount) GetAmount() *v1.Money {
 	return nil
 }
 
+// GetCampaignBoardRequest asks for a page of the campaign board.
+type GetCampaignBoardRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Campaign to show, of all its products; empty shows all.
+	CampaignId string `protobuf:"bytes,1,opt,name=campaign_id,json=campaignId,proto3" json:"campaign_id,omitempty"`
+	// Rows a page, at most 1,000; 0 means 100.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before, of the same campaign_id.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The answer is at least as new as this revision, or says that it is not. It may be of any lane.
+	MinRevision *v1.Revision `protobuf:"bytes,4,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
+	// How long to wait for min_revision: 0 to 10 s, by default 1 s.
+	WaitBudget    *durationpb.Duration `protobuf:"bytes,5,opt,name=wait_budget,json=waitBudget,proto3" json:"wait_budget,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCampaignBoardRequest) Reset() {
+	*x = GetCampaignBoardRequest{}
+	mi := &file_weir_report_v1_report_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCampaignBoardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCampaignBoardRequest) ProtoMessage() {}
+
+func (x *GetCampaignBoardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_report_v1_report_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCampaignBoardRequest.ProtoReflect.Descriptor instead.
+func (*GetCampaignBoardRequest) Descriptor() ([]byte, []int) {
+	return file_weir_report_v1_report_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetCampaignBoardRequest) GetCampaignId() string {
+	if x != nil {
+		return x.CampaignId
+	}
+	return ""
+}
+
+func (x *GetCampaignBoardRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetCampaignBoardRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *GetCampaignBoardRequest) GetMinRevision() *v1.Revision {
+	if x != nil {
+		return x.MinRevision
+	}
+	return nil
+}
+
+func (x *GetCampaignBoardRequest) GetWaitBudget() *durationpb.Duration {
+	if x != nil {
+		return x.WaitBudget
+	}
+	return nil
+}
+
+// GetCampaignBoardResponse is one page of the board, by campaign and SKU.
+type GetCampaignBoardResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A row for each campaign and product.
+	Rows []*CampaignRow `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	// Token for the next page; empty at the end.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// How fresh the page is: as the lane that is furthest behind.
+	Freshness     *v1.Freshness `protobuf:"bytes,3,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetCampaignBoardResponse) Reset() {
+	*x = GetCampaignBoardResponse{}
+	mi := &file_weir_report_v1_report_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetCampaignBoardResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetCampaignBoardResponse) ProtoMessage() {}
+
+func (x *GetCampaignBoardResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_report_v1_report_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetCampaignBoardResponse.ProtoReflect.Descriptor instead.
+func (*GetCampaignBoardResponse) Descriptor() ([]byte, []int) {
+	return file_weir_report_v1_report_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GetCampaignBoardResponse) GetRows() []*CampaignRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *GetCampaignBoardResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *GetCampaignBoardResponse) GetFreshness() *v1.Freshness {
+	if x != nil {
+		return x.Freshness
+	}
+	return nil
+}
+
+// CampaignRow is how one product of a campaign sells.
+type CampaignRow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifier of the campaign.
+	CampaignId string `protobuf:"bytes,1,opt,name=campaign_id,json=campaignId,proto3" json:"campaign_id,omitempty"`
+	// SKU of the product.
+	Sku string `protobuf:"bytes,2,opt,name=sku,proto3" json:"sku,omitempty"`
+	// Log time from which orders are taken.
+	OpensAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=opens_at,json=opensAt,proto3" json:"opens_at,omitempty"`
+	// Log time from which orders are not taken any more.
+	ClosesAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=closes_at,json=closesAt,proto3" json:"closes_at,omitempty"`
+	// Units of its stock.
+	Units int64 `protobuf:"varint,5,opt,name=units,proto3" json:"units,omitempty"`
+	// Units free to be ordered.
+	Remaining int64 `protobuf:"varint,6,opt,name=remaining,proto3" json:"remaining,omitempty"`
+	// Units that open orders hold.
+	Reserved int64 `protobuf:"varint,7,opt,name=reserved,proto3" json:"reserved,omitempty"`
+	// Units sold for good.
+	Sold int64 `protobuf:"varint,8,opt,name=sold,proto3" json:"sold,omitempty"`
+	// Orders that were placed.
+	Orders int64 `protobuf:"varint,9,opt,name=orders,proto3" json:"orders,omitempty"`
+	// Orders of those that were cancelled or expired.
+	GivenUpOrders int64 `protobuf:"varint,10,opt,name=given_up_orders,json=givenUpOrders,proto3" json:"given_up_orders,omitempty"`
+	// Users who have an order that was not given up.
+	Buyers int64 `protobuf:"varint,11,opt,name=buyers,proto3" json:"buyers,omitempty"`
+	// Units that were ordered in the minute before the answer, to ten seconds; given up ones count.
+	UnitsPerMinute int64 `protobuf:"varint,12,opt,name=units_per_minute,json=unitsPerMinute,proto3" json:"units_per_minute,omitempty"`
+	// Log time of the first order. Not set when there was none.
+	FirstOrderTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=first_order_time,json=firstOrderTime,proto3" json:"first_order_time,omitempty"`
+	// Log time since which nothing remains. Not set while something does.
+	SoldOutTime   *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=sold_out_time,json=soldOutTime,proto3" json:"sold_out_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CampaignRow) Reset() {
+	*x = CampaignRow{}
+	mi := &file_weir_report_v1_report_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CampaignRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CampaignRow) ProtoMessage() {}
+
+func (x *CampaignRow) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_report_v1_report_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CampaignRow.ProtoReflect.Descriptor instead.
+func (*CampaignRow) Descriptor() ([]byte, []int) {
+	return file_weir_report_v1_report_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CampaignRow) GetCampaignId() string {
+	if x != nil {
+		return x.CampaignId
+	}
+	return ""
+}
+
+func (x *CampaignRow) GetSku() string {
+	if x != nil {
+		return x.Sku
+	}
+	return ""
+}
+
+func (x *CampaignRow) GetOpensAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OpensAt
+	}
+	return nil
+}
+
+func (x *CampaignRow) GetClosesAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ClosesAt
+	}
+	return nil
+}
+
+func (x *CampaignRow) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+func (x *CampaignRow) GetRemaining() int64 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *CampaignRow) GetReserved() int64 {
+	if x != nil {
+		return x.Reserved
+	}
+	return 0
+}
+
+func (x *CampaignRow) GetSold() int64 {
+	if x != nil {
+		return x.Sold
+	}
+	return 0
+}
+
+func (x *CampaignRow) GetOrders() int64 {
+	if x != nil {
+		return x.Orders
+	}
+	return 0
+}
+
+func (x *CampaignRow) GetGivenUpOrders() int64 {
+	if x != nil {
+		return x.GivenUpOrders
+	}
+	return 0
+}
+
+func (x *CampaignRow) GetBuyers() int64 {
+	if x != nil {
+		return x.Buyers
+	}
+	return 0
+}
+
+func (x *CampaignRow) GetUnitsPerMinute() int64 {
+	if x != nil {
+		return x.UnitsPerMinute
+	}
+	return 0
+}
+
+func (x *CampaignRow) GetFirstOrderTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FirstOrderTime
+	}
+	return nil
+}
+
+func (x *CampaignRow) GetSoldOutTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SoldOutTime
+	}
+	return nil
+}
+
 var File_weir_report_v1_report_proto protoreflect.FileDescriptor
 
 const file_weir_report_v1_report_proto_rawDesc = "" +
@@ -425,14 +734,47 @@ const file_weir_report_v1_report_proto_rawDesc = "" +
 	"SalesCount\x12\x16\n" +
 	"\x06orders\x18\x01 \x01(\x03R\x06orders\x12\x14\n" +
 	"\x05units\x18\x02 \x01(\x03R\x05units\x12+\n" +
-	"\x06amount\x18\x03 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount*g\n" +
+	"\x06amount\x18\x03 \x01(\v2\x13.weir.type.v1.MoneyR\x06amount\"\xb2\x02\n" +
+	"\x17GetCampaignBoardRequest\x12@\n" +
+	"\vcampaign_id\x18\x01 \x01(\tB\x1f\xbaH\x1c\xd8\x01\x01r\x172\x15^[A-Za-z0-9_-]{1,64}$R\n" +
+	"campaignId\x12'\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\tpageToken\x129\n" +
+	"\fmin_revision\x18\x04 \x01(\v2\x16.weir.type.v1.RevisionR\vminRevision\x12H\n" +
+	"\vwait_budget\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\n" +
+	"2\x00R\n" +
+	"waitBudget\"\xaa\x01\n" +
+	"\x18GetCampaignBoardResponse\x12/\n" +
+	"\x04rows\x18\x01 \x03(\v2\x1b.weir.report.v1.CampaignRowR\x04rows\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x125\n" +
+	"\tfreshness\x18\x03 \x01(\v2\x17.weir.type.v1.FreshnessR\tfreshness\"\x9c\x04\n" +
+	"\vCampaignRow\x12\x1f\n" +
+	"\vcampaign_id\x18\x01 \x01(\tR\n" +
+	"campaignId\x12\x10\n" +
+	"\x03sku\x18\x02 \x01(\tR\x03sku\x125\n" +
+	"\bopens_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aopensAt\x127\n" +
+	"\tcloses_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bclosesAt\x12\x14\n" +
+	"\x05units\x18\x05 \x01(\x03R\x05units\x12\x1c\n" +
+	"\tremaining\x18\x06 \x01(\x03R\tremaining\x12\x1a\n" +
+	"\breserved\x18\a \x01(\x03R\breserved\x12\x12\n" +
+	"\x04sold\x18\b \x01(\x03R\x04sold\x12\x16\n" +
+	"\x06orders\x18\t \x01(\x03R\x06orders\x12&\n" +
+	"\x0fgiven_up_orders\x18\n" +
+	" \x01(\x03R\rgivenUpOrders\x12\x16\n" +
+	"\x06buyers\x18\v \x01(\x03R\x06buyers\x12(\n" +
+	"\x10units_per_minute\x18\f \x01(\x03R\x0eunitsPerMinute\x12D\n" +
+	"\x10first_order_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0efirstOrderTime\x12>\n" +
+	"\rsold_out_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\vsoldOutTime*g\n" +
 	"\tSalesStep\x12\x1a\n" +
 	"\x16SALES_STEP_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11SALES_STEP_MINUTE\x10\x01\x12\x13\n" +
 	"\x0fSALES_STEP_HOUR\x10\x02\x12\x12\n" +
-	"\x0eSALES_STEP_DAY\x10\x032c\n" +
+	"\x0eSALES_STEP_DAY\x10\x032\xcf\x01\n" +
 	"\rReportService\x12R\n" +
-	"\bGetSales\x12\x1f.weir.report.v1.GetSalesRequest\x1a .weir.report.v1.GetSalesResponse\"\x03\x90\x02\x01B6Z4github.com/weirhq/weir/proto/weir/report/v1;reportv1b\x06proto3"
+	"\bGetSales\x12\x1f.weir.report.v1.GetSalesRequest\x1a .weir.report.v1.GetSalesResponse\"\x03\x90\x02\x01\x12j\n" +
+	"\x10GetCampaignBoard\x12'.weir.report.v1.GetCampaignBoardRequest\x1a(.weir.report.v1.GetCampaignBoardResponse\"\x03\x90\x02\x01B6Z4github.com/weirhq/weir/proto/weir/report/v1;reportv1b\x06proto3"
 
 var (
 	file_weir_report_v1_report_proto_rawDescOnce sync.Once
@@ -447,41 +789,54 @@ func file_weir_report_v1_report_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_report_v1_report_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_report_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_weir_report_v1_report_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_weir_report_v1_report_proto_goTypes = []any{
-	(SalesStep)(0),                // 0: weir.report.v1.SalesStep
-	(*GetSalesRequest)(nil),       // 1: weir.report.v1.GetSalesRequest
-	(*GetSalesResponse)(nil),      // 2: weir.report.v1.GetSalesResponse
-	(*Sales)(nil),                 // 3: weir.report.v1.Sales
-	(*SalesCount)(nil),            // 4: weir.report.v1.SalesCount
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*v1.Revision)(nil),           // 6: weir.type.v1.Revision
-	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
-	(*v1.Freshness)(nil),          // 8: weir.type.v1.Freshness
-	(*v1.Money)(nil),              // 9: weir.type.v1.Money
+	(SalesStep)(0),                   // 0: weir.report.v1.SalesStep
+	(*GetSalesRequest)(nil),          // 1: weir.report.v1.GetSalesRequest
+	(*GetSalesResponse)(nil),         // 2: weir.report.v1.GetSalesResponse
+	(*Sales)(nil),                    // 3: weir.report.v1.Sales
+	(*SalesCount)(nil),               // 4: weir.report.v1.SalesCount
+	(*GetCampaignBoardRequest)(nil),  // 5: weir.report.v1.GetCampaignBoardRequest
+	(*GetCampaignBoardResponse)(nil), // 6: weir.report.v1.GetCampaignBoardResponse
+	(*CampaignRow)(nil),              // 7: weir.report.v1.CampaignRow
+	(*timestamppb.Timestamp)(nil),    // 8: google.protobuf.Timestamp
+	(*v1.Revision)(nil),              // 9: weir.type.v1.Revision
+	(*durationpb.Duration)(nil),      // 10: google.protobuf.Duration
+	(*v1.Freshness)(nil),             // 11: weir.type.v1.Freshness
+	(*v1.Money)(nil),                 // 12: weir.type.v1.Money
 }
 var file_weir_report_v1_report_proto_depIdxs = []int32{
-	5,  // 0: weir.report.v1.GetSalesRequest.from:type_name -> google.protobuf.Timestamp
-	5,  // 1: weir.report.v1.GetSalesRequest.to:type_name -> google.protobuf.Timestamp
+	8,  // 0: weir.report.v1.GetSalesRequest.from:type_name -> google.protobuf.Timestamp
+	8,  // 1: weir.report.v1.GetSalesRequest.to:type_name -> google.protobuf.Timestamp
 	0,  // 2: weir.report.v1.GetSalesRequest.step:type_name -> weir.report.v1.SalesStep
-	6,  // 3: weir.report.v1.GetSalesRequest.min_revision:type_name -> weir.type.v1.Revision
-	7,  // 4: weir.report.v1.GetSalesRequest.wait_budget:type_name -> google.protobuf.Duration
+	9,  // 3: weir.report.v1.GetSalesRequest.min_revision:type_name -> weir.type.v1.Revision
+	10, // 4: weir.report.v1.GetSalesRequest.wait_budget:type_name -> google.protobuf.Duration
 	3,  // 5: weir.report.v1.GetSalesResponse.sales:type_name -> weir.report.v1.Sales
-	8,  // 6: weir.report.v1.GetSalesResponse.freshness:type_name -> weir.type.v1.Freshness
-	5,  // 7: weir.report.v1.Sales.start:type_name -> google.protobuf.Timestamp
+	11, // 6: weir.report.v1.GetSalesResponse.freshness:type_name -> weir.type.v1.Freshness
+	8,  // 7: weir.report.v1.Sales.start:type_name -> google.protobuf.Timestamp
 	4,  // 8: weir.report.v1.Sales.placed:type_name -> weir.report.v1.SalesCount
 	4,  // 9: weir.report.v1.Sales.paid:type_name -> weir.report.v1.SalesCount
 	4,  // 10: weir.report.v1.Sales.cancelled:type_name -> weir.report.v1.SalesCount
 	4,  // 11: weir.report.v1.Sales.expired:type_name -> weir.report.v1.SalesCount
-	9,  // 12: weir.report.v1.Sales.refunded:type_name -> weir.type.v1.Money
-	9,  // 13: weir.report.v1.SalesCount.amount:type_name -> weir.type.v1.Money
-	1,  // 14: weir.report.v1.ReportService.GetSales:input_type -> weir.report.v1.GetSalesRequest
-	2,  // 15: weir.report.v1.ReportService.GetSales:output_type -> weir.report.v1.GetSalesResponse
-	15, // [15:16] is the sub-list for method output_type
-	14, // [14:15] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	12, // 12: weir.report.v1.Sales.refunded:type_name -> weir.type.v1.Money
+	12, // 13: weir.report.v1.SalesCount.amount:type_name -> weir.type.v1.Money
+	9,  // 14: weir.report.v1.GetCampaignBoardRequest.min_revision:type_name -> weir.type.v1.Revision
+	10, // 15: weir.report.v1.GetCampaignBoardRequest.wait_budget:type_name -> google.protobuf.Duration
+	7,  // 16: weir.report.v1.GetCampaignBoardResponse.rows:type_name -> weir.report.v1.CampaignRow
+	11, // 17: weir.report.v1.GetCampaignBoardResponse.freshness:type_name -> weir.type.v1.Freshness
+	8,  // 18: weir.report.v1.CampaignRow.opens_at:type_name -> google.protobuf.Timestamp
+	8,  // 19: weir.report.v1.CampaignRow.closes_at:type_name -> google.protobuf.Timestamp
+	8,  // 20: weir.report.v1.CampaignRow.first_order_time:type_name -> google.protobuf.Timestamp
+	8,  // 21: weir.report.v1.CampaignRow.sold_out_time:type_name -> google.protobuf.Timestamp
+	1,  // 22: weir.report.v1.ReportService.GetSales:input_type -> weir.report.v1.GetSalesRequest
+	5,  // 23: weir.report.v1.ReportService.GetCampaignBoard:input_type -> weir.report.v1.GetCampaignBoardRequest
+	2,  // 24: weir.report.v1.ReportService.GetSales:output_type -> weir.report.v1.GetSalesResponse
+	6,  // 25: weir.report.v1.ReportService.GetCampaignBoard:output_type -> weir.report.v1.GetCampaignBoardResponse
+	24, // [24:26] is the sub-list for method output_type
+	22, // [22:24] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_weir_report_v1_report_proto_init() }
@@ -495,7 +850,7 @@ func file_weir_report_v1_report_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_report_v1_report_proto_rawDesc), len(file_weir_report_v1_report_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

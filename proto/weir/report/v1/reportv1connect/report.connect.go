@@ -36,12 +36,17 @@ const (
 const (
 	// ReportServiceGetSalesProcedure is the fully-qualified name of the ReportService's GetSales RPC.
 	ReportServiceGetSalesProcedure = "/weir.report.v1.ReportService/GetSales"
+	// ReportServiceGetCampaignBoardProcedure is the fully-qualified name of the ReportService's
+	// GetCampaignBoard RPC.
+	ReportServiceGetCampaignBoardProcedure = "/weir.report.v1.ReportService/GetCampaignBoard"
 )
 
 // ReportServiceClient is a client for the weir.report.v1.ReportService service.
 type ReportServiceClient interface {
 	// GetSales counts what was ordered, paid and given back in some time, of one product or all.
 	GetSales(context.Context, *v1.GetSalesRequest) (*v1.GetSalesResponse, error)
+	// GetCampaignBoard shows how campaigns sell: what is left, who ordered, and how fast.
+	GetCampaignBoard(context.Context, *v1.GetCampaignBoardRequest) (*v1.GetCampaignBoardResponse, error)
 }
 
 // NewReportServiceClient constructs a client for the weir.report.v1.ReportService service. By
@@ -62,12 +67,20 @@ func NewReportServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		getCampaignBoard: connect.NewClient[v1.GetCampaignBoardRequest, v1.GetCampaignBoardResponse](
+			httpClient,
+			baseURL+ReportServiceGetCampaignBoardProcedure,
+			connect.WithSchema(reportServiceMethods.ByName("GetCampaignBoard")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // reportServiceClient implements ReportServiceClient.
 type reportServiceClient struct {
-	getSales *connect.Client[v1.GetSalesRequest, v1.GetSalesResponse]
+	getSales         *connect.Client[v1.GetSalesRequest, v1.GetSalesResponse]
+	getCampaignBoard *connect.Client[v1.GetCampaignBoardRequest, v1.GetCampaignBoardResponse]
 }
 
 // GetSales calls weir.report.v1.ReportService.GetSales.
@@ -79,10 +92,21 @@ func (c *reportServiceClient) GetSales(ctx context.Context, req *v1.GetSalesRequ
 	return nil, err
 }
 
+// GetCampaignBoard calls weir.report.v1.ReportService.GetCampaignBoard.
+func (c *reportServiceClient) GetCampaignBoard(ctx context.Context, req *v1.GetCampaignBoardRequest) (*v1.GetCampaignBoardResponse, error) {
+	response, err := c.getCampaignBoard.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ReportServiceHandler is an implementation of the weir.report.v1.ReportService service.
 type ReportServiceHandler interface {
 	// GetSales counts what was ordered, paid and given back in some time, of one product or all.
 	GetSales(context.Context, *v1.GetSalesRequest) (*v1.GetSalesResponse, error)
+	// GetCampaignBoard shows how campaigns sell: what is left, who ordered, and how fast.
+	GetCampaignBoard(context.Context, *v1.GetCampaignBoardRequest) (*v1.GetCampaignBoardResponse, error)
 }
 
 // NewReportServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -99,10 +123,19 @@ func NewReportServiceHandler(svc ReportServiceHandler, opts ...connect.HandlerOp
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	reportServiceGetCampaignBoardHandler := connect.NewUnaryHandlerSimple(
+		ReportServiceGetCampaignBoardProcedure,
+		svc.GetCampaignBoard,
+		connect.WithSchema(reportServiceMethods.ByName("GetCampaignBoard")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/weir.report.v1.ReportService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ReportServiceGetSalesProcedure:
 			reportServiceGetSalesHandler.ServeHTTP(w, r)
+		case ReportServiceGetCampaignBoardProcedure:
+			reportServiceGetCampaignBoardHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -114,4 +147,8 @@ type UnimplementedReportServiceHandler struct{}
 
 func (UnimplementedReportServiceHandler) GetSales(context.Context, *v1.GetSalesRequest) (*v1.GetSalesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.report.v1.ReportService.GetSales is not implemented"))
+}
+
+func (UnimplementedReportServiceHandler) GetCampaignBoard(context.Context, *v1.GetCampaignBoardRequest) (*v1.GetCampaignBoardResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.report.v1.ReportService.GetCampaignBoard is not implemented"))
 }

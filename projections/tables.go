@@ -1,0 +1,252 @@
+package projections
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+)
+
+// Limits of tables that are written outside the memtable.
+const (
+	// tableRunBytes is the size of the batch whose keys are sorted in memory and written as one run of tables. There are at most
+	// two of them for each lane that is rebuilt: one is filled while the other is written.
+	tableRunBytes = 32 << 20
+	// tableSublevelsMax is how deep L0 may be for tables to be added: unlike a batch, Pebble never has them wait until it has compacted.
+	tableSublevelsMax = 32
+	// tableBufferBytes is what a write of a table's file has at least, and tableSyncBytes how much of it is written back at a time:
+	// the log's fsyncs wait for what is written back before them.
+	tableBufferBytes = 256 << 10
+	tableSyncBytes   = 1 << 20
+	// tableRankBytes of a key's suffix decide most comparisons.
+	tableRankBytes = 8
+)
+
+// A tableRun writes what a batch holds of one generation of a view as sorted tables, and adds them to the store in one step, with the
+// generation's progress in a table of its own (I6). That saves the memtable, its flush and, for keys that come after all that
+// were written before, every later compaction: such tables go straight to the lowest level. One goroutine uses it.
+//
+// What is added is durable at once, while batches become so when their memtable is flushed. So after a crash a generation may be
+// ahead of what was written to other keys before; Pebble itself holds back tables that overlap such a batch until it is flushed.
+type tableRun struct {
+	store    *Store
+	prefix   prefix
+	progress []byte // its key
+	// frontier is the greatest key that was written. Keys up to it may be there already; those beyond it get a table of their own.
+	frontier []byte
+
+	ops    []tableOp  // as the batch has them
+	order  []opInTurn // of the ops in a table
+	sorted []tableOp  // one for each key
+	joined []byte     // the values that merges were joined to
+}
+
+// A tableOp is what a batch does to a key.
+type tableOp struct {
+	kind       pebble.InternalKeyKind
+	key, value []byte
+}
+
+// opInTurn is an operation while they are sorted: what decides most comparisons, and little else to move.
+type opInTurn struct {
+	rank uint64 // the first bytes of the key's suffix
+	op   uint32
+}
+
+func newTableRun(store *Store, v *view) *tableRun {
+	return &tableRun{store: store, prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane)}
+}
+
+// add adds what the batch holds, and reports true, or leaves it to the caller to commit the batch and reports false: it holds other
+// keys, or L0 is too deep.
+func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, err error) {
+	progress, ok, err := r.read(batch)
+	if err != nil || !ok || len(r.ops) == 0 || r.store.db.Metrics().Levels[0].Sublevels >= tableSublevelsMax {
+		return false, err
+	}
+	r.sort()
+	beyond := 0
+	if r.frontier != nil {
+		beyond, _ = slices.BinarySearchFunc(r.sorted, r.frontier, func(op tableOp, frontier []byte) int {
+			if bytes.Compare(op.key, frontier) <= 0 {
+				return -1
+			}
+			return 1
+		})
+	}
+	if err := r.store.ingest(ctx, r.sorted[:beyond], r.sorted[beyond:], []tableOp{progress}); err != nil {
+		return false, err
+	}
+	if beyond < len(r.sorted) {
+		r.frontier = append(r.frontier[:0], r.sorted[len(r.sorted)-1].key...)
+	}
+	return true, nil
+}
+
+// read lists what the batch does, which ok says that tables can. The keys and values alias the batch.
+func (r *tableRun) read(batch *pebble.Batch) (progress tableOp, ok bool, err error) {
+	r.ops, r.order = r.ops[:0], r.order[:0]
+	for reader := batch.Reader(); ; {
+		kind, key, value, more, err := reader.Next()
+		if err != nil || !more {
+			return progress, progress.key != nil, err
+		}
+		switch kind {
+		case pebble.InternalKeyKindSet, pebble.InternalKeyKindMerge, pebble.InternalKeyKindDelete:
+		default:
+			return progress, false, nil
+		}
+		op := tableOp{kind, key, value}
+		switch {
+		case bytes.HasPrefix(key, r.prefix[:]):
+			r.order = append(r.order, opInTurn{rankOf(key[prefixBytes:]), uint32(len(r.ops))})
+			r.ops = append(r.ops, op)
+		case bytes.Equal(key, r.progress):
+			progress = op
+		default:
+			return progress, false, nil
+		}
+	}
+}
+
+// rankOf returns the first bytes of a key's suffix as a number that sorts as they do.
+func rankOf(suffix []byte) uint64 {
+	if len(suffix) >= tableRankBytes {
+		return binary.BigEndian.Uint64(suffix)
+	}
+	var padded [tableRankBytes]byte
+	copy(padded[:], suffix)
+	return binary.BigEndian.Uint64(padded[:])
+}
+
+// sort puts the operations into the order of their keys, and leaves one for each key, as a table holds no more, that does what all
+// of them do in turn.
+func (r *tableRun) sort() {
+	slices.SortFunc(r.order, func(a, b opInTurn) int {
+		if a.rank != b.rank {
+			return cmp.Compare(a.rank, b.rank)
+		}
+		if order := bytes.Compare(r.ops[a.op].key, r.ops[b.op].key); order != 0 {
+			return order
+		}
+		return cmp.Compare(a.op, b.op)
+	})
+	r.sorted, r.joined = r.sorted[:0], r.joined[:0]
+	for i, turn := range r.order {
+		op := &r.ops[turn.op]
+		if i == 0 || turn.rank != r.order[i-1].rank || !bytes.Equal(op.key, r.sorted[len(r.sorted)-1].key) {
+			r.sorted = append(r.sorted, *op)
+			continue
+		}
+		before := &r.sorted[len(r.sorted)-1]
+		switch {
+		case op.kind != pebble.InternalKeyKindMerge:
+			*before = *op
+		case before.kind == pebble.InternalKeyKindDelete: // What is merged to nothing is the value, and hides what was deleted.
+			before.kind, before.value = pebble.InternalKeyKindSet, op.value
+		default: // The store's Merger appends.
+			from := len(r.joined)
+			r.joined = append(append(r.joined, before.value...), op.value...)
+			before.value = r.joined[from:len(r.joined):len(r.joined)]
+		}
+	}
+}
+
+// ingest writes each list that is not empty as a table, and adds all of them in one durable step. REQUIRES: each list is sorted, and no
+// two of them overlap.
+func (s *Store) ingest(ctx context.Context, lists ...[]tableOp) (err error) {
+	var paths []string
+	defer func() {
+		if err == nil {
+			return // The store has taken the files.
+		}
+		for _, path := range paths {
+			err = errors.Join(err, s.fs.Remove(path))
+		}
+	}()
+	for _, ops := range lists {
+		if len(ops) == 0 {
+			continue
+		}
+		path := s.fs.PathJoin(s.tables, strconv.FormatUint(s.tablesMade.Add(1), 10))
+		if err := s.writeTable(path, ops); err != nil {
+			return fmt.Errorf("write a table of %d keys: %w", len(ops), err)
+		}
+		paths = append(paths, path)
+	}
+	if err := s.db.Ingest(ctx, paths); err != nil {
+		return fmt.Errorf("add %d tables to the store: %w", len(paths), err)
+	}
+	return nil
+}
+
+// writeTable writes one table, durably. What it leaves when it fails is removed by the next OpenStore.
+func (s *Store) writeTable(path string, ops []tableOp) error {
+	file, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: tableSyncBytes})
+	w := sstable.NewWriter(&tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}, s.tableOptions)
+	for i := range ops {
+		op := &ops[i]
+		switch op.kind {
+		case pebble.InternalKeyKindSet:
+			err = w.Set(op.key, op.value)
+		case pebble.InternalKeyKindMerge:
+			err = w.Merge(op.key, op.value)
+		case pebble.InternalKeyKindDelete:
+			err = w.Delete(op.key)
+		default:
+			panic(fmt.Sprintf("projections: bug: a table cannot hold an operation of kind %v", op.kind))
+		}
+		if err != nil {
+			break
+		}
+	}
+	return errors.Join(err, w.Close())
+}
+
+// A tableFile is a file that a table is written to, a large piece at a time. It implements objstorage.Writable.
+type tableFile struct {
+	file   vfs.File
+	buffer []byte
+}
+
+func (f *tableFile) Write(p []byte) error {
+	if len(f.buffer)+len(p) > cap(f.buffer) {
+		if err := f.flush(); err != nil {
+			return err
+		}
+	}
+	if len(p) > cap(f.buffer) {
+		_, err := f.file.Write(p)
+		return err
+	}
+	f.buffer = append(f.buffer, p...)
+	return nil
+}
+
+func (f *tableFile) flush() error {
+	_, err := f.file.Write(f.buffer)
+	f.buffer = f.buffer[:0]
+	return err
+}
+
+func (f *tableFile) Finish() error {
+	err := f.flush()
+	if err == nil {
+		err = f.file.Sync()
+	}
+	return errors.Join(err, f.file.Close())
+}
+
+func (f *tableFile) Abort() { _ = f.file.Close() } // Nobody reads it any more.

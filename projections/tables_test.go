@@ -1,0 +1,255 @@
+package projections
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/weirhq/weir/eventstore"
+)
+
+// TestTablesHoldWhatTheirBatchesDo writes the same random batches as tables and as batches, and wants the same contents.
+func TestTablesHoldWhatTheirBatchesDo(t *testing.T) {
+	seed := seedOf(t)
+	random := rand.New(rand.NewPCG(seed, 1))
+	for round := range 20 {
+		tables, batches := openMemStore(t), openMemStore(t)
+		v := &view{projection: &ordersProjection, generation: 3, prefix: prefixOf(spaceOrders, 3, 0)}
+		run := newTableRun(tables, v)
+		for step := range 1 + random.IntN(12) {
+			batch := tables.db.NewBatch()
+			for range 1 + random.IntN(60) {
+				// Few keys: most of them come again, in the batch and in later ones. Some are shorter than a rank, or begin alike.
+				key := v.prefix.key([]byte(strings.Repeat("k", random.IntN(10)) + fmt.Sprint(step/2+random.IntN(8))))
+				value := fmt.Appendf(nil, "%d.", random.IntN(1000))
+				var err error
+				switch random.IntN(4) {
+				case 0:
+					err = batch.Set(key, value, nil)
+				case 1:
+					err = batch.Delete(key, nil)
+				default:
+					err = batch.Merge(key, value, nil)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := batch.Set(run.progress, fmt.Append(nil, step), nil); err != nil {
+				t.Fatal(err)
+			}
+			same := batches.db.NewBatch()
+			if err := same.Apply(batch, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := same.Commit(pebble.NoSync); err != nil {
+				t.Fatal(err)
+			}
+			if random.IntN(4) == 0 { // Committed between tables, as the last batch of a rebuild is.
+				if err := batch.Commit(pebble.NoSync); err != nil {
+					t.Fatal(err)
+				}
+			} else if added, err := run.add(t.Context(), batch); err != nil || !added {
+				t.Fatalf("seed %d, round %d, step %d: added %v, %v, want a run of tables", seed, round, step, added, err)
+			}
+			if got, want := everything(t, tables), everything(t, batches); got != want {
+				t.Fatalf("seed %d, round %d, step %d: tables and batches differ:\n%s", seed, round, step, firstDifference(got, want))
+			}
+		}
+		for _, store := range []*Store{tables, batches} {
+			if err := store.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func openMemStore(t *testing.T) *Store {
+	t.Helper()
+	store, err := OpenStore("store", StoreOptions{FS: vfs.NewMem(), BlockCacheBytes: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
+// everything writes down what a store holds.
+func everything(t *testing.T, store *Store) string {
+	t.Helper()
+	entries, err := store.db.NewIter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text strings.Builder
+	for valid := entries.First(); valid; valid = entries.Next() {
+		fmt.Fprintf(&text, "%x = %q\n", entries.Key(), entries.Value())
+	}
+	if err := entries.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return text.String()
+}
+
+// firstDifference returns the first lines of two texts that differ.
+func firstDifference(got, want string) string {
+	gotLines, wantLines := strings.Split(got, "\n"), strings.Split(want, "\n")
+	for i := range min(len(gotLines), len(wantLines)) {
+		if gotLines[i] != wantLines[i] {
+			return fmt.Sprintf("got %s, want %s", gotLines[i], wantLines[i])
+		}
+	}
+	return fmt.Sprintf("got %d lines, want %d", len(gotLines), len(wantLines))
+}
+
+func TestABatchThatTablesCannotHoldIsLeftToItsCaller(t *testing.T) {
+	store := openMemStore(t)
+	v := &view{projection: &ordersProjection, generation: 3, prefix: prefixOf(spaceOrders, 3, 0)}
+	for name, fill := range map[string]func(batch *pebble.Batch) error{
+		"another view's key": func(batch *pebble.Batch) error {
+			return batch.Set(prefixOf(spaceStock, 3, 0).key([]byte("k")), nil, nil)
+		},
+		"a range that is deleted": func(batch *pebble.Batch) error {
+			return batch.DeleteRange(v.prefix.key([]byte("a")), v.prefix.key([]byte("b")), nil)
+		},
+		"nothing but the progress": func(*pebble.Batch) error { return nil },
+	} {
+		run, batch := newTableRun(store, v), store.db.NewBatch()
+		if err := batch.Set(run.progress, []byte("p"), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := fill(batch); err != nil {
+			t.Fatal(err)
+		}
+		if added, err := run.add(t.Context(), batch); added || err != nil {
+			t.Errorf("%s: added %v, %v, want it left alone", name, added, err)
+		}
+	}
+	if got := everything(t, store); got != "" {
+		t.Errorf("the store holds\n%s", got)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNewKeysGoStraightToTheLowestLevel is what tables are for: nothing has to merge them with what is there.
+func TestNewKeysGoStraightToTheLowestLevel(t *testing.T) {
+	s := newShop(t, seedOf(t), 0, 1)
+	for range 300 {
+		s.step()
+	}
+	n := startNode(t, vfs.NewMem(), s.log)
+	n.reach(s)
+	b := n.rebuilder(s.log)
+	b.run(t)
+	if err := b.Start("orders", RebuildOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if left := b.settle(t); len(left) > 0 {
+		t.Fatalf("seed %d: rebuilds are left: %+v", s.seed, left)
+	}
+	metrics := n.store.db.Metrics()
+	if lowest := &metrics.Levels[len(metrics.Levels)-1]; lowest.TablesIngested < 2 {
+		t.Fatalf("seed %d: %d tables were added to the lowest level, want several:\n%v", s.seed, lowest.TablesIngested, metrics)
+	}
+	n.verify(s)
+}
+
+func TestWhatACrashLeftOfATableIsRemoved(t *testing.T) {
+	fs := vfs.NewMem()
+	for range 2 {
+		store, err := OpenStore("store", StoreOptions{FS: fs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left, err := fs.List(store.tables); err != nil || len(left) > 0 {
+			t.Fatalf("the folder for new tables holds %v, %v, want nothing", left, err)
+		}
+		file, err := fs.Create(fs.PathJoin(store.tables, "7"), vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := file.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestAGenerationThatACrashLeftAheadOfItsRunnerWaitsForIt: tables are durable before the batches that the runner wrote earlier.
+func TestAGenerationThatACrashLeftAheadOfItsRunnerWaitsForIt(t *testing.T) {
+	s := newShop(t, seedOf(t), 0, 1)
+	step := func(times int) eventstore.Position {
+		for range times {
+			s.step()
+		}
+		return s.last
+	}
+	fs := vfs.NewCrashableMem()
+	n := openNode(t, fs, s.log)
+	r := n.runners[0]
+	fold := func(to eventstore.Position) {
+		if err := r.fold(t.Context(), to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fold(step(30))
+	b := n.rebuilder(s.log)
+	b.tableBytes = 4 << 10
+	job := &rebuild{projection: &ordersProjection, pace: &pace{}}
+	if err := b.begin(job, RebuildOptions{Lanes: []uint32{0}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.store.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	fold(step(100))
+	f, err := b.newBuilder(job, b.newPart(&ordersProjection, 0, job.record.Generation, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.advance(t.Context(), s.last.Number); err != nil {
+		t.Fatal(err)
+	}
+	left := fs.CrashClone(vfs.CrashCloneCfg{})
+	if err := n.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	n = openNode(t, left, s.log)
+	r = n.runners[0]
+	b = n.rebuilder(s.log)
+	if at, built := r.Position().Number, b.Status()[0].Lanes[0].Position; built <= at {
+		t.Fatalf("seed %d: the crash left the generation at commit %d and its runner at %d, want the generation ahead", s.seed, built, at)
+	}
+	b.run(t)
+	waits := func() bool {
+		r.arrivals.mu.Lock()
+		defer r.arrivals.mu.Unlock()
+		return r.arrivals.waiters > 0
+	}
+	for deadline := time.Now().Add(patience); !waits(); time.Sleep(time.Millisecond) {
+		if status := b.Status(); len(status) != 1 || status[0].State == RebuildFailed || time.Now().After(deadline) {
+			t.Fatalf("seed %d: the rebuild does not wait for its runner: %+v", s.seed, status)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	if left := b.settle(t); len(left) > 0 {
+		t.Fatalf("seed %d: rebuilds are left: %+v", s.seed, left)
+	}
+	n.verify(s)
+	stop()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+}
