@@ -198,7 +198,7 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 // requestTo makes the request of one attempt. The upload is the body's way there, nil for a body that is kept.
 func (c *call) requestTo(ctx context.Context, request *http.Request, to *upstream) (*http.Request, *upload) {
 	if c.unary() {
-		ctx = context.WithValue(ctx, localUnary{}, true)
+		ctx = contextOfUnary(ctx)
 	}
 	out := request.WithContext(ctx)
 	address := *request.URL

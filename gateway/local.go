@@ -27,6 +27,11 @@ type localTransport struct {
 // localUnary marks the context of calls whose reply is one message, which the handler has whole before it writes any of it.
 type localUnary struct{}
 
+// contextOfUnary marks a call.
+func contextOfUnary(ctx context.Context) context.Context {
+	return context.WithValue(ctx, localUnary{}, true)
+}
+
 // RoundTrip implements http.RoundTripper. A unary call runs on the goroutine of the caller, a stream on one of its own, which ends
 // soon after the reply's body is closed.
 func (t *localTransport) RoundTrip(request *http.Request) (*http.Response, error) {
