@@ -3,9 +3,48 @@ package gateway
 import (
 	"encoding/base64"
 	"net/http"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 )
+
+func TestEveryMethodOfTheSchemaIsKnown(t *testing.T) {
+	files, err := os.ReadDir("../proto/weir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known, seen := methodsOfSchema(), 0
+	for _, file := range files {
+		text, err := os.ReadFile("../proto/weir/" + file.Name() + "/v1/" + file.Name() + ".proto")
+		if err != nil {
+			t.Fatal(err)
+		}
+		service := ""
+		for _, found := range regexp.MustCompile(`(?m)^(service|  rpc) (\w+)`).FindAllStringSubmatch(string(text), -1) {
+			if found[1] == "service" {
+				service = found[2]
+				continue
+			}
+			seen++
+			if name := "/weir." + file.Name() + ".v1." + service + "/" + found[2]; known[name] == nil {
+				t.Errorf("%s is not known: link its package in methods.go", name)
+			}
+		}
+	}
+	if seen < 30 || seen != len(known) {
+		t.Errorf("the schema has %d methods, the gateway knows %d", seen, len(known))
+	}
+	for name, want := range map[string]method{
+		"/weir.order.v1.OrderService/PlaceOrder": {unary: true, repeatable: true},
+		"/weir.order.v1.OrderService/GetOrder":   {unary: true, repeatable: true, reads: true},
+		"/weir.order.v1.OrderService/WatchOrder": {repeatable: true, reads: true},
+	} {
+		if got := known[name]; got == nil || got.unary != want.unary || got.repeatable != want.repeatable || got.reads != want.reads {
+			t.Errorf("%s is %+v, want %+v", name, got, want)
+		}
+	}
+}
 
 func TestTheLaneOfAUserIsTheOneThatNodesCompute(t *testing.T) {
 	// The log's frozen partitions: eventstore has the same in its test.

@@ -11,6 +11,7 @@ import (
 	// The services that a node serves: their descriptors say what may be done with a call.
 	_ "github.com/weirhq/weir/proto/weir/campaign/v1"
 	_ "github.com/weirhq/weir/proto/weir/catalog/v1"
+	_ "github.com/weirhq/weir/proto/weir/cluster/v1"
 	_ "github.com/weirhq/weir/proto/weir/order/v1"
 	_ "github.com/weirhq/weir/proto/weir/payment/v1"
 	_ "github.com/weirhq/weir/proto/weir/points/v1"
