@@ -34,7 +34,10 @@ func BenchmarkPolicy(b *testing.B) {
 	}
 	local := newLocalUpstream("local", handler)
 	bare := &httputil.ReverseProxy{
-		Rewrite:    func(pr *httputil.ProxyRequest) { pr.SetURL(&url.URL{Scheme: "http", Host: "local"}); pr.SetXForwarded() },
+		Rewrite: func(pr *httputil.ProxyRequest) {
+			pr.SetURL(&url.URL{Scheme: "http", Host: "local"})
+			pr.SetXForwarded()
+		},
 		Transport:  local.unary,
 		BufferPool: &buffers{},
 	}
