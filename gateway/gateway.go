@@ -19,11 +19,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"connectrpc.com/connect"
 	connectcors "connectrpc.com/cors"
 	"github.com/rs/cors"
 
 	"github.com/weirhq/weir/gateway/balance"
 	"github.com/weirhq/weir/gateway/breaker"
+	"github.com/weirhq/weir/gateway/edge"
 	"github.com/weirhq/weir/gateway/fault"
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
@@ -40,7 +42,10 @@ type Gateway struct {
 	methods  map[string]*method
 	proxy    *httputil.ReverseProxy
 	limiter  *limit.Limiter
-	metrics  *metrics
+	edge     *edge.Edge
+	// pass is what a call goes through once it is whole: the edge, the limits, the proxy.
+	pass    http.Handler
+	metrics *metrics
 
 	// changing is held by who changes rules or upstreams: the balancer of the one is to know the other.
 	changing  sync.Mutex
@@ -64,6 +69,8 @@ type Options struct {
 	Registry *registry.Registry
 	// Globals are the rates that hold for all gateways, nil if there is no Redis: then they are this gateway's alone. Whoever made them runs them.
 	Globals *limit.Globals
+	// Board knows what is sold out, nil for none. Whoever made it runs it.
+	Board *edge.Board
 	// Subject says whose call it is, "" for nobody's; nil means SubjectOf, which believes what a token says.
 	Subject func(http.Header) string
 	// Policy is what the operator decided.
@@ -111,6 +118,17 @@ func New(options Options) (*Gateway, error) {
 	if g.limiter, err = limit.New(limit.Config{}, options.Globals); err != nil {
 		return nil, err
 	}
+	g.edge, err = edge.New(edge.Options{
+		Board: options.Board,
+		User:  func(r *http.Request) string { return callOf(r.Context()).subject },
+		Refuse: func(w http.ResponseWriter, r *http.Request, told *connect.Error) error {
+			return callOf(r.Context()).protocol.Refuse(w, r, told)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	g.pass = g.edge.Wrap(http.HandlerFunc(g.admit))
 	g.proxy = &httputil.ReverseProxy{
 		Rewrite:      g.rewrite,
 		Transport:    roundTripper{g},
@@ -171,6 +189,9 @@ func (g *Gateway) Apply(p policy.Policy) error {
 			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms"),
 			MaxAge:         int(next.policy.CORS.MaxAge / time.Second),
 		}).Handler(next.serve)
+	}
+	if err := g.edge.Apply(p.Edge); err != nil { // It may lack a board. The limits are valid.
+		return err
 	}
 	if err := g.limiter.Reconfigure(p.Limiting(procedures)); err != nil {
 		return err
@@ -243,6 +264,12 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 		g.answer(w, r, call, err)
 		return
 	}
+	g.pass.ServeHTTP(w, r.WithContext(context.WithValue(ctx, callKey{}, call)))
+}
+
+// admit passes a call on that the limits let through.
+func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
+	ctx, call := r.Context(), callOf(r.Context())
 	permit, err := g.limiter.Admit(ctx, limit.Call{Method: call.method.name, User: call.subject, Client: call.client, Stream: call.streams()})
 	if err != nil {
 		g.answer(w, r, call, notAdmitted(ctx, call, err))
@@ -250,11 +277,10 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	// A panic, which is how the proxy breaks off, ends the call as well.
 	defer func() { permit.Done(call.end) }()
-	ctx = context.WithValue(ctx, callKey{}, call)
 	if call.streams() {
-		w = &streamWriter{ResponseWriter: w, controller: http.NewResponseController(w), timeMax: rules.policy.Limits.StreamWriteTime}
+		w = &streamWriter{ResponseWriter: w, controller: http.NewResponseController(w), timeMax: call.limits.StreamWriteTime}
 	}
-	g.proxy.ServeHTTP(w, r.WithContext(ctx))
+	g.proxy.ServeHTTP(w, r)
 }
 
 // notAdmitted says why a call was not let through.

@@ -23,6 +23,9 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
 	"github.com/weirhq/weir/gateway"
+	"github.com/weirhq/weir/gateway/balance"
+	"github.com/weirhq/weir/gateway/breaker"
+	"github.com/weirhq/weir/gateway/edge"
 	"github.com/weirhq/weir/gateway/fault"
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
@@ -547,13 +550,17 @@ func TestAFailsafeMethodAnswersNothingRatherThanAFault(t *testing.T) {
 }
 
 func TestForkingTakesTheFirstGoodAnswerAndEndsTheOthers(t *testing.T) {
-	ended := make(chan struct{})
+	arrived, ended := make(chan struct{}), make(chan struct{})
 	slow := (&node{get: func(ctx context.Context, _ *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+		close(arrived)
 		<-ctx.Done()
 		close(ended)
 		return nil, ctx.Err()
 	}}).start(t)
-	quick := (&node{}).start(t)
+	quick := (&node{get: func(context.Context, *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+		<-arrived // So that there is somebody to lose.
+		return &orderv1.GetOrderResponse{}, nil
+	}}).start(t)
 	f := inFront(t, policy.Policy{Methods: map[string]policy.Method{"weir.order.v1.OrderService/GetOrder": {Fault: &fault.Config{Mode: fault.Forking}}}}, slow.URL, quick.URL)
 	if _, err := orders(t, f.URL, "gRPC").GetOrder(t.Context(), &orderv1.GetOrderRequest{}); err != nil {
 		t.Fatal(err)
@@ -576,6 +583,47 @@ func TestABroadcastReachesEveryNode(t *testing.T) {
 		if got := n.calls.Load(); got != 1 {
 			t.Errorf("node %d was called %d times, want 1", i, got)
 		}
+	}
+}
+
+func TestTheEdgeAnswersWhatIsTurnedOffAndReadsOfNodesThatFail(t *testing.T) {
+	var fails atomic.Bool
+	n := (&node{get: func(context.Context, *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+		if fails.Load() {
+			return nil, connect.NewError(connect.CodeUnavailable, errors.New("down"))
+		}
+		return &orderv1.GetOrderResponse{Order: &orderv1.Order{OrderId: "one"}}, nil
+	}}).start(t)
+	// Nobody is to leave the node alone while it fails.
+	f := inFront(t, policy.Policy{Breaker: breaker.Limits{CallsMin: 1_000_000}, Balance: balance.Config{Ejection: balance.Ejection{Off: true}}, Edge: edge.Config{
+		Off:   map[string]edge.Off{orderv1connect.OrderServicePlaceOrderProcedure: {Message: "not today"}},
+		Stale: map[string]edge.Stale{orderv1connect.OrderServiceGetOrderProcedure: {}},
+	}}, n.URL)
+	eachSpeech(t, func(t *testing.T, speech string) {
+		fails.Store(false)
+		client := orders(t, f.URL, speech)
+		_, err := client.PlaceOrder(t.Context(), &orderv1.PlaceOrderRequest{RequestId: "r"})
+		if code, reason, _ := details(t, err); code != connect.CodeUnavailable || reason != "FEATURE_OFF" {
+			t.Errorf("what is turned off: %v (%s)", err, reason)
+		}
+		if _, err := client.GetOrder(t.Context(), &orderv1.GetOrderRequest{OrderId: speech}); err != nil {
+			t.Fatal(err)
+		}
+		fails.Store(true)
+		ctx, info := connect.NewClientContext(t.Context())
+		old, err := client.GetOrder(ctx, &orderv1.GetOrderRequest{OrderId: speech})
+		if err != nil || old.GetOrder().GetOrderId() != "one" || !strings.HasPrefix(info.ResponseHeader().Get("Weir-Edge"), "stale") {
+			t.Errorf("a read of a node that fails: %v, %v, %v", old, info.ResponseHeader(), err)
+		}
+		if _, err := client.GetOrder(t.Context(), &orderv1.GetOrderRequest{OrderId: "never read, " + speech}); connect.CodeOf(err) != connect.CodeUnavailable {
+			t.Errorf("a read that nobody made before: %v", err)
+		}
+	})
+	if got := n.calls.Load(); got == 0 {
+		t.Error("no call reached the node")
+	}
+	if err := f.Apply(policy.Policy{Edge: edge.Config{SoldOut: true}}); err == nil || !strings.Contains(err.Error(), "board") {
+		t.Errorf("sold_out without a board: %v", err)
 	}
 }
 

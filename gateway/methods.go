@@ -16,6 +16,7 @@ import (
 	_ "github.com/weirhq/weir/proto/weir/payment/v1"
 	_ "github.com/weirhq/weir/proto/weir/points/v1"
 	_ "github.com/weirhq/weir/proto/weir/report/v1"
+	_ "github.com/weirhq/weir/proto/weir/room/v1"
 	_ "github.com/weirhq/weir/proto/weir/user/v1"
 	_ "github.com/weirhq/weir/proto/weir/webhook/v1"
 )

@@ -216,10 +216,11 @@ func (g *Globals) Run(ctx context.Context) error {
 	failures := 0
 	for {
 		var wait time.Duration
-		if err := g.renew(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
+		err := g.renew(ctx)
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // The end of ctx is no error.
+		}
+		if err != nil {
 			if !g.away.Swap(true) || failures == 0 {
 				g.logger.Warn("global rates are divided by the gateways: Redis is away", "gateways", g.gateways.Load(), "error", err)
 			}

@@ -62,7 +62,6 @@ type call struct {
 	priority Priority
 	asked    int64
 	since    int64 // let through
-	waiter   *waiter
 	settled  bool
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weirhq/weir/gateway/balance"
 	"github.com/weirhq/weir/gateway/breaker"
+	"github.com/weirhq/weir/gateway/edge"
 	"github.com/weirhq/weir/gateway/fault"
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/retry"
@@ -37,6 +38,8 @@ type Policy struct {
 	// Rates bound how often is called, and Concurrency how much is under way.
 	Rates       Rates                   `yaml:"rates"`
 	Concurrency limit.ConcurrencyConfig `yaml:"concurrency"`
+	// Edge is what the gateway answers by itself: what is turned off, older answers to reads, what is sold out.
+	Edge edge.Config `yaml:"edge"`
 	// Methods say how calls are treated, by what they are called: package.Service/Method, package.Service/* or *. What the nearest
 	// one leaves out is taken from the next.
 	Methods map[string]Method `yaml:"methods"`
@@ -175,7 +178,7 @@ func (p Policy) Validate() error {
 	for _, part := range []struct {
 		name string
 		err  error
-	}{{"balance", p.Balance.Validate()}, {"breaker", p.Breaker.Validate()}, {"retry", p.Retry.Validate()}} {
+	}{{"balance", p.Balance.Validate()}, {"breaker", p.Breaker.Validate()}, {"retry", p.Retry.Validate()}, {"edge", p.Edge.Validate()}} {
 		if part.err != nil {
 			return fmt.Errorf("%s: %w", part.name, part.err)
 		}
