@@ -51,6 +51,7 @@ To take replicas away is refused: a commit that a majority acknowledged might be
 	}
 	addNATSFlag(cmd, &address)
 	access.add(cmd)
+	access.addSystem(cmd)
 	cmd.Flags().IntVar(&replicas, "replicas", 0, "`NUMBER` of servers that keep each commit from now on: 3")
 	return cmd
 }

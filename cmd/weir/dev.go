@@ -90,6 +90,9 @@ func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
 	if err := o.payments.finish(); err != nil {
 		return o, err
 	}
+	if err := o.gateway.finish(); err != nil {
+		return o, err
+	}
 	if err := o.redis.finish(); err != nil {
 		return o, err
 	}
@@ -141,6 +144,10 @@ Orders are paid through a sandbox payment provider that it runs on a second port
 demand ('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another
 provider, give --payment-provider and what that one needs; with an empty --sandbox-listen there is none.
 
+Clients meet the gateway first, on --listen, as in production ('weir gateway --help'); it calls the node's API within
+this process. The API alone is on --api-listen, by default the next port. With --no-gateway it is on --listen, and there
+is no gateway.
+
 With --nats-listen other programs of this machine reach its NATS server, for example to read the stream WEIR-EVENTS
 (--publish-events). There is no password: whoever reaches that port may read and write the log itself, so it has to be
 on loopback, on a machine whose users you trust.
@@ -150,6 +157,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. 
 The API is plain HTTP and the tokens that it prints are an operator's too: leave --listen on loopback.`,
 		Example: `  weir dev --demo
   weir dev --data /tmp/shop --listen 127.0.0.1:0 --lanes 4
+  weir dev --gateway-policy policy.yaml
   weir dev --publish-events --nats-listen 127.0.0.1:4222
   WEIR_PAY_WITHIN=1m weir dev --log-format json`,
 		Args: noArgs,
@@ -165,6 +173,7 @@ The API is plain HTTP and the tokens that it prints are an operator's too: leave
 	}
 	f.add(cmd)
 	f.options.payments.addSandbox(cmd)
+	f.options.gateway.add(cmd)
 	cmd.Flags().BoolVar(&demo, "demo", false, "stock a small catalogue; again changes nothing")
 	addNATSListenFlag(cmd, &f.options.log.listen)
 	setting(cmd.Flags(), "demo")
@@ -226,12 +235,13 @@ from ever deciding one lane.`,
 	flags := cmd.Flags()
 	addNATSFlag(cmd, &f.options.log.nats)
 	f.options.log.access.add(cmd)
+	f.options.log.access.addSystem(cmd)
 	f.options.log.membership.add(cmd)
 	addNATSListenFlag(cmd, &f.options.log.listen)
 	flags.StringVar(&f.options.log.monitors, "nats-monitor", "", "monitoring `URL` of each server (http://HOST:8222), separated by commas: to see that they fsync")
 	flags.IntVar(&f.options.log.replicas, "replicas", 0, "`NUMBER` of servers that keep each commit, 1 or 3, of a new log; a log with fewer is refused (0: 3 in a cluster of Weir's own, else 1, and what is there)")
 	flags.BoolVar(&f.options.log.allowLossy, "allow-lossy-log", false, "start also on a server that may lose what it acknowledged in a power cut")
-	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the node runs")
+	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the process runs")
 	flags.StringVar(&f.options.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
 	flags.StringVar(&f.options.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
 	setting(flags, "nats-monitor", "replicas", "allow-lossy-log", "jwt-keys", "jwt-issuer", "jwt-audience")
@@ -291,7 +301,9 @@ func (p *process) runNode(cmd *cobra.Command, options nodeOptions, f logFlags, r
 
 // devLines is what a dev node prints with -o json.
 type devLines struct {
-	API   string `json:"api"`
+	API string `json:"api"`
+	// Node is where the node's own API listens, behind the gateway.
+	Node  string `json:"node,omitempty"`
 	Data  string `json:"data"`
 	Lanes uint32 `json:"lanes"`
 	Debug string `json:"debug,omitempty"`
@@ -327,6 +339,9 @@ func (p *process) announceDev(ctx context.Context, cmd *cobra.Command, n *node, 
 	if n.debug != nil {
 		lines.Debug = baseURL(n.debug.Addr()) + "/debug/pprof/"
 	}
+	if n.front != nil {
+		lines.Node = baseURL(n.listener.Addr())
+	}
 	lines.NATS = n.log.embedded.ClientURL()
 	if n.sandbox != nil {
 		lines.Sandbox = baseURL(n.sandboxListener.Addr())
@@ -346,6 +361,9 @@ func (p *process) devText(n *node, l devLines, demo bool) string {
 	weir := commandName()
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s at %s  (%s, data in %s)\n", paint.bold("Weir is ready"), l.API, lanesText(int(l.Lanes)), l.Data)
+	if l.Node != "" {
+		fmt.Fprintf(&b, "That is the gateway; the node alone is at %s\n", l.Node)
+	}
 	if l.Debug != "" {
 		fmt.Fprintf(&b, "Profiles at %s\n", l.Debug)
 	}

@@ -48,6 +48,7 @@ It ends with exit code 3 when something is wrong.`,
 	addDataFlag(cmd, &data)
 	addNATSFlag(cmd, &log.nats)
 	access.add(cmd)
+	access.addSystem(cmd)
 	cmd.Flags().IntVar(&log.replicas, "want-replicas", 0, "`NUMBER` of servers that have to keep each commit (0: 3 in a cluster, 1 on a server that stands alone)")
 	return cmd
 }

@@ -82,13 +82,8 @@ func connectLog(dir dataDir, options logOptions, logger *slog.Logger) (l *openLo
 		}
 		return l, nil
 	}
-	connection := []nats.Option{
-		nats.Name("weir"), nats.MaxReconnects(-1),
-		nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
-	}
 	l.server = redacted(options.nats)
-	l.nc, err = options.access.connect(options.nats, connection...)
-	if err != nil {
+	if l.nc, err = options.access.stay(options.nats, "weir"); err != nil {
 		return nil, err
 	}
 	return l, nil

@@ -332,8 +332,14 @@ func (a *natsAccess) add(cmd *cobra.Command) {
 	flags.StringVar(&a.cert, "nats-cert", "", "`FILE` with the certificate to show to the NATS server")
 	flags.StringVar(&a.key, "nats-key", "", "`FILE` with the key of that certificate")
 	flags.StringVar(&a.secretFile, "cluster-secret-file", "", "`FILE` with the secret of a cluster of Weir's own servers, which they and who connects to them share")
+	setting(flags, "nats-creds", "nats-ca", "nats-cert", "nats-key", "cluster-secret-file")
+}
+
+// addSystem adds the flag for those that ask servers about themselves.
+func (a *natsAccess) addSystem(cmd *cobra.Command) {
+	flags := cmd.Flags()
 	flags.StringVar(&a.systemCredentials, "nats-system-creds", "", "`FILE` with credentials for the NATS system account, in which servers are asked about themselves")
-	setting(flags, "nats-creds", "nats-ca", "nats-cert", "nats-key", "cluster-secret-file", "nats-system-creds")
+	setting(flags, "nats-system-creds")
 }
 
 // connect signs in as a client of the log.
@@ -347,6 +353,15 @@ func (a *natsAccess) connect(address string, more ...nats.Option) (*nats.Conn, e
 		return nil, explainNATS(redacted(address), err)
 	}
 	return nc, nil
+}
+
+// stay signs in as a client of the log under a name, and comes back whenever the connection is lost.
+func (a *natsAccess) stay(address, name string, more ...nats.Option) (*nats.Conn, error) {
+	options := []nats.Option{
+		nats.Name(name), nats.MaxReconnects(-1),
+		nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+	}
+	return a.connect(address, append(options, more...)...)
 }
 
 // connectSystem signs in to the system account; nil where nothing says how.

@@ -70,6 +70,7 @@ With --check the backup is verified and nothing is restored. Exit code 3: the ba
 	flags.StringVar(&data, "data", "", "`DIR` to restore into: one that holds no log yet")
 	addNATSFlag(cmd, &options.nats)
 	options.access.add(cmd)
+	options.access.addSystem(cmd)
 	flags.IntVar(&options.replicas, "replicas", 1, "`NUMBER` of replicas of the restored log: 1 or 3")
 	flags.BoolVar(&check, "check", false, "verify the backup, and restore nothing")
 	return cmd
