@@ -220,7 +220,7 @@ func (f *front) stop(ctx context.Context) error {
 type gatewayFlags struct {
 	upstreams   []string
 	nats        string
-	credentials string
+	access      natsAccess
 	redis       redisOptions
 	keys        keyOptions
 	nodesFile   string
@@ -281,7 +281,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.upstreams, "upstream", nil, "base `URL` of a node's API; repeat it for more")
 	addNATSFlag(cmd, &f.nats)
-	flags.StringVar(&f.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
+	f.access.add(cmd)
 	flags.StringVar(&f.nodesFile, "nodes-file", "", "`FILE` that keeps the list of nodes over a restart; empty keeps it in memory")
 	f.redis.add(cmd)
 	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the process runs")
@@ -294,7 +294,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.key, "tls-key", "", "`FILE` with its key, PEM")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "nats-creds", "nodes-file", "jwt-keys", "jwt-issuer", "jwt-audience", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
+	setting(flags, "nodes-file", "jwt-keys", "jwt-issuer", "jwt-audience", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
 	cmd.AddCommand(p.gatewayCheckCommand(), p.gatewayTopCommand())
 	return cmd
 }
@@ -382,7 +382,7 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return nil
 	}
 	// A gateway that starts while NATS is away has the list on its disk, if any, and gets the newer one when NATS is back.
-	connection, err := connectNATS(f.nats, f.credentials, "weir gateway", nats.RetryOnFailedConnect(true))
+	connection, err := f.access.stay(f.nats, "weir gateway", nats.RetryOnFailedConnect(true))
 	if err != nil {
 		return err
 	}

@@ -199,7 +199,7 @@ func (n *node) openDir(ctx context.Context) error {
 }
 
 func (n *node) openListeners(ctx context.Context) (err error) {
-	if address := n.options.log.listen; address != "" && !isLoopback(address) {
+	if address := n.options.log.listen; address != "" && !isLoopback(address) && n.options.log.membership.member == nil {
 		return usagef("--nats-listen %q is not a loopback address: whoever reaches it may read and write the log", address).then("give it as 127.0.0.1:4222")
 	}
 	if address := n.options.debug; address != "" && !isLoopback(address) {
@@ -275,8 +275,6 @@ func listenOn(ctx context.Context, address, flag string) (net.Listener, error) {
 }
 
 func (n *node) openLog(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, startMax)
-	defer cancel()
 	n.log, err = provisionLog(ctx, n.options, n.logger)
 	if err != nil {
 		return err
@@ -592,7 +590,7 @@ func (s *stage) end() error {
 
 // announce waits until the lanes are served, makes the node known in its directory, and calls ready.
 func (n *node) announce(ctx context.Context, ready func(context.Context) error) error {
-	if n.settle(ctx) != nil {
+	if !n.settle(ctx) {
 		return nil // It stops.
 	}
 	if err := n.record.write(n.options.data); err != nil {
@@ -691,6 +689,9 @@ func (n *node) inspector() *inspector {
 		rebuilds: &localRebuilds{n.rebuilds},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 		reads:    n.reads,
+		doctor: func(ctx context.Context) ([]eventstore.Finding, error) {
+			return n.log.examine(ctx, n.options.log)
+		},
 		copier: &localCopier{
 			dir: n.options.data, store: n.store,
 			keys: func(context.Context) (*eventstore.UserKeys, error) { return n.log.keys, nil },
