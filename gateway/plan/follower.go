@@ -336,13 +336,13 @@ func (f *Follower) round(ctx context.Context, status <-chan nats.Status) error {
 	if kv, ok := state.(*jetstream.KeyValueBucketStatus); ok {
 		created = kv.StreamInfo().Created
 	}
+	// The client ends the watch when its context does. Its Stop would wait for the server, which may be away.
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	watch, err := bucket.Watch(watching, activeKey)
 	if err != nil {
 		return fmt.Errorf("watch bucket %s: %w", Bucket, err)
 	}
-	defer func() { _ = watch.Stop() }() // It may be dead already; its consumer then ends by itself.
 
 	listed := false
 	resync := time.NewTimer(f.config.Resync - rand.N(f.config.Resync/5+1))

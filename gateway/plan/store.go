@@ -249,7 +249,6 @@ func (s *Store) Plans(ctx context.Context) ([]Version, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list the plans: %w", err)
 	}
-	defer func() { _ = watch.Stop() }() // It may be dead already.
 	all := []Version{}
 	for {
 		select {

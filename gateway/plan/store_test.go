@@ -412,7 +412,7 @@ func TestWhatIsNotUnderstoodChangesNothing(t *testing.T) {
 	w := newWorld(t)
 	s := w.store(nil)
 	sale := put(t, s, saleText)
-	f, _ := w.follower(Config{}, Options{})
+	f, _ := w.follower(Config{Resync: time.Second}, Options{})
 	one(t)(s.Apply(t.Context(), Application{Name: "sale", By: "ann"}))
 	label(t, f, sale.Label())
 	bucket, err := w.stream().KeyValue(t.Context(), Bucket)
