@@ -65,7 +65,7 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 	./weir bench $(ARGS)
 
 .PHONY: chaos
-chaos: build ## Torment weir dev under load and check that nothing acknowledged is lost or done twice (about five minutes; flags in ARGS).
+chaos: build ## Torment weir dev under load and check that nothing acknowledged is lost or done twice (ten minutes, more where others work; flags in ARGS).
 	go build -o $(BIN)/chaos ./ops/chaos
 	$(BIN)/chaos -weir ./weir $(ARGS)
 

@@ -26,6 +26,7 @@ import (
 	"github.com/weirhq/weir/projections"
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	"github.com/weirhq/weir/proto/weir/cluster/v1/clusterv1connect"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
 	"github.com/weirhq/weir/proto/weir/points/v1/pointsv1connect"
@@ -111,6 +112,8 @@ type Options struct {
 	PaymentProviders []string
 	// Webhooks deliver public events; nil means that there is no such service.
 	Webhooks Webhooks
+	// Cluster shares lanes among nodes; nil means that there is no such service.
+	Cluster Cluster
 	// Limits on what a caller may cost.
 	Limits Limits
 	// Serving tells the health service whether the node takes commands; nil means always.
@@ -128,6 +131,7 @@ type Handler struct {
 	topology  eventstore.Topology
 	providers []string
 	webhooks  Webhooks
+	cluster   Cluster
 	limits    Limits
 	logger    *slog.Logger
 	validator *validator
@@ -136,7 +140,7 @@ type Handler struct {
 	crowd     crowdRefusals
 	errors    *connect.ErrorWriter
 
-	orders, payments, catalog, campaigns, coupons, points, reports, users, hooks, health, reflectV1, reflectV1Alpha mount
+	orders, payments, catalog, campaigns, coupons, points, reports, users, hooks, clusters, health, reflectV1, reflectV1Alpha mount
 }
 
 // mount is a service below its path.
@@ -162,7 +166,7 @@ func NewHandler(options Options) *Handler {
 	limits := options.Limits.withDefaults()
 	h := &Handler{
 		commands: options.Commands, views: options.Views, verifier: options.Verifier, sealer: options.Sealer,
-		topology: options.Topology, webhooks: options.Webhooks, providers: slices.Clone(options.PaymentProviders), limits: limits, logger: options.Logger,
+		topology: options.Topology, webhooks: options.Webhooks, cluster: options.Cluster, providers: slices.Clone(options.PaymentProviders), limits: limits, logger: options.Logger,
 		validator: newValidator(), watches: newWatches(limits), deadlines: newDeadlines(limits), errors: connect.NewErrorWriter(),
 	}
 	open := []connect.HandlerOption{
@@ -195,6 +199,10 @@ func NewHandler(options Options) *Handler {
 		h.hooks.path, h.hooks.handler = webhookv1connect.NewWebhookServiceHandler(webhookService{h}, operators...)
 		services = append(services, webhookv1connect.WebhookServiceName)
 	}
+	if h.cluster != nil {
+		h.clusters.path, h.clusters.handler = clusterv1connect.NewClusterServiceHandler(clusterService{h}, operators...)
+		services = append(services, clusterv1connect.ClusterServiceName)
+	}
 	h.health.path, h.health.handler = grpchealth.NewHandler(&checker{services: services, serving: options.Serving}, open...)
 	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)
 	h.reflectV1.path, h.reflectV1.handler = grpcreflect.NewHandlerV1(reflector, open...)
@@ -205,7 +213,7 @@ func NewHandler(options Options) *Handler {
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, m := range [...]*mount{
-		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.points, &h.reports, &h.users, &h.hooks, &h.health, &h.reflectV1, &h.reflectV1Alpha,
+		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.points, &h.reports, &h.users, &h.hooks, &h.clusters, &h.health, &h.reflectV1, &h.reflectV1Alpha,
 	} {
 		if m.handler != nil && strings.HasPrefix(r.URL.Path, m.path) {
 			h.bound(w, r)

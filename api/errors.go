@@ -68,6 +68,10 @@ const (
 	ReasonDeadlineExceeded      = Reason("DEADLINE_EXCEEDED")
 	ReasonCanceled              = Reason("CANCELED")
 	ReasonInternal              = Reason("INTERNAL")
+	ReasonNodeNotFound          = Reason("NODE_NOT_FOUND")
+	ReasonNodeDrained           = Reason("NODE_DRAINED")
+	ReasonLastNode              = Reason("LAST_NODE")
+	ReasonLaneNotFound          = Reason("LANE_NOT_FOUND")
 
 	ReasonCampaignNotFound    = Reason(domain.ReasonCampaignNotFound)
 	ReasonCampaignNotOpen     = Reason(domain.ReasonCampaignNotOpen)
@@ -124,6 +128,10 @@ var reasons = map[Reason]struct {
 	ReasonDeadlineExceeded:      {connect.CodeDeadlineExceeded, false, nil},
 	ReasonCanceled:              {connect.CodeCanceled, false, nil},
 	ReasonInternal:              {connect.CodeInternal, false, nil},
+	ReasonNodeNotFound:          {connect.CodeNotFound, false, []string{"node_id"}},
+	ReasonNodeDrained:           {connect.CodeFailedPrecondition, false, []string{"node_id"}},
+	ReasonLastNode:              {connect.CodeFailedPrecondition, false, []string{"node_id"}},
+	ReasonLaneNotFound:          {connect.CodeNotFound, false, []string{"lane"}},
 
 	ReasonCampaignNotFound:    {connect.CodeNotFound, false, []string{"campaign_id", "sku"}},
 	ReasonCampaignNotOpen:     {connect.CodeFailedPrecondition, true, []string{"campaign_id", "opens_at"}},

@@ -17,123 +17,176 @@ type jsonReader struct {
 	unusual bool
 }
 
-// The fields of a message that were read, by number; a field that comes twice is an error that protojson words.
-type seenFields uint32
-
-func (r *jsonReader) once(seen *seenFields, number uint) {
-	if *seen&(1<<number) != 0 {
-		r.unusual = true
-	}
-	*seen |= 1 << number
-}
-
 func (r *jsonReader) placeOrder(m *orderv1.PlaceOrderRequest) {
-	var seen seenFields
-	for more := r.openObject(); more; more = r.nextField() {
-		switch string(r.key()) {
+	r.object(func(name []byte) (number uint) {
+		switch string(name) {
 		case "requestId", "request_id":
-			r.once(&seen, 1)
 			m.RequestId = r.text()
+			return 1
 		case "userId", "user_id":
-			r.once(&seen, 2)
 			m.UserId = r.text()
+			return 2
 		case "items":
-			r.once(&seen, 3)
 			r.items(m)
+			return 3
 		case "note":
-			r.once(&seen, 4)
 			m.Note = r.text()
+			return 4
 		case "campaignId", "campaign_id":
-			r.once(&seen, 6)
 			m.CampaignId = r.text()
+			return 6
 		case "couponCode", "coupon_code":
-			r.once(&seen, 7)
 			m.CouponCode = r.text()
+			return 7
 		case "shippingAddress", "shipping_address":
-			r.once(&seen, 10)
 			m.ShippingAddress = r.address()
+			return 10
 		case "contact":
-			r.once(&seen, 11)
 			m.Contact = r.contact()
-		default:
-			r.unusual = true
+			return 11
 		}
-	}
+		return 0
+	})
 }
 
 func (r *jsonReader) address() *orderv1.ShippingAddress {
 	m := &orderv1.ShippingAddress{}
-	var seen seenFields
-	for more := r.openObject(); more; more = r.nextField() {
-		switch string(r.key()) {
+	r.object(func(name []byte) (number uint) {
+		switch string(name) {
 		case "recipient":
-			r.once(&seen, 1)
 			m.Recipient = r.text()
+			return 1
 		case "lines":
-			r.once(&seen, 2)
 			m.Lines = r.texts()
+			return 2
 		case "postalCode", "postal_code":
-			r.once(&seen, 3)
 			m.PostalCode = r.text()
+			return 3
 		case "city":
-			r.once(&seen, 4)
 			m.City = r.text()
+			return 4
 		case "region":
-			r.once(&seen, 5)
 			m.Region = r.text()
+			return 5
 		case "countryCode", "country_code":
-			r.once(&seen, 6)
 			m.CountryCode = r.text()
-		default:
-			r.unusual = true
+			return 6
 		}
-	}
+		return 0
+	})
 	return m
 }
 
 func (r *jsonReader) contact() *orderv1.Contact {
 	m := &orderv1.Contact{}
-	var seen seenFields
-	for more := r.openObject(); more; more = r.nextField() {
-		switch string(r.key()) {
+	r.object(func(name []byte) (number uint) {
+		switch string(name) {
 		case "email":
-			r.once(&seen, 1)
 			m.Email = r.text()
+			return 1
 		case "phone":
-			r.once(&seen, 2)
 			m.Phone = r.text()
-		default:
-			r.unusual = true
+			return 2
 		}
-	}
+		return 0
+	})
 	return m
 }
 
 // texts reads a list of texts.
 func (r *jsonReader) texts() (list []string) {
-	if !r.take('[') {
-		return nil
-	}
-	if r.peek() == ']' {
-		r.at++
-		return nil
-	}
-	for !r.unusual {
-		list = append(list, r.text())
-		switch r.peek() {
-		case ',':
-			r.at++
-		case ']':
-			r.at++
-			return list
-		default:
-			r.unusual = true
-		}
-	}
+	r.list(func() { list = append(list, r.text()) })
 	return list
 }
 
 func (r *jsonReader) items(m *orderv1.PlaceOrderRequest) {
+	r.list(func() {
+		item := &orderv1.ItemRequest{}
+		r.object(func(name []byte) (number uint) {
+			switch string(name) {
+			case "sku":
+				item.Sku = r.text()
+				return 1
+			case "quantity":
+				item.Quantity = r.int64()
+				return 2
+			}
+			return 0
+		})
+		m.Items = append(m.Items, item)
+	})
+}
+
+func (r *jsonReader) cancelOrder(m *orderv1.CancelOrderRequest) {
+	r.object(func(name []byte) (number uint) {
+		switch string(name) {
+		case "requestId", "request_id":
+			m.RequestId = r.text()
+			return 1
+		case "orderId", "order_id":
+			m.OrderId = r.text()
+			return 2
+		case "reason":
+			m.Reason = r.text()
+			return 3
+		}
+		return 0
+	})
+}
+
+func (r *jsonReader) getOrder(m *orderv1.GetOrderRequest) {
+	r.object(func(name []byte) (number uint) {
+		switch string(name) {
+		case "orderId", "order_id":
+			m.OrderId = r.text()
+			return 1
+		case "minRevision", "min_revision":
+			m.MinRevision = r.revision()
+			return 2
+		}
+		return 0
+	})
+}
+
+func (r *jsonReader) revision() *typev1.Revision {
+	m := &typev1.Revision{}
+	r.object(func(name []byte) (number uint) {
+		switch string(name) {
+		case "lane":
+			lane := r.int64()
+			if lane < 0 || lane > math.MaxUint32 {
+				r.unusual = true
+			}
+			m.Lane = uint32(lane)
+			return 1
+		case "commit":
+			commit := r.int64()
+			if commit < 0 {
+				r.unusual = true
+			}
+			m.Commit = uint64(commit)
+			return 2
+		}
+		return 0
+	})
+	return m
+}
+
+// object reads an object. field reads the value of a name and returns the field's number, 0 for one that it does not know. A field
+// that comes twice is an error that protojson words.
+func (r *jsonReader) object(field func(name []byte) (number uint)) {
+	var seen uint32 // by number
+	for more := r.openObject(); more; more = r.nextField() {
+		number := field(r.key())
+		if number == 0 || seen&(1<<number) != 0 {
+			r.unusual = true
+		}
+		seen |= 1 << number
+	}
+}
+
+// list reads a list; element reads one of it.
+func (r *jsonReader) list(element func()) {
 	if !r.take('[') {
 		return
 	}
@@ -142,21 +195,7 @@ func (r *jsonReader) items(m *orderv1.PlaceOrderRequest) {
 		return
 	}
 	for !r.unusual {
-		item := &orderv1.ItemRequest{}
-		var seen seenFields
-		for more := r.openObject(); more; more = r.nextField() {
-			switch string(r.key()) {
-			case "sku":
-				r.once(&seen, 1)
-				item.Sku = r.text()
-			case "quantity":
-				r.once(&seen, 2)
-				item.Quantity = r.int64()
-			default:
-				r.unusual = true
-			}
-		}
-		m.Items = append(m.Items, item)
+		element()
 		switch r.peek() {
 		case ',':
 			r.at++
@@ -167,67 +206,6 @@ func (r *jsonReader) items(m *orderv1.PlaceOrderRequest) {
 			r.unusual = true
 		}
 	}
-}
-
-func (r *jsonReader) cancelOrder(m *orderv1.CancelOrderRequest) {
-	var seen seenFields
-	for more := r.openObject(); more; more = r.nextField() {
-		switch string(r.key()) {
-		case "requestId", "request_id":
-			r.once(&seen, 1)
-			m.RequestId = r.text()
-		case "orderId", "order_id":
-			r.once(&seen, 2)
-			m.OrderId = r.text()
-		case "reason":
-			r.once(&seen, 3)
-			m.Reason = r.text()
-		default:
-			r.unusual = true
-		}
-	}
-}
-
-func (r *jsonReader) getOrder(m *orderv1.GetOrderRequest) {
-	var seen seenFields
-	for more := r.openObject(); more; more = r.nextField() {
-		switch string(r.key()) {
-		case "orderId", "order_id":
-			r.once(&seen, 1)
-			m.OrderId = r.text()
-		case "minRevision", "min_revision":
-			r.once(&seen, 2)
-			m.MinRevision = r.revision()
-		default:
-			r.unusual = true
-		}
-	}
-}
-
-func (r *jsonReader) revision() *typev1.Revision {
-	m := &typev1.Revision{}
-	var seen seenFields
-	for more := r.openObject(); more; more = r.nextField() {
-		switch string(r.key()) {
-		case "lane":
-			r.once(&seen, 1)
-			lane := r.int64()
-			if lane < 0 || lane > math.MaxUint32 {
-				r.unusual = true
-			}
-			m.Lane = uint32(lane)
-		case "commit":
-			r.once(&seen, 2)
-			commit := r.int64()
-			if commit < 0 {
-				r.unusual = true
-			}
-			m.Commit = uint64(commit)
-		default:
-			r.unusual = true
-		}
-	}
-	return m
 }
 
 // openObject reads an object's brace, and reports whether a field follows.

@@ -2,7 +2,7 @@ package api_test
 
 import (
 	"context"
-	"fmt"
+	"log/slog"
 	"slices"
 	"testing"
 	"time"
@@ -26,8 +26,9 @@ import (
 
 // realNode puts real lanes and views behind an API, over a log and a store in memory.
 type realNode struct {
-	set  *lanes.Set
-	logs []*eventstore.MemoryLog
+	set   *lanes.Set
+	views *projections.Views
+	logs  []*eventstore.MemoryLog
 }
 
 // head counts the commits of all lanes, less those that only move units between lanes: they come in their own time.
@@ -61,32 +62,58 @@ func (n *realNode) head() uint64 {
 // useRealNode replaces the fake in the options.
 func useRealNode(t testing.TB, o *api.Options, count uint32) *realNode {
 	t.Helper()
-	topology := eventstore.Topology{Lanes: count}
-	store, err := projections.OpenStore("data", projections.StoreOptions{FS: vfs.NewMem(), Logger: o.Logger})
+	n := openRealNode(t, o.Logger, memoryLogs(count), func(*lanes.Options) {})
+	n.use(t, o)
+	return n
+}
+
+func memoryLogs(count uint32) []*eventstore.MemoryLog {
+	var logs []*eventstore.MemoryLog
+	for lane := range count {
+		logs = append(logs, eventstore.OpenMemoryLog(lane, count))
+	}
+	return logs
+}
+
+// use has the API of the options be this node's, once its lanes serve.
+func (n *realNode) use(t testing.TB, o *api.Options) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !n.set.Serving(); {
+		if time.Now().After(deadline) {
+			t.Fatal("the lanes did not open")
+		}
+	}
+	o.Commands, o.Views, o.Topology, o.Serving = n.set, n.views, eventstore.Topology{Lanes: uint32(len(n.logs))}, n.set.Serving
+}
+
+// openRealNode runs a node with these logs until the test ends. change may change the options of its lanes.
+func openRealNode(t testing.TB, logger *slog.Logger, logs []*eventstore.MemoryLog, change func(*lanes.Options)) *realNode {
+	t.Helper()
+	topology := eventstore.Topology{Lanes: uint32(len(logs))}
+	store, err := projections.OpenStore("data", projections.StoreOptions{FS: vfs.NewMem(), Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &realNode{}
+	n := &realNode{logs: logs}
 	var runners []*projections.Runner
-	for lane := range count {
-		n.logs = append(n.logs, eventstore.OpenMemoryLog(lane, count))
-		runner, err := projections.NewRunner(projections.RunnerOptions{Store: store, Lane: lane, Lanes: count, Log: n.logs[lane], Logger: o.Logger})
+	for lane := range topology.Lanes {
+		runner, err := projections.NewRunner(projections.RunnerOptions{Store: store, Lane: lane, Lanes: topology.Lanes, Log: logs[lane], Logger: logger})
 		if err != nil {
 			t.Fatal(err)
 		}
 		runners = append(runners, runner)
 	}
-	n.set, err = lanes.Open(lanes.Options{
+	options := lanes.Options{
 		Topology: topology, Store: store, Owner: "test",
-		Log:     func(lane uint32) eventstore.Log { return n.logs[lane] },
+		Log:     func(lane uint32) eventstore.Log { return logs[lane] },
 		Observe: func(lane uint32) eventstore.Observer { return runners[lane].Offer },
-		Lane:    eventstore.LaneOptions{Logger: o.Logger},
-	})
-	if err != nil {
+		Lane:    eventstore.LaneOptions{Logger: logger},
+	}
+	change(&options)
+	if n.set, err = lanes.Open(options); err != nil {
 		t.Fatal(err)
 	}
-	views, err := projections.NewViews(projections.ViewsOptions{Store: store, Topology: topology, Runners: runners, PageKey: make([]byte, 32)})
-	if err != nil {
+	if n.views, err = projections.NewViews(projections.ViewsOptions{Store: store, Topology: topology, Runners: runners, PageKey: make([]byte, 32)}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context())) // It ends after what the test still cleans up.
@@ -106,23 +133,26 @@ func useRealNode(t testing.TB, o *api.Options, count uint32) *realNode {
 			t.Error(err)
 		}
 	})
-	for deadline := time.Now().Add(10 * time.Second); !n.set.Serving(); {
-		if time.Now().After(deadline) {
-			t.Fatal("the lanes did not open")
-		}
-	}
-	o.Commands, o.Views, o.Topology, o.Serving = n.set, views, topology, n.set.Serving
 	return n
 }
 
+// realNodes are what may stand behind an API.
+var realNodes = map[string]func(testing.TB, *api.Options) *realNode{
+	"1Lane":  func(t testing.TB, o *api.Options) *realNode { return useRealNode(t, o, 1) },
+	"4Lanes": func(t testing.TB, o *api.Options) *realNode { return useRealNode(t, o, 4) },
+	// One that decides nothing itself.
+	"1LaneOfAnotherNode":  func(t testing.TB, o *api.Options) *realNode { return useFrontNode(t, o, 1) },
+	"4LanesOfAnotherNode": func(t testing.TB, o *api.Options) *realNode { return useFrontNode(t, o, 4) },
+}
+
 func TestAttacksOnRealLanesAreRefusedAndWriteNothing(t *testing.T) {
-	for _, count := range []uint32{1, 4} {
-		t.Run(fmt.Sprintf("%dLanes", count), func(t *testing.T) {
+	for name, use := range realNodes {
+		t.Run(name, func(t *testing.T) {
 			limits := api.Limits{HeaderTimeMax: 300 * time.Millisecond, BodyTimeMax: 300 * time.Millisecond}
 			var real *realNode
 			n := serve(t, func(o *api.Options) {
 				o.Limits = limits
-				real = useRealNode(t, o, count)
+				real = use(t, o)
 			})
 			attacktest.Run(t, attacktest.Target{
 				URL: n.url, Key: n.key, Head: real.head, Commands: real.set, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
@@ -133,7 +163,13 @@ func TestAttacksOnRealLanesAreRefusedAndWriteNothing(t *testing.T) {
 }
 
 func TestAUsersOrdersAreListedWatchedAndReadAsTheyWere(t *testing.T) {
-	n := serve(t, func(o *api.Options) { useRealNode(t, o, 4) })
+	for name, use := range realNodes {
+		t.Run(name, func(t *testing.T) { testOrdersAreListedWatchedAndRead(t, use) })
+	}
+}
+
+func testOrdersAreListedWatchedAndRead(t *testing.T, use func(testing.TB, *api.Options) *realNode) {
+	n := serve(t, func(o *api.Options) { use(t, o) })
 	operator := n.client("op", identity.ScopeOperator)
 	must(operator.PutProduct(t.Context(), &catalogv1.PutProductRequest{Sku: "tea", Title: "Tea", Price: &typev1.Money{CurrencyCode: "EUR", Units: 499}}))(t)
 	must(operator.ReceiveStock(t.Context(), &catalogv1.ReceiveStockRequest{RequestId: "s1", Sku: "tea", Quantity: 1000}))(t)

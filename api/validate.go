@@ -11,6 +11,7 @@ import (
 	"github.com/weirhq/weir/api/identity"
 	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
+	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	pointsv1 "github.com/weirhq/weir/proto/weir/points/v1"
@@ -37,6 +38,7 @@ func newValidator() *validator {
 		&campaignv1.PutCampaignRequest{}, &campaignv1.GetCampaignRequest{}, &campaignv1.ListCampaignsRequest{},
 		&campaignv1.PutCouponRequest{}, &campaignv1.GetCouponRequest{}, &campaignv1.ListCouponsRequest{},
 		&pointsv1.GetPointsRequest{}, &reportv1.GetSalesRequest{}, &reportv1.GetCampaignBoardRequest{},
+		&clusterv1.MoveLaneRequest{}, &clusterv1.DrainNodeRequest{}, &clusterv1.UndrainNodeRequest{},
 		&userv1.ExportUserRequest{}, &userv1.EraseUserRequest{},
 		&webhookv1.PutEndpointRequest{}, &webhookv1.DeleteEndpointRequest{}, &webhookv1.ResumeEndpointRequest{},
 		&webhookv1.ListDeliveriesRequest{}, &webhookv1.ReplayDeliveriesRequest{},

@@ -47,6 +47,11 @@ type LaneOptions struct {
 	DrainBudget time.Duration
 	// Slots are shared by the lanes of one disk; nil means that this lane has the disk to itself.
 	Slots *Slots
+	// Held reports whether this node is the one to have the lane; nil means always. A lane that is not held is not opened, and not
+	// opened again: that would take it from its new owner.
+	Held func() bool
+	// Opened is told each time that the lane begins to serve, on its goroutine; may be nil.
+	Opened func(epoch uint64)
 	// Clock tells the time; nil means time.Now.
 	Clock Clock
 	// Logger is told of openings and step-downs; nil means slog.Default.
@@ -85,6 +90,9 @@ func NewLane[Q, A any](log Log, machine Machine[Q, A], options LaneOptions) *Lan
 	if options.Clock == nil {
 		options.Clock = time.Now
 	}
+	if options.Held == nil {
+		options.Held = func() bool { return true }
+	}
 	if options.Logger == nil {
 		options.Logger = slog.Default()
 	}
@@ -104,6 +112,13 @@ func setDefault[T comparable](field *T, value T) {
 
 // Serving reports whether the lane is open, and under which epoch.
 func (l *Lane[Q, A]) Serving() (epoch uint64, ok bool) { return l.epoch.Load(), l.serving.Load() }
+
+// Queued returns how many asks wait to be decided.
+func (l *Lane[Q, A]) Queued() int { return len(l.queue) }
+
+// DecidedPerSecond returns how many asks the lane answers in a second, as measured while it had enough to do; 0 while that is
+// not known.
+func (l *Lane[Q, A]) DecidedPerSecond() uint64 { return l.drained.perSecond.Load() }
 
 // Submit asks one question and waits for its answer. Errors: *QueueFullError, *UnavailableError, ErrLogFull, or ctx's.
 // When ctx ends after the question was taken from the queue, its effect may still be committed; the same request asks again safely.
@@ -132,16 +147,20 @@ func (l *Lane[Q, A]) Submit(ctx context.Context, question Q) (A, error) {
 	}
 }
 
-// Run opens the lane and serves it until ctx ends, reopening it after a step-down. It then refuses what still queues, lets
-// what is in flight finish and returns nil. An error is one that opening again cannot mend: a damaged log, a failing disk.
+// Run opens the lane and serves it until ctx ends, reopening it after a step-down as long as it is held. It then refuses what
+// still queues, lets what is in flight finish and returns nil. An error is one that opening again cannot mend: a damaged log, a
+// failing disk. It is called once.
 func (l *Lane[Q, A]) Run(ctx context.Context) error {
 	defer l.refuseQueued()
 	defer l.closed.Store(true)
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && l.options.Held() {
 		err := l.writer.Open(ctx, l.options.Clock())
 		if err == nil {
 			l.epoch.Store(l.writer.Epoch())
 			l.serving.Store(true)
+			if l.options.Opened != nil {
+				l.options.Opened(l.writer.Epoch())
+			}
 			err = l.serve(ctx)
 			l.serving.Store(false)
 			l.refuseQueued()

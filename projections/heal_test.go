@@ -44,6 +44,7 @@ func poisonShop(t *testing.T) *poisonedShop {
 	for range 60 {
 		s.step()
 	}
+	s.commit(s.place(s.users[1], 1))
 	placed := s.place(s.users[0], 0)
 	placed.Pool = domain.CampaignPool(s.skus[0], "flash")
 	p.set(failsOver(placed.OrderID.String()))
@@ -213,11 +214,7 @@ func TestDamageUnderAParkedKeyIsNotTakenForAHeal(t *testing.T) {
 
 func TestARebuildThatParksMoreIsHeld(t *testing.T) {
 	s := poisonShop(t)
-	again := s.byUser[s.users[1]]
-	if len(again) == 0 {
-		t.Skipf("seed %d: the user has no order", s.seed)
-	}
-	more := again[0].String()
+	more := s.byUser[s.users[1]][0].String()
 	s.poison.set(failsOver(s.placed.OrderID.String(), more))
 	status := s.rebuild(t, &ordersProjection)
 	if status == nil || status.State != RebuildHeld {

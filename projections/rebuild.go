@@ -772,7 +772,7 @@ func (b *Rebuilder) swap(ctx context.Context, job *rebuild) error {
 	if job.comparison != nil {
 		healed = job.comparison.Heals()
 	}
-	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes), "parked keys healed", healed)
+	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes), "keys_healed", healed)
 	return b.store.Flush()
 }
 

@@ -13,7 +13,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -220,28 +219,6 @@ func ed25519Key(curve, xCoordinate string) (crypto.PublicKey, error) {
 		return nil, fmt.Errorf("x needs %d bytes in base64url", ed25519.PublicKeySize)
 	}
 	return ed25519.PublicKey(x), nil
-}
-
-// ReadPublicKeys reads a file that holds one public key in PEM or a JSON Web Key Set.
-func ReadPublicKeys(path string) (Keys, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return Keys{}, err
-	}
-	defer file.Close()
-	document, err := io.ReadAll(io.LimitReader(file, keyFileBytesMax))
-	if err != nil {
-		return Keys{}, fmt.Errorf("read %s: %w", path, err)
-	}
-	read := PublicKeyPEM
-	if trimmed := bytes.TrimSpace(document); len(trimmed) > 0 && trimmed[0] == '{' {
-		read = JWKS
-	}
-	keys, err := read(document)
-	if err != nil {
-		return Keys{}, fmt.Errorf("public key file %s: %w", path, err)
-	}
-	return keys, nil
 }
 
 const (

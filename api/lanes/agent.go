@@ -47,11 +47,15 @@ func newAgent(options agentOptions) *agent {
 	return &agent{options: options, board: newBoard(time.Now), arrived: make(chan struct{}, 1)}
 }
 
-// run runs the escrow until ctx ends. An error is a fault of the disk.
+// run runs the escrow until ctx ends. An error is a fault of the disk. It may be called again then, and knows nothing of before.
 func (a *agent) run(ctx context.Context) error {
 	var tasks errgroup.Group
 	tasks.SetLimit(tasksMax)
-	defer func() { _ = tasks.Wait() }() // They return no errors.
+	defer func() {
+		_ = tasks.Wait() // They return no errors.
+		a.take()
+		a.board.reset()
+	}()
 	submit := func(t task) {
 		do := func() error {
 			reply, err := a.options.submit(ctx, Request{
@@ -66,6 +70,9 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	outbox := &outbox{db: a.options.db, keys: newKeys(a.options.lane)}
 	homeOf := func(sku string) uint32 { return homeLane(a.options.topology, sku) }
+	if err := outbox.settle(a.options.lane, homeOf); err != nil {
+		return err
+	}
 	a.escrow = newEscrow(a.options.lane, homeOf, escrowOptions{}, a.board, outbox, a.options.transport.Send, submit)
 	timer := time.NewTimer(0) // What was on its way when the lane stopped is sent first.
 	defer timer.Stop()
@@ -151,8 +158,8 @@ const (
 )
 
 // await waits until an order that was refused because units are moving should be decided again, and then reports true; it
-// counts as being resubmitted from then on. It reports false when ctx has ended or too many orders wait.
-func (a *agent) await(ctx context.Context, moving *domain.StockMovingError) bool {
+// counts as being resubmitted from then on. It reports false when ctx has ended, the lane moves or too many orders wait.
+func (a *agent) await(ctx context.Context, moving *domain.StockMovingError, moves <-chan struct{}) bool {
 	if ctx.Err() != nil {
 		return false
 	}
@@ -180,6 +187,7 @@ func (a *agent) await(ctx context.Context, moving *domain.StockMovingError) bool
 	case <-again:
 		return true
 	case <-refused:
+	case <-moves:
 	case <-ctx.Done():
 	}
 	return !state.CompareAndSwap(waiting, gone) // Woken at the last moment.

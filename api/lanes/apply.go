@@ -204,6 +204,10 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 		m.moved = m.options.board != nil
 		return m.batch.Set(m.keys.giveBack(returned), binary.AppendVarint(nil, returned.Units), nil)
 	}
+	if taken := takenTransfer(event, m.options.Lane); taken != nil {
+		// The sender may be decided elsewhere, and then nobody here is told that its units have arrived.
+		return m.batch.Delete(taken, nil)
+	}
 	id, ofOrder := domain.OrderOf(event)
 	if !ofOrder {
 		return nil
@@ -283,12 +287,23 @@ func (m *Machine) Due(at time.Time, limit int) []eventstore.Event {
 	if m.expiring > 0 || at.Before(m.nextDue) {
 		return nil
 	}
-	events, err := m.expire(at, limit)
+	events, err := m.expire(at, limit, true)
 	must(err)
 	return events
 }
 
-func (m *Machine) expire(at time.Time, limit int) (_ []eventstore.Event, err error) {
+// Tend takes off the index of deadlines what can expire no more, and decides nothing: for a lane that another node decides, so that
+// the index is short when this one does. It is called between a Flush and the next Apply.
+func (m *Machine) Tend() error {
+	if m.logTime.Before(m.nextDue) {
+		return nil
+	}
+	_, err := m.expire(m.logTime, 0, false)
+	return err
+}
+
+// expire looks at the orders that are due. With decide it expires those that can, else it leaves them in the index.
+func (m *Machine) expire(at time.Time, limit int, decide bool) (_ []eventstore.Event, err error) {
 	table := m.keys.table(tableDeadlines)
 	iter, err := m.db.NewIter(&pebble.IterOptions{LowerBound: table, UpperBound: after(table)})
 	if err != nil {
@@ -304,12 +319,12 @@ func (m *Machine) expire(at time.Time, limit int) (_ []eventstore.Event, err err
 	m.nextDue = at.Add(m.options.PayWithin) // Nothing placed from now on is due before, and Apply lowers it otherwise.
 	for valid := iter.First(); valid; valid = iter.Next() {
 		due := time.Unix(0, int64(binary.BigEndian.Uint64(iter.Key()[len(table):])))
-		if due.After(at) || len(events) >= limit || looked >= dueOrdersMax {
+		if due.After(at) || decide && len(events) >= limit || looked >= dueOrdersMax {
 			m.dueBy(due)
 			break
 		}
 		looked += len(iter.Value()) / len(domain.OrderID{})
-		found, open, err := m.expireOrders(iter.Value(), at, &later)
+		found, open, err := m.expireOrders(iter.Value(), at, &later, decide)
 		if err != nil {
 			return nil, err
 		}
@@ -358,7 +373,7 @@ func (m *Machine) move(index *pebble.Batch, to time.Time, ids []byte) error {
 
 // expireOrders decides the orders of one index entry. open are those that are to be looked at again as soon as what was decided is
 // durable; those that may expire later are added to later; the others cannot expire as they are.
-func (m *Machine) expireOrders(ids []byte, at time.Time, later *deadlines) (events []eventstore.Event, open []byte, err error) {
+func (m *Machine) expireOrders(ids []byte, at time.Time, later *deadlines, decide bool) (events []eventstore.Event, open []byte, err error) {
 	for ; len(ids) >= len(domain.OrderID{}); ids = ids[len(domain.OrderID{}):] {
 		id := domain.OrderID(ids[:len(domain.OrderID{})])
 		order, _, err := m.durableOrder(id, 0)
@@ -374,6 +389,9 @@ func (m *Machine) expireOrders(ids []byte, at time.Time, later *deadlines) (even
 			continue
 		}
 		open = append(open, id[:]...)
+		if !decide {
+			continue
+		}
 		decided, err := domain.Decide(m, domain.ExpireOrder{OrderID: id, Grace: m.options.PaymentGrace}, at)
 		if err != nil {
 			return nil, nil, err

@@ -155,6 +155,16 @@ func (b *board) pledgedUnits(sku string) int64 {
 	return b.pledged[sku]
 }
 
+// reset forgets what an escrow has said: one that begins later has not said it. What orders have pledged is theirs.
+func (b *board) reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.verdicts)
+	clear(b.watched)
+	clear(b.notes)
+	b.moved = false
+}
+
 // expire forgets what does not count any more, and reports whether anything is left.
 func (b *board) expire(now time.Time) (left bool) {
 	b.mu.Lock()

@@ -11,7 +11,8 @@ import (
 
 // An outbox is a lane's list of units on their way to other lanes: grants that it made and returns, until it is told
 // that they were taken. The machine writes the list in the batch that applies the event, so it is as durable as the
-// account, and made again from the log; what is on it is sent until it is acknowledged (I5).
+// account, and made again from the log; what is on it is sent until it is acknowledged (I5). The machine of the lane that takes them
+// drops them too, since a node follows lanes that it does not decide, to which nobody tells anything.
 type outbox struct {
 	db        *pebble.DB
 	keys      keys
@@ -60,6 +61,78 @@ func (o *outbox) load(homeOf func(sku string) uint32) error {
 		if err := iter.Close(); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// settle drops what this node knows to have been taken, before anything is sent again: it may have followed the lanes in another order
+// than that in which units moved. What it does not know yet is sent, and acknowledged.
+func (o *outbox) settle(lane uint32, homeOf func(sku string) uint32) error {
+	for _, table := range [...]byte{tableGrants, tableReturns} {
+		if err := o.settleTable(table, lane, homeOf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (o *outbox) settleTable(table byte, lane uint32, homeOf func(sku string) uint32) (err error) {
+	prefix := o.keys.table(table)
+	iter, err := o.db.NewIter(&pebble.IterOptions{LowerBound: prefix, UpperBound: after(prefix)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, iter.Close()) }()
+	for valid := iter.First(); valid; valid = iter.Next() {
+		t, err := decodeTransfer(table, iter.Key()[len(prefix):], iter.Value())
+		if err != nil {
+			return err
+		}
+		if t.kind == MessageReturn {
+			t.to = homeOf(t.sku)
+		}
+		account, err := o.accountOf(t.to, t.sku)
+		if err != nil {
+			return err
+		}
+		taken := account.Taken.Number
+		if t.kind == MessageReturn {
+			taken = account.ReclaimedFrom(lane).Number
+		}
+		if t.number > taken {
+			continue
+		}
+		if err := o.db.Delete(iter.Key(), pebble.NoSync); err != nil {
+			return err
+		}
+	}
+	return iter.Error()
+}
+
+// accountOf returns a lane's account as it was last written here.
+func (o *outbox) accountOf(lane uint32, sku string) (domain.Account, error) {
+	of := newKeys(lane)
+	value, closer, err := o.db.Get(of.account(sku))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return domain.Account{}, nil
+	}
+	if err != nil {
+		return domain.Account{}, err
+	}
+	account, err := decodeAccount(value)
+	return account, errors.Join(err, closer.Close())
+}
+
+// takenTransfer returns the key under which the sender lists the transfer that an event of a lane takes, nil for other events and
+// for what never was on its way.
+func takenTransfer(event domain.Event, lane uint32) []byte {
+	if allotted, ok := event.(domain.StockAllotted); ok && allotted.HomeLane != lane {
+		of := newKeys(allotted.HomeLane)
+		return of.grant(domain.StockGranted{SKU: allotted.SKU, ToLane: lane, GrantNumber: allotted.GrantNumber})
+	}
+	if reclaimed, ok := event.(domain.StockReclaimed); ok && reclaimed.FromLane != lane {
+		of := newKeys(reclaimed.FromLane)
+		return of.giveBack(domain.StockReturned{SKU: reclaimed.SKU, ReturnNumber: reclaimed.ReturnNumber})
 	}
 	return nil
 }

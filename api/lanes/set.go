@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -21,9 +22,7 @@ import (
 type Set struct {
 	options Options
 	catalog *Catalog
-	lanes   []*eventstore.Lane[Request, Outcome]
-	// agents run the lanes' escrows; none when there is one lane only.
-	agents []*agent
+	seats   []*seat
 }
 
 // Options configure a Set. Topology, Store, Log and Owner are required.
@@ -34,8 +33,18 @@ type Options struct {
 	Log func(lane uint32) eventstore.Log
 	// Owner names this node in the log, for people.
 	Owner string
-	// Observe is told of every commit that a lane of this node made durable; may be nil.
+	// Observe is told of every commit of a lane, in order: of those that this node made durable, and of those that it followed, but
+	// not of those that it read to open the lane. May be nil.
 	Observe func(lane uint32) eventstore.Observer
+	// Shared says that lanes are shared with other nodes: each is served from Start to Stop, and followed otherwise. Without it Run
+	// serves all of them.
+	Shared bool
+	// Remote carries requests to the node that has a lane which is not here; nil means that they are refused.
+	Remote Remote
+	// OnOwnership is told when a lane begins to be served here, and before it no longer is; may be nil. It does not block.
+	OnOwnership func(lane uint32, owned bool)
+	// ParkWait bounds how long a request waits for a lane that is being opened or handed over; 0 means ParkWaitDefault.
+	ParkWait time.Duration
 	// PayWithin is how long an unpaid order keeps its units; 0 means PayWithinDefault.
 	PayWithin time.Duration
 	// PaymentGrace is how much longer an order has whose payment is under way; 0 means PaymentGraceDefault.
@@ -43,7 +52,7 @@ type Options struct {
 	// SlotsMax bounds the commits on their way to the disk over all lanes; 0 means 2.
 	SlotsMax int
 	// Lane is what every lane starts from: limits, clock, logger. Its Writer's Lane, Lanes, Owner and Observe, and its
-	// Slots, are set here.
+	// Slots, Held and Opened, are set here.
 	Lane eventstore.LaneOptions
 	// StockWait bounds how long an order waits for units that are on their way; 0 means StockWaitDefault.
 	StockWait time.Duration
@@ -67,6 +76,9 @@ func Open(options Options) (*Set, error) {
 	if options.StockWait == 0 {
 		options.StockWait = StockWaitDefault
 	}
+	if options.ParkWait == 0 {
+		options.ParkWait = ParkWaitDefault
+	}
 	s := &Set{options: options, catalog: NewCatalog()}
 	slots := eventstore.NewSlots(options.SlotsMax)
 	for lane := range options.Topology.Lanes {
@@ -74,9 +86,10 @@ func Open(options Options) (*Set, error) {
 		if entropy == nil {
 			entropy = rand.Reader
 		}
+		agent := s.newAgent(lane)
 		machine, err := OpenMachine(MachineOptions{
 			Lane: lane, Topology: options.Topology, Store: options.Store, Catalog: s.catalog,
-			PayWithin: options.PayWithin, PaymentGrace: options.PaymentGrace, Entropy: entropy, board: s.addAgent(lane),
+			PayWithin: options.PayWithin, PaymentGrace: options.PaymentGrace, Entropy: entropy, board: boardOf(agent),
 		})
 		if err != nil {
 			return nil, err
@@ -85,16 +98,37 @@ func Open(options Options) (*Set, error) {
 		laneOptions.Slots = slots
 		laneOptions.Writer.Lane, laneOptions.Writer.Lanes = lane, options.Topology.Lanes
 		laneOptions.Writer.Owner = options.Owner
-		if options.Observe != nil {
-			laneOptions.Writer.Observe = options.Observe(lane)
-		}
-		s.lanes = append(s.lanes, eventstore.NewLane(options.Log(lane), machine, laneOptions))
+		s.seats = append(s.seats, s.newSeat(lane, machine, agent, laneOptions))
 	}
 	return s, nil
 }
 
-// addAgent makes what runs a lane's escrow, and returns its board.
-func (s *Set) addAgent(lane uint32) *board {
+// newSeat makes a lane's seat. A lane that is not shared is started.
+func (s *Set) newSeat(lane uint32, machine *Machine, agent *agent, options eventstore.LaneOptions) *seat {
+	log := s.options.Log(lane)
+	made := &seat{
+		set: s, lane: lane, options: options, machine: machine, agent: agent, changed: make(chan struct{}),
+		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: lane, Log: log, Logger: options.Logger}),
+	}
+	made.commit.Store(machine.Position().Number)
+	var observe eventstore.Observer
+	if s.options.Observe != nil {
+		observe = s.options.Observe(lane)
+	}
+	made.options.Writer.Observe = func(commit *eventstore.Commit, at eventstore.Position) {
+		made.commit.Store(at.Number)
+		if observe != nil {
+			observe(commit, at)
+		}
+	}
+	if !s.options.Shared {
+		made.start(func() bool { return true })
+	}
+	return made
+}
+
+// newAgent makes what runs a lane's escrow: nil when there is one lane only.
+func (s *Set) newAgent(lane uint32) *agent {
 	if s.options.Topology.Lanes == 1 {
 		return nil
 	}
@@ -102,61 +136,79 @@ func (s *Set) addAgent(lane uint32) *board {
 	if transport == nil {
 		transport = s
 	}
-	a := newAgent(agentOptions{
+	return newAgent(agentOptions{
 		lane: lane, topology: s.options.Topology, db: s.options.Store.DB(), transport: transport,
-		submit: func(ctx context.Context, request Request) (Reply, error) { return s.submitTo(ctx, lane, request) },
+		submit: func(ctx context.Context, request Request) (Reply, error) {
+			return s.seats[lane].submitNow(ctx, request)
+		},
 	})
-	s.agents = append(s.agents, a)
+}
+
+func boardOf(a *agent) *board {
+	if a == nil {
+		return nil
+	}
 	return a.board
+}
+
+func (s *Set) logger() *slog.Logger {
+	if s.options.Lane.Logger != nil {
+		return s.options.Lane.Logger
+	}
+	return slog.Default()
 }
 
 // Send implements Transport within this process.
 func (s *Set) Send(message Message) { s.Deliver(message) }
 
-// Deliver gives a message that came for a lane of this node to its escrow. It does not block.
+// Deliver gives a message that came for a lane of this node to its escrow, and loses one for another lane. It does not block.
 func (s *Set) Deliver(message Message) {
-	if int(message.To) < len(s.agents) {
-		s.agents[message.To].deliver(message)
+	if int(message.To) >= len(s.seats) {
+		return
+	}
+	if a := s.seats[message.To].agent; a != nil && s.Owned(message.To) {
+		a.deliver(message)
 	}
 }
 
-// Run opens the lanes and serves them until ctx ends; what is in flight then is settled. It returns the first error that
-// opening again cannot mend.
+// Run serves the lanes, or follows those that are not here, until ctx ends; what is in flight then is settled. It returns the first
+// error that opening again cannot mend.
 func (s *Set) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for lane := range s.lanes {
-		group.Go(func() error {
-			if err := s.lanes[lane].Run(ctx); err != nil {
-				return fmt.Errorf("lane %d: %w", lane, err)
-			}
-			return nil
-		})
-	}
-	for lane, agent := range s.agents {
-		group.Go(func() error {
-			if err := agent.run(ctx); err != nil {
-				return fmt.Errorf("escrow of lane %d: %w", lane, err)
-			}
-			return nil
-		})
+	for _, seat := range s.seats {
+		group.Go(func() error { return seat.run(ctx) })
 	}
 	return group.Wait()
 }
 
-// Serving reports whether every lane is open.
+// Serving reports whether every lane that is here is open.
 func (s *Set) Serving() bool {
-	for _, lane := range s.lanes {
-		if _, ok := lane.Serving(); !ok {
+	for lane := range s.seats {
+		if s.Owned(uint32(lane)) && !s.Status(uint32(lane)).Serving {
 			return false
 		}
 	}
 	return true
 }
 
-// Submit implements Commands.
+// Submit implements Commands: it decides a request here, or has the node decide it that has the lane.
 func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 	lane := s.options.Topology.LaneOf(request.Partition)
-	reply, err := s.submitTo(ctx, lane, request)
+	reply, err := s.SubmitLocal(ctx, lane, request)
+	var elsewhere *NotOwnerError
+	switch {
+	case err == nil || !errors.As(err, &elsewhere):
+		return reply, err
+	case s.options.Remote == nil:
+		return Reply{}, &eventstore.UnavailableError{Lane: lane, RetryAfter: time.Second, Cause: err}
+	}
+	return s.options.Remote.Submit(ctx, lane, request)
+}
+
+// SubmitLocal decides a request in a lane of this node, and waits for units that are on their way as Submit does. It returns a
+// *NotOwnerError when the lane is not here.
+func (s *Set) SubmitLocal(ctx context.Context, lane uint32, request Request) (Reply, error) {
+	reply, err := s.seats[lane].submit(ctx, request)
 	if err == nil {
 		return reply, nil
 	}
@@ -164,23 +216,27 @@ func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 	if !errors.As(err, &moving) {
 		return reply, err
 	}
-	return s.submitAgain(ctx, lane, request, moving)
+	return s.submitAgain(ctx, s.seats[lane], request, moving)
 }
 
-// submitAgain submits an order again whenever units that it lacks have moved, for a bounded time.
-func (s *Set) submitAgain(ctx context.Context, lane uint32, request Request, moving *domain.StockMovingError) (Reply, error) {
+// submitAgain submits an order again whenever units that it lacks have moved, for a bounded time, and when its lane has.
+func (s *Set) submitAgain(ctx context.Context, seat *seat, request Request, moving *domain.StockMovingError) (Reply, error) {
 	bounded, cancel := context.WithTimeout(ctx, s.options.StockWait)
 	defer cancel()
-	a := s.agents[lane]
+	a := seat.agent
 	for {
 		waitsFor, pledges := moving.SKU, moving.Pledges
+		moves := seat.moves()
 		a.board.pledge(pledges, 1)
-		if !a.await(bounded, moving) {
+		woken := a.await(bounded, moving, moves)
+		if !woken && !isClosed(moves) {
 			a.board.pledge(pledges, -1)
 			break
 		}
-		reply, err := s.submitTo(ctx, lane, request)
-		a.board.resubmit(waitsFor, -1)
+		reply, err := seat.submit(ctx, request)
+		if woken {
+			a.board.resubmit(waitsFor, -1)
+		}
 		a.board.pledge(pledges, -1)
 		if !errors.As(err, &moving) {
 			return reply, err
@@ -190,6 +246,15 @@ func (s *Set) submitAgain(ctx context.Context, lane uint32, request Request, mov
 		return Reply{}, err
 	}
 	return Reply{}, moving
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // EachErased calls f with every key that the lanes know to be erased, until it fails. It may be called while the lanes run, and
@@ -220,17 +285,6 @@ func eachErased(db *pebble.DB, table []byte, f func(userID string, key domain.Ke
 		}
 	}
 	return iter.Error()
-}
-
-func (s *Set) submitTo(ctx context.Context, lane uint32, request Request) (Reply, error) {
-	outcome, err := s.lanes[lane].Submit(ctx, request)
-	if err != nil {
-		return Reply{}, err
-	}
-	if outcome.Refusal != nil {
-		return Reply{}, outcome.Refusal
-	}
-	return *outcome.Reply, nil
 }
 
 var (

@@ -509,7 +509,7 @@ func TestWhatAnOrderKeepsWhileItWaitsIsFreeOnceItHasLeft(t *testing.T) {
 	if want := []domain.Release{{SKU: kept, Units: 2}}; !errors.As(err, &moving) || !slices.Equal(moving.Pledges, want) {
 		t.Fatalf("got %v with pledges %v, want it to wait for tea and to keep %v", err, moving.Pledges, want)
 	}
-	if got := n.agents[home].board.pledgedUnits(kept); got != 0 {
+	if got := n.seats[home].agent.board.pledgedUnits(kept); got != 0 {
 		t.Errorf("%d units are still pledged", got)
 	}
 }

@@ -9,6 +9,11 @@
 //
 // Positions are not fsynced. After a crash a reactor goes back to one that it had before and repeats what came after, so an
 // effect is idempotent: by Event.ID, or by an id of what it acts on.
+//
+// Where nodes share the lanes (Options.Shared), the owner of a lane runs its reactors, but for those that run everywhere. It goes on from
+// the later of what it remembers itself and what was shared. So at most what succeeded in the last ShareEvery before an owner crashed is
+// repeated, or in the moment before it handed the lane over; what it had under way then may end beside the first effects of the
+// next owner, and R2 does not hold between the two.
 package reactors
 
 import (
@@ -81,6 +86,12 @@ type Registration struct {
 	// when the event may be tried, and else what is closed when it is to be asked again. What is held up takes no place of those
 	// that may be under way.
 	Held func(e Event) <-chan struct{}
+	// Everywhere says that the reactor runs on every node for every lane, with a position of its own there: it folds events into what
+	// the node knows, and has no effect elsewhere.
+	Everywhere bool
+	// Life tells apart reactors that have one name after each other: what one of an earlier life has shared does not count. A
+	// later one's sorts after an earlier one's.
+	Life string
 	// RetryMin is the pause after a first failure, RetryMax the longest; it doubles with each failure in a row, and is
 	// jittered. 0 means RetryMinDefault and RetryMaxDefault.
 	RetryMin, RetryMax time.Duration

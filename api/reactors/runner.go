@@ -28,6 +28,10 @@ const (
 	// nameLenMax is the longest name of a reactor.
 	nameLenMax = 64
 
+	// ShareEvery is how often positions that have moved are shared, shareMax bounds how long that takes.
+	ShareEvery = time.Second
+	shareMax   = 2 * time.Second
+
 	// RetryMinDefault and RetryMaxDefault bound the pause before a failed effect is tried again.
 	RetryMinDefault = 100 * time.Millisecond
 	RetryMaxDefault = time.Minute
@@ -41,6 +45,9 @@ type Options struct {
 	Log func(lane uint32) eventstore.Log
 	// Reactors that run from the start.
 	Reactors []Registration
+	// Shared has the positions that nodes share. With it, only reactors of lanes that Own has named run, and those that run
+	// everywhere. nil means that this node has every lane.
+	Shared SharedPositions
 	// Clock tells the time for people; nil means time.Now.
 	Clock eventstore.Clock
 	// Pause waits for d, until wake is signalled, or until ctx ends, which is its only error. nil means a timer; a test
@@ -48,6 +55,14 @@ type Options struct {
 	Pause func(ctx context.Context, d time.Duration, wake <-chan struct{}) error
 	// Logger is told of failures; nil means slog.Default.
 	Logger *slog.Logger
+}
+
+// SharedPositions are how far reactors are, for whichever node runs them next. *eventstore.ReactorPositions implements it.
+type SharedPositions interface {
+	// Load returns the position of a reactor on a lane; found is false when there is none.
+	Load(ctx context.Context, reactor string, lane uint32) (at eventstore.ReactorPosition, found bool, err error)
+	// Store stores a position, unless there is a later one.
+	Store(ctx context.Context, reactor string, lane uint32, at eventstore.ReactorPosition) error
 }
 
 // A Runner feeds reactors: each one on each lane by itself, with a position of its own. Its methods may be called by any
@@ -58,9 +73,18 @@ type Runner struct {
 	// byLane are the tracks of each lane. Nobody changes a slice that is in there.
 	byLane []atomic.Pointer[[]*track]
 
-	mu    sync.Mutex
-	start func(*track) // set while Run runs
-	ran   bool
+	mu            sync.Mutex
+	registrations []named
+	owned         []bool                     // lanes whose reactors run here; all of them, when they are not shared
+	ending        map[string]<-chan struct{} // by reactor and lane: closed when the track that ran before has ended
+	start         func(*track)               // set while Run runs
+	ran           bool
+}
+
+// named is a registration and its reactor's name.
+type named struct {
+	name string
+	Registration
 }
 
 // New returns a runner of the reactors. Nothing runs until Run does.
@@ -77,9 +101,13 @@ func New(options Options) (*Runner, error) {
 	if options.Logger == nil {
 		options.Logger = slog.Default()
 	}
-	r := &Runner{options: options, byLane: make([]atomic.Pointer[[]*track], options.Topology.Lanes)}
+	r := &Runner{
+		options: options, byLane: make([]atomic.Pointer[[]*track], options.Topology.Lanes),
+		owned: make([]bool, options.Topology.Lanes), ending: map[string]<-chan struct{}{},
+	}
 	for lane := range r.byLane {
 		r.byLane[lane].Store(&[]*track{})
+		r.owned[lane] = options.Shared == nil
 	}
 	for _, registration := range options.Reactors {
 		if err := r.Add(registration); err != nil {
@@ -122,44 +150,88 @@ func (r *Runner) Add(registration Registration) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	tracks := *r.byLane[0].Load()
-	if len(tracks) >= ReactorsMax {
-		return fmt.Errorf("there are %d reactors already, and no room for %s", len(tracks), name)
+	if len(r.registrations) >= ReactorsMax {
+		return fmt.Errorf("there are %d reactors already, and no room for %s", len(r.registrations), name)
 	}
-	if slices.ContainsFunc(tracks, func(t *track) bool { return t.name == name }) {
+	if slices.ContainsFunc(r.registrations, func(other named) bool { return other.name == name }) {
 		return fmt.Errorf("there are two reactors %s", name)
 	}
+	added := named{name, registration}
+	r.registrations = append(r.registrations, added)
 	for lane := range r.options.Topology.Lanes {
-		t := newTrack(r, name, lane, registration)
-		added := append(slices.Clone(*r.byLane[lane].Load()), t)
-		r.byLane[lane].Store(&added)
-		if r.start != nil {
-			r.start(t)
+		if r.owned[lane] || registration.Everywhere {
+			r.place(lane, added)
 		}
 	}
 	return nil
 }
 
-// Remove ends a reactor, waits until it has ended, and forgets its positions. It need not be there.
-func (r *Runner) Remove(name string) error {
-	r.mu.Lock()
-	var ended []*track
-	for lane := range r.byLane {
-		left := slices.Clone(*r.byLane[lane].Load())
-		left = slices.DeleteFunc(left, func(t *track) bool {
-			if t.name == name {
-				ended = append(ended, t)
-			}
-			return t.name == name
-		})
-		r.byLane[lane].Store(&left)
+// place adds a track, and starts it if the runner runs. REQUIRES: mu is held.
+func (r *Runner) place(lane uint32, registration named) {
+	t := newTrack(r, registration.name, lane, registration.Registration)
+	t.before = r.ending[string(positionKey(t.name, lane))]
+	added := append(slices.Clone(*r.byLane[lane].Load()), t)
+	r.byLane[lane].Store(&added)
+	if r.start != nil {
+		r.start(t)
 	}
-	r.mu.Unlock()
-	for _, t := range ended {
+}
+
+// take removes the tracks of a lane that match, ends them, and returns them. REQUIRES: mu is held.
+func (r *Runner) take(lane uint32, matches func(*track) bool) (taken []*track) {
+	left := slices.DeleteFunc(slices.Clone(*r.byLane[lane].Load()), func(t *track) bool {
+		if matches(t) {
+			taken = append(taken, t)
+			return true
+		}
+		return false
+	})
+	r.byLane[lane].Store(&left)
+	for _, t := range taken {
 		t.end()
 		if t.started {
-			<-t.stopped
+			r.ending[string(positionKey(t.name, lane))] = t.stopped
 		}
+	}
+	return taken
+}
+
+// Own says whether the reactors of a lane run here from now on. It does not wait for those that end; should the lane come back, it waits
+// for them then. REQUIRES: Options.Shared.
+func (r *Runner) Own(lane uint32, owned bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.owned[lane] == owned {
+		return
+	}
+	r.owned[lane] = owned
+	if !owned {
+		r.take(lane, func(t *track) bool { return !t.registration.Everywhere })
+		return
+	}
+	for _, registration := range r.registrations {
+		if !registration.Everywhere {
+			r.place(lane, registration)
+		}
+	}
+}
+
+// Remove ends a reactor, waits until it has ended, and forgets its positions on this node. It need not be there.
+func (r *Runner) Remove(name string) error {
+	r.mu.Lock()
+	r.registrations = slices.DeleteFunc(r.registrations, func(other named) bool { return other.name == name })
+	var ended []<-chan struct{}
+	for lane := range r.options.Topology.Lanes {
+		r.take(lane, func(t *track) bool { return t.name == name })
+		key := string(positionKey(name, lane))
+		if stopped := r.ending[key]; stopped != nil {
+			ended = append(ended, stopped)
+			delete(r.ending, key)
+		}
+	}
+	r.mu.Unlock()
+	for _, stopped := range ended {
+		<-stopped
 	}
 	// A crash may have left some of one that is not there any more.
 	var errs []error
@@ -218,6 +290,9 @@ func (r *Runner) Run(ctx context.Context) error {
 		}
 	}
 	r.mu.Unlock()
+	if r.options.Shared != nil {
+		running.Go(func() { r.share(ctx) })
+	}
 
 	<-ctx.Done()
 	r.mu.Lock()
@@ -228,6 +303,24 @@ func (r *Runner) Run(ctx context.Context) error {
 		return stopped
 	}
 	return nil
+}
+
+// share shares the positions that have moved, until ctx ends.
+func (r *Runner) share(ctx context.Context) {
+	tick := time.NewTicker(ShareEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for lane := range r.byLane {
+			for _, t := range *r.byLane[lane].Load() {
+				t.share(ctx)
+			}
+		}
+	}
 }
 
 // Retry tries at once what a reactor waits to try again, on every lane.

@@ -25,12 +25,14 @@ type track struct {
 	follower     *eventstore.Follower
 	ended        chan struct{} // closed when the reactor was removed
 	end          func()
-	started      bool          // set before the runner lets go of its mutex
-	stopped      chan struct{} // closed when run has returned
+	started      bool            // set before the runner lets go of its mutex
+	stopped      chan struct{}   // closed when run has returned
+	before       <-chan struct{} // closed when the track has ended that ran here before; nil when none did
 
 	mu   sync.Mutex
 	done progress // the newest commit whose events, and all before, have had their effects
 	open bool     // done is known
+	told uint64   // number of the position that was shared last
 	// failing counts the events that failed and are tried again; the rest is about the newest failure.
 	failing  int
 	since    time.Time // of the first failure since nothing failed
@@ -71,9 +73,13 @@ func (t *track) run(ctx context.Context) error {
 	})
 	defer ending.Wait()
 	defer cancel()
+	if t.before != nil {
+		<-t.before // It was told to end, and shares its position at last.
+	}
 	err := t.resume(ctx)
 	if err == nil {
 		err = t.feed(ctx)
+		t.share(context.WithoutCancel(ctx))
 	}
 	if err == nil || (ctx.Err() != nil && errors.Is(err, ctx.Err())) {
 		return nil
@@ -94,26 +100,53 @@ func (t *track) feed(ctx context.Context) error {
 	return errors.Join(err, consumer.wait())
 }
 
-// resume finds out where the reactor goes on. A reactor that is new on the lane is given its start, which is made durable
-// at once: the head of tomorrow is another one.
+// resume finds out where the reactor goes on: after the later of what this node and what the nodes remember. A reactor that is new on
+// the lane is given its start, which is made durable at once: the head of tomorrow is another one.
 func (t *track) resume(ctx context.Context) error {
-	db := t.runner.options.Store.DB()
-	value, closer, err := db.Get(positionKey(t.name, t.lane))
-	if err == nil {
-		done, err := decodeProgress(value)
-		if err := errors.Join(err, closer.Close()); err != nil {
+	done, found, err := t.local()
+	if err != nil {
+		return err
+	}
+	if t.shares() {
+		var shared progress
+		var there bool
+		err := t.insist(ctx, "resume", func() (err error) {
+			shared, there, err = t.shared(ctx)
+			return err
+		})
+		if err != nil {
 			return err
 		}
+		if there && (!found || shared.Number > done.Number) {
+			if err := t.advance(shared); err != nil {
+				return err
+			}
+			done, found = shared, true
+		}
+	}
+	if found {
 		t.set(done)
 		return nil
 	}
-	if !errors.Is(err, pebble.ErrNotFound) {
-		return fmt.Errorf("read its position: %w", err)
+	if err := t.insist(ctx, "start", func() (err error) {
+		done, err = t.begin(ctx)
+		return err
+	}); err != nil {
+		return err
 	}
-	var done progress
+	if err := t.advance(done); err != nil {
+		return err
+	}
+	t.share(ctx)
+	return t.runner.options.Store.Flush()
+}
+
+// insist does what the track cannot go on without, until it succeeds, ctx ends, or the log cannot be trusted.
+func (t *track) insist(ctx context.Context, what string, do func() error) error {
 	for attempt := 1; ; attempt++ {
-		if done, err = t.begin(ctx); err == nil {
-			break
+		err := do()
+		if err == nil {
+			return nil
 		}
 		var chain *eventstore.ChainError
 		var missing *eventstore.MissingLogError
@@ -121,14 +154,72 @@ func (t *track) resume(ctx context.Context) error {
 		if errors.As(err, &chain) || errors.As(err, &missing) || errors.As(err, &unreadable) || ctx.Err() != nil {
 			return err
 		}
-		if err := t.retryLater(ctx, attempt, "start", err); err != nil {
+		if err := t.retryLater(ctx, attempt, what, err); err != nil {
 			return err
 		}
 	}
-	if err := t.advance(done); err != nil {
-		return err
+}
+
+// local returns the position that this node remembers.
+func (t *track) local() (done progress, found bool, err error) {
+	value, closer, err := t.runner.options.Store.DB().Get(positionKey(t.name, t.lane))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return progress{}, false, nil
 	}
-	return t.runner.options.Store.Flush()
+	if err != nil {
+		return progress{}, false, fmt.Errorf("read its position: %w", err)
+	}
+	done, err = decodeProgress(value)
+	return done, true, errors.Join(err, closer.Close())
+}
+
+// shares reports whether nodes share the track's position.
+func (t *track) shares() bool { return t.runner.options.Shared != nil && !t.registration.Everywhere }
+
+// shared returns the position that the nodes remember. One that is not in the log is of another log, or of what this one lost: it
+// does not count.
+func (t *track) shared(ctx context.Context) (done progress, found bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, shareMax)
+	defer cancel()
+	at, found, err := t.runner.options.Shared.Load(ctx, t.name, t.lane)
+	if err != nil || !found || at.Life != t.registration.Life {
+		return progress{}, false, err
+	}
+	if at.Number > 0 {
+		record, err := t.runner.options.Log(t.lane).Read(ctx, at.Number)
+		if err != nil && !errors.Is(err, eventstore.ErrNoCommit) {
+			return progress{}, false, err
+		}
+		if err != nil || record.Hash != at.Hash {
+			t.runner.options.Logger.Warn("the position that nodes share of a reactor is not in the log and does not count",
+				"reactor", t.name, "lane", t.lane, "commit", at.Number)
+			return progress{}, false, nil
+		}
+	}
+	t.mu.Lock()
+	t.told = at.Number
+	t.mu.Unlock()
+	return progress{Position: at.Position, at: at.At}, true, nil
+}
+
+// share shares the position if it has moved. It need not succeed: what is not known is repeated.
+func (t *track) share(ctx context.Context) {
+	t.mu.Lock()
+	done, told, open := t.done, t.told, t.open
+	t.mu.Unlock()
+	if !open || !t.shares() || done.Number <= told {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, shareMax)
+	defer cancel()
+	err := t.runner.options.Shared.Store(ctx, t.name, t.lane, eventstore.ReactorPosition{Position: done.Position, At: done.at, Life: t.registration.Life})
+	if err != nil {
+		t.runner.options.Logger.Warn("a reactor's position cannot be shared: the next owner of its lane repeats more", "reactor", t.name, "lane", t.lane, "error", err)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.told = max(t.told, done.Number)
 }
 
 // begin asks the registration for the start.
@@ -245,7 +336,7 @@ func (t *track) set(done progress) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.done, t.open = done, true
-	if t.failing > 0 && t.event == "start" {
+	if t.failing > 0 && (t.event == "start" || t.event == "resume") {
 		t.failing, t.since, t.attempts, t.event, t.cause = 0, time.Time{}, 0, "", nil
 	}
 }

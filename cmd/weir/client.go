@@ -184,11 +184,18 @@ func read[S, Q any, A proto.Message](
 	if err != nil {
 		return err
 	}
+	return ask(cmd, c, what, service, do, question(revision, wait), print)
+}
+
+// ask is read for a question that no revision goes with.
+func ask[S, Q any, A proto.Message](
+	cmd *cobra.Command, c *client, what string, service func() (S, error), do func(S, context.Context, Q) (A, error), question Q, print func(A) error,
+) error {
 	s, err := service()
 	if err != nil {
 		return err
 	}
-	answer, err := call(cmd.Context(), c, what, func(ctx context.Context, q Q) (A, error) { return do(s, ctx, q) }, question(revision, wait))
+	answer, err := call(cmd.Context(), c, what, func(ctx context.Context, q Q) (A, error) { return do(s, ctx, q) }, question)
 	if err != nil {
 		return err
 	}

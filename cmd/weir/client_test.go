@@ -24,6 +24,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	"github.com/weirhq/weir/proto/weir/cluster/v1/clusterv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
@@ -63,6 +64,7 @@ func newShop(t *testing.T) *shop {
 	mux.Handle(campaignv1connect.NewCouponServiceHandler(couponShop{s}))
 	mux.Handle(pointsv1connect.NewPointsServiceHandler(pointsShop{s}))
 	mux.Handle(reportv1connect.NewReportServiceHandler(reportShop{s}))
+	mux.Handle(clusterv1connect.NewClusterServiceHandler(clusterShop{shop: s}))
 	mux.Handle(userv1connect.NewUserServiceHandler(userShop{s}))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)

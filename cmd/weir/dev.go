@@ -59,6 +59,7 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	f.options.payments.add(cmd)
 	f.options.redis.add(cmd)
 	f.options.checkpoints.add(cmd)
+	f.options.sharing.add(cmd)
 	flags.Int64Var(&f.options.pointsPerMajor, "points-per-major", domain.PointsPerMajorDefault, "`NUMBER` of points that a whole unit of paid money (1 EUR, 1 JPY) is worth; 0 awards none and takes none back")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
@@ -93,6 +94,9 @@ func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
 		return o, err
 	}
 	if err := o.checkpoints.finish(); err != nil {
+		return o, err
+	}
+	if err := o.sharing.finish(); err != nil {
 		return o, err
 	}
 	host, err := os.Hostname()
@@ -190,8 +194,10 @@ Nodes of one log share two files of the data directory; copy both to a new node 
 Orders are paid through the providers of --payment-provider. Have each send its webhooks to /webhooks/payments/NAME of
 the node, and give the secret that it signs them with; without it payments are settled by asking, and somewhat later.
 
-One node per log is supported until lanes have leases: a second one that runs at the same time takes the lanes from
-the first, and the first takes them back. Nothing is lost, but both refuse much. Stop the old one, then start the new.`,
+Nodes of one log share its lanes: each lane is decided by one of them, which holds its lease (--lease-ttl), and
+followed by the others. A node that comes takes its share; one that is killed is replaced within the lease's time and a
+second. On SIGTERM a node hands its lanes over before it stops. The fence in the log, not the lease, keeps two nodes
+from ever deciding one lane.`,
 		Example: `  weir serve --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222 --data /var/lib/weir
   weir serve --config /etc/weir.yaml --jwt-keys /etc/weir/jwks.json --jwt-issuer https://id.example`,
 		Args: noArgs,
@@ -215,7 +221,7 @@ the first, and the first takes them back. Nothing is lost, but both refuse much.
 	flags.StringVar(&f.options.log.monitors, "nats-monitor", "", "monitoring `URL` of each server (http://HOST:8222), separated by commas: to see that they fsync")
 	flags.IntVar(&f.options.log.replicas, "replicas", 1, "`NUMBER` of replicas of a new log: 1 or 3")
 	flags.BoolVar(&f.options.log.allowLossy, "allow-lossy-log", false, "start also on a server that may lose what it acknowledged in a power cut")
-	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS")
+	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the node runs")
 	flags.StringVar(&f.options.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
 	flags.StringVar(&f.options.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
 	setting(flags, "nats-creds", "nats-monitor", "replicas", "allow-lossy-log", "jwt-keys", "jwt-issuer", "jwt-audience")

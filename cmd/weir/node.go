@@ -15,12 +15,14 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weirhq/weir/api"
+	"github.com/weirhq/weir/api/courier"
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/api/payments/sandbox"
@@ -29,6 +31,7 @@ import (
 	"github.com/weirhq/weir/api/reactors/webhooks"
 	"github.com/weirhq/weir/api/sealing"
 	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/eventstore/ownership"
 	"github.com/weirhq/weir/projections"
 	"github.com/weirhq/weir/projections/redisview"
 )
@@ -75,6 +78,7 @@ type nodeOptions struct {
 	payments    paymentOptions
 	redis       redisOptions
 	checkpoints checkpointOptions
+	sharing     sharingOptions
 	// pointsPerMajor is how many points a whole major unit of money is worth.
 	pointsPerMajor int64
 	// limits on what a caller may cost; zero fields mean the defaults, which every node has outside of tests.
@@ -104,6 +108,8 @@ type node struct {
 	runners  []*projections.Runner
 	rebuilds *projections.Rebuilder
 	lanes    *lanes.Set
+	sharing  *ownership.Node
+	courier  *courier.Courier
 	sealer   *sealing.Sealer
 	views    *projections.Views
 	// shelf keeps copies of the state, nil for none.
@@ -120,8 +126,14 @@ type node struct {
 	sandboxListener net.Listener
 	server          *http.Server
 	record          nodeRecord
+	// settled says that every lane has had a node since this one came, leaving that this one hands its lanes over.
+	settled, leaving atomic.Bool
+	calls            atomic.Int64 // under way
+	cpu              cpuMeter
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
 	signing identity.SigningKey
+	// tokenKeys are those of --jwt-keys, nil without it.
+	tokenKeys *identity.KeyFile
 	// closers undo the opening, newest first.
 	closers []func() error
 }
@@ -135,7 +147,7 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openViews, n.openPayments, n.openReactors, n.openAPI, n.openInspector} {
+	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openViews, n.openPayments, n.openReactors, n.openSharing, n.openAPI, n.openInspector} {
 		if err := open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
@@ -171,6 +183,9 @@ func (n *node) openDir(ctx context.Context) error {
 		}
 	}
 	if err := n.options.data.removeCheckpoints(); err != nil {
+		return err
+	}
+	if err := n.openNodeID(); err != nil {
 		return err
 	}
 	n.signing, err = identity.OpenOrCreateSigningKey(string(n.options.data))
@@ -280,6 +295,9 @@ func (n *node) openState(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := n.openCourier(); err != nil {
+		return err
+	}
 	n.lanes, err = lanes.Open(n.laneOptions())
 	return err
 }
@@ -287,7 +305,8 @@ func (n *node) openState(ctx context.Context) (err error) {
 // laneOptions say how the node's lanes decide.
 func (n *node) laneOptions() lanes.Options {
 	return lanes.Options{
-		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.owner,
+		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.sharing.nodeID + " " + n.options.owner,
+		Shared: true, OnOwnership: n.onOwnership, Remote: n.courier, Transport: n.courier,
 		PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
@@ -326,11 +345,11 @@ func (n *node) openAPI(ctx context.Context) error {
 		return err
 	}
 	handler := api.NewHandler(api.Options{
-		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks,
-		Limits: n.options.limits, Serving: n.lanes.Serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
+		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks, Cluster: sharedLanes{n},
+		Limits: n.options.limits, Serving: n.serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
 	})
 	n.server = api.NewServer(handler)
-	n.server.Handler = n.withWebhooks(handler)
+	n.server.Handler = n.counted(n.withWebhooks(handler))
 	return ctx.Err()
 }
 
@@ -353,17 +372,19 @@ func (n *node) openMasterKey(ctx context.Context) ([]byte, error) {
 	return sealing.OpenOrCreateMasterKey(string(n.options.data))
 }
 
-// verifier believes the keys of --jwt-keys, or the key of the data directory.
-func (n *node) verifier() (*identity.Verifier, error) {
+// verifier believes the keys of --jwt-keys, as they are in the file from time to time, or the key of the data directory.
+func (n *node) verifier() (api.Verifier, error) {
 	options := identity.VerifierOptions{Keys: n.signing.Keys(), Issuer: n.options.keys.issuer, Audience: n.options.keys.audience}
-	if file := n.options.keys.file; file != "" {
-		keys, err := identity.ReadPublicKeys(file)
-		if err != nil {
-			return nil, usagef("--jwt-keys %s: %v", file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
-		}
-		options.Keys = keys
+	file := n.options.keys.file
+	if file == "" {
+		return identity.NewVerifier(options)
 	}
-	return identity.NewVerifier(options)
+	var err error
+	n.tokenKeys, err = identity.OpenKeyFile(identity.KeyFileOptions{Path: file, Verifier: options, Logger: n.logger})
+	if err != nil {
+		return nil, usagef("--jwt-keys %s: %v", file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
+	}
+	return n.tokenKeys, nil
 }
 
 func (n *node) openInspector(context.Context) error {
@@ -394,8 +415,9 @@ func baseURL(addr net.Addr) string {
 // run serves until ctx ends or something fails that going on cannot mend. ready is called once orders are taken. When it
 // returns, nothing that it started runs any more.
 //
-// It stops with the flow: no new connections, the requests that were taken are finished and watches end, the reactors end, the
-// lanes drain, the views follow to where they are, and close then flushes the store, makes the witness durable and stops the server.
+// It stops with the flow: the lanes go to other nodes, if there are any, no new connections, the requests that were taken are finished
+// and watches end, the reactors end, the lanes that are left drain, the views follow to where they are, and close then flushes the store,
+// makes the witness durable and stops the server.
 func (n *node) run(ctx context.Context, ready func(context.Context) error) error {
 	n.tune()
 	ctx, fail := context.WithCancelCause(ctx)
@@ -408,6 +430,8 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	serving := newStage(background, fail)
 	charging := newStage(background, fail)
 	reacting := newStage(background, fail)
+	sharing := newStage(background, fail)
+	answering := newStage(background, fail)
 	deciding := newStage(background, fail)
 	viewing := newStage(background, fail)
 
@@ -415,6 +439,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	viewing.run(n.followKeys)
 	if n.mirror != nil {
 		viewing.run(n.mirror.Run)
+	}
+	if n.tokenKeys != nil {
+		viewing.run(n.tokenKeys.Run)
 	}
 	if n.shelf != nil {
 		viewing.run(n.keepCheckpoints)
@@ -424,6 +451,8 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	}
 	viewing.run(n.rebuilds.Run)
 	deciding.run(n.lanes.Run)
+	answering.run(func(ctx context.Context) error { return n.courier.Run(ctx, n.lanes) })
+	sharing.run(n.sharing.Run)
 	reacting.run(n.react)
 	reacting.run(n.cashier.Run)
 	if n.sandbox != nil {
@@ -446,8 +475,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	n.logger.Info("stopping", "cause", context.Cause(ctx))
 	errs := []error{starting.wait()}
 	errs = append(errs, n.record.remove(n.options.data))
+	n.drain(background)
 	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
-	errs = append(errs, reacting.end(), charging.end(), deciding.end())
+	errs = append(errs, reacting.end(), charging.end(), sharing.end(), answering.end(), deciding.end())
 	n.settleViews(background)
 	errs = append(errs, viewing.end())
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, errInterrupted) {
@@ -463,8 +493,8 @@ func (n *node) react(ctx context.Context) error {
 	return n.reactors.Run(ctx)
 }
 
-// mayReact reports whether the lanes serve, which tells the views of the log's head, and the views can go on from the live tail.
-func (n *node) mayReact() bool { return n.lanes.Serving() && !n.viewsLag(eventstore.TailCommitsMax) }
+// mayReact reports whether the lanes are served, which tells the views of the log's head, and the views can go on from the live tail.
+func (n *node) mayReact() bool { return n.settled.Load() && !n.viewsLag(eventstore.TailCommitsMax) }
 
 // settleViews lets the views take in what the lanes have just decided, so that the next start finds nothing to make up. It
 // is no matter if they do not in time.
@@ -534,16 +564,10 @@ func (s *stage) end() error {
 	return s.group.Wait()
 }
 
-// announce waits until the lanes serve, makes the node known in its directory, and calls ready.
+// announce waits until the lanes are served, makes the node known in its directory, and calls ready.
 func (n *node) announce(ctx context.Context, ready func(context.Context) error) error {
-	tick := time.NewTicker(servingPoll)
-	defer tick.Stop()
-	for !n.lanes.Serving() {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	if !n.settle(ctx) {
+		return nil // It stops.
 	}
 	if err := n.record.write(n.options.data); err != nil {
 		return err

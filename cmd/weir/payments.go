@@ -118,6 +118,7 @@ func (n *node) openPayments(ctx context.Context) (err error) {
 	}
 	n.cashier, err = paying.Open(paying.Options{
 		Store: n.store, Topology: n.log.topology, Orders: n.views, Commands: n.lanes, Providers: providers, Logger: n.logger,
+		Owned: n.lanes.Owned,
 	})
 	if err != nil {
 		return err

@@ -6,12 +6,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weirhq/weir/api/lanes"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/projections"
 )
 
-func TestReactorsStartWhenTheLanesServeAndTheViewsAreNearTheHead(t *testing.T) {
+func TestReactorsStartWhenTheLanesAreServedAndTheViewsAreNearTheHead(t *testing.T) {
 	store, err := projections.OpenStore(filepath.Join(t.TempDir(), "state"), projections.StoreOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -22,21 +21,11 @@ func TestReactorsStartWhenTheLanesServeAndTheViewsAreNearTheHead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set, err := lanes.Open(lanes.Options{
-		Topology: eventstore.Topology{Lanes: 1}, Store: store, Owner: "test", Log: func(uint32) eventstore.Log { return log },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &node{runners: []*projections.Runner{runner}, lanes: set}
+	n := &node{runners: []*projections.Runner{runner}}
 	if n.mayReact() {
-		t.Error("the reactors start before the lanes serve")
+		t.Error("the reactors start before the lanes are served")
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- set.Run(ctx) }()
-	defer func() { cancel(); <-ended }()
-	n.awaitViews(ctx, time.Minute, set.Serving)
+	n.settled.Store(true)
 
 	for number, want := range map[uint64]bool{1: true, eventstore.TailCommitsMax: true, eventstore.TailCommitsMax + 1: false} {
 		runner, err := projections.NewRunner(projections.RunnerOptions{Store: store, Lanes: 1, Log: log})

@@ -40,8 +40,12 @@ func (n *node) openReactors(ctx context.Context) (err error) {
 		return err
 	}
 	n.later(func() error { n.webhooks.Close(); return nil })
+	positions, err := eventstore.OpenReactorPositions(ctx, n.log.nc, n.options.log.replicas)
+	if err != nil {
+		return err
+	}
 	n.reactors, err = reactors.New(reactors.Options{
-		Store: n.store, Topology: n.log.topology, Log: n.log.streams.Log, Logger: n.logger,
+		Shared: positions, Store: n.store, Topology: n.log.topology, Log: n.log.streams.Log, Logger: n.logger,
 		Reactors: append(registrations, n.webhooks.Registrations()...),
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	webhookv1 "github.com/weirhq/weir/proto/weir/webhook/v1"
+	"github.com/weirhq/weir/proto/weir/webhook/v1/webhookv1connect"
 )
 
 func (p *process) webhooksCommand() *cobra.Command {
@@ -48,23 +49,14 @@ It prints the secret that signs the deliveries, once: 'weir webhooks list' does 
 			if err := needFlags(cmd, "url"); err != nil {
 				return err
 			}
-			webhooks, err := c.webhooks()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			put.RequestId, put.EndpointId = request.value, args[0]
-			answer, err := call(cmd.Context(), c, "put endpoint "+args[0], webhooks.PutEndpoint, &put)
-			if err != nil {
-				return request.remind(err)
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer, "requestId", request.value)
-			}
-			return fields(c.p.stdout, c.p.painterFor(c.p.stdout), "endpoint", answer.GetEndpointId(), "secret", answer.GetSecret(),
-				"revision", revisionText(answer.GetRevision()), "request id", request.value)
+			return change(cmd, c, &request, "put endpoint "+args[0], c.webhooks, webhookv1connect.WebhookServiceClient.PutEndpoint,
+				func(id string) *webhookv1.PutEndpointRequest {
+					put.RequestId, put.EndpointId = id, args[0]
+					return &put
+				}, func(answer *webhookv1.PutEndpointResponse) error {
+					return fields(c.p.stdout, c.p.painterFor(c.p.stdout), "endpoint", answer.GetEndpointId(), "secret", answer.GetSecret(),
+						"revision", revisionText(answer.GetRevision()), "request id", request.value)
+				})
 		},
 	}
 	request.addFlag(cmd)
@@ -86,44 +78,37 @@ deliveries failed too often and wait. The lag counts commits that are not delive
   weir webhooks list -o json | jq '.endpoints[] | select(.raised)'`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			webhooks, err := c.webhooks()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "list endpoints", webhooks.ListEndpoints, &webhookv1.ListEndpointsRequest{})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			paint := c.p.painterFor(c.p.stdout)
-			rows := newTable("ENDPOINT", "STATE", ">LAG", "URL", "TYPES", "SINCE", "ERROR")
-			rows.style = func(column int, cell string) string {
-				switch {
-				case column != 1:
-					return cell
-				case cell == endpointDelivering:
-					return paint.good(cell)
-				case cell == endpointRaised:
-					return paint.bad(cell)
-				}
-				return paint.warn(cell)
-			}
-			for _, e := range answer.GetEndpoints() {
-				types := "all"
-				if len(e.GetTypes()) > 0 {
-					types = strings.Join(e.GetTypes(), " ")
-				}
-				since := timeText(e.GetUpdateTime())
-				if e.GetRaised() {
-					since = timeText(e.GetRaiseTime())
-				}
-				rows.row(e.GetEndpointId(), endpointState(e), groupDigits(e.GetLagCommits()), e.GetUrl(), types, since, e.GetError())
-			}
-			return rows.print(c.p.stdout, paint)
+			return ask(cmd, c, "list endpoints", c.webhooks, webhookv1connect.WebhookServiceClient.ListEndpoints, &webhookv1.ListEndpointsRequest{}, c.p.printEndpoints)
 		},
 	}
+}
+
+func (p *process) printEndpoints(answer *webhookv1.ListEndpointsResponse) error {
+	paint := p.painterFor(p.stdout)
+	rows := newTable("ENDPOINT", "STATE", ">LAG", "URL", "TYPES", "SINCE", "ERROR")
+	rows.style = func(column int, cell string) string {
+		switch {
+		case column != 1:
+			return cell
+		case cell == endpointDelivering:
+			return paint.good(cell)
+		case cell == endpointRaised:
+			return paint.bad(cell)
+		}
+		return paint.warn(cell)
+	}
+	for _, e := range answer.GetEndpoints() {
+		types := "all"
+		if len(e.GetTypes()) > 0 {
+			types = strings.Join(e.GetTypes(), " ")
+		}
+		since := timeText(e.GetUpdateTime())
+		if e.GetRaised() {
+			since = timeText(e.GetRaiseTime())
+		}
+		rows.row(e.GetEndpointId(), endpointState(e), groupDigits(e.GetLagCommits()), e.GetUrl(), types, since, e.GetError())
+	}
+	return rows.print(p.stdout, paint)
 }
 
 // The states of an endpoint, for people.
@@ -156,23 +141,12 @@ given what happens from then on.`,
 		Example: `  weir webhooks delete erp`,
 		Args:    exactArgs("ENDPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			webhooks, err := c.webhooks()
-			if err != nil {
-				return err
-			}
-			if err := request.fill(c.p); err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "delete endpoint "+args[0], webhooks.DeleteEndpoint, &webhookv1.DeleteEndpointRequest{
-				RequestId: request.value, EndpointId: args[0],
-			})
-			if err != nil {
-				return request.remind(err)
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer, "requestId", request.value)
-			}
-			return fields(c.p.stdout, c.p.painterFor(c.p.stdout), "deleted", args[0], "revision", revisionText(answer.GetRevision()), "request id", request.value)
+			return change(cmd, c, &request, "delete endpoint "+args[0], c.webhooks, webhookv1connect.WebhookServiceClient.DeleteEndpoint,
+				func(id string) *webhookv1.DeleteEndpointRequest {
+					return &webhookv1.DeleteEndpointRequest{RequestId: id, EndpointId: args[0]}
+				}, func(answer *webhookv1.DeleteEndpointResponse) error {
+					return fields(c.p.stdout, c.p.painterFor(c.p.stdout), "deleted", args[0], "revision", revisionText(answer.GetRevision()), "request id", request.value)
+				})
 		},
 	}
 	request.addFlag(cmd)
@@ -180,7 +154,7 @@ given what happens from then on.`,
 }
 
 func (c *client) webhooksDeliveries() *cobra.Command {
-	var ask webhookv1.ListDeliveriesRequest
+	var question webhookv1.ListDeliveriesRequest
 	cmd := &cobra.Command{
 		Use:   "deliveries ENDPOINT",
 		Short: "List the newest attempts to deliver to an endpoint",
@@ -189,29 +163,21 @@ func (c *client) webhooksDeliveries() *cobra.Command {
   weir webhooks deliveries erp --page-size 100 -o json | jq '.deliveries[] | select(.error != "")'`,
 		Args: exactArgs("ENDPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			webhooks, err := c.webhooks()
-			if err != nil {
-				return err
-			}
-			ask.EndpointId = args[0]
-			answer, err := call(cmd.Context(), c, "list deliveries to "+args[0], webhooks.ListDeliveries, &ask)
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			return c.printDeliveries(answer.GetDeliveries())
+			question.EndpointId = args[0]
+			return ask(cmd, c, "list deliveries to "+args[0], c.webhooks, webhookv1connect.WebhookServiceClient.ListDeliveries, &question,
+				func(answer *webhookv1.ListDeliveriesResponse) error {
+					return c.p.printDeliveries(answer.GetDeliveries())
+				})
 		},
 	}
 	flags := cmd.Flags()
-	flags.Int32Var(&ask.PageSize, "page-size", 0, "attempts a page, at most 100; 0 lets the server choose")
-	flags.Uint64Var(&ask.Before, "before", 0, "only attempts before this `NUMBER`")
+	flags.Int32Var(&question.PageSize, "page-size", 0, "attempts a page, at most 100; 0 lets the server choose")
+	flags.Uint64Var(&question.Before, "before", 0, "only attempts before this `NUMBER`")
 	return cmd
 }
 
-func (c *client) printDeliveries(all []*webhookv1.Delivery) error {
-	paint := c.p.painterFor(c.p.stdout)
+func (p *process) printDeliveries(all []*webhookv1.Delivery) error {
+	paint := p.painterFor(p.stdout)
 	rows := newTable(">NUMBER", "TIME", "EVENT", "TYPE", "ORDER", ">STATUS", ">TOOK", "REPLAYED", "ERROR")
 	for _, d := range all {
 		replayed := ""
@@ -221,7 +187,7 @@ func (c *client) printDeliveries(all []*webhookv1.Delivery) error {
 		rows.row(groupDigits(d.GetNumber()), timeText(d.GetTime()), d.GetEventId(), d.GetType(), d.GetOrderId(), strconv.Itoa(int(d.GetStatus())),
 			d.GetTook().AsDuration().String(), replayed, d.GetError())
 	}
-	return rows.print(c.p.stdout, paint)
+	return rows.print(p.stdout, paint)
 }
 
 func (c *client) webhooksReplay() *cobra.Command {
@@ -258,7 +224,7 @@ log, whether they were delivered before or not. It ends at the first that fails,
 			if c.p.json(cmd) {
 				err = writeMessage(c.p.stdout, answer)
 			} else {
-				err = c.printDeliveries(answer.GetDeliveries())
+				err = c.p.printDeliveries(answer.GetDeliveries())
 			}
 			if err == nil && failed {
 				err = &problem{code: exitFailure, what: "the endpoint did not take event " + events[len(answer.GetDeliveries())-1], next: "see what it says: weir webhooks deliveries " + args[0]}
@@ -279,18 +245,10 @@ itself too, within five minutes. One that an operator has paused is put without 
 		Example: `  weir webhooks resume erp`,
 		Args:    exactArgs("ENDPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			webhooks, err := c.webhooks()
-			if err != nil {
-				return err
-			}
-			answer, err := call(cmd.Context(), c, "resume endpoint "+args[0], webhooks.ResumeEndpoint, &webhookv1.ResumeEndpointRequest{EndpointId: args[0]})
-			if err != nil {
-				return err
-			}
-			if c.p.json(cmd) {
-				return writeMessage(c.p.stdout, answer)
-			}
-			return fields(c.p.stdout, c.p.painterFor(c.p.stdout), "resumed", args[0])
+			return ask(cmd, c, "resume endpoint "+args[0], c.webhooks, webhookv1connect.WebhookServiceClient.ResumeEndpoint,
+				&webhookv1.ResumeEndpointRequest{EndpointId: args[0]}, func(*webhookv1.ResumeEndpointResponse) error {
+					return fields(c.p.stdout, c.p.painterFor(c.p.stdout), "resumed", args[0])
+				})
 		},
 	}
 }

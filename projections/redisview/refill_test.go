@@ -14,9 +14,10 @@ import (
 	"github.com/weirhq/weir/domain"
 )
 
-// atWorldTime is the clock of a node that looks at it when a test's world has just ended.
+// atWorldTime is the clock of a node in whose world little time passes.
 func atWorldTime(w *world) func(*Options) {
-	return func(o *Options) { o.Now = func() time.Time { return w.now } }
+	now := w.now
+	return func(o *Options) { o.Now = func() time.Time { return now } }
 }
 
 // holds reports whether a server has a value, not the mark of an erasure, at a subject's key.

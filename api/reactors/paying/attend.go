@@ -60,6 +60,10 @@ func chargeOf(order *domain.Order, p *domain.Payment) payments.Charge {
 
 // attend does what the order of one work waits for, as far as the provider says.
 func (c *Cashier) attend(ctx context.Context, w work, d *desk) {
+	if w.orphan == nil && !c.options.Owned(c.options.Topology.LaneOf(w.orderID().Partition())) {
+		c.look(ctx, w, d)
+		return
+	}
 	c.raiseIfOld(&w)
 	if d.provider == nil {
 		if bits.OnesCount32(w.attempts) <= 1 {
@@ -99,6 +103,18 @@ func (c *Cashier) attend(ctx context.Context, w work, d *desk) {
 		w.attempts = 0
 	}
 	c.putBack(ctx, &w, d, err)
+}
+
+// look drops work of a lane that another node decides once its order waits for nothing, and asks nobody.
+func (c *Cashier) look(ctx context.Context, w work, d *desk) {
+	order, revision, err := c.order(ctx, &w)
+	if err == nil {
+		if _, waits := waiting(&order); !waits {
+			c.list.done(w.key, d, revision)
+			return
+		}
+	}
+	c.list.again(w.key, d, w.commit)
 }
 
 // errNothingNew says that a provider has said nothing that changes the order.

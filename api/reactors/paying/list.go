@@ -176,6 +176,22 @@ func (l *list) nudge(id domain.OrderID, now time.Time) {
 	}
 }
 
+// hurry makes the work that matches due now, as if nobody had tried.
+func (l *list) hurry(now time.Time, matches func(*work) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.all {
+		if !matches(w) {
+			continue
+		}
+		w.attempts, w.due = 0, now
+		if !w.taken {
+			heap.Fix(&l.desk(w.provider).queue, w.place)
+		}
+	}
+	l.wake()
+}
+
 // serve hands out work that is due until ctx ends. hand does not block.
 func (l *list) serve(ctx context.Context, hand func(work, *desk)) error {
 	timer := time.NewTimer(0)

@@ -16,6 +16,11 @@
 //	    Limits.CallsMax of one provider.
 //	P4  A provider that is slow or fails holds up its own orders, and no others, and no position.
 //	P5  What is unknown is asked again until it is known (I5): see Limits.CheckBackMin.
+//
+// Where nodes share the lanes, every node keeps the list of all lanes, and only the owner of an order's lane asks providers for it: the
+// list of whichever node gets the lane is there already (P1). The others look from time to time whether an order still waits. When a
+// lane moves, calls that are under way end on the node that began them, perhaps beside those of the new owner: P3 holds on one node,
+// P2 over all of them. A payment without an order is settled by the node that was told of it.
 package paying
 
 import (
@@ -105,6 +110,8 @@ type Options struct {
 	Topology eventstore.Topology
 	Orders   Orders
 	Commands lanes.Commands
+	// Owned reports whether this node decides a lane, and so asks for its orders; nil means always. Own says when that changes.
+	Owned func(lane uint32) bool
 	// Providers that payments may name. Each gets a breaker.
 	Providers []payments.Provider
 	Breaker   payments.BreakerLimits
@@ -135,6 +142,9 @@ func Open(options Options) (*Cashier, error) {
 	if options.Logger == nil {
 		options.Logger = slog.Default()
 	}
+	if options.Owned == nil {
+		options.Owned = func(uint32) bool { return true }
+	}
 	c := &Cashier{options: options, limits: options.Limits.withDefaults(), logger: options.Logger}
 	if err := c.limits.validate(); err != nil {
 		return nil, err
@@ -159,7 +169,7 @@ func Open(options Options) (*Cashier, error) {
 // Registration says how a runner is to run the reactor: from the beginning, in order.
 func (c *Cashier) Registration() reactors.Registration {
 	return reactors.Registration{
-		Reactor: c, Start: reactors.FromBeginning, Wants: wants,
+		Reactor: c, Start: reactors.FromBeginning, Everywhere: true, Wants: wants,
 		Types: []string{
 			stored.TypePaymentStarted, stored.TypePaymentCaptureRequested, stored.TypePaymentVoidRequested, stored.TypeRefundStarted,
 			stored.TypeStrayPaymentFound, stored.TypeRefundFailed,
@@ -207,11 +217,24 @@ func (c *Cashier) React(ctx context.Context, e reactors.Event) error {
 	return c.ReactAll(ctx, []reactors.Event{e})
 }
 
-// ReactAll puts the orders of the events on the work list, and raises what somebody has to look at: again when a crash has the
-// event come again.
+// Own says that this node decides a lane from now on, or no longer does. What waits of its orders is due at once then.
+func (c *Cashier) Own(lane uint32, owned bool) {
+	if !owned {
+		return
+	}
+	c.list.hurry(time.Now(), func(w *work) bool {
+		return w.orphan == nil && c.options.Topology.LaneOf(w.orderID().Partition()) == lane
+	})
+}
+
+// ReactAll puts the orders of the events on the work list, and the owner of their lane raises what somebody has to look at: again when
+// a crash has the event come again.
 func (c *Cashier) ReactAll(_ context.Context, events []reactors.Event) error {
 	for i := range events {
 		e := &events[i]
+		if !c.options.Owned(e.Lane) {
+			continue
+		}
 		if stray, ok := e.Fact.(domain.StrayPaymentFound); ok {
 			c.counts.stray.Add(1)
 			c.logger.Error("money was taken that no order waits for; it is refunded", "order", stray.OrderID, "payment", stray.PaymentID,

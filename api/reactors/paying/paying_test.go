@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -84,6 +85,43 @@ func TestAPaymentIsMadeHeldTakenAndGivenBack(t *testing.T) {
 	if books.captures != 1 || books.refunded() != price {
 		t.Errorf("the books have %d captures and %d refunded, want 1 and %d", books.captures, books.refunded(), price)
 	}
+}
+
+func TestOnlyTheOwnerOfALaneAsksAProviderAndAnyNodeIsReadyTo(t *testing.T) {
+	s := newShop(t, seedOf(t), 1, "sandbox")
+	var owned atomic.Bool
+	s.owned = func(uint32) bool { return owned.Load() }
+	s.limits.CheckBackMax = time.Hour // Who gets the lane does not wait for the next look.
+	l := s.start()
+	defer l.stop()
+	l.stock(10)
+	waiting := func() (waiting int) {
+		for _, provider := range l.cashier.Status().Providers {
+			waiting += provider.Waiting
+		}
+		return waiting
+	}
+	// One that the owner settles elsewhere, and one that is settled here when the lane comes.
+	elsewhere := l.mustPlace()
+	l.mustDo(elsewhere, pay(elsewhere, "tok_ok", true))
+	here := l.mustPlace()
+	l.mustDo(here, pay(here, "tok_ok", true))
+	l.await("both to be on the list", func() bool { return waiting() == 2 })
+	paid := l.order(elsewhere.ID).Payments[0]
+	l.mustDo(elsewhere, domain.RecordPaymentResult{
+		OrderID: elsewhere.ID, PaymentID: paid.ID, Provider: "sandbox", Result: domain.ResultCaptured, Amount: paid.Amount,
+	})
+	l.cashier.Own(0, true) // It looks, and still asks nobody.
+	l.await("what was settled elsewhere to leave the list", func() bool { return waiting() == 1 })
+	for _, id := range []domain.OrderID{elsewhere.ID, here.ID} {
+		if calls := l.banks[0].callsOf("authorize", l.order(id).Payments[0].ID); calls != 0 {
+			t.Fatalf("a node that does not own the lane asked %d times", calls)
+		}
+	}
+	owned.Store(true)
+	l.cashier.Own(0, true)
+	l.settle()
+	l.wantPayment(here.ID, domain.PayCaptured)
 }
 
 func TestADeclinedPaymentMayBeTriedAgain(t *testing.T) {

@@ -42,6 +42,7 @@ type shop struct {
 	fs              *vfs.MemFS
 	banks           []*bank
 	limits          paying.Limits
+	owned           func(lane uint32) bool // nil: all lanes are this node's
 	requests, users int
 
 	mu  sync.Mutex
@@ -237,7 +238,7 @@ func (s *shop) start() *life {
 	}
 	l.cashier, err = paying.Open(paying.Options{
 		Store: l.store, Topology: s.topology(), Orders: l.views, Commands: l.set, Providers: providers, Limits: s.limits, Logger: quiet,
-		Breaker: payments.BreakerLimits{OpenTimeMin: 100 * time.Microsecond, OpenTimeMax: time.Millisecond},
+		Owned: s.owned, Breaker: payments.BreakerLimits{OpenTimeMin: 100 * time.Microsecond, OpenTimeMax: time.Millisecond},
 	})
 	fail(err)
 	l.runner, err = reactors.New(reactors.Options{

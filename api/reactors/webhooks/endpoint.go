@@ -66,9 +66,13 @@ func newEndpoint(o *Outbox, config *Endpoint) (*endpoint, error) {
 	return e, e.loadRaised()
 }
 
+// lifeFormat writes times so that they sort.
+const lifeFormat = "2006-01-02T15:04:05.000000000Z"
+
 func (e *endpoint) registration() reactors.Registration {
 	return reactors.Registration{
 		Reactor: e, Start: reactors.Since(e.current().CreatedAt), InFlightMax: InFlightMax,
+		Life:     e.current().CreatedAt.UTC().Format(lifeFormat), // An endpoint of the same id may have been there before.
 		RetryMin: RetryMin, RetryMax: RetryMax, Wants: feed.IsPublic, Held: e.held,
 	}
 }
@@ -85,6 +89,16 @@ func (e *endpoint) change(config *Endpoint) {
 	defer e.mu.Unlock()
 	e.config = config
 	e.open()
+}
+
+// leave takes in that the events of a lane are delivered elsewhere from now on: another one is tried, if the one that was is of them.
+func (e *endpoint) leave(lane uint32) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if of, _, _, err := reactors.ParseEventID(e.prober); err == nil && of == lane {
+		e.prober = ""
+		e.open()
+	}
 }
 
 // open lets go on what is held up. REQUIRES: mu is held.

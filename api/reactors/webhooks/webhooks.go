@@ -157,7 +157,7 @@ func (o *Outbox) Close() { o.client.CloseIdleConnections() }
 // Registrations are the reactors to run: the one that follows what is said of endpoints, and those of the endpoints.
 func (o *Outbox) Registrations() []reactors.Registration {
 	all := []reactors.Registration{{
-		Reactor: (*follower)(o), Start: reactors.FromBeginning,
+		Reactor: (*follower)(o), Start: reactors.FromBeginning, Everywhere: true,
 		Types: []string{stored.TypeWebhookEndpointPut, stored.TypeWebhookEndpointDeleted},
 	}}
 	o.mu.Lock()
@@ -280,6 +280,15 @@ func (o *Outbox) Endpoints() []Status {
 	}
 	slices.SortFunc(all, func(a, b Status) int { return strings.Compare(a.ID, b.ID) })
 	return all
+}
+
+// Leave takes in that the events of a lane are delivered by another node from now on.
+func (o *Outbox) Leave(lane uint32) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, e := range o.endpoints {
+		e.leave(lane)
+	}
 }
 
 // ErrNoEndpoint says that there is no endpoint of an id.

@@ -52,7 +52,9 @@ type Member struct {
 	// Share of a processor's time that it used lately, in thousandths of one processor.
 	CpuMilli uint32 `protobuf:"varint,11,opt,name=cpu_milli,json=cpuMilli,proto3" json:"cpu_milli,omitempty"`
 	// Counts this process's heartbeats, from 1.
-	Heartbeat     uint64 `protobuf:"varint,12,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	Heartbeat uint64 `protobuf:"varint,12,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
+	// Whether it may be given lanes: what it would decide them with is near the heads of all lanes' logs.
+	Warm          bool `protobuf:"varint,13,opt,name=warm,proto3" json:"warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -171,6 +173,13 @@ func (x *Member) GetHeartbeat() uint64 {
 	return 0
 }
 
+func (x *Member) GetWarm() bool {
+	if x != nil {
+		return x.Warm
+	}
+	return false
+}
+
 // OwnedLane is a lane that a member decides.
 type OwnedLane struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -257,7 +266,7 @@ var File_weir_cluster_v1_member_proto protoreflect.FileDescriptor
 
 const file_weir_cluster_v1_member_proto_rawDesc = "" +
 	"\n" +
-	"\x1cweir/cluster/v1/member.proto\x12\x0fweir.cluster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa1\x03\n" +
+	"\x1cweir/cluster/v1/member.proto\x12\x0fweir.cluster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x03\n" +
 	"\x06Member\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -272,7 +281,8 @@ const file_weir_cluster_v1_member_proto_rawDesc = "" +
 	"\x0fcalls_in_flight\x18\n" +
 	" \x01(\rR\rcallsInFlight\x12\x1b\n" +
 	"\tcpu_milli\x18\v \x01(\rR\bcpuMilli\x12\x1c\n" +
-	"\theartbeat\x18\f \x01(\x04R\theartbeat\"\x93\x01\n" +
+	"\theartbeat\x18\f \x01(\x04R\theartbeat\x12\x12\n" +
+	"\x04warm\x18\r \x01(\bR\x04warm\"\x93\x01\n" +
 	"\tOwnedLane\x12\x12\n" +
 	"\x04lane\x18\x01 \x01(\rR\x04lane\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +

@@ -1,0 +1,498 @@
+// Package ownership shares the lanes of a log among the nodes that follow it: which node decides which lane, and how a lane passes
+// from one to the next. It knows neither orders nor what a lane decides: see Lanes.
+//
+// Nodes meet in three key-value buckets beside the log. Each says of itself in WEIR-NODES that it is there (weir.cluster.v1.Member),
+// holds the leases of its lanes in WEIR-LEASES (weir.cluster.v1.Lease), and reads in WEIR-PLACEMENT what an operator wishes. From
+// these every node plans the same (Assign): it takes what is to be its own and is free, and hands over what is to be another's.
+//
+// What holds, always:
+//
+//	O1  Two nodes never both write a lane: its log fences the older one (eventstore.Writer). Nothing in this package is needed for
+//	    that, and nothing in it, no clock and no bucket, can break it. Leases only say who tries.
+//	O2  A node answers for a lane no longer than its lease is certainly nobody else's: from before the newest renewal that was
+//	    confirmed was sent, by the monotonic clock, for the lease's time less leaseMarginShare of it. (That clock may stand still
+//	    while a machine is suspended; O1 holds then, too.)
+//	O3  A lane is handed over only to a node that is there and warm. From when its owner parks what comes until the lease has passed,
+//	    nothing is decided and nothing refused; if the lease cannot pass, the owner goes on.
+//	O4  No error empties what is known of nodes and leases. What is not heard of ends by its time to live, and only by that.
+package ownership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/weirhq/weir/eventstore"
+	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
+)
+
+// The buckets. The first two are in memory: they say what is now, are written several times a second, and have to be writable
+// also while the log has no room. Losing them costs what a crash of all nodes costs.
+const (
+	NodesBucket     = "WEIR-NODES"
+	LeasesBucket    = "WEIR-LEASES"
+	PlacementBucket = "WEIR-PLACEMENT"
+)
+
+// Limits of a Node.
+const (
+	// LeaseTTLDefault is how long a lease lasts that is not renewed, and how long a node counts as there that says nothing.
+	LeaseTTLDefault = 3 * time.Second
+	// LeaseTTLMin keeps renewals a fraction of it apart from each other, and above what a busy server takes to answer.
+	LeaseTTLMin = 300 * time.Millisecond
+	// renewalsPerTTL is how often a lease is renewed, and a node says that it is there, in that time.
+	renewalsPerTTL = 3
+	// leaseMarginShare is the part of its time, one of so many, for which a node that could not renew a lease no longer uses it: for
+	// clocks that do not run equally fast, and for answers on their way.
+	leaseMarginShare = 10
+	// markerTTL is how long the server keeps the mark that a key has ended, so that who watches hears of it.
+	markerTTL = time.Minute
+	// handOversMax bounds the lanes that a node hands over at a time: each is parked meanwhile.
+	handOversMax = 4
+	// parkMax bounds how long a lane is parked for what it has taken to become durable; then it goes on, and is handed over later.
+	parkMax = 2 * time.Second
+	// renewalsMax bounds the leases that are being renewed at a time.
+	renewalsMax = 16
+	// WarmLagMax is how many commits of any lane a node may be behind to be given lanes.
+	WarmLagMax = eventstore.TailCommitsMax
+	// againTakeMin and againPassMin are the least pauses after a lease could not be taken, or not be passed on. They are jittered.
+	againTakeMin = 50 * time.Millisecond
+	againPassMin = time.Second
+	// beatMin is the least time between two heartbeats, however much changes.
+	beatMin = 20 * time.Millisecond
+	// leaveMax bounds how long a node that leaves takes to stop its lanes and to give its leases back.
+	leaveMax = 5 * time.Second
+)
+
+// Lanes are what a node decides. lanes.Set implements it.
+type Lanes interface {
+	// Start serves a lane from now on, as long as held says so. It opens the lane, or lets one that is parked go on. It does not wait.
+	Start(lane uint32, held func() bool)
+	// Park holds up what comes for a lane, and returns once what it had taken is durable and answered and nothing of this node's is
+	// on its way to the log. After an error or ctx's end, the lane is parked all the same.
+	Park(ctx context.Context, lane uint32) error
+	// Stop serves a lane no longer. What is parked, and what still comes, is told the owner, "" when nobody knows. Of a lane that is
+	// not served it only takes in the owner. It does not wait.
+	Stop(lane uint32, owner string)
+	// Status says how the node stands to a lane.
+	Status(lane uint32) eventstore.LaneStatus
+}
+
+// Options configure a Node. NodeID, Topology and Lanes are required.
+type Options struct {
+	// NodeID is 1 to 64 characters of A-Z a-z 0-9 _ -, another one for each node, and stays over restarts.
+	NodeID   string
+	Topology eventstore.Topology
+	Lanes    Lanes
+	// LeaseTTL of buckets that are made now; 0 means LeaseTTLDefault. That of buckets that are there counts.
+	LeaseTTL time.Duration
+	// Replicas of buckets that are made now; 0 means 1.
+	Replicas int
+	// Describe adds to what the node says of itself: name, addresses, version, load. It is called before each heartbeat; may be nil.
+	Describe func(*clusterv1.Member)
+	// Logger is told of lanes that come and go, and of what hinders it; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// A Node is this process's part in the sharing of lanes. Its methods may be called by any number of goroutines.
+type Node struct {
+	options Options
+	logger  *slog.Logger
+	started time.Time // names this process of the node
+
+	members   *table
+	leases    *table
+	placement *table
+
+	wake chan struct{} // the plan is to be looked at; holds one signal
+	beat chan struct{} // the node is to say something new of itself; holds one signal
+
+	mu       sync.Mutex
+	holds    map[uint32]*hold
+	acting   map[uint32]bool      // lanes that are being taken or handed over
+	passing  int                  // of these, lanes that are being handed over
+	notYet   map[uint32]time.Time // lanes that are left alone until then, since what was tried failed
+	last     []string             // who had each lane last, as far as this node knows
+	told     []string             // the owners that Lanes was told of lanes that are not here
+	stopping bool
+	joined   bool
+	heart    heart
+}
+
+// A SupersededError says that another process runs under this node's id, and was started later: this one has to go.
+type SupersededError struct {
+	NodeID  string
+	Started time.Time
+}
+
+func (e *SupersededError) Error() string {
+	return fmt.Sprintf("another process runs as node %s since %s; give each node an id and a data directory of its own", e.NodeID, e.Started.Format(time.RFC3339))
+}
+
+// New returns a node that is not there yet. Run joins.
+func New(nc *nats.Conn, options Options) (*Node, error) {
+	if err := options.Topology.Validate(); err != nil {
+		return nil, err
+	}
+	if !ValidNodeID(options.NodeID) {
+		return nil, fmt.Errorf("%q cannot name a node: it is not 1 to %d characters of A-Z a-z 0-9 _ -", options.NodeID, nodeIDLenMax)
+	}
+	if options.LeaseTTL == 0 {
+		options.LeaseTTL = LeaseTTLDefault
+	}
+	if options.LeaseTTL < LeaseTTLMin {
+		return nil, fmt.Errorf("leases of %s are too short: the least is %s", options.LeaseTTL, LeaseTTLMin)
+	}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("share lanes: %w", err)
+	}
+	n := &Node{
+		options: options, logger: options.Logger, started: time.Now(), wake: make(chan struct{}, 1), beat: make(chan struct{}, 1),
+		holds: map[uint32]*hold{}, acting: map[uint32]bool{}, notYet: map[uint32]time.Time{}, last: make([]string, options.Topology.Lanes), told: make([]string, options.Topology.Lanes),
+	}
+	replicas := max(1, options.Replicas)
+	n.members = newTable(js, jetstream.KeyValueConfig{
+		Bucket: NodesBucket, Description: "Weir: the nodes that are there", Storage: jetstream.MemoryStorage, Replicas: replicas,
+		TTL: options.LeaseTTL, LimitMarkerTTL: markerTTL,
+	}, n.logger, n.look)
+	n.leases = newTable(js, jetstream.KeyValueConfig{
+		Bucket: LeasesBucket, Description: "Weir: which node decides which lane", Storage: jetstream.MemoryStorage, Replicas: replicas,
+		TTL: options.LeaseTTL, LimitMarkerTTL: markerTTL,
+	}, n.logger, n.look)
+	n.placement = newTable(js, jetstream.KeyValueConfig{
+		Bucket: PlacementBucket, Description: "Weir: where an operator wants lanes", Storage: jetstream.FileStorage, Replicas: replicas,
+	}, n.logger, n.look)
+	return n, nil
+}
+
+// nodeIDLenMax is the longest id of a node.
+const nodeIDLenMax = 64
+
+// ValidNodeID reports whether an id can name a node: it is a key of a bucket, and part of others.
+func ValidNodeID(id string) bool {
+	return id != "" && len(id) <= nodeIDLenMax && strings.Trim(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") == ""
+}
+
+// beatEvery is how often leases are renewed, and the node says that it is there.
+func (n *Node) beatEvery() time.Duration {
+	return min(n.leases.timeToLive(), n.members.timeToLive()) / renewalsPerTTL
+}
+
+// look has the plan looked at.
+func (n *Node) look() { signal(n.wake) }
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Run joins, takes part until ctx ends, and leaves: lanes that are still here are stopped, and their leases given back. Whoever wants
+// them to pass to other nodes without a gap calls Drain before. It returns a *SupersededError when another process of the same id came
+// later; a server that cannot be reached is tried again.
+func (n *Node) Run(ctx context.Context) error {
+	following, stop := context.WithCancel(context.WithoutCancel(ctx))
+	group, ctx := errgroup.WithContext(ctx)
+	var tables sync.WaitGroup
+	for _, t := range []*table{n.members, n.leases, n.placement} {
+		tables.Go(func() { t.run(following) })
+	}
+	defer tables.Wait()
+	defer stop()
+	group.Go(func() error { return n.sayThere(ctx) })
+	group.Go(func() error { n.renew(ctx); return nil })
+	group.Go(func() error { n.plan(ctx); return nil })
+	err := group.Wait()
+	n.leave(following)
+	return err
+}
+
+// plan carries the plan out whenever something changes.
+func (n *Node) plan(ctx context.Context) {
+	var acts sync.WaitGroup
+	defer acts.Wait()
+	// Expiry is told by the server, and found by its time to live where it is not.
+	tick := time.NewTimer(0)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.wake:
+		case <-tick.C:
+			tick.Reset(n.beatEvery() / 2)
+		}
+		n.step(func(act func(context.Context)) {
+			acts.Go(func() {
+				act(ctx)
+				n.look()
+			})
+		})
+	}
+}
+
+// step begins what the plan wants and is not under way. It does not wait.
+func (n *Node) step(begin func(act func(context.Context))) {
+	now := time.Now()
+	view := n.view(now)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.joined = n.joined || view.whole && n.heart.revision > 0
+	if !n.joined {
+		return
+	}
+	for lane, h := range n.holds {
+		if !h.valid() && !n.acting[lane] {
+			n.logger.Warn("a lease could not be renewed in time: the lane is no longer decided here", "lane", lane)
+			n.drop(h, "")
+		}
+	}
+	copy(n.last, view.owners)
+	plan := Assign(view.owners, view.mayHave(), view.pins)
+	for lane := range n.options.Topology.Lanes {
+		h, lease := n.holds[lane], view.leases[lane]
+		switch {
+		case n.acting[lane] || now.Before(n.notYet[lane]):
+		case h != nil:
+			if to := plan[lane]; to != "" && to != n.options.NodeID && view.isWarm(to) && n.passing < handOversMax {
+				n.acting[lane] = true
+				n.passing++
+				begin(func(ctx context.Context) { n.handOver(ctx, h, to) })
+			}
+		case lease != nil && lease.NodeId != n.options.NodeID:
+			if n.told[lane] != lease.NodeId {
+				n.told[lane] = lease.NodeId
+				n.options.Lanes.Stop(lane, lease.NodeId)
+			}
+		case n.stopping:
+		case lease != nil || plan[lane] == n.options.NodeID:
+			// Handed over to this node, or left by an earlier process of it, or free.
+			n.acting[lane] = true
+			begin(func(ctx context.Context) { n.take(ctx, lane) })
+		}
+	}
+}
+
+// drop gives up a lane. REQUIRES: mu is held.
+func (n *Node) drop(h *hold, owner string) {
+	h.end()
+	delete(n.holds, h.lane)
+	n.told[h.lane] = owner
+	n.options.Lanes.Stop(h.lane, owner)
+	signal(n.beat)
+}
+
+// leaseKey is a lane's key in the bucket of leases, and the end of its key in that of wishes.
+func leaseKey(lane uint32) string { return fmt.Sprintf("%02d", lane) }
+
+// take takes the lease of a lane that is free, or this node's already, and serves the lane.
+func (n *Node) take(ctx context.Context, lane uint32) {
+	h, err := n.claim(ctx, lane)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.acting, lane)
+	switch {
+	case errors.Is(err, errMoved): // Another node was quicker.
+		return
+	case err != nil:
+		n.notYet[lane] = time.Now().Add(againTakeMin + rand.N(againTakeMin))
+		if ctx.Err() == nil {
+			n.logger.Warn("a lease cannot be taken", "lane", lane, "error", err)
+		}
+		return
+	}
+	n.holds[lane] = h
+	n.told[lane] = n.options.NodeID
+	n.options.Lanes.Start(lane, h.valid)
+	signal(n.beat)
+}
+
+// claim writes this process into the lease.
+func (n *Node) claim(ctx context.Context, lane uint32) (*hold, error) {
+	before := n.leases.row(leaseKey(lane))
+	lease := &clusterv1.Lease{NodeId: n.options.NodeID, ProcessStartTime: timestamppb.New(n.started), Since: timestamppb.Now()}
+	if old := decodeLease(before); old != nil && old.NodeId == n.options.NodeID {
+		lease.FromNodeId = old.FromNodeId
+	}
+	value, err := proto.Marshal(lease)
+	if err != nil {
+		return nil, err
+	}
+	h := &hold{node: n, lane: lane, value: value, revision: before.revision}
+	if err := h.write(ctx, value); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// handOver parks a lane, passes its lease on, and stops it (O3). What goes wrong leaves the lane where it is.
+func (n *Node) handOver(ctx context.Context, h *hold, to string) {
+	began := time.Now()
+	owner, err := n.pass(ctx, h, to)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.acting, h.lane)
+	n.passing--
+	switch {
+	case owner == n.options.NodeID && h.valid():
+		n.notYet[h.lane] = time.Now().Add(againPassMin + rand.N(againPassMin))
+		n.logger.Warn("a lane cannot be handed over, it stays here for now", "lane", h.lane, "to", to, "error", err)
+		n.options.Lanes.Start(h.lane, h.valid)
+		return
+	case err == nil:
+		n.logger.Info("lane handed over", "lane", h.lane, "to", to, "after", time.Since(began))
+	default:
+		n.logger.Warn("a lane was lost while it was handed over", "lane", h.lane, "to", to, "owner", owner, "error", err)
+	}
+	n.drop(h, owner)
+}
+
+// pass parks the lane and writes its new owner into the lease. It returns who has it then: this node, if it could not.
+func (n *Node) pass(ctx context.Context, h *hold, to string) (owner string, err error) {
+	parking, cancel := context.WithTimeout(ctx, parkMax)
+	defer cancel()
+	if err := n.options.Lanes.Park(parking, h.lane); err != nil {
+		return n.options.NodeID, err
+	}
+	value, err := proto.Marshal(&clusterv1.Lease{NodeId: to, FromNodeId: n.options.NodeID, Since: timestamppb.Now()})
+	if err != nil {
+		return n.options.NodeID, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, err = n.leases.write(ctx, leaseKey(h.lane), value, h.revision); err == nil {
+		return to, nil
+	}
+	// Nobody knows whether it has passed until the lease says so.
+	for h.valid() {
+		refreshing, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestMax)
+		readErr := n.leases.refresh(refreshing, leaseKey(h.lane))
+		cancel()
+		if readErr == nil {
+			r := n.leases.row(leaseKey(h.lane))
+			if r.revision == h.revision {
+				return n.options.NodeID, err
+			}
+			if lease := decodeLease(r); lease != nil {
+				return lease.NodeId, err
+			}
+		}
+		if pause(context.WithoutCancel(ctx), watchRetryMin) != nil {
+			break
+		}
+	}
+	return "", err
+}
+
+// Drain has the node hand over its lanes, for good, and returns when none is left, when there is no other node to have them, or with
+// ctx's error.
+func (n *Node) Drain(ctx context.Context) error {
+	n.mu.Lock()
+	n.stopping = true
+	n.mu.Unlock()
+	signal(n.beat)
+	n.look()
+	tick := time.NewTicker(beatMin / 4)
+	defer tick.Stop()
+	for {
+		n.mu.Lock()
+		left := len(n.holds) + len(n.acting)
+		joined := n.joined
+		n.mu.Unlock()
+		if left == 0 || !joined || !n.view(time.Now()).othersMayHave(n.options.NodeID) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d lanes are not handed over: %w", left, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// leave stops the lanes that are still here, and gives back their leases and the node's place among the others, so that nobody has
+// to wait for their end.
+func (n *Node) leave(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, leaveMax)
+	defer cancel()
+	n.mu.Lock()
+	holds := make([]*hold, 0, len(n.holds))
+	for _, h := range n.holds {
+		holds = append(holds, h)
+	}
+	n.mu.Unlock()
+	var giving errgroup.Group
+	giving.SetLimit(renewalsMax)
+	for _, h := range holds {
+		giving.Go(func() error {
+			parkErr := n.options.Lanes.Park(ctx, h.lane)
+			n.mu.Lock()
+			n.drop(h, "")
+			n.mu.Unlock()
+			if parkErr != nil {
+				return parkErr // The lease ends by itself.
+			}
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			_, err := n.leases.write(ctx, leaseKey(h.lane), nil, h.revision)
+			return err
+		})
+	}
+	err := giving.Wait()
+	n.mu.Lock()
+	revision := n.heart.revision
+	n.mu.Unlock()
+	if revision > 0 {
+		_, memberErr := n.members.write(ctx, n.options.NodeID, nil, revision)
+		err = errors.Join(err, memberErr)
+	}
+	if err != nil {
+		n.logger.Warn("the node has left without giving everything back; its leases end by themselves", "error", err)
+	}
+}
+
+// Joined reports whether the node is among the others, and knows what they have.
+func (n *Node) Joined() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.joined
+}
+
+// Settled reports whether the node has joined, every lane has an owner, and those that this node has are served.
+func (n *Node) Settled() bool {
+	if !n.Joined() {
+		return false
+	}
+	view := n.view(time.Now())
+	if slices.Contains(view.leases, nil) {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for lane, lease := range view.leases {
+		if lease.NodeId != n.options.NodeID {
+			continue
+		}
+		if n.holds[uint32(lane)] == nil || !n.options.Lanes.Status(uint32(lane)).Serving {
+			return false
+		}
+	}
+	return true
+}

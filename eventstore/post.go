@@ -1,0 +1,272 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// A Post carries questions to whoever answers a subject of a NATS server, and their answers back. It keeps nothing: a question that
+// nobody takes at once is not delivered, and whether one that got no answer was taken, nobody knows.
+// Its methods may be called by any number of goroutines.
+type Post struct {
+	nc      *nats.Conn
+	options PostOptions
+}
+
+// PostOptions configure a Post. The zero value is valid.
+type PostOptions struct {
+	// BytesMax bounds questions and answers; 0 means 4 MiB. What the server takes bounds them too.
+	BytesMax int
+	// BudgetMax bounds the time for an answer, whatever deadline whoever asks has; 0 means 30 s.
+	BudgetMax time.Duration
+	// Inject says what goes along with a question as its headers, such as a trace's context; nil means nothing. It sets only
+	// keys of its own. Extract puts it into the context of the one who answers.
+	Inject  func(ctx context.Context, set func(key, value string))
+	Extract func(ctx context.Context, get func(key string) string) context.Context
+}
+
+// Headers of questions and answers.
+const (
+	// budgetHeader says how long whoever asks will still wait, in milliseconds: the clocks of two nodes differ.
+	budgetHeader = "Weir-Budget-Ms"
+	// statusHeader says of an answer that it is none.
+	statusHeader   = "Weir-Status"
+	statusBusy     = "busy"
+	statusTooLarge = "too-large"
+)
+
+// headerBytesMax is what is left for the headers of the largest question or answer that a server takes.
+const headerBytesMax = 4 << 10
+
+// The outcomes of a question that got no answer.
+var (
+	// ErrNobodyAnswers: nobody answers the subject now. The question was not taken.
+	ErrNobodyAnswers = errors.New("nobody answers")
+	// ErrBusy: whoever answers has as many questions as it may. The question was not taken.
+	ErrBusy = errors.New("too many questions are being answered")
+	// ErrAnswerLost: there was no answer in time. The question may have been taken, or may still be.
+	ErrAnswerLost = errors.New("no answer came")
+)
+
+// A TooLargeError says that a question or an answer is too large to be carried. A question that is was not taken.
+type TooLargeError struct {
+	// What it is, "question" or "answer".
+	What string
+	// Bytes it has, 0 for an answer: whoever gave it did not say. BytesMax is how many it may have.
+	Bytes, BytesMax int
+}
+
+func (e *TooLargeError) Error() string {
+	if e.Bytes == 0 {
+		return fmt.Sprintf("the %s is larger than %d bytes", e.What, e.BytesMax)
+	}
+	return fmt.Sprintf("the %s has %d bytes, at most %d are carried", e.What, e.Bytes, e.BytesMax)
+}
+
+// NewPost returns a Post over a connection, which stays the caller's.
+func NewPost(nc *nats.Conn, options PostOptions) *Post {
+	setDefault(&options.BytesMax, 4<<20)
+	setDefault(&options.BudgetMax, 30*time.Second)
+	return &Post{nc: nc, options: options}
+}
+
+// bytesMax is the largest question or answer.
+func (p *Post) bytesMax() int {
+	if server := int(p.nc.MaxPayload()) - headerBytesMax; server > 0 {
+		return min(p.options.BytesMax, server)
+	}
+	return p.options.BytesMax
+}
+
+// Ask asks once and waits for the answer until ctx ends, but at most for wait; 0 means BudgetMax. Whoever answers is told that it has
+// until ctx ends. Errors: ErrNobodyAnswers, ErrBusy, ErrAnswerLost, *TooLargeError, or the connection's.
+func (p *Post) Ask(ctx context.Context, subject string, question []byte, wait time.Duration) ([]byte, error) {
+	if size, bytesMax := len(question), p.bytesMax(); size > bytesMax {
+		return nil, &TooLargeError{What: "question", Bytes: size, BytesMax: bytesMax}
+	}
+	budget := p.options.BudgetMax
+	if deadline, bounded := ctx.Deadline(); bounded {
+		budget = min(budget, time.Until(deadline))
+	}
+	if wait == 0 || wait > budget {
+		wait = budget
+	}
+	message := &nats.Msg{Subject: subject, Data: question, Header: nats.Header{
+		// At least 1, so that what is asked at the last moment is not taken for having no limit.
+		budgetHeader: {strconv.FormatInt(max(budget.Milliseconds(), 1), 10)},
+	}}
+	if p.options.Inject != nil {
+		p.options.Inject(ctx, func(key, value string) { message.Header[key] = []string{value} })
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	answer, err := p.nc.RequestMsgWithContext(ctx, message)
+	switch {
+	case err == nil:
+		return answer.Data, p.refusalOf(answer)
+	case errors.Is(err, nats.ErrNoResponders):
+		return nil, ErrNobodyAnswers
+	case errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionClosed): // It waited for the answer already, perhaps.
+		return nil, fmt.Errorf("%w: %w", ErrAnswerLost, err)
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%w: %w", ErrAnswerLost, ctx.Err())
+	default:
+		return nil, fmt.Errorf("ask %s: %w", subject, err)
+	}
+}
+
+// refusalOf reads what an answer says that is none.
+func (p *Post) refusalOf(answer *nats.Msg) error {
+	if len(answer.Header) == 0 {
+		return nil
+	}
+	switch answer.Header.Get(statusHeader) {
+	case "":
+		return nil
+	case statusBusy:
+		return ErrBusy
+	case statusTooLarge:
+		return &TooLargeError{What: "answer", BytesMax: p.bytesMax()}
+	default:
+		return fmt.Errorf("the answer has the status %.64q, which this program does not know", answer.Header.Get(statusHeader))
+	}
+}
+
+// Serve calls answer with each question to a subject, each in a goroutine of its own, at most inFlightMax at a time: those beyond
+// are refused with ErrBusy. The context of an answer ends when nobody waits for it any more, or with ctx. What answer returns is
+// sent; nothing is sent for nil, and whoever asked waits in vain.
+//
+// The caller closes the Service.
+func (p *Post) Serve(ctx context.Context, subject string, inFlightMax int, answer func(ctx context.Context, question []byte) []byte) (*Service, error) {
+	s := newService(p.nc)
+	places := make(chan struct{}, inFlightMax)
+	sub, err := p.nc.Subscribe(subject, func(question *nats.Msg) {
+		if question.Reply == "" {
+			return // It is no question, then.
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			p.refuse(question, statusBusy)
+			return
+		}
+		s.answering.Go(func() {
+			defer func() { <-places }()
+			p.answer(ctx, question, answer)
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("answer %s: %w", subject, err)
+	}
+	s.begin(sub)
+	return s, nil
+}
+
+// answer answers one question.
+func (p *Post) answer(ctx context.Context, question *nats.Msg, answer func(context.Context, []byte) []byte) {
+	budget := p.options.BudgetMax
+	if millis, err := strconv.ParseInt(question.Header.Get(budgetHeader), 10, 64); err == nil && millis > 0 && millis < budget.Milliseconds() {
+		budget = time.Duration(millis) * time.Millisecond
+	}
+	ctx, cancel := context.WithTimeout(ctx, budget)
+	defer cancel()
+	if p.options.Extract != nil {
+		ctx = p.options.Extract(ctx, question.Header.Get)
+	}
+	data := answer(ctx, question.Data)
+	switch {
+	case data == nil:
+	case len(data) > p.bytesMax():
+		p.refuse(question, statusTooLarge)
+	default:
+		// An answer that cannot be sent is one that is lost: whoever asked finds out.
+		_ = p.nc.PublishMsg(&nats.Msg{Subject: question.Reply, Data: data})
+	}
+}
+
+func (p *Post) refuse(question *nats.Msg, status string) {
+	_ = p.nc.PublishMsg(&nats.Msg{Subject: question.Reply, Header: nats.Header{statusHeader: {status}}}) // As an answer.
+}
+
+// A Service answers or hears a subject.
+type Service struct {
+	nc        *nats.Conn
+	sub       *nats.Subscription
+	end       sync.Once
+	ended     chan struct{} // closed when nothing comes any more
+	answering sync.WaitGroup
+}
+
+// drainMax bounds how long a closing Service takes in what is on its way to this process.
+const drainMax = 2 * time.Second
+
+func newService(nc *nats.Conn) *Service { return &Service{nc: nc, ended: make(chan struct{})} }
+
+// begin is told of the subscription.
+func (s *Service) begin(sub *nats.Subscription) {
+	s.sub = sub
+	end := func(string) { s.end.Do(func() { close(s.ended) }) }
+	sub.SetClosedHandler(end)
+	if !sub.IsValid() { // The connection was closed meanwhile, and told nobody.
+		end("")
+	}
+}
+
+// Stop lets no more come than is on its way to this process, which is still answered. It does not wait.
+func (s *Service) Stop() {
+	_ = s.sub.Drain() // Fails when it was stopped before, or on a closed connection, where nothing comes any more.
+}
+
+// Close stops, and waits until everything is answered that was taken.
+func (s *Service) Close() {
+	s.Stop()
+	patience := time.NewTimer(drainMax)
+	defer patience.Stop()
+	if s.nc.IsConnected() {
+		select {
+		case <-s.ended:
+		case <-patience.C:
+		}
+	}
+	_ = s.sub.Unsubscribe() // Fails when it ended.
+	<-s.ended
+	s.answering.Wait()
+}
+
+// Send sends a message to whoever hears a subject, if anybody does: it may be lost. It does not wait.
+func (p *Post) Send(subject string, message []byte) error {
+	if size, bytesMax := len(message), p.bytesMax(); size > bytesMax {
+		return &TooLargeError{What: "message", Bytes: size, BytesMax: bytesMax}
+	}
+	if err := p.nc.Publish(subject, message); err != nil {
+		return fmt.Errorf("send to %s: %w", subject, err)
+	}
+	return nil
+}
+
+// Hear calls hear with each message that is sent to a subject, one after the other; it must not block. Of those that wait for it, no
+// more are kept than pendingMax: the others are lost. The caller closes the Service.
+func (p *Post) Hear(subject string, pendingMax int, hear func(message []byte)) (*Service, error) {
+	s := newService(p.nc)
+	sub, err := p.nc.Subscribe(subject, func(message *nats.Msg) { hear(message.Data) })
+	if err != nil {
+		return nil, fmt.Errorf("hear %s: %w", subject, err)
+	}
+	if err := sub.SetPendingLimits(pendingMax, 2*p.options.BytesMax); err != nil {
+		return nil, errors.Join(fmt.Errorf("hear %s: %w", subject, err), sub.Unsubscribe())
+	}
+	s.begin(sub)
+	return s, nil
+}
+
+// CommandSubject returns the subject that the owner of a lane answers commands on.
+func CommandSubject(lane uint32) string { return fmt.Sprintf("weir.cmd.%02d", lane) }
+
+// EscrowSubject returns the subject on which a lane's escrow hears others.
+func EscrowSubject(lane uint32) string { return fmt.Sprintf("weir.escrow.%02d", lane) }

@@ -1,0 +1,237 @@
+package eventstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/weirhq/weir/eventstore/embedded"
+)
+
+// posts returns the Posts of two nodes on one server, and their connections.
+func posts(t *testing.T, options PostOptions) (asks, answers *Post, askConn, answerConn *nats.Conn) {
+	t.Helper()
+	server := startServer(t, embedded.Options{Dir: t.TempDir()})
+	askConn, answerConn = connectTo(t, server), connectTo(t, server)
+	return NewPost(askConn, options), NewPost(answerConn, options), askConn, answerConn
+}
+
+// serveOn answers a subject until the test ends, and returns once the server knows.
+func serveOn(t *testing.T, p *Post, subject string, inFlightMax int, answer func(context.Context, []byte) []byte) *Service {
+	t.Helper()
+	service, err := p.Serve(context.WithoutCancel(t.Context()), subject, inFlightMax, answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(service.Close)
+	if err := p.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return service
+}
+
+func echo(_ context.Context, question []byte) []byte { return append([]byte("re: "), question...) }
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestAQuestionIsAnswered(t *testing.T) {
+	asks, answers, _, _ := posts(t, PostOptions{})
+	serveOn(t, answers, "q", 8, echo)
+	got, err := asks.Ask(t.Context(), "q", []byte("hello"), 0)
+	if err != nil || string(got) != "re: hello" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+}
+
+func TestAQuestionThatNobodyAnswersIsKnownNotToBeTaken(t *testing.T) {
+	asks, answers, _, _ := posts(t, PostOptions{})
+	if _, err := asks.Ask(t.Context(), "q", nil, 0); !errors.Is(err, ErrNobodyAnswers) {
+		t.Fatalf("before anybody answers: got %v, want ErrNobodyAnswers", err)
+	}
+	service := serveOn(t, answers, "q", 8, echo)
+	service.Close()
+	if _, err := asks.Ask(t.Context(), "q", nil, 0); !errors.Is(err, ErrNobodyAnswers) {
+		t.Fatalf("after it is closed: got %v, want ErrNobodyAnswers", err)
+	}
+}
+
+func TestWhoeverAnswersKnowsHowLongIsWaitedForIt(t *testing.T) {
+	asks, answers, _, _ := posts(t, PostOptions{BudgetMax: time.Minute})
+	budgets := make(chan time.Duration, 1)
+	serveOn(t, answers, "q", 8, func(ctx context.Context, _ []byte) []byte {
+		deadline, _ := ctx.Deadline()
+		budgets <- time.Until(deadline)
+		return []byte("yes")
+	})
+	for _, c := range []struct {
+		asked, most time.Duration
+	}{{10 * time.Second, 10 * time.Second}, {time.Hour, time.Minute}} {
+		if _, err := asks.Ask(within(t, c.asked), "q", nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		// Generous below: the machine may be slow, and cannot be fast.
+		if got := <-budgets; got > c.most || got < c.most/2 {
+			t.Errorf("asked with %s to go: it has %s, want about %s", c.asked, got, c.most)
+		}
+	}
+}
+
+func TestALostAnswerIsAnUnknownOutcome(t *testing.T) {
+	asks, answers, _, _ := posts(t, PostOptions{})
+	serveOn(t, answers, "q", 8, func(context.Context, []byte) []byte { return nil })
+	if _, err := asks.Ask(t.Context(), "q", nil, 20*time.Millisecond); !errors.Is(err, ErrAnswerLost) {
+		t.Fatalf("the wait is over: got %v, want ErrAnswerLost", err)
+	}
+	ctx := within(t, 20*time.Millisecond)
+	if _, err := asks.Ask(ctx, "q", nil, 0); !errors.Is(err, ErrAnswerLost) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("the deadline passed: got %v, want ErrAnswerLost and the context's", err)
+	}
+}
+
+func TestNoMoreQuestionsAreTakenThanThereArePlaces(t *testing.T) {
+	asks, answers, _, _ := posts(t, PostOptions{})
+	const places = 3
+	var most, now atomic.Int32
+	var taken sync.WaitGroup
+	taken.Add(places)
+	leave := make(chan struct{})
+	serveOn(t, answers, "q", places, func(context.Context, []byte) []byte {
+		most.Store(max(most.Load(), now.Add(1)))
+		defer now.Add(-1)
+		taken.Done()
+		<-leave
+		return []byte("yes")
+	})
+	outcomes := make(chan error, places)
+	for range places {
+		go func() {
+			_, err := asks.Ask(context.Background(), "q", nil, 0)
+			outcomes <- err
+		}()
+	}
+	taken.Wait()
+	if _, err := asks.Ask(t.Context(), "q", nil, 0); !errors.Is(err, ErrBusy) {
+		t.Errorf("one more: got %v, want ErrBusy", err)
+	}
+	close(leave)
+	for range places {
+		if err := <-outcomes; err != nil {
+			t.Errorf("one that was taken: %v", err)
+		}
+	}
+	if most.Load() > places {
+		t.Errorf("%d were answered at a time, want at most %d", most.Load(), places)
+	}
+}
+
+func TestWhatIsTooLargeIsRefusedByName(t *testing.T) {
+	asks, answers, _, _ := posts(t, PostOptions{BytesMax: 1000})
+	serveOn(t, answers, "q", 8, func(context.Context, []byte) []byte { return make([]byte, 1001) })
+	var tooLarge *TooLargeError
+	if _, err := asks.Ask(t.Context(), "q", make([]byte, 1001), 0); !errors.As(err, &tooLarge) || tooLarge.What != "question" || tooLarge.Bytes != 1001 {
+		t.Errorf("a question: got %v", err)
+	}
+	if _, err := asks.Ask(t.Context(), "q", make([]byte, 1000), 0); !errors.As(err, &tooLarge) || tooLarge.What != "answer" || tooLarge.BytesMax != 1000 {
+		t.Errorf("an answer: got %v", err)
+	}
+	if err := asks.Send("q", make([]byte, 1001)); !errors.As(err, &tooLarge) {
+		t.Errorf("a message: got %v", err)
+	}
+	if err := tooLarge.Error(); !strings.Contains(err, "1000") {
+		t.Errorf("%q does not say how large it may be", err)
+	}
+}
+
+func TestWhatGoesAlongWithAQuestionComesWithIt(t *testing.T) {
+	type key struct{}
+	asks, answers, _, _ := posts(t, PostOptions{
+		Inject: func(ctx context.Context, set func(string, string)) {
+			trace, _ := ctx.Value(key{}).(string)
+			set("traceparent", trace)
+		},
+		Extract: func(ctx context.Context, get func(string) string) context.Context {
+			return context.WithValue(ctx, key{}, get("traceparent"))
+		},
+	})
+	serveOn(t, answers, "q", 8, func(ctx context.Context, _ []byte) []byte { return fmt.Append(nil, ctx.Value(key{})) })
+	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	got, err := asks.Ask(context.WithValue(t.Context(), key{}, trace), "q", nil, 0)
+	if err != nil || string(got) != trace {
+		t.Fatalf("got %q, %v, want %q", got, err, trace)
+	}
+}
+
+func TestWhatIsTakenIsAnsweredBeforeAServiceCloses(t *testing.T) {
+	asks, answers, _, _ := posts(t, PostOptions{})
+	taken, leave := make(chan struct{}), make(chan struct{})
+	service := serveOn(t, answers, "q", 8, func(context.Context, []byte) []byte {
+		close(taken)
+		<-leave
+		return []byte("yes")
+	})
+	outcome := make(chan error, 1)
+	go func() {
+		_, err := asks.Ask(context.Background(), "q", nil, 0)
+		outcome <- err
+	}()
+	<-taken
+	closed := make(chan struct{})
+	go func() {
+		service.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+		t.Fatal("it closed with a question to answer")
+	case <-service.ended: // No more will come; what was taken is under way.
+	}
+	close(leave)
+	if err := <-outcome; err != nil {
+		t.Errorf("the question that was taken: %v", err)
+	}
+	<-closed
+}
+
+func TestAServiceClosesOnAConnectionThatIsGone(t *testing.T) {
+	_, answers, _, conn := posts(t, PostOptions{})
+	service := serveOn(t, answers, "q", 8, echo)
+	conn.Close()
+	service.Close()
+	if _, err := answers.Serve(t.Context(), "q", 8, echo); err == nil {
+		t.Error("a closed connection answers")
+	}
+}
+
+func TestMessagesAreHeardInOrder(t *testing.T) {
+	asks, answers, _, _ := posts(t, PostOptions{})
+	heard := make(chan string, 100)
+	service, err := answers.Hear("m", 100, func(message []byte) { heard <- string(message) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(service.Close)
+	if err := answers.nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		if err := asks.Send("m", fmt.Append(nil, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 50 {
+		if got := <-heard; got != fmt.Sprint(i) {
+			t.Fatalf("message %d: got %s", i, got)
+		}
+	}
+}
