@@ -73,19 +73,27 @@ func connectLog(dir dataDir, options logOptions, logger *slog.Logger) (l *openLo
 		}
 		return l, nil
 	}
-	connection := []nats.Option{
-		nats.Name("weir"), nats.MaxReconnects(-1),
-		nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
-	}
-	if options.credentials != "" {
-		connection = append(connection, nats.UserCredentials(options.credentials))
-	}
 	l.server = redacted(options.nats)
-	l.nc, err = nats.Connect(options.nats, connection...)
-	if err != nil {
-		return nil, explainNATS(l.server, err)
+	if l.nc, err = connectNATS(options.nats, options.credentials, "weir"); err != nil {
+		return nil, err
 	}
 	return l, nil
+}
+
+// connectNATS connects to a server, for as long as the process runs.
+func connectNATS(address, credentials, name string, more ...nats.Option) (*nats.Conn, error) {
+	options := []nats.Option{
+		nats.Name(name), nats.MaxReconnects(-1),
+		nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
+	}
+	if credentials != "" {
+		options = append(options, nats.UserCredentials(credentials))
+	}
+	connection, err := nats.Connect(address, append(options, more...)...)
+	if err != nil {
+		return nil, explainNATS(redacted(address), err)
+	}
+	return connection, nil
 }
 
 // redacted returns a URL without its password.

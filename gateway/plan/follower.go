@@ -167,7 +167,10 @@ func (f *Follower) Rejected() uint64 { return f.rejected.Load() }
 // that it started runs any more when it returns. Run is called once.
 func (f *Follower) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context){f.follow, f.expire, f.keep, f.serveTrials} {
+	// Who has heard of a change here is heard when he asks for a dry run: that is subscribed to first.
+	requests, unsubscribe := f.subscribeTrials()
+	defer unsubscribe()
+	for _, run := range []func(context.Context){f.follow, f.expire, f.keep, func(ctx context.Context) { f.serveTrials(ctx, requests) }} {
 		group.Go(func() error {
 			run(ctx)
 			return nil

@@ -274,13 +274,13 @@ func (s *Store) Plans(ctx context.Context) ([]Version, error) {
 // errWatchDied says that a watch ended by itself.
 var errWatchDied = errors.New("the watch ended")
 
-// Active returns what is active now.
-func (s *Store) Active(ctx context.Context) (*Set, error) {
+// Active returns what is active now. Conflicts are looked for in what these procedures would be treated by; none means not by method.
+func (s *Store) Active(ctx context.Context, procedures []string) (*Set, error) {
 	record, revision, err := s.active(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return s.set(record, revision, nil)
+	return s.set(record, revision, procedures)
 }
 
 func (s *Store) set(record *activeRecord, revision uint64, procedures []string) (*Set, error) {
@@ -357,23 +357,24 @@ func named(name string) func(activeInForm) bool {
 }
 
 // End takes one plan back and leaves the others. Errors: ErrNotFound if it is not active.
-func (s *Store) End(ctx context.Context, name, by, why string) (*Set, error) {
+func (s *Store) End(ctx context.Context, name string, procedures []string, by, why string) (*Set, error) {
 	change := s.change(VerbEnd, by, why)
-	return s.flip(ctx, change, nil, nil, func(before *activeRecord, revision uint64) (*activeRecord, error) {
+	return s.flip(ctx, change, nil, procedures, func(before *activeRecord, revision uint64) (*activeRecord, error) {
 		active := before.at(change.At)
 		i := slices.IndexFunc(active, named(name))
 		if i < 0 {
 			return nil, fmt.Errorf("plan %s is not active: %w", name, ErrNotFound)
 		}
-		return &activeRecord{Before: revision, Active: slices.Delete(active, i, i+1)}, nil
+		ended := labels(active[i : i+1])[0]
+		return &activeRecord{Before: revision, Active: slices.Delete(active, i, i+1), Change: Change{Plan: ended}}, nil
 	})
 }
 
 // Rollback undoes the newest change that is not undone: what was active before it is active again, but for what has ended meanwhile. Again,
 // it undoes the change before that. Errors: ErrNothingBefore.
-func (s *Store) Rollback(ctx context.Context, by, why string) (*Set, error) {
+func (s *Store) Rollback(ctx context.Context, procedures []string, by, why string) (*Set, error) {
 	change := s.change(VerbRollback, by, why)
-	return s.flip(ctx, change, nil, nil, func(newest *activeRecord, revision uint64) (*activeRecord, error) {
+	return s.flip(ctx, change, nil, procedures, func(newest *activeRecord, revision uint64) (*activeRecord, error) {
 		if newest.Before == 0 && len(newest.Active) == 0 {
 			return nil, ErrNothingBefore
 		}
@@ -414,6 +415,7 @@ func (s *Store) flip(ctx context.Context, change Change, expect *uint64, procedu
 	if err != nil {
 		return nil, err
 	}
+	change.Plan = cmp.Or(change.Plan, after.Change.Plan)
 	change.From, change.To = labels(before.at(change.At)), labels(after.Active)
 	after.Format, after.Change = recordFormat, change
 	value, err := encode(after)

@@ -164,7 +164,7 @@ func TestPlansAreVersionedAndChangesRolledBack(t *testing.T) {
 	s := w.store(func() time.Time { return now })
 	ctx, must := t.Context(), one(t)
 
-	if _, err := s.Rollback(ctx, "ann", ""); !errors.Is(err, ErrNothingBefore) {
+	if _, err := s.Rollback(ctx, procedures, "ann", ""); !errors.Is(err, ErrNothingBefore) {
 		t.Fatalf("rolled back nothing: %v", err)
 	}
 	first := put(t, s, saleText)
@@ -202,23 +202,23 @@ func TestPlansAreVersionedAndChangesRolledBack(t *testing.T) {
 	if set = must(s.Apply(ctx, Application{Name: "sale", By: "ann"})); set.Label != second.Label()+","+down.Label() {
 		t.Fatalf("got %q", set.Label)
 	}
-	if set = must(s.Rollback(ctx, "ann", "")); set.Label != down.Label()+","+first.Label() {
+	if set = must(s.Rollback(ctx, procedures, "ann", "")); set.Label != down.Label()+","+first.Label() {
 		t.Fatalf("rolled back to %q", set.Label)
 	}
-	if set = must(s.End(ctx, "sale", "ann", "")); set.Label != down.Label() {
+	if set = must(s.End(ctx, "sale", procedures, "ann", "")); set.Label != down.Label() {
 		t.Fatalf("ended: %q", set.Label)
 	}
-	if _, err := s.End(ctx, "sale", "ann", ""); !errors.Is(err, ErrNotFound) {
+	if _, err := s.End(ctx, "sale", procedures, "ann", ""); !errors.Is(err, ErrNotFound) {
 		t.Fatalf("ended it twice: %v", err)
 	}
 	// down's time is over when it would come back.
 	now = now.Add(10 * time.Minute)
 	for _, want := range []string{first.Label(), first.Label(), ""} {
-		if set = must(s.Rollback(ctx, "ann", "")); set.Label != want {
+		if set = must(s.Rollback(ctx, procedures, "ann", "")); set.Label != want {
 			t.Fatalf("rolled back to %q, want %q", set.Label, want)
 		}
 	}
-	if _, err := s.Rollback(ctx, "ann", ""); !errors.Is(err, ErrNothingBefore) {
+	if _, err := s.Rollback(ctx, procedures, "ann", ""); !errors.Is(err, ErrNothingBefore) {
 		t.Fatalf("rolled back more than there was: %v", err)
 	}
 
@@ -240,7 +240,7 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	s := w.store(func() time.Time { return now })
 	sale := put(t, s, saleText)
 	one(t)(s.Apply(t.Context(), Application{Name: "sale", By: "ann", Why: "the sale opens"}))
-	one(t)(s.Rollback(t.Context(), "bob", "it opened early"))
+	one(t)(s.Rollback(t.Context(), procedures, "bob", "it opened early"))
 	// Another tool leaves a trace too, and is no way around the audit.
 	bucket, err := w.stream().KeyValue(t.Context(), Bucket)
 	if err != nil {

@@ -355,18 +355,22 @@ type trialRequest struct {
 	Window time.Duration `json:"window"`
 }
 
-// serveTrials makes the dry runs that operators ask for, one at a time, until ctx ends.
-func (f *Follower) serveTrials(ctx context.Context) {
+// subscribeTrials subscribes to requests for dry runs, until the function that it returns is called.
+func (f *Follower) subscribeTrials() (requests <-chan *nats.Msg, unsubscribe func()) {
 	if f.options.Connection == nil {
-		return
+		return nil, func() {}
 	}
-	requests := make(chan *nats.Msg, trialPending)
-	subscription, err := f.options.Connection.ChanSubscribe(trialSubject, requests)
+	pending := make(chan *nats.Msg, trialPending)
+	subscription, err := f.options.Connection.ChanSubscribe(trialSubject, pending)
 	if err != nil {
 		f.options.Logger.Warn("dry runs of plans are not possible here", "error", err)
-		return
+		return nil, func() {}
 	}
-	defer func() { _ = subscription.Unsubscribe() }() // The connection may be closed already.
+	return pending, func() { _ = subscription.Unsubscribe() } // The connection may be closed already.
+}
+
+// serveTrials makes the dry runs that operators ask for, one at a time, until ctx ends.
+func (f *Follower) serveTrials(ctx context.Context, requests <-chan *nats.Msg) {
 	for {
 		select {
 		case <-ctx.Done():
