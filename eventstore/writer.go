@@ -27,6 +27,7 @@ type Writer[Q, A any] struct {
 
 	open     bool
 	epoch    uint64
+	chained  bool     // whether the log checks the chain, as of the opening
 	tip      Position // newest commit handed to the log; the applied position when nothing is in flight
 	tipTime  time.Time
 	inFlight []*flight[A] // oldest first
@@ -84,9 +85,6 @@ func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) 
 	if options.InFlightMax == 0 {
 		options.InFlightMax = 2
 	}
-	if !log.ChecksChain() {
-		options.InFlightMax = 1
-	}
 	if options.AppendTimeout == 0 {
 		options.AppendTimeout = 5 * time.Second
 	}
@@ -118,7 +116,13 @@ func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) 
 func (w *Writer[Q, A]) InFlight() int { return len(w.inFlight) }
 
 // Ready reports whether another commit may be proposed now.
-func (w *Writer[Q, A]) Ready() bool { return w.open && len(w.inFlight) < w.options.InFlightMax }
+func (w *Writer[Q, A]) Ready() bool {
+	inFlightMax := w.options.InFlightMax
+	if !w.chained {
+		inFlightMax = 1
+	}
+	return w.open && len(w.inFlight) < inFlightMax
+}
 
 // Epoch returns the epoch under which the lane is held, 0 when it is not.
 func (w *Writer[Q, A]) Epoch() uint64 {
@@ -252,6 +256,7 @@ func (w *Writer[Q, A]) fence(ctx context.Context, now time.Time) error {
 	}
 	w.epoch = number
 	f := w.seal([]Event{{Type: TypeLaneOpened, Version: 1, CausationID: "open", Payload: payload}}, later(w.tipTime, now))
+	f.record.Unchained = true // It is alone under way, and the log may be changing its rule.
 	f.pending = w.log.Append(f.record)
 	if err := w.outcome(ctx, f); err != nil {
 		return fmt.Errorf("open lane %d: %w", w.options.Lane, err)
@@ -259,6 +264,12 @@ func (w *Writer[Q, A]) fence(ctx context.Context, now time.Time) error {
 	if err := w.applied(f); err != nil {
 		return err
 	}
+	// The rule is asked for behind the fence: whoever changes it fences the lane between announcing that and doing it, so
+	// either this answer is the new one, or this writer is fenced before it counts (see Upgrade).
+	if _, err := w.log.Head(ctx); err != nil {
+		return fmt.Errorf("open lane %d: ask how it is appended to: %w", w.options.Lane, err)
+	}
+	w.chained = w.log.ChecksChain()
 	w.tip, w.tipTime, w.open = Position{Number: number, Hash: f.record.Hash}, f.commit.Time, true
 	return nil
 }
@@ -296,6 +307,7 @@ func (w *Writer[Q, A]) Propose(asks []Ask[Q, A], now time.Time) int {
 		return len(answers)
 	}
 	f := w.seal(events, at)
+	f.record.Unchained = !w.chained
 	f.answers = answers
 	w.tip, w.tipTime = Position{Number: f.commit.Number, Hash: f.record.Hash}, at
 	f.pending = w.log.Append(f.record)

@@ -23,12 +23,16 @@ func (p *process) clusterCommand() *cobra.Command {
 	c := &client{p: p}
 	cmd := parentCommand(&cobra.Command{
 		Use:   "cluster",
-		Short: "See the nodes and their lanes, and drain a node",
-		Long: `Nodes of one log share its lanes: each lane is decided by one of them and followed by the others. Every command asks any
-node, and needs a token with the scope operator.`,
+		Short: "Set up and look after nodes that share a log",
+		Long: `Set up and look after the nodes and servers that share one log. The nodes share its lanes: each lane is decided by
+one of them and followed by the others. status, drain and undrain ask any node, and need a token with the scope
+operator.`,
 	})
-	c.addFlags(cmd)
-	cmd.AddCommand(c.clusterStatus(), c.clusterDrain(), c.clusterUndrain())
+	for _, asking := range []*cobra.Command{c.clusterStatus(), c.clusterDrain(), c.clusterUndrain()} {
+		c.addFlags(asking)
+		cmd.AddCommand(asking)
+	}
+	cmd.AddCommand(p.clusterKeysCommand(), p.clusterUpgradeCommand())
 	return cmd
 }
 

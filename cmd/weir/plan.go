@@ -35,14 +35,14 @@ const (
 
 // planFlags are the flags of the commands about plans.
 type planFlags struct {
-	nats, credentials, by, why string
+	nats, by, why string
+	access        natsAccess
 }
 
 // add puts the flags that reach the plans on a command.
 func (f *planFlags) add(cmd *cobra.Command) {
 	addNATSFlag(cmd, &f.nats)
-	cmd.Flags().StringVar(&f.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
-	setting(cmd.Flags(), "nats-creds")
+	f.access.add(cmd)
 }
 
 // addWords puts the flags of those that change something on a command.
@@ -73,7 +73,7 @@ func (f *planFlags) connect() (*nats.Conn, error) {
 		return nil, usagef("plans are kept on the NATS server of the gateways, and --nats does not say where it is").
 			then("give --nats nats://HOST:4222, or set %s", envName("nats"))
 	}
-	return connectNATS(f.nats, f.credentials, "weir plan")
+	return f.access.stay(f.nats, "weir plan")
 }
 
 // withPlans does something with the plans.

@@ -144,7 +144,7 @@ func TestAPlanFromItsFileToItsEnd(t *testing.T) {
 
 func TestADryRunSaysWhatWouldBeRefused(t *testing.T) {
 	url, run := planServer(t)
-	connection, err := connectNATS(url, "", "a gateway")
+	connection, err := (&natsAccess{}).stay(url, "a gateway")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -218,7 +218,7 @@ func (g *Globals) Run(ctx context.Context) error {
 		var wait time.Duration
 		err := g.renew(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // The end of ctx is no error.
 		}
 		if err != nil {
 			if !g.away.Swap(true) || failures == 0 {

@@ -32,6 +32,8 @@ type Node struct {
 	PayWithin time.Duration
 	// Flags are further flags of 'weir dev'.
 	Flags []string
+	// Gateway has calls go through the gateway of the process; without it they meet the node alone.
+	Gateway bool
 	// Operator and Trusted are tokens: for everything, and for ordering for any user.
 	Operator, Trusted string
 
@@ -45,6 +47,9 @@ func (n *Node) Begin(ctx context.Context) error {
 		return err
 	}
 	arguments := append([]string{"dev", "--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)}, n.Flags...)
+	if !n.Gateway {
+		arguments = append(arguments, "--no-gateway")
+	}
 	command := exec.Command(n.Binary, arguments...) //nolint:noctx // Stop ends it.
 	payWithin := n.PayWithin
 	if payWithin == 0 {
