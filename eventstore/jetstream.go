@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -29,6 +30,7 @@ type JetStream struct {
 	replySub    *nats.Subscription
 	statuses    chan nats.Status
 	watching    sync.WaitGroup
+	stop        context.CancelFunc // ends watchRules
 
 	mu       sync.Mutex
 	replies  uint64
@@ -76,10 +78,12 @@ const (
 	readConfirmations = 3                      // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
+	ruleLook          = 2 * time.Second // between questions whether a lane that is not replicated is about to be
 )
 
 // OpenJetStream opens the logs of every lane. The streams must exist (see Provision); a *MissingLogError says which does not.
-// The connection stays the caller's. Close ends the one goroutine that it starts.
+// The connection stays the caller's. Close ends the goroutines that it starts: one that watches the connection and, where a lane is
+// not replicated, one that asks whether it is about to be.
 func OpenJetStream(ctx context.Context, nc *nats.Conn, topology Topology, options JetStreamOptions) (*JetStream, error) {
 	if err := topology.Validate(); err != nil {
 		return nil, err
@@ -125,11 +129,17 @@ func openJetStream(ctx context.Context, nc *nats.Conn, topology Topology, option
 	}
 	s.statuses = nc.StatusChanged(nats.RECONNECTING, nats.CONNECTED, nats.CLOSED)
 	s.watching.Go(s.watchConnection)
+	watch, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	if slices.Contains(s.replicas[first:end], 1) {
+		s.watching.Go(func() { s.watchRules(watch, first, end) })
+	}
 	return s, nil
 }
 
 // Close gives up what is under way: its outcome becomes unknown. The connection stays open.
 func (s *JetStream) Close() {
+	s.stop()
 	s.nc.RemoveStatusListener(s.statuses)
 	s.watching.Wait()
 	_ = s.replySub.Unsubscribe() // Fails on a closed connection only, where there is nothing to end.
@@ -147,6 +157,18 @@ func (s *JetStream) watchConnection() {
 		close(s.switched)
 		s.switched = make(chan struct{})
 		s.mu.Unlock()
+	}
+}
+
+// watchRules renews what ChecksChain says of each lane for which that may change. A writer that has so much to do that nobody gets in
+// between would not hear of it otherwise. What goes wrong is passed over: the next look asks again.
+func (s *JetStream) watchRules(ctx context.Context, first, end uint32) {
+	for pause(ctx, ruleLook) == nil {
+		for lane := first; lane < end; lane++ {
+			if s.chained[lane].Load() {
+				_, _ = s.Log(lane).Head(ctx)
+			}
+		}
 	}
 }
 

@@ -15,7 +15,8 @@ type Log interface {
 	// ChecksChain reports whether Append's condition covers record.Prev. A log that does not check it must not be
 	// given a second append before the first one's outcome is known: the first may be refused because another
 	// writer's commit took its number, and the second would then find the number that it expects.
-	// The answer may change while the log is open, once, from true to false (see Upgrade); each Head renews it.
+	// The answer may change while the log is open, once, from true to false (see Upgrade); each Head renews it, and a log for
+	// which it may change looks now and then.
 	ChecksChain() bool
 	// Read returns the commit at number, or ErrNoCommit.
 	Read(ctx context.Context, number uint64) (Record, error)

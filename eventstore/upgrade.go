@@ -22,6 +22,7 @@ const (
 	upgradeCallMax  = 10 * time.Second       // of one call that changes a stream
 	upgradeAttempts = 5                      // of a call that gets no answer
 	upgradeStallMax = 2 * time.Minute        // without any replica coming closer
+	upgradeFenceMax = time.Minute            // of getting in between the commits of a lane's writer
 
 	upgradeOwnerName = "weir cluster upgrade"
 )
@@ -74,7 +75,8 @@ func (e *FewerReplicasError) Error() string {
 //
 //	announced    the stream's settings say how many replicas it is going to have
 //	fenced       a LaneOpened commit: a writer from before the announcement can append nothing more. A writer asks for the rule
-//	             behind its own fence, so each that opens the lane from here on has the new one
+//	             behind its own fence, so each that opens the lane from here on has the new one. Whose fence it is does not
+//	             matter: a writer that hears of the announcement opens its lane again
 //	replicating  the stream gets its replicas
 //	current      every replica has everything
 func Upgrade(ctx context.Context, nc *nats.Conn, options UpgradeOptions) error {
@@ -178,17 +180,18 @@ func (u *upgrade) stream(ctx context.Context, stream string) error {
 			config.Metadata = map[string]string{}
 		}
 		config.Metadata[replicasKey] = strconv.Itoa(u.options.Replicas)
-		if err := u.update(ctx, config); err != nil {
+		announced, err := u.update(ctx, config)
+		if err != nil {
 			return fmt.Errorf("announce it: %w", err)
 		}
 		step("announced")
-		if err := u.fence(ctx, uint32(lane)); err != nil {
+		if err := u.fence(ctx, uint32(lane), announced.State.LastSeq, upgradeFenceMax); err != nil {
 			return err
 		}
 		step("fenced")
 	}
 	config.Replicas = u.options.Replicas
-	if err := u.update(ctx, config); err != nil {
+	if _, err := u.update(ctx, config); err != nil {
 		return fmt.Errorf("replicate it: %w", err)
 	}
 	step("replicating")
@@ -200,19 +203,21 @@ func (u *upgrade) stream(ctx context.Context, stream string) error {
 }
 
 // update changes a stream's settings. To ask again for what was done is harmless.
-func (u *upgrade) update(ctx context.Context, config jetstream.StreamConfig) (err error) {
-	for range upgradeAttempts {
+func (u *upgrade) update(ctx context.Context, config jetstream.StreamConfig) (*jetstream.StreamInfo, error) {
+	for attempt := 1; ; attempt++ {
 		call, cancel := context.WithTimeout(ctx, upgradeCallMax)
-		_, err = u.js.UpdateStream(call, config)
+		stream, err := u.js.UpdateStream(call, config)
 		cancel()
-		if err == nil || ctx.Err() != nil || !Forming(err) {
-			return err
+		if err == nil {
+			return stream.CachedInfo(), nil
+		}
+		if ctx.Err() != nil || !Forming(err) || attempt == upgradeAttempts {
+			return nil, err
 		}
 		if err := pause(ctx, upgradeLook); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return err
 }
 
 func (u *upgrade) info(ctx context.Context, stream string) (info placedStream, err error) {
@@ -220,41 +225,49 @@ func (u *upgrade) info(ctx context.Context, stream string) (info placedStream, e
 	return info, err
 }
 
-// fence opens the lane as its owner would, and leaves it.
-func (u *upgrade) fence(ctx context.Context, lane uint32) error {
+// fence opens the lane as its owner would, and leaves it; or waits until its owner has opened it again. behind is the newest commit
+// as of when the change was announced, or a later one. It gives up after patience.
+func (u *upgrade) fence(ctx context.Context, lane uint32, behind uint64, patience time.Duration) error {
 	logs, err := openJetStream(ctx, u.nc, u.topology, JetStreamOptions{}, lane, lane+1)
 	if err != nil {
 		return err
 	}
 	defer logs.Close()
 	log := logs.Log(lane)
-	at, now := Genesis(lane, u.topology.Lanes), time.Time{}
-	head, err := log.Head(ctx)
-	if err != nil {
-		return err
-	}
-	if head > 0 {
-		record, err := log.Read(ctx, head)
+	passer := &passerBy{at: Genesis(lane, u.topology.Lanes)}
+	if behind > 0 {
+		record, err := log.Read(ctx, behind)
 		if err != nil {
 			return err
 		}
 		commit, err := DecodeCommit(record.Data)
 		if err != nil {
-			return &ChainError{Lane: lane, Number: head, Reason: err.Error()}
+			return &ChainError{Lane: lane, Number: behind, Reason: err.Error()}
 		}
-		at, now = Position{Number: head, Hash: record.Hash}, commit.Time
+		passer.at, passer.logTime = Position{Number: behind, Hash: record.Hash}, commit.Time
 	}
-	writer := NewWriter(log, &passerBy{at: at, logTime: now}, WriterOptions{Lane: lane, Lanes: u.topology.Lanes, Owner: u.options.Owner})
-	if err := writer.Open(ctx, u.options.Now()); err != nil {
-		return fmt.Errorf("fence it: %w", err)
+	writer := NewWriter(log, passer, WriterOptions{Lane: lane, Lanes: u.topology.Lanes, Owner: u.options.Owner})
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		err := writer.Open(bounded, u.options.Now())
+		switch {
+		case passer.opened, err == nil:
+			return nil
+		case bounded.Err() != nil && ctx.Err() == nil:
+			return fmt.Errorf("fence it: for %s the writer of lane %d appended faster than this one could; the same command again goes on, best while there is less to do: %w",
+				patience, lane, err)
+		case !errors.Is(err, ErrFenced):
+			return fmt.Errorf("fence it: %w", err)
+		}
 	}
-	return nil
 }
 
 // A passerBy is a machine that decides nothing and only follows where the log is.
 type passerBy struct {
 	at      Position
 	logTime time.Time
+	opened  bool // whether a LaneOpened commit, anybody's, was among what it passed
 }
 
 func (m *passerBy) Position() Position                            { return m.at }
@@ -266,6 +279,7 @@ func (m *passerBy) Flush() error                                  { return nil }
 func (m *passerBy) Rollback()                                     {}
 func (m *passerBy) Apply(commit *Commit, next Position) error {
 	m.at, m.logTime = next, later(m.logTime, commit.Time)
+	m.opened = m.opened || slices.ContainsFunc(commit.Events, func(e Event) bool { return e.Type == TypeLaneOpened })
 	return nil
 }
 

@@ -45,18 +45,24 @@ func TestReplicasAreAddedUnderLoadAndTheRuleOfAppendingChangesAtOnce(t *testing.
 		t.Fatal(err)
 	}
 	lane := runLane(t, c.openLog(nc), newCounter(), LaneOptions{GroupMin: 1, ReopenDelay: 50 * time.Millisecond})
+	// Whoever asks is told within the bound, or the ask counts as one of unknown outcome. Between asks a client rests: the load is to be
+	// there all the time, not to fill the machine.
+	const upgradeMax, rest = 90 * time.Second, 3 * time.Millisecond
 	var acknowledged, unknown atomic.Int64
-	ctx, stop := context.WithCancel(t.Context())
+	bounded, cancel := context.WithTimeout(t.Context(), upgradeMax)
+	defer cancel()
+	ctx, stop := context.WithCancel(bounded)
+	defer stop()
 	var clients sync.WaitGroup
 	for range 8 {
 		clients.Go(func() {
 			for ctx.Err() == nil {
-				if _, err := lane.Submit(context.WithoutCancel(ctx), 1); err == nil {
+				if _, err := lane.Submit(bounded, 1); err == nil {
 					acknowledged.Add(1)
 				} else {
 					unknown.Add(1)
-					_ = pause(ctx, time.Millisecond)
 				}
+				_ = pause(ctx, rest)
 			}
 		})
 	}
@@ -71,7 +77,7 @@ func TestReplicasAreAddedUnderLoadAndTheRuleOfAppendingChangesAtOnce(t *testing.
 	reach("the lane serves", 200)
 	var steps []string
 	replicatingAt := uint64(0)
-	err := Upgrade(t.Context(), nc, UpgradeOptions{Replicas: 3, System: c.system(0), Progress: func(step UpgradeStep) {
+	err := Upgrade(bounded, nc, UpgradeOptions{Replicas: 3, System: c.system(0), Progress: func(step UpgradeStep) {
 		steps = append(steps, step.Stream+" "+step.Step)
 		if step.Stream == StreamName(0) && step.Step == "fenced" {
 			info, err := streamInfo(t.Context(), nc, time.Second, 0)
@@ -82,7 +88,7 @@ func TestReplicasAreAddedUnderLoadAndTheRuleOfAppendingChangesAtOnce(t *testing.
 		}
 	}})
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("after %v, with %d asks acknowledged: %v", steps, acknowledged.Load(), err)
 	}
 	reach("the lane serves on three servers", acknowledged.Load()+200)
 	stop()

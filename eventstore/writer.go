@@ -77,8 +77,14 @@ type Ask[Q, A any] struct {
 	Reply    func(A, error)
 }
 
+// readBehindHeadMax bounds the commits behind the head's hint that are read one by one in an attempt to open.
+const readBehindHeadMax = 64
+
 // ErrFenced says that another writer has taken the lane. What was not answered may or may not be in the log.
 var ErrFenced = errors.New("another writer has taken the lane")
+
+// ErrRuleChanged says that the log no longer checks the chain, as it did when the lane was opened. To open it again is all it takes.
+var ErrRuleChanged = errors.New("the log is appended to by another rule from now on")
 
 // NewWriter returns a writer that does not hold its lane yet.
 func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) *Writer[Q, A] {
@@ -123,6 +129,10 @@ func (w *Writer[Q, A]) Ready() bool {
 	}
 	return w.open && len(w.inFlight) < inFlightMax
 }
+
+// Outdated reports whether the log is known to have changed its rule since the lane was opened. What is in flight keeps the rule that
+// it was sent under, so the lane is opened again when that is settled.
+func (w *Writer[Q, A]) Outdated() bool { return w.open && w.chained && !w.log.ChecksChain() }
 
 // Epoch returns the epoch under which the lane is held, 0 when it is not.
 func (w *Writer[Q, A]) Epoch() uint64 {
@@ -199,12 +209,12 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 			}
 		}
 	}
-	// The head was a hint; what stands behind it is found one by one.
-	for {
+	// The head was a hint; what stands behind it is found one by one. Not for ever: a writer that is still at work may append as fast
+	// as this one reads. Whether the end is reached is then the log's to say, which refuses a fence that is not there.
+	for behind := 0; behind < readBehindHeadMax; {
 		record, err := w.log.Read(ctx, at.Number+1)
 		if errors.Is(err, ErrNoCommit) && at.Number >= reached.Number {
-			w.tip = at
-			return nil
+			break
 		}
 		if err != nil {
 			return fmt.Errorf("open lane %d: read commit %d: %w", w.options.Lane, at.Number+1, err)
@@ -212,7 +222,12 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 		if at, err = w.take(at, record); err != nil {
 			return err
 		}
+		if at.Number > reached.Number {
+			behind++
+		}
 	}
+	w.tip = at
+	return nil
 }
 
 // sameLog checks that the machine's state was made of this log: what it applied last is there.
