@@ -12,6 +12,8 @@ BUF_VERSION := v1.75.0
 # The same as google.golang.org/protobuf and connectrpc.com/connect in go.mod: .ci/run checks that.
 PROTOC_GEN_GO_VERSION := v1.36.12
 PROTOC_GEN_CONNECT_GO_VERSION := v1.21.1
+# The same as in gateway/conformance_test.go.
+CONFORMANCE_VERSION := v1.0.7
 BENCHSTAT_VERSION := v0.0.0-20260908200009-22c9c6c9d4da
 
 BIN := $(CURDIR)/.bin
@@ -70,8 +72,12 @@ chaos: build ## Torment a node and a cluster under load and check that nothing a
 	go build -o $(BIN)/chaos ./ops/chaos
 	$(BIN)/chaos -weir ./weir -nats-server $(BIN)/nats-server $(ARGS)
 
+.PHONY: conformance
+conformance: tool-connectconformance tool-referenceserver ## Run Connect's whole conformance suite, directly and through the gateway (some minutes).
+	go test ./gateway -count=1 -timeout 30m -run TestConnectConformance -v -conformance-full
+
 .PHONY: tools
-tools: tool-gofumpt tool-golangci-lint tool-buf tool-protoc-gen-go tool-protoc-gen-connect-go tool-benchstat ## Install every tool into .bin.
+tools: tool-gofumpt tool-golangci-lint tool-buf tool-protoc-gen-go tool-protoc-gen-connect-go tool-connectconformance tool-referenceserver tool-benchstat ## Install every tool into .bin.
 
 .PHONY: clean
 clean: ## Remove what the targets built, and the tools.
@@ -110,4 +116,6 @@ $(eval $(call tool,golangci-lint,github.com/golangci/golangci-lint/v2/cmd/golang
 $(eval $(call tool,buf,github.com/bufbuild/buf/cmd/buf,$(BUF_VERSION)))
 $(eval $(call tool,protoc-gen-go,google.golang.org/protobuf/cmd/protoc-gen-go,$(PROTOC_GEN_GO_VERSION)))
 $(eval $(call tool,protoc-gen-connect-go,connectrpc.com/connect/cmd/protoc-gen-connect-go,$(PROTOC_GEN_CONNECT_GO_VERSION)))
+$(eval $(call tool,connectconformance,connectrpc.com/conformance/cmd/connectconformance,$(CONFORMANCE_VERSION)))
+$(eval $(call tool,referenceserver,connectrpc.com/conformance/cmd/referenceserver,$(CONFORMANCE_VERSION)))
 $(eval $(call tool,benchstat,golang.org/x/perf/cmd/benchstat,$(BENCHSTAT_VERSION)))

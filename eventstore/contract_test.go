@@ -535,26 +535,30 @@ func connectTo(t testing.TB, server *embedded.Server) *nats.Conn {
 // startCluster starts three servers that form a cluster.
 func startCluster(t *testing.T) []*embedded.Server {
 	t.Helper()
-	var listeners []net.Listener
-	var routes []string
-	for range 3 {
-		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		listeners, routes = append(listeners, listener), append(routes, listener.Addr().String())
-	}
+	routes := freeAddresses(t, 3)
 	var servers []*embedded.Server
 	for i, route := range routes {
-		if err := listeners[i].Close(); err != nil {
-			t.Fatal(err)
-		}
 		servers = append(servers, startServer(t, embedded.Options{
 			Dir: t.TempDir(), ServerName: fmt.Sprintf("node%d", i+1),
 			Cluster: &embedded.Cluster{Name: "weir", Listen: route, Routes: slices.Clone(routes)},
 		}))
 	}
 	return servers
+}
+
+// freeAddresses returns addresses of 127.0.0.1 that nobody listens on.
+func freeAddresses(t *testing.T, count int) []string {
+	t.Helper()
+	var addresses []string
+	for range count {
+		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		addresses = append(addresses, listener.Addr().String())
+	}
+	return addresses
 }
 
 // waitForJetStream waits until the cluster has a leader and can place that many replicas.

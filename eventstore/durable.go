@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,35 +100,135 @@ func askMonitor(ctx context.Context, address string) (server serverSync, err err
 
 // askSystemAccount asks all servers at once, and waits until no more answer.
 func askSystemAccount(ctx context.Context, nc *nats.Conn) ([]serverSync, error) {
+	reports, err := AskServers(ctx, nc)
+	var servers []serverSync
+	for _, report := range reports {
+		servers = append(servers, report.serverSync)
+	}
+	return servers, err
+}
+
+// A ServerReport is what a server of a cluster says of itself.
+type ServerReport struct {
+	serverSync
+	// Name of the server, and the version of nats-server that it runs.
+	Name, Version string
+	// Sent is the server's clock when it answered; Received is ours, and Took how long the answer was on its way, at most.
+	Sent, Received time.Time
+	Took           time.Duration
+	// StoreDir is where its streams are. StoreBytesMax is how much they may take, StoreBytes what they do.
+	StoreDir                  string
+	StoreBytes, StoreBytesMax uint64
+	// Streams are its replicas of streams as they are on its disk, by stream, over all accounts.
+	Streams map[string]StreamReplica
+}
+
+// A StreamReplica is what one server has of a stream.
+type StreamReplica struct {
+	Msgs, FirstSeq, LastSeq, Bytes uint64
+}
+
+// AskServers asks every server that the system account reaches, and returns in order of names what each says. nc is a connection to that
+// account.
+func AskServers(ctx context.Context, nc *nats.Conn) ([]ServerReport, error) {
+	asked := time.Now()
+	answers, err := pingServers(ctx, nc, "JSZ", `{"config":true,"accounts":true,"streams":true}`)
+	if err != nil {
+		return nil, err
+	}
+	var reports []ServerReport
+	for _, answer := range answers {
+		report, err := readReport(answer.data)
+		if err != nil {
+			return nil, err
+		}
+		report.Received, report.Took = answer.received, answer.received.Sub(asked)
+		reports = append(reports, report)
+	}
+	slices.SortFunc(reports, func(a, b ServerReport) int { return strings.Compare(a.Name, b.Name) })
+	return reports, nil
+}
+
+func readReport(data []byte) (report ServerReport, err error) {
+	var answer struct {
+		Server struct {
+			Name    string    `json:"name"`
+			Version string    `json:"ver"`
+			Time    time.Time `json:"time"`
+		} `json:"server"`
+		Data struct {
+			serverSync
+			Config struct {
+				StoreDir   string `json:"store_dir"`
+				MaxStorage uint64 `json:"max_storage"`
+			} `json:"config"`
+			Storage  uint64 `json:"storage"`
+			Accounts []struct {
+				Streams []struct {
+					Name  string `json:"name"`
+					State struct {
+						Messages uint64 `json:"messages"`
+						Bytes    uint64 `json:"bytes"`
+						FirstSeq uint64 `json:"first_seq"`
+						LastSeq  uint64 `json:"last_seq"`
+					} `json:"state"`
+				} `json:"stream_detail"`
+			} `json:"account_details"`
+		} `json:"data"`
+	}
+	var sync struct {
+		Data serverSync `json:"data"`
+	}
+	if err := errors.Join(json.Unmarshal(data, &answer), json.Unmarshal(data, &sync)); err != nil {
+		return report, fmt.Errorf("a server's answer cannot be read: %w", err)
+	}
+	report = ServerReport{
+		serverSync: sync.Data, Name: answer.Server.Name, Version: answer.Server.Version, Sent: answer.Server.Time,
+		StoreDir: answer.Data.Config.StoreDir, StoreBytes: answer.Data.Storage, StoreBytesMax: answer.Data.Config.MaxStorage,
+		Streams: map[string]StreamReplica{},
+	}
+	for _, account := range answer.Data.Accounts {
+		for _, stream := range account.Streams {
+			state := stream.State
+			report.Streams[stream.Name] = StreamReplica{Msgs: state.Messages, FirstSeq: state.FirstSeq, LastSeq: state.LastSeq, Bytes: state.Bytes}
+		}
+	}
+	return report, nil
+}
+
+// serverAnswer is one server's answer to a question to all of them.
+type serverAnswer struct {
+	data     []byte
+	received time.Time
+}
+
+// pingServers asks all servers a question of the system account, and waits until no more answer.
+func pingServers(ctx context.Context, nc *nats.Conn, question, body string) ([]serverAnswer, error) {
 	inbox := nc.NewInbox()
 	answers, err := nc.SubscribeSync(inbox)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = answers.Unsubscribe() }() // Fails on a closed connection only.
-	if err := nc.PublishRequest("$SYS.REQ.SERVER.PING.JSZ", inbox, []byte(`{"config":true}`)); err != nil {
+	if err := nc.PublishRequest("$SYS.REQ.SERVER.PING."+question, inbox, []byte(body)); err != nil {
 		return nil, err
 	}
-	var servers []serverSync
+	var all []serverAnswer
 	for {
 		wait, cancel := context.WithTimeout(ctx, durableQuiet)
 		answer, err := answers.NextMsgWithContext(wait)
 		cancel()
 		switch {
-		case errors.Is(err, context.DeadlineExceeded) && len(servers) > 0:
-			return servers, nil
+		case errors.Is(err, context.DeadlineExceeded) && len(all) > 0:
+			return all, nil
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+			continue // A server that starts takes its time.
 		case err != nil:
 			return nil, fmt.Errorf("no server answers on the system account (are these its credentials?): %w", err)
 		case len(answer.Data) == 0:
 			return nil, errors.New("the connection is not to the system account")
 		}
-		var server struct {
-			Data serverSync `json:"data"`
-		}
-		if err := json.Unmarshal(answer.Data, &server); err != nil {
-			return nil, fmt.Errorf("a server's answer cannot be read: %w", err)
-		}
-		servers = append(servers, server.Data)
+		all = append(all, serverAnswer{answer.Data, time.Now()})
 	}
 }
 

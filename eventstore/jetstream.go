@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -21,12 +23,14 @@ type JetStream struct {
 	js       jetstream.JetStream
 	topology Topology
 	options  JetStreamOptions
-	replicas []int // of each lane's stream
+	replicas []int         // of each lane's stream, when it was opened
+	chained  []atomic.Bool // whether appends to each lane state the chain, when its head was last asked for
 
 	replyPrefix string
 	replySub    *nats.Subscription
 	statuses    chan nats.Status
 	watching    sync.WaitGroup
+	stop        context.CancelFunc // ends watchRules
 
 	mu       sync.Mutex
 	replies  uint64
@@ -51,6 +55,7 @@ type JetStreamOptions struct {
 // Codes of the server's errors that the client library has no names for.
 const (
 	errCodeAccountResources jetstream.ErrorCode = 10002 // resource limits exceeded for account
+	errCodeNoPeers          jetstream.ErrorCode = 10005 // no suitable peers for placement
 	errCodeInsufficient     jetstream.ErrorCode = 10023 // insufficient resources: the server's own limit
 	errCodeStorageResources jetstream.ErrorCode = 10047 // insufficient storage resources available
 	errCodeStreamMismatch   jetstream.ErrorCode = 10060 // expected stream does not match
@@ -69,13 +74,16 @@ const (
 	followExpiry      = 30 * time.Second       // of one pull
 	followInactive    = 2 * time.Minute        // after which the server forgets a cursor that asks for nothing
 	requestLook       = 100 * time.Millisecond // between looks at whether the connection broke
+	requestAgain      = time.Second            // after which a question that got no answer is asked again
 	readConfirmations = 3                      // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
+	ruleLook          = 2 * time.Second // between questions whether a lane that is not replicated is about to be
 )
 
 // OpenJetStream opens the logs of every lane. The streams must exist (see Provision); a *MissingLogError says which does not.
-// The connection stays the caller's. Close ends the one goroutine that it starts.
+// The connection stays the caller's. Close ends the goroutines that it starts: one that watches the connection and, where a lane is
+// not replicated, one that asks whether it is about to be.
 func OpenJetStream(ctx context.Context, nc *nats.Conn, topology Topology, options JetStreamOptions) (*JetStream, error) {
 	if err := topology.Validate(); err != nil {
 		return nil, err
@@ -103,13 +111,14 @@ func openJetStream(ctx context.Context, nc *nats.Conn, topology Topology, option
 		nc: nc, js: js, topology: topology, options: options,
 		replyPrefix: nc.NewInbox() + ".", waiting: map[string]*publishing{}, switched: make(chan struct{}),
 	}
-	s.replicas = make([]int, topology.Lanes)
+	s.replicas, s.chained = make([]int, topology.Lanes), make([]atomic.Bool, topology.Lanes)
 	for lane := first; lane < end; lane++ {
 		info, err := s.streamInfo(ctx, lane)
 		if err != nil {
 			return nil, fmt.Errorf("open the log of lane %d: %w", lane, err)
 		}
 		s.replicas[lane] = max(1, info.Config.Replicas)
+		s.chained[lane].Store(statesChain(&info.Config))
 	}
 	s.replySub, err = nc.Subscribe(s.replyPrefix+"*", s.acknowledged)
 	if err != nil {
@@ -120,11 +129,17 @@ func openJetStream(ctx context.Context, nc *nats.Conn, topology Topology, option
 	}
 	s.statuses = nc.StatusChanged(nats.RECONNECTING, nats.CONNECTED, nats.CLOSED)
 	s.watching.Go(s.watchConnection)
+	watch, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s.stop = stop
+	if slices.Contains(s.replicas[first:end], 1) {
+		s.watching.Go(func() { s.watchRules(watch, first, end) })
+	}
 	return s, nil
 }
 
 // Close gives up what is under way: its outcome becomes unknown. The connection stays open.
 func (s *JetStream) Close() {
+	s.stop()
 	s.nc.RemoveStatusListener(s.statuses)
 	s.watching.Wait()
 	_ = s.replySub.Unsubscribe() // Fails on a closed connection only, where there is nothing to end.
@@ -142,6 +157,18 @@ func (s *JetStream) watchConnection() {
 		close(s.switched)
 		s.switched = make(chan struct{})
 		s.mu.Unlock()
+	}
+}
+
+// watchRules renews what ChecksChain says of each lane for which that may change. A writer that has so much to do that nobody gets in
+// between would not hear of it otherwise. What goes wrong is passed over: the next look asks again.
+func (s *JetStream) watchRules(ctx context.Context, first, end uint32) {
+	for pause(ctx, ruleLook) == nil {
+		for lane := first; lane < end; lane++ {
+			if s.chained[lane].Load() {
+				_, _ = s.Log(lane).Head(ctx)
+			}
+		}
 	}
 }
 
@@ -175,8 +202,9 @@ type jetStreamLog struct {
 
 // ChecksChain is true for a stream that is not replicated: the server compares the newest message's id. On a replicated
 // stream it would do so only when the commit is applied, on each replica for itself, and a replica that caught up from a
-// snapshot does not know that id: the replicas could come to differ. There the condition is not sent.
-func (l *jetStreamLog) ChecksChain() bool { return l.s.replicas[l.lane] == 1 }
+// snapshot does not know that id: the replicas could come to differ. There the condition is not sent. A stream that is about
+// to be replicated counts as one that is.
+func (l *jetStreamLog) ChecksChain() bool { return l.s.chained[l.lane].Load() }
 
 // Append publishes the record.
 func (l *jetStreamLog) Append(record Record) Pending {
@@ -188,7 +216,9 @@ func (l *jetStreamLog) Append(record Record) Pending {
 	header[jetstream.MsgIDHeader] = []string{record.Hash.String()}
 	header[jetstream.ExpectedStreamHeader] = []string{l.stream}
 	header[jetstream.ExpectedLastSeqHeader] = []string{strconv.FormatUint(record.Number-1, 10)}
-	if record.Number > 1 && l.ChecksChain() {
+	// A writer that has not heard yet that the stream is to be replicated goes on as it began, until it is fenced: its
+	// appends with and without the condition must not mix.
+	if record.Number > 1 && !record.Unchained && l.s.replicas[l.lane] == 1 {
 		header[jetstream.ExpectedLastMsgIDHeader] = []string{record.Prev.String()}
 	}
 	p := &publishing{lane: l.lane, number: record.Number, done: make(chan struct{})}
@@ -369,7 +399,8 @@ func (r *apiRefusal) refusal() error {
 	return r.Error
 }
 
-// ask sends a request, and sends it again when the connection broke meanwhile: its answer may have gone to the old one.
+// ask sends a request that changes nothing. It sends it again when the connection broke meanwhile, since its answer may have gone to
+// the old one, and when none comes: nobody answers for a stream while it elects a leader.
 func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte) (*nats.Msg, error) {
 	inbox := nc.NewInbox()
 	answers, err := nc.SubscribeSync(inbox)
@@ -382,7 +413,8 @@ func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte) (*nats
 		if err := nc.PublishRequest(subject, inbox, body); err != nil {
 			return nil, err
 		}
-		for reconnects == nc.Stats().Reconnects {
+		again := time.Now().Add(requestAgain)
+		for reconnects == nc.Stats().Reconnects && time.Now().Before(again) {
 			wait, cancel := context.WithTimeout(ctx, requestLook)
 			answer, err := answers.NextMsgWithContext(wait)
 			cancel()
@@ -399,6 +431,7 @@ func (l *jetStreamLog) Head(ctx context.Context) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the head of lane %d: %w", l.lane, err)
 	}
+	l.s.chained[l.lane].Store(statesChain(&info.Config))
 	return info.State.LastSeq, nil
 }
 

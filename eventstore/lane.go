@@ -208,8 +208,13 @@ func (l *Lane[Q, A]) serve(ctx context.Context) error {
 			return l.drain(ctx)
 		default:
 		}
+		outdated := l.writer.Outdated()
+		if outdated && l.writer.InFlight() == 0 {
+			return ErrRuleChanged
+		}
+		ready := l.writer.Ready() && !outdated
 		group = l.collect(group)
-		if l.writer.Ready() && (due || l.worthSending(len(group))) {
+		if ready && (due || l.worthSending(len(group))) {
 			if slots.tryAcquire(l.writer.InFlight()) {
 				group, due = l.propose(group), false
 				slots.keep(l.writer.InFlight())
@@ -219,7 +224,7 @@ func (l *Lane[Q, A]) serve(ctx context.Context) error {
 		// While a commit cannot be sent anyway, asks pile up in the queue and wake nobody.
 		var intake chan *waiting[Q, A]
 		var slotFree <-chan struct{}
-		if l.writer.Ready() {
+		if ready {
 			if l.worthSending(len(group)) {
 				slotFree = slots.wait()
 			} else {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -61,7 +62,8 @@ type heldLog struct {
 
 type heldPending struct {
 	Pending
-	done chan struct{}
+	record Record
+	done   chan struct{}
 }
 
 func (p *heldPending) Done() <-chan struct{} { return p.done }
@@ -78,7 +80,7 @@ func (p *heldPending) Wait(ctx context.Context) error {
 func (l *heldLog) Append(r Record) Pending {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := &heldPending{l.MemoryLog.Append(r), make(chan struct{})}
+	p := &heldPending{l.MemoryLog.Append(r), r, make(chan struct{})}
 	l.held = append(l.held, p)
 	if r.Number == 1 {
 		close(p.done) // LaneOpened.
@@ -238,6 +240,78 @@ func TestAFencedWriterAnswersNothingAndForgetsWhatItDecided(t *testing.T) {
 	}
 	if err := writers[0].Open(t.Context(), now); err != nil || writers[0].Epoch() != 3 {
 		t.Errorf("reopen: %v, epoch %d, want 3", err, writers[0].Epoch())
+	}
+}
+
+// pursuedLog is a log to which somebody else appends whenever its end comes into sight.
+type pursuedLog struct {
+	*MemoryLog
+	t     *testing.T
+	reads int
+}
+
+func (l *pursuedLog) Read(ctx context.Context, number uint64) (Record, error) {
+	const readsMax = 10_000
+	if l.reads++; l.reads > readsMax {
+		return Record{}, fmt.Errorf("%d commits were read one by one behind the head, and no end", readsMax)
+	}
+	if at := l.Position(); number > at.Number {
+		appendAll(l.t, l.MemoryLog, chainOf(l.t, 0, at, 1, 10))
+	}
+	return l.MemoryLog.Read(ctx, number)
+}
+
+func TestOpeningALaneWhoseWriterIsAsFastEnds(t *testing.T) {
+	log := &pursuedLog{MemoryLog: OpenMemoryLog(0, 1), t: t}
+	writer := NewWriter(log, newCounter(), WriterOptions{Lanes: 1, Owner: "second", Pause: func(context.Context, int) error { return nil }})
+	// Behind the last commit that is read, there is none: the fence stands there.
+	if err := writer.Open(t.Context(), time.Unix(1, 0)); err != nil {
+		t.Fatalf("after %d reads: %v", log.reads, err)
+	}
+	if writer.Epoch() != readBehindHeadMax+1 {
+		t.Fatalf("opened under epoch %d, want %d", writer.Epoch(), readBehindHeadMax+1)
+	}
+}
+
+// ruledLog is a log whose rule changes when a test says so.
+type ruledLog struct {
+	*heldLog
+	unchained atomic.Bool
+}
+
+func (l *ruledLog) ChecksChain() bool { return !l.unchained.Load() }
+
+func TestALaneIsOpenedAgainWhenTheRuleOfItsLogChanges(t *testing.T) {
+	log := &ruledLog{heldLog: &heldLog{MemoryLog: OpenMemoryLog(0, 1)}}
+	lane := runLane(t, log, newCounter(), LaneOptions{ReopenDelay: time.Millisecond, TickEvery: time.Millisecond})
+	answers := make(chan error, 1)
+	go func() {
+		_, err := lane.Submit(t.Context(), 1)
+		answers <- err
+	}()
+	until(t, "the ask is on its way", func() bool { return log.appended() == 2 })
+	log.unchained.Store(true)
+	if epoch, ok := lane.Serving(); !ok || epoch != 1 {
+		t.Fatalf("serving: %t under epoch %d while a commit is in flight, want epoch 1", ok, epoch)
+	}
+	log.release(1)
+	if err := <-answers; err != nil {
+		t.Fatalf("what was in flight: %v", err)
+	}
+	until(t, "the lane is opened again", func() bool { return log.appended() == 3 })
+	log.release(2)
+	until(t, "the lane serves again", func() bool { epoch, ok := lane.Serving(); return ok && epoch == 3 })
+	go func() {
+		_, err := lane.Submit(t.Context(), 1)
+		answers <- err
+	}()
+	until(t, "the next ask is on its way", func() bool { return log.appended() == 4 })
+	log.release(3)
+	if err := <-answers; err != nil {
+		t.Fatal(err)
+	}
+	if first, last := log.held[1].record, log.held[3].record; first.Unchained || !last.Unchained {
+		t.Fatalf("stated the number alone: %t before the change and %t after it, want false and true", first.Unchained, last.Unchained)
 	}
 }
 

@@ -9,12 +9,14 @@ import (
 // satisfy one contract suite. Methods may be called by several goroutines, but only one lane writer appends.
 type Log interface {
 	// Append offers the record as commit number record.Number, on condition that the log's newest commit is
-	// record.Number-1 and, where ChecksChain says so, that its hash is record.Prev. It does not wait: the outcome is
+	// record.Number-1 and, where ChecksChain says so and unless record.Unchained, that its hash is record.Prev. It does not wait: the outcome is
 	// had from the Pending. Appends reach the log in call order.
 	Append(record Record) Pending
 	// ChecksChain reports whether Append's condition covers record.Prev. A log that does not check it must not be
 	// given a second append before the first one's outcome is known: the first may be refused because another
 	// writer's commit took its number, and the second would then find the number that it expects.
+	// The answer may change while the log is open, once, from true to false (see Upgrade); each Head renews it, and a log for
+	// which it may change looks now and then.
 	ChecksChain() bool
 	// Read returns the commit at number, or ErrNoCommit.
 	Read(ctx context.Context, number uint64) (Record, error)
@@ -33,6 +35,8 @@ type Record struct {
 	Hash Hash
 	// Prev is the hash of the commit before, which Data chains to. Readers may leave it zero.
 	Prev Hash
+	// Unchained has Append state the number alone: for a commit that is alone under way, on a log whose rule may just change.
+	Unchained bool
 	// Data is the encoded commit. Nobody changes it.
 	Data []byte
 	// Headers for people who look at the stream; may be nil. Not part of the chain.

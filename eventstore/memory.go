@@ -62,7 +62,7 @@ func (l *MemoryLog) append(record Record) error {
 	switch {
 	case record.Number != head.Number+1:
 		return ErrConflict
-	case head.Number > 0 && record.Prev != head.Hash:
+	case head.Number > 0 && !record.Unchained && record.Prev != head.Hash:
 		return ErrConflict
 	case l.bytesMax > 0 && l.bytes+int64(len(record.Data)) > l.bytesMax:
 		return ErrLogFull

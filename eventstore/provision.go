@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -52,6 +53,8 @@ type ProvisionOptions struct {
 	Topology Topology
 	// Replicas of each stream, 1 or 3; 0 means 1.
 	Replicas int
+	// ReplicasMin is how many replicas a stream that is there has at least; one with fewer is a *ReplicasError. 0 takes any.
+	ReplicasMin int
 	// MaxBytes bounds each lane's stream, which the server reserves of its own limit; 0 means that only that limit does.
 	MaxBytes int64
 	// MaxMessageSize in bytes, headers included; 0 means the constant of that name.
@@ -336,6 +339,9 @@ func (p *provision) check(ctx context.Context) error {
 		if err := checkSettings(lane, &info.Config); err != nil {
 			return err
 		}
+		if info.Config.Replicas < p.options.ReplicasMin {
+			return &ReplicasError{Stream: info.Config.Name, Found: info.Config.Replicas, Wanted: p.options.ReplicasMin}
+		}
 		if info.State.NumDeleted > 0 {
 			return &MissingLogError{Lane: lane, Reason: fmt.Sprintf("%d commits before number %d are missing", info.State.NumDeleted, info.State.LastSeq)}
 		}
@@ -396,6 +402,13 @@ func laneStream(lane uint32, replicas int, maxBytes int64, maxMessageSize int32)
 
 // checkSettings names the first setting of a stream that could lose, change or reorder commits.
 func checkSettings(lane uint32, c *jetstream.StreamConfig) error {
+	if wrong := wrongSettings(lane, c); len(wrong) > 0 {
+		return wrong[0]
+	}
+	return nil
+}
+
+func wrongSettings(lane uint32, c *jetstream.StreamConfig) (wrong []*StreamSettingError) {
 	settings := []struct {
 		setting string
 		wrong   bool
@@ -415,6 +428,7 @@ func checkSettings(lane uint32, c *jetstream.StreamConfig) error {
 		{"allow_msg_ttl", c.AllowMsgTTL, c.AllowMsgTTL, "false: commits do not expire"},
 		{"allow_msg_counter", c.AllowMsgCounter, c.AllowMsgCounter, "false: counters change messages"},
 		{"allow_msg_schedules", c.AllowMsgSchedules, c.AllowMsgSchedules, "false: only lane writers write"},
+		{"allow_atomic", c.AllowAtomicPublish, c.AllowAtomicPublish, "false: a commit is one message, a batch has a store of its own"},
 		{"allow_direct", c.AllowDirect, c.AllowDirect, "false: replicas that are behind would answer"},
 		{"no_ack", c.NoAck, c.NoAck, "false"},
 		{"sealed", c.Sealed, c.Sealed, "false: nothing could be appended"},
@@ -425,10 +439,10 @@ func checkSettings(lane uint32, c *jetstream.StreamConfig) error {
 	}
 	for _, s := range settings {
 		if s.wrong {
-			return &StreamSettingError{Stream: c.Name, Setting: s.setting, Value: fmt.Sprint(s.value), Want: s.want}
+			wrong = append(wrong, &StreamSettingError{Stream: c.Name, Setting: s.setting, Value: fmt.Sprint(s.value), Want: s.want})
 		}
 	}
-	return nil
+	return wrong
 }
 
 // ErrNotProvisioned says that the server has no record of a cluster.
@@ -492,6 +506,33 @@ func (e *TopologyError) Error() string {
 	}
 	return fmt.Sprintf("the log was created with %d lanes on %s, not %d, and that never changes; start with --lanes %d, or use another data directory or cluster for another topology",
 		e.Recorded.Lanes, e.Recorded.Created.Format(time.DateOnly), e.Wanted.Lanes, e.Recorded.Lanes)
+}
+
+// A ReplicasError says that a stream is kept by fewer servers than it has to be.
+type ReplicasError struct {
+	Stream        string
+	Found, Wanted int
+}
+
+func (e *ReplicasError) Error() string {
+	return fmt.Sprintf("stream %s is kept by %d server, and %d are wanted: what that one loses is lost; add replicas with 'weir cluster upgrade --replicas %d'", e.Stream, e.Found, e.Wanted, e.Wanted)
+}
+
+// Forming reports whether an error says only that the servers of a cluster cannot answer yet: a stream or the cluster itself has no leader, or
+// too few of them are there for a new stream. The same again may succeed.
+func Forming(err error) bool {
+	var (
+		refused *jetstream.APIError
+		lossy   *LossyServerError
+	)
+	switch {
+	case errors.As(err, &refused):
+		return refused.ErrorCode == errCodeNoPeers || refused.Code == http.StatusServiceUnavailable
+	case errors.As(err, &lossy):
+		return lossy.Cause != nil // It could not be asked.
+	}
+	return errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, errProvisionAgain)
 }
 
 // A MissingLogError says that commits which exist, or must be assumed to, are not in the log. Nothing re-creates it silently.

@@ -27,6 +27,7 @@ type Writer[Q, A any] struct {
 
 	open     bool
 	epoch    uint64
+	chained  bool     // whether the log checks the chain, as of the opening
 	tip      Position // newest commit handed to the log; the applied position when nothing is in flight
 	tipTime  time.Time
 	inFlight []*flight[A] // oldest first
@@ -76,16 +77,19 @@ type Ask[Q, A any] struct {
 	Reply    func(A, error)
 }
 
+// readBehindHeadMax bounds the commits behind the head's hint that are read one by one in an attempt to open.
+const readBehindHeadMax = 64
+
 // ErrFenced says that another writer has taken the lane. What was not answered may or may not be in the log.
 var ErrFenced = errors.New("another writer has taken the lane")
+
+// ErrRuleChanged says that the log no longer checks the chain, as it did when the lane was opened. To open it again is all it takes.
+var ErrRuleChanged = errors.New("the log is appended to by another rule from now on")
 
 // NewWriter returns a writer that does not hold its lane yet.
 func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) *Writer[Q, A] {
 	if options.InFlightMax == 0 {
 		options.InFlightMax = 2
-	}
-	if !log.ChecksChain() {
-		options.InFlightMax = 1
 	}
 	if options.AppendTimeout == 0 {
 		options.AppendTimeout = 5 * time.Second
@@ -118,7 +122,17 @@ func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) 
 func (w *Writer[Q, A]) InFlight() int { return len(w.inFlight) }
 
 // Ready reports whether another commit may be proposed now.
-func (w *Writer[Q, A]) Ready() bool { return w.open && len(w.inFlight) < w.options.InFlightMax }
+func (w *Writer[Q, A]) Ready() bool {
+	inFlightMax := w.options.InFlightMax
+	if !w.chained {
+		inFlightMax = 1
+	}
+	return w.open && len(w.inFlight) < inFlightMax
+}
+
+// Outdated reports whether the log is known to have changed its rule since the lane was opened. What is in flight keeps the rule that
+// it was sent under, so the lane is opened again when that is settled.
+func (w *Writer[Q, A]) Outdated() bool { return w.open && w.chained && !w.log.ChecksChain() }
 
 // Epoch returns the epoch under which the lane is held, 0 when it is not.
 func (w *Writer[Q, A]) Epoch() uint64 {
@@ -195,12 +209,12 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 			}
 		}
 	}
-	// The head was a hint; what stands behind it is found one by one.
-	for {
+	// The head was a hint; what stands behind it is found one by one. Not for ever: a writer that is still at work may append as fast
+	// as this one reads. Whether the end is reached is then the log's to say, which refuses a fence that is not there.
+	for behind := 0; behind < readBehindHeadMax; {
 		record, err := w.log.Read(ctx, at.Number+1)
 		if errors.Is(err, ErrNoCommit) && at.Number >= reached.Number {
-			w.tip = at
-			return nil
+			break
 		}
 		if err != nil {
 			return fmt.Errorf("open lane %d: read commit %d: %w", w.options.Lane, at.Number+1, err)
@@ -208,7 +222,12 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 		if at, err = w.take(at, record); err != nil {
 			return err
 		}
+		if at.Number > reached.Number {
+			behind++
+		}
 	}
+	w.tip = at
+	return nil
 }
 
 // sameLog checks that the machine's state was made of this log: what it applied last is there.
@@ -252,6 +271,7 @@ func (w *Writer[Q, A]) fence(ctx context.Context, now time.Time) error {
 	}
 	w.epoch = number
 	f := w.seal([]Event{{Type: TypeLaneOpened, Version: 1, CausationID: "open", Payload: payload}}, later(w.tipTime, now))
+	f.record.Unchained = true // It is alone under way, and the log may be changing its rule.
 	f.pending = w.log.Append(f.record)
 	if err := w.outcome(ctx, f); err != nil {
 		return fmt.Errorf("open lane %d: %w", w.options.Lane, err)
@@ -259,6 +279,12 @@ func (w *Writer[Q, A]) fence(ctx context.Context, now time.Time) error {
 	if err := w.applied(f); err != nil {
 		return err
 	}
+	// The rule is asked for behind the fence: whoever changes it fences the lane between announcing that and doing it, so
+	// either this answer is the new one, or this writer is fenced before it counts (see Upgrade).
+	if _, err := w.log.Head(ctx); err != nil {
+		return fmt.Errorf("open lane %d: ask how it is appended to: %w", w.options.Lane, err)
+	}
+	w.chained = w.log.ChecksChain()
 	w.tip, w.tipTime, w.open = Position{Number: number, Hash: f.record.Hash}, f.commit.Time, true
 	return nil
 }
@@ -296,6 +322,7 @@ func (w *Writer[Q, A]) Propose(asks []Ask[Q, A], now time.Time) int {
 		return len(answers)
 	}
 	f := w.seal(events, at)
+	f.record.Unchained = !w.chained
 	f.answers = answers
 	w.tip, w.tipTime = Position{Number: f.commit.Number, Hash: f.record.Hash}, at
 	f.pending = w.log.Append(f.record)

@@ -236,7 +236,9 @@ func TestAGenerationThatACrashLeftAheadOfItsRunnerWaitsForIt(t *testing.T) {
 		defer r.arrivals.mu.Unlock()
 		return r.arrivals.waiters > 0
 	}
-	for deadline := time.Now().Add(patience); !waits(); time.Sleep(time.Millisecond) {
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for deadline := time.Now().Add(patience); !waits(); <-look.C {
 		if status := b.Status(); len(status) != 1 || status[0].State == RebuildFailed || time.Now().After(deadline) {
 			t.Fatalf("seed %d: the rebuild does not wait for its runner: %+v", s.seed, status)
 		}

@@ -247,7 +247,7 @@ func (s *seat) run(ctx context.Context) error {
 func (s *seat) standBy(ctx context.Context) (*term, error) {
 	for {
 		s.mu.Lock()
-		if ctx.Err() != nil {
+		if isClosed(ctx.Done()) {
 			s.next = nil
 			s.turn(seatAway)
 			s.mu.Unlock()

@@ -471,7 +471,12 @@ func TestANodeThatDoesNotStopIsFenced(t *testing.T) {
 	s.eventually("one serves all", func() bool { return s.level(one) })
 	one.stock("tea", 100)
 	two := s.join("two")
-	s.eventually("two stands by", func() bool { lag, known := lagOf(two, 0); return known && lag == 0 })
+	s.eventually("two stands by, and knows whose the lane is", func() bool {
+		lag, known := lagOf(two, 0)
+		two.seats[0].mu.Lock()
+		defer two.seats[0].mu.Unlock()
+		return known && lag == 0 && two.seats[0].owner == "one"
+	})
 	two.Start(0, func() bool { return true }) // Whatever the leases say.
 	s.eventually("two has fenced one", func() bool { return two.Status(0).Serving })
 	acked := map[requestKey]Reply{}

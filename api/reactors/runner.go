@@ -169,8 +169,7 @@ func (r *Runner) Add(registration Registration) error {
 // place adds a track, and starts it if the runner runs. REQUIRES: mu is held.
 func (r *Runner) place(lane uint32, registration named) {
 	t := newTrack(r, registration.name, lane, registration.Registration)
-	key := string(positionKey(t.name, lane))
-	t.before = r.ending[key]
+	t.before = r.ending[string(positionKey(t.name, lane))]
 	added := append(slices.Clone(*r.byLane[lane].Load()), t)
 	r.byLane[lane].Store(&added)
 	if r.start != nil {

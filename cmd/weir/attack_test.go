@@ -11,6 +11,7 @@ import (
 	"github.com/weirhq/weir/api"
 	"github.com/weirhq/weir/api/attacktest"
 	"github.com/weirhq/weir/api/lanes"
+	"github.com/weirhq/weir/gateway/policy"
 )
 
 // A sharedLog is a node's log that a test reads while the node writes it.
@@ -34,10 +35,25 @@ func (l *sharedLog) String() string {
 // TestAttacksOnADevNodeAreRefusedAndDoNotMoveTheLog runs the attacks over the whole of a node, with its log on disk. It is
 // as a dev node is, but for the patience with slow clients.
 func TestAttacksOnADevNodeAreRefusedAndDoNotMoveTheLog(t *testing.T) {
-	limits := api.Limits{HeaderTimeMax: 300 * time.Millisecond, BodyTimeMax: 300 * time.Millisecond}
+	t.Run("node alone", func(t *testing.T) { attackDevNode(t, gatewayOptions{}) })
+	// The node stays as patient as it is by default: it is the gateway that cuts a slow client.
+	t.Run("through the gateway", func(t *testing.T) {
+		attackDevNode(t, gatewayOptions{on: true, policy: policy.Policy{Limits: policy.Limits{HeaderTime: attackPatience, BodyTime: attackPatience}}})
+	})
+}
+
+// attackPatience is what slow clients get in the attacks.
+const attackPatience = 300 * time.Millisecond
+
+func attackDevNode(t *testing.T, gateway gatewayOptions) {
+	t.Helper()
+	limits := api.Limits{HeaderTimeMax: attackPatience, BodyTimeMax: attackPatience}
+	if gateway.on {
+		limits = api.Limits{}
+	}
 	logged := &sharedLog{}
 	n, err := openNode(t.Context(), nodeOptions{
-		data: dataDir(t.TempDir()), listen: "127.0.0.1:0", lanesNew: lanesOfDev, payWithin: lanes.PayWithinDefault,
+		data: dataDir(t.TempDir()), listen: "127.0.0.1:0", lanesNew: lanesOfDev, gateway: gateway, payWithin: lanes.PayWithinDefault,
 		gcPercent: defaultGCPercent, limits: limits, owner: "test",
 	}, slog.New(slog.NewTextHandler(logged, nil)))
 	if err != nil {
@@ -68,7 +84,7 @@ func TestAttacksOnADevNodeAreRefusedAndDoNotMoveTheLog(t *testing.T) {
 		t.Fatal("the node did not get ready")
 	}
 	attacktest.Run(t, attacktest.Target{
-		URL: n.record.API, Key: n.signing, HeaderTimeMax: limits.HeaderTimeMax, BodyTimeMax: limits.BodyTimeMax,
+		URL: n.record.API, Key: n.signing, HeaderTimeMax: attackPatience, BodyTimeMax: attackPatience,
 		StreamsPerConnectionMax: 250, Logs: logged.String, Commands: n.lanes,
 		Head: func() uint64 {
 			var sum uint64

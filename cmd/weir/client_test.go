@@ -24,6 +24,7 @@ import (
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	"github.com/weirhq/weir/proto/weir/cluster/v1/clusterv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
@@ -63,6 +64,7 @@ func newShop(t *testing.T) *shop {
 	mux.Handle(campaignv1connect.NewCouponServiceHandler(couponShop{s}))
 	mux.Handle(pointsv1connect.NewPointsServiceHandler(pointsShop{s}))
 	mux.Handle(reportv1connect.NewReportServiceHandler(reportShop{s}))
+	mux.Handle(clusterv1connect.NewClusterServiceHandler(clusterShop{shop: s}))
 	mux.Handle(userv1connect.NewUserServiceHandler(userShop{s}))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.calls.Add(1)
@@ -795,25 +797,26 @@ func TestAFreshnessIsSaidInWords(t *testing.T) {
 }
 
 func TestTheReasonsAreThoseThatTheAPISends(t *testing.T) {
-	document, err := os.ReadFile("../../api/REASONS.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	documented := map[string]string{}
-	for _, row := range regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\| ([a-z_]+) \\|").FindAllStringSubmatch(string(document), -1) {
-		documented[row[1]] = row[2]
-	}
-	if len(documented) < 10 {
-		t.Fatalf("found %d reasons in api/REASONS.md: its table was not read", len(documented))
-	}
-	for name, code := range documented {
-		if r, ok := reasonNamed(name); !ok || r.code.String() != code {
-			t.Errorf("%s (%s) is in api/REASONS.md, and here it is %q", name, code, r.code)
+	for _, file := range []string{"../../api/REASONS.md", "../../gateway/REASONS.md"} {
+		document, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows := regexp.MustCompile("(?m)^\\| `([A-Z_]+)` \\| ([a-z_]+) \\|").FindAllStringSubmatch(string(document), -1)
+		if len(rows) < 10 {
+			t.Fatalf("found %d reasons in %s: its table was not read", len(rows), file)
+		}
+		for _, row := range rows {
+			if r, ok := reasonNamed(row[1]); !ok || r.code.String() != row[2] {
+				t.Errorf("%s (%s) is in %s, and here it is %q", row[1], row[2], file, r.code)
+			}
+			documented[row[1]] = row[2]
 		}
 	}
 	for _, r := range reasons {
 		if documented[r.name] == "" {
-			t.Errorf("%s is not in api/REASONS.md", r.name)
+			t.Errorf("%s is in no REASONS.md", r.name)
 		}
 	}
 }

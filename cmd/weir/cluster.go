@@ -23,12 +23,16 @@ func (p *process) clusterCommand() *cobra.Command {
 	c := &client{p: p}
 	cmd := parentCommand(&cobra.Command{
 		Use:   "cluster",
-		Short: "See the nodes and their lanes, and drain a node",
-		Long: `Nodes of one log share its lanes: each lane is decided by one of them and followed by the others. Every command asks any
-node, and needs a token with the scope operator.`,
+		Short: "Set up and look after nodes that share a log",
+		Long: `Set up and look after the nodes and servers that share one log. The nodes share its lanes: each lane is decided by
+one of them and followed by the others. status, drain and undrain ask any node, and need a token with the scope
+operator.`,
 	})
-	c.addFlags(cmd)
-	cmd.AddCommand(c.clusterStatus(), c.clusterDrain(), c.clusterUndrain())
+	for _, asking := range []*cobra.Command{c.clusterStatus(), c.clusterDrain(), c.clusterUndrain()} {
+		c.addFlags(asking)
+		cmd.AddCommand(asking)
+	}
+	cmd.AddCommand(p.clusterKeysCommand(), p.clusterUpgradeCommand())
 	return cmd
 }
 
@@ -49,15 +53,16 @@ func (c *client) clusterStatus() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Print the nodes, and where the lanes are",
-		Long: `Print the nodes that are there, as each says of itself: its state, how many lanes it decides, how many commits its views
-are behind, the calls under way, its processor time (100% is one processor), and where its API is reached. Then the lanes:
-the node that has each (its lease), the epoch under which it was opened, the newest commit, how far the views of the node
-that answers are behind, the copies of its log that are up to date of those that there are to be, and the server that
-leads its stream.
+		Long: `Print the nodes that are there, as each says of itself: its state, how many lanes it decides, how many commits its
+views are behind, the calls under way, its processor time (100% is one processor), and where its API is reached.
 
-A node is "ready" when it may have lanes, "cold" while it still reads the log, "draining" when it hands its lanes over or
-was drained. A lane without a node is decided by nobody: it has one again within the lease's time, if a node is there.
-With "moved to" an operator has said where a lane is to be.`,
+Then the lanes: the node that has each (its lease), the epoch under which it was opened, the newest commit, how far the
+views of the node that answers are behind, the copies of its log that are up to date of those that there are to be, and
+the server that leads its stream. With "moved to" an operator has said where a lane is to be. A lane without a node is
+decided by nobody: it has one again within the lease's time, if a node is there.
+
+A node is "ready" when it may have lanes, "cold" while it still reads the log, "draining" when it hands its lanes over
+or was drained.`,
 		Example: `  weir cluster status
   weir cluster status -o json | jq '.lanes[] | select(.nodeId == null)'`,
 		Args: noArgs,
@@ -142,8 +147,9 @@ func (c *client) clusterDrain() *cobra.Command {
 		Use:   "drain NODE",
 		Short: "Have a node hand its lanes over, and get no new ones",
 		Long: `Have a node hand its lanes over to the others and get no new ones, also after it was started again, until
-'weir cluster undrain'. It still answers calls, and follows the log. It returns once this is written down; the lanes move
-one by one, each within a fraction of a second. The last node that could have lanes cannot be drained. Again changes nothing.
+'weir cluster undrain'. It still answers calls, and follows the log. It returns once this is written down; the lanes
+move a few at a time, each within a fraction of a second. The last node that could have lanes cannot be drained. Again
+changes nothing.
 
 A node that stops hands its lanes over by itself: draining it first is for taking it out of service for longer.`,
 		Example: `  weir cluster drain shop-1f0c2a9e
@@ -207,9 +213,9 @@ func (c *client) lanesMove() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "move LANE NODE",
 		Short: "Have a node decide a lane",
-		Long: `Have a node decide a lane from now on, for as long as that node is there and not drained. It returns once this is written
-down; the lane moves as soon as the node is near the head of the log, within a fraction of a second, and no call fails.
-With --anywhere instead of NODE the lane goes where it would be by itself. Again changes nothing.`,
+		Long: `Have a node decide a lane from now on, for as long as that node is there and not drained. It returns once this is
+written down; the lane moves as soon as the node is near the head of the log, within a fraction of a second, and no call
+fails. With --anywhere instead of NODE the lane goes where it would be by itself. Again changes nothing.`,
 		Example: `  weir lanes move 3 shop-1f0c2a9e
   weir lanes move 3 --anywhere`,
 		Args: atMostArgs("LANE", "NODE"),
@@ -240,11 +246,11 @@ With --anywhere instead of NODE the lane goes where it would be by itself. Again
 			if owner == "" {
 				owner = "nobody"
 			}
-			where := "wherever it would be by itself"
+			where := "is to be wherever it would be by itself"
 			if !anywhere {
-				where = args[1]
+				where = "is to be with " + args[1]
 			}
-			_, err = fmt.Fprintf(c.p.stdout, "Lane %d is to be with %s; %s has it now\n", lane, where, owner)
+			_, err = fmt.Fprintf(c.p.stdout, "Lane %d %s; %s has it now\n", lane, where, owner)
 			return err
 		},
 	}

@@ -90,6 +90,9 @@ func (f *nodeFlags) finish(lanesNew uint32) (nodeOptions, error) {
 	if err := o.payments.finish(); err != nil {
 		return o, err
 	}
+	if err := o.gateway.finish(); err != nil {
+		return o, err
+	}
 	if err := o.redis.finish(); err != nil {
 		return o, err
 	}
@@ -141,6 +144,10 @@ Orders are paid through a sandbox payment provider that it runs on a second port
 demand ('weir sandbox-pay --help' lists the payment methods). Its books are in the data directory. To use another
 provider, give --payment-provider and what that one needs; with an empty --sandbox-listen there is none.
 
+Clients meet the gateway first, on --listen, as in production ('weir gateway --help'); it calls the node's API within
+this process. The API alone is on --api-listen, by default the next port. With --no-gateway it is on --listen, and there
+is no gateway.
+
 With --nats-listen other programs of this machine reach its NATS server, for example to read the stream WEIR-EVENTS
 (--publish-events). There is no password: whoever reaches that port may read and write the log itself, so it has to be
 on loopback, on a machine whose users you trust.
@@ -150,6 +157,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the requests that it has taken. 
 The API is plain HTTP and the tokens that it prints are an operator's too: leave --listen on loopback.`,
 		Example: `  weir dev --demo
   weir dev --data /tmp/shop --listen 127.0.0.1:0 --lanes 4
+  weir dev --gateway-policy policy.yaml
   weir dev --publish-events --nats-listen 127.0.0.1:4222
   WEIR_PAY_WITHIN=1m weir dev --log-format json`,
 		Args: noArgs,
@@ -165,23 +173,30 @@ The API is plain HTTP and the tokens that it prints are an operator's too: leave
 	}
 	f.add(cmd)
 	f.options.payments.addSandbox(cmd)
+	f.options.gateway.add(cmd)
 	cmd.Flags().BoolVar(&demo, "demo", false, "stock a small catalogue; again changes nothing")
-	cmd.Flags().StringVar(&f.options.log.listen, "nats-listen", "", "loopback `HOST:PORT` on which other programs reach the embedded NATS server; port 0 takes a free one, empty is none")
-	setting(cmd.Flags(), "demo", "nats-listen")
+	addNATSListenFlag(cmd, &f.options.log.listen)
+	setting(cmd.Flags(), "demo")
 	return cmd
 }
 
 func (p *process) serveCommand() *cobra.Command {
 	var f nodeFlags
 	cmd := &cobra.Command{
-		Use:   "serve --nats URL",
-		Short: "Run a node against a NATS server that keeps the log",
-		Long: `Run a node whose log is kept by a NATS server with JetStream. The node keeps its views, its witness and its keys in the
-data directory.
+		Use:   "serve",
+		Short: "Run a node in production: one of a cluster, or against a NATS server",
+		Long: `Run a node whose log is on several machines. The node keeps its views, its witness and its keys in the data directory.
 
-The server must fsync before it acknowledges (sync_interval: always). A node refuses to start on a server that does not,
-or that cannot be asked, unless --allow-lossy-log is given: give the servers' monitoring addresses with --nats-monitor,
-or credentials of the system account. It makes the streams when there are none.
+With --cluster-name the node runs a NATS server of its own, which makes a cluster with those of the other --peers: three
+machines need nothing else. The servers speak TLS to each other and prove that they know the secret of
+--cluster-secret-file; 'weir cluster keys' makes both, once. They fsync before they acknowledge, and a majority of them
+has every order before it is acknowledged. The machines may be started in any order; a node says which of them it waits
+for. With --nats-listen programs that know the secret reach the server as well (--nats, --cluster-secret-file).
+
+With --nats the log is kept by NATS servers with JetStream that you run. They must fsync before they acknowledge
+(sync_interval: always). A node refuses to start on a server that does not, or that cannot be asked, unless
+--allow-lossy-log is given: give the servers' monitoring addresses with --nats-monitor, or credentials of the system
+account. It makes the streams when there are none.
 
 Tokens are verified with the public keys in --jwt-keys (PEM or JWKS), or, without it, with the key of the data
 directory, which 'weir token' makes tokens with.
@@ -198,7 +213,9 @@ Nodes of one log share its lanes: each lane is decided by one of them, which hol
 followed by the others. A node that comes takes its share; one that is killed is replaced within the lease's time and a
 second. On SIGTERM a node hands its lanes over before it stops. The fence in the log, not the lease, keeps two nodes
 from ever deciding one lane.`,
-		Example: `  weir serve --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222 --data /var/lib/weir
+		Example: `  weir serve --cluster-name prod --peers host1,host2,host3 --cluster-secret-file /etc/weir/secret \
+    --cluster-tls-cert /etc/weir/host1.pem --cluster-tls-key /etc/weir/host1.key --cluster-tls-ca /etc/weir/ca.pem --data /var/lib/weir
+  weir serve --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222 --data /var/lib/weir
   weir serve --config /etc/weir.yaml --jwt-keys /etc/weir/jwks.json --jwt-issuer https://id.example`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -206,8 +223,8 @@ from ever deciding one lane.`,
 			if err != nil {
 				return err
 			}
-			if options.log.nats == "" {
-				return usagef("weir serve needs --nats").then("give the server's URL, or use 'weir dev', which needs no server")
+			if err := options.finishServe(); err != nil {
+				return err
 			}
 			return p.runNode(cmd, options, f.log, func(_ context.Context, n *node) error {
 				return p.announceServe(cmd, n)
@@ -217,15 +234,51 @@ from ever deciding one lane.`,
 	f.add(cmd)
 	flags := cmd.Flags()
 	addNATSFlag(cmd, &f.options.log.nats)
-	flags.StringVar(&f.options.log.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
+	f.options.log.access.add(cmd)
+	f.options.log.access.addSystem(cmd)
+	f.options.log.membership.add(cmd)
+	addNATSListenFlag(cmd, &f.options.log.listen)
 	flags.StringVar(&f.options.log.monitors, "nats-monitor", "", "monitoring `URL` of each server (http://HOST:8222), separated by commas: to see that they fsync")
-	flags.IntVar(&f.options.log.replicas, "replicas", 1, "`NUMBER` of replicas of a new log: 1 or 3")
+	flags.IntVar(&f.options.log.replicas, "replicas", 0, "`NUMBER` of servers that keep each commit, 1 or 3, of a new log; a log with fewer is refused (0: 3 in a cluster of Weir's own, else 1, and what is there)")
 	flags.BoolVar(&f.options.log.allowLossy, "allow-lossy-log", false, "start also on a server that may lose what it acknowledged in a power cut")
-	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the node runs")
+	flags.StringVar(&f.options.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the process runs")
 	flags.StringVar(&f.options.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
 	flags.StringVar(&f.options.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
-	setting(flags, "nats-creds", "nats-monitor", "replicas", "allow-lossy-log", "jwt-keys", "jwt-issuer", "jwt-audience")
+	setting(flags, "nats-monitor", "replicas", "allow-lossy-log", "jwt-keys", "jwt-issuer", "jwt-audience")
 	return cmd
+}
+
+// addNATSListenFlag puts --nats-listen on a command that runs a NATS server of its own.
+func addNATSListenFlag(cmd *cobra.Command, address *string) {
+	cmd.Flags().StringVar(address, "nats-listen", "", "`HOST:PORT` on which other programs reach this node's own NATS server; port 0 takes a free one, empty is none")
+	setting(cmd.Flags(), "nats-listen")
+}
+
+// finishServe checks the options that say where the log of a node in production is.
+func (o *nodeOptions) finishServe() error {
+	log := &o.log
+	if err := log.membership.finish(log.access.secretFile); err != nil {
+		return err
+	}
+	clustered := log.membership.member != nil
+	switch {
+	case clustered && log.nats != "":
+		return usagef("--nats and --cluster-name exclude each other").then("give --nats for servers that you run, or --cluster-name for Weir's own")
+	case !clustered && log.nats == "":
+		return usagef("weir serve needs --cluster-name or --nats").then("give the cluster of Weir's own servers, or the URL of a server; or use 'weir dev', which needs no other")
+	case !clustered && log.listen != "":
+		return usagef("--nats-listen is for a server of Weir's own, and with --nats there is none").then("leave it out, or give --cluster-name")
+	case log.replicas != 0 && log.replicas != 1 && log.replicas != replicasOfCluster:
+		return usagef("--replicas must be 1 or %d, not %d", replicasOfCluster, log.replicas)
+	}
+	log.replicasMin = log.replicas
+	if log.replicas == 0 {
+		log.replicas = 1
+		if clustered {
+			log.replicas = replicasOfCluster
+		}
+	}
+	return log.membership.checkSharedKeys(o.data, o.keys.file == "")
 }
 
 // runNode opens a node, serves until it is told to stop, and closes it.
@@ -248,7 +301,9 @@ func (p *process) runNode(cmd *cobra.Command, options nodeOptions, f logFlags, r
 
 // devLines is what a dev node prints with -o json.
 type devLines struct {
-	API   string `json:"api"`
+	API string `json:"api"`
+	// Node is where the node's own API listens, behind the gateway.
+	Node  string `json:"node,omitempty"`
 	Data  string `json:"data"`
 	Lanes uint32 `json:"lanes"`
 	Debug string `json:"debug,omitempty"`
@@ -284,6 +339,9 @@ func (p *process) announceDev(ctx context.Context, cmd *cobra.Command, n *node, 
 	if n.debug != nil {
 		lines.Debug = baseURL(n.debug.Addr()) + "/debug/pprof/"
 	}
+	if n.front != nil {
+		lines.Node = baseURL(n.listener.Addr())
+	}
 	lines.NATS = n.log.embedded.ClientURL()
 	if n.sandbox != nil {
 		lines.Sandbox = baseURL(n.sandboxListener.Addr())
@@ -302,11 +360,10 @@ func (p *process) devText(n *node, l devLines, demo bool) string {
 	paint := p.painterFor(p.stdout)
 	weir := commandName()
 	var b strings.Builder
-	laneText := "1 lane"
-	if l.Lanes != 1 {
-		laneText = fmt.Sprintf("%d lanes", l.Lanes)
+	fmt.Fprintf(&b, "%s at %s  (%s, data in %s)\n", paint.bold("Weir is ready"), l.API, lanesText(int(l.Lanes)), l.Data)
+	if l.Node != "" {
+		fmt.Fprintf(&b, "That is the gateway; the node alone is at %s\n", l.Node)
 	}
-	fmt.Fprintf(&b, "%s at %s  (%s, data in %s)\n", paint.bold("Weir is ready"), l.API, laneText, l.Data)
 	if l.Debug != "" {
 		fmt.Fprintf(&b, "Profiles at %s\n", l.Debug)
 	}
@@ -336,10 +393,14 @@ func (p *process) devText(n *node, l devLines, demo bool) string {
 
 func (p *process) announceServe(cmd *cobra.Command, n *node) error {
 	if p.json(cmd) {
-		return writeJSON(p.stdout, map[string]any{"api": n.record.API, "data": string(n.options.data), "lanes": n.log.topology.Lanes})
+		lines := map[string]any{"api": n.record.API, "data": string(n.options.data), "lanes": n.log.topology.Lanes}
+		if n.log.embedded != nil {
+			lines["server"], lines["nats"] = n.options.log.membership.serverName, n.log.embedded.ClientURL()
+		}
+		return writeJSON(p.stdout, lines)
 	}
-	_, err := fmt.Fprintf(p.stdout, "Weir is ready at %s  (%d lanes, data in %s, log on %s)\n",
-		n.record.API, n.log.topology.Lanes, n.options.data, n.log.server)
+	_, err := fmt.Fprintf(p.stdout, "Weir is ready at %s  (%s, data in %s, log on %s)\n",
+		n.record.API, lanesText(int(n.log.topology.Lanes)), n.options.data, n.log.server)
 	return err
 }
 

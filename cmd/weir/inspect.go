@@ -28,6 +28,7 @@ import (
 //	GET /parked                                parked keys of every view
 //	POST /replay?view=V&key=K&dry-run=B        take parked keys in; without view or key, all of them
 //	GET /reactors                              how far every reactor is, and how payments stand
+//	GET /doctor                                what may be wrong with the log and its servers
 //	GET /reads                                 what reads were answered from
 //	GET /keys                                  every user's wrapped key, a JSON object each
 //	POST /checkpoint                           copy the state into a directory beside it, and name that
@@ -48,6 +49,7 @@ const (
 	inspectVerify      = "/verify"
 	inspectVerifyRedis = "/verify/redis"
 	inspectReads       = "/reads"
+	inspectDoctor      = "/doctor"
 	inspectKeys        = "/keys"
 	inspectCheckpoint  = "/checkpoint"
 	// The paths about generations.
@@ -141,6 +143,7 @@ type inspector struct {
 	reactors reactorSource
 	copier   copier
 	reads    func() readReport
+	doctor   func(ctx context.Context) ([]eventstore.Finding, error)
 }
 
 // handler returns the endpoint. Every request needs the token.
@@ -156,6 +159,7 @@ func (i *inspector) handler() http.Handler {
 	mux.HandleFunc("GET "+inspectVerify, i.serveVerify)
 	mux.HandleFunc("GET "+inspectVerifyRedis, i.serveVerifyRedis)
 	mux.HandleFunc("GET "+inspectReads, i.serveReads)
+	mux.HandleFunc("GET "+inspectDoctor, i.serveDoctor)
 	mux.HandleFunc("GET "+inspectKeys, i.serveKeys)
 	mux.HandleFunc("POST "+inspectCheckpoint, i.serveCheckpoint)
 	mux.HandleFunc("GET "+inspectGenerations, i.serveGenerations)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -30,10 +31,16 @@ const (
 type logOptions struct {
 	// nats is the URL of a server; empty means the embedded one.
 	nats string
-	// listen is a loopback address for other clients of the embedded server; empty means none.
-	listen      string
-	credentials string
+	// access says how to sign in there.
+	access natsAccess
+	// listen is an address for other clients of the embedded server; empty means none. One that stands alone has no
+	// passwords, and its address is on loopback.
+	listen string
+	// membership of the embedded server in a cluster.
+	membership membership
+	// replicas of what a new log is made of. A log with fewer than replicasMin is refused; 0 takes any.
 	replicas    int
+	replicasMin int
 	// monitors are the HTTP monitoring addresses of the servers, separated by commas.
 	monitors   string
 	allowLossy bool
@@ -51,6 +58,8 @@ type openLog struct {
 	streams  *eventstore.JetStream
 	witness  *eventstore.Witness
 	keys     *eventstore.UserKeys
+	// replicas of the log as it is; what is made beside it gets as many.
+	replicas int
 
 	embedded *embedded.Server
 	nc       *nats.Conn
@@ -62,7 +71,9 @@ func connectLog(dir dataDir, options logOptions, logger *slog.Logger) (l *openLo
 	l = &openLog{logger: logger}
 	if options.nats == "" {
 		l.server = dir.log()
-		l.embedded, err = embedded.Start(embedded.Options{Dir: dir.log(), Listen: options.listen, Logger: logger})
+		l.embedded, err = embedded.Start(embedded.Options{
+			Dir: dir.log(), Listen: options.listen, Logger: logger, Cluster: options.membership.member, ServerName: options.membership.serverName,
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -73,17 +84,9 @@ func connectLog(dir dataDir, options logOptions, logger *slog.Logger) (l *openLo
 		}
 		return l, nil
 	}
-	connection := []nats.Option{
-		nats.Name("weir"), nats.MaxReconnects(-1),
-		nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
-	}
-	if options.credentials != "" {
-		connection = append(connection, nats.UserCredentials(options.credentials))
-	}
 	l.server = redacted(options.nats)
-	l.nc, err = nats.Connect(options.nats, connection...)
-	if err != nil {
-		return nil, explainNATS(l.server, err)
+	if l.nc, err = options.access.stay(options.nats, "weir"); err != nil {
+		return nil, err
 	}
 	return l, nil
 }
@@ -148,32 +151,122 @@ func provisionLog(ctx context.Context, options nodeOptions, logger *slog.Logger)
 			err = errors.Join(err, l.close())
 		}
 	}()
-	if l.embedded == nil && !options.log.allowLossy {
-		if err := eventstore.CheckDurable(ctx, l.nc, options.log.monitors); err != nil {
+	clustered, peers := options.log.membership.member != nil, []string(nil)
+	if clustered {
+		peers = options.log.membership.member.Routes
+		if err := l.awaitCluster(ctx, peers); err != nil {
 			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, startMax)
+	defer cancel()
+	if clustered {
+		return l, l.whileForming(ctx, peers, func(ctx context.Context) error { return l.open(ctx, options) })
+	}
+	return l, l.open(ctx, options)
+}
+
+// open checks the servers and the log, and opens it. After an error it may be called again.
+func (l *openLog) open(ctx context.Context, options nodeOptions) (err error) {
+	if !options.log.allowLossy {
+		if err := l.checkDurable(ctx, options); err != nil {
+			return err
 		}
 	}
 	if l.topology, err = l.wantedTopology(ctx, options); err != nil {
-		return nil, err
+		return err
 	}
-	if err := l.openWitness(options); err != nil {
-		return nil, err
-	}
-	if err := l.provision(ctx, options); err != nil {
-		return nil, err
-	}
-	if l.keys, err = l.openKeys(ctx, options); err != nil {
-		return nil, err
-	}
-	if l.streams, err = eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{}); err != nil {
-		return nil, err
-	}
-	for lane := range l.topology.Lanes {
-		if err := l.witness.Check(ctx, lane, l.streams.Log(lane)); err != nil {
-			return nil, err
+	if l.witness == nil {
+		if err := l.openWitness(options); err != nil {
+			return err
 		}
 	}
-	return l, nil
+	if err := l.provision(ctx, options); err != nil {
+		return err
+	}
+	if l.keys, err = l.openKeys(ctx, options); err != nil {
+		return err
+	}
+	streams, err := eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{})
+	if err != nil {
+		return err
+	}
+	health, err := streams.Health(ctx, 0)
+	if err != nil {
+		streams.Close()
+		return err
+	}
+	for lane := range l.topology.Lanes {
+		if err := l.witness.Check(ctx, lane, streams.Log(lane)); err != nil {
+			streams.Close()
+			return err
+		}
+	}
+	l.streams, l.replicas = streams, health.Replicas
+	return nil
+}
+
+// beside opens a bucket or stream beside the log, and makes it when there is none. In a cluster of its own servers it waits until those
+// that are to keep it answer, for startMax at most.
+func (l *openLog) beside(ctx context.Context, options logOptions, open func(context.Context) error) error {
+	if options.membership.member == nil {
+		return open(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startMax)
+	defer cancel()
+	return l.whileForming(ctx, options.membership.member.Routes, open)
+}
+
+// examine looks at the log and its servers.
+func (l *openLog) examine(ctx context.Context, options logOptions) ([]eventstore.Finding, error) {
+	examining := eventstore.ExamineOptions{ReplicasMin: options.replicasMin}
+	if l.witness != nil {
+		examining.Known = l.witness.Known()
+	}
+	var err error
+	switch {
+	case options.membership.member != nil:
+		examining.System, err = l.embedded.ConnectSystem()
+	case l.embedded != nil:
+		examining.Own = &eventstore.OwnServer{StoreDir: l.server, SyncsBeforeAck: l.embedded.SyncsBeforeAck(), Open: options.listen != "" && !isLoopback(options.listen)}
+		if dir, err := filepath.Abs(l.server); err == nil {
+			examining.Own.StoreDir = dir
+		}
+	default:
+		examining.System, err = options.access.connectSystem(options.nats)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if examining.System != nil {
+		defer examining.System.Close()
+	}
+	return eventstore.Examine(ctx, l.nc, examining)
+}
+
+// checkDurable asks every server that keeps replicas whether it fsyncs before it acknowledges. Of embedded servers, each has itself
+// and all that it sees asked when it starts; the one that stands alone does.
+func (l *openLog) checkDurable(ctx context.Context, options nodeOptions) error {
+	switch {
+	case options.log.membership.member != nil:
+		system, err := l.embedded.ConnectSystem()
+		if err != nil {
+			return err
+		}
+		defer system.Close()
+		return eventstore.CheckDurable(ctx, system, "")
+	case l.embedded != nil:
+		return nil
+	}
+	system, err := options.log.access.connectSystem(options.log.nats)
+	if err != nil {
+		return err
+	}
+	if system == nil {
+		return eventstore.CheckDurable(ctx, l.nc, options.log.monitors)
+	}
+	defer system.Close()
+	return eventstore.CheckDurable(ctx, system, "")
 }
 
 // openWitness reads the witness. A loss that is accepted is written down in it, and the state goes: it may hold commits that
@@ -219,9 +312,9 @@ func (l *openLog) wantedTopology(ctx context.Context, options nodeOptions) (even
 
 func (l *openLog) provision(ctx context.Context, options nodeOptions) error {
 	provisioning := eventstore.ProvisionOptions{
-		Topology: l.topology, Replicas: options.log.replicas, Known: l.witness.Known(), Now: time.Now(),
+		Topology: l.topology, Replicas: options.log.replicas, ReplicasMin: options.log.replicasMin, Known: l.witness.Known(), Now: time.Now(),
 	}
-	if l.embedded != nil {
+	if l.embedded != nil && options.log.membership.member == nil { // In a cluster the other servers know the streams, too.
 		provisioning.Reopen = func(context.Context) error { return l.embedded.Restart() }
 	}
 	_, err := eventstore.Provision(ctx, l.nc, provisioning)
@@ -288,9 +381,9 @@ func (c *localCopier) Checkpoint(context.Context) (string, error) {
 }
 
 // openStopped reads the log of a directory on which no node runs, or of a NATS server.
-func (p *process) openStopped(ctx context.Context, dir dataDir, address string) (_ *source, err error) {
+func (p *process) openStopped(ctx context.Context, dir dataDir, options logOptions) (_ *source, err error) {
 	logger := slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	l, err := connectLog(dir, logOptions{nats: address}, logger)
+	l, err := connectLog(dir, options, logger)
 	if err != nil {
 		return nil, explainStart(dir, err)
 	}
@@ -316,7 +409,7 @@ func (p *process) openStopped(ctx context.Context, dir dataDir, address string) 
 	if _, err := os.Stat(dir.state()); errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	}
-	if address == "" {
+	if options.nats == "" {
 		witness, err := eventstore.OpenWitness(dir.witness())
 		if err != nil {
 			return nil, err

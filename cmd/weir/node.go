@@ -58,6 +58,8 @@ const (
 type nodeOptions struct {
 	data   dataDir
 	listen string
+	// gateway stands in front of the API of a dev node.
+	gateway gatewayOptions
 	// lanes of a new log; 0 takes those of the log that is there, or lanesNew.
 	lanes    uint32
 	lanesNew uint32
@@ -125,7 +127,11 @@ type node struct {
 	sandbox         *sandbox.Server
 	sandboxListener net.Listener
 	server          *http.Server
-	record          nodeRecord
+	// endWatches ends the calls that last.
+	endWatches func()
+	// front is the gateway in front of the API, nil for none.
+	front  *front
+	record nodeRecord
 	// settled says that every lane has had a node since this one came, leaving that this one hands its lanes over.
 	settled, leaving atomic.Bool
 	calls            atomic.Int64 // under way
@@ -147,7 +153,7 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openViews, n.openPayments, n.openReactors, n.openSharing, n.openAPI, n.openInspector} {
+	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openViews, n.openPayments, n.openReactors, n.openSharing, n.openAPI, n.openGateway, n.openInspector} {
 		if err := open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
@@ -193,7 +199,7 @@ func (n *node) openDir(ctx context.Context) error {
 }
 
 func (n *node) openListeners(ctx context.Context) (err error) {
-	if address := n.options.log.listen; address != "" && !isLoopback(address) {
+	if address := n.options.log.listen; address != "" && !isLoopback(address) && n.options.log.membership.member == nil {
 		return usagef("--nats-listen %q is not a loopback address: whoever reaches it may read and write the log", address).then("give it as 127.0.0.1:4222")
 	}
 	if address := n.options.debug; address != "" && !isLoopback(address) {
@@ -201,6 +207,11 @@ func (n *node) openListeners(ctx context.Context) (err error) {
 	}
 	if n.listener, err = n.listen(ctx, n.options.listen, "--listen"); err != nil {
 		return err
+	}
+	if n.options.gateway.on {
+		if err := n.listenBehind(ctx); err != nil {
+			return err
+		}
 	}
 	if n.inspect, err = n.listen(ctx, "127.0.0.1:0", "the inspection endpoint"); err != nil {
 		return err
@@ -230,6 +241,21 @@ func isLoopback(address string) bool {
 
 // listen opens one address, and closes it with the node.
 func (n *node) listen(ctx context.Context, address, flag string) (net.Listener, error) {
+	listener, err := listenOn(ctx, address, flag)
+	if err != nil {
+		return nil, err
+	}
+	n.later(func() error {
+		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
+	return listener, nil
+}
+
+// listenOn opens one address, and says well why it cannot.
+func listenOn(ctx context.Context, address, flag string) (net.Listener, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
@@ -245,18 +271,10 @@ func (n *node) listen(ctx context.Context, address, flag string) (net.Listener, 
 	case err != nil:
 		return nil, &problem{code: exitUsage, cause: err, what: fmt.Sprintf("cannot listen on %q: %v", address, err), next: "give " + flag + " as HOST:PORT of this machine"}
 	}
-	n.later(func() error {
-		if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		return nil
-	})
 	return listener, nil
 }
 
 func (n *node) openLog(ctx context.Context) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, startMax)
-	defer cancel()
 	n.log, err = provisionLog(ctx, n.options, n.logger)
 	if err != nil {
 		return err
@@ -348,7 +366,7 @@ func (n *node) openAPI(ctx context.Context) error {
 		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks, Cluster: sharedLanes{n},
 		Limits: n.options.limits, Serving: n.serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
 	})
-	n.server = api.NewServer(handler)
+	n.server, n.endWatches = api.NewServer(handler), handler.EndWatches
 	n.server.Handler = n.counted(n.withWebhooks(handler))
 	return ctx.Err()
 }
@@ -393,7 +411,7 @@ func (n *node) openInspector(context.Context) error {
 		return err
 	}
 	n.record = nodeRecord{
-		PID: os.Getpid(), Started: time.Now().UTC(), API: baseURL(n.listener.Addr()), Inspect: baseURL(n.inspect.Addr()),
+		PID: os.Getpid(), Started: time.Now().UTC(), API: n.publicURL(), Inspect: baseURL(n.inspect.Addr()),
 		Token: base64.RawURLEncoding.EncodeToString(secret),
 	}
 	return nil
@@ -459,6 +477,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 		charging.run(func(ctx context.Context) error { return serveSandbox(ctx, n.sandbox, n.sandboxListener) })
 	}
 	serving.run(func(context.Context) error { return ignoreClosed(n.server.Serve(n.listener)) })
+	if n.front != nil {
+		serving.run(n.front.run)
+	}
 	serving.run(func(context.Context) error { return ignoreClosed(inspect.Serve(n.inspect)) })
 	if n.debug != nil {
 		serving.run(func(context.Context) error { return ignoreClosed(profiles.Serve(n.debug)) })
@@ -476,6 +497,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	errs := []error{starting.wait()}
 	errs = append(errs, n.record.remove(n.options.data))
 	n.drain(background)
+	if n.front != nil {
+		errs = append(errs, n.front.stop(background)) // It calls the API.
+	}
 	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
 	errs = append(errs, reacting.end(), charging.end(), sharing.end(), answering.end(), deciding.end())
 	n.settleViews(background)
@@ -566,7 +590,7 @@ func (s *stage) end() error {
 
 // announce waits until the lanes are served, makes the node known in its directory, and calls ready.
 func (n *node) announce(ctx context.Context, ready func(context.Context) error) error {
-	if n.settle(ctx) != nil {
+	if !n.settle(ctx) {
 		return nil // It stops.
 	}
 	if err := n.record.write(n.options.data); err != nil {
@@ -665,6 +689,9 @@ func (n *node) inspector() *inspector {
 		rebuilds: &localRebuilds{n.rebuilds},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 		reads:    n.reads,
+		doctor: func(ctx context.Context) ([]eventstore.Finding, error) {
+			return n.log.examine(ctx, n.options.log)
+		},
 		copier: &localCopier{
 			dir: n.options.data, store: n.store,
 			keys: func(context.Context) (*eventstore.UserKeys, error) { return n.log.keys, nil },

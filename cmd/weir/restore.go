@@ -62,14 +62,15 @@ With --check the backup is verified and nothing is restored. Exit code 3: the ba
 			if err := p.printBackup(cmd, result, fmt.Sprintf("restored to %s: %s commits in %d lanes, %d users' keys", data, groupDigits(result.Commits), result.Lanes, result.Users)); err != nil {
 				return err
 			}
-			return p.verifyRestored(cmd, data, options.nats)
+			return p.verifyRestored(cmd, data, options)
 		},
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&from, "from", "", "`DIR` of the backup")
 	flags.StringVar(&data, "data", "", "`DIR` to restore into: one that holds no log yet")
 	addNATSFlag(cmd, &options.nats)
-	flags.StringVar(&options.credentials, "nats-creds", "", "`FILE` with the credentials for the NATS server")
+	options.access.add(cmd)
+	options.access.addSystem(cmd)
 	flags.IntVar(&options.replicas, "replicas", 1, "`NUMBER` of replicas of the restored log: 1 or 3")
 	flags.BoolVar(&check, "check", false, "verify the backup, and restore nothing")
 	return cmd
@@ -144,8 +145,8 @@ func (p *process) restoreLog(cmd *cobra.Command, b *backup.Backup, dir, unfinish
 }
 
 // verifyRestored verifies the log and the views of what was restored.
-func (p *process) verifyRestored(cmd *cobra.Command, data, address string) error {
-	from := sourceFlags{data: data, nats: address}
+func (p *process) verifyRestored(cmd *cobra.Command, data string, options logOptions) error {
+	from := sourceFlags{data: data, nats: options.nats, access: options.access}
 	s, err := p.openSource(cmd.Context(), &from)
 	if err != nil {
 		return err

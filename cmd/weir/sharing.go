@@ -113,7 +113,7 @@ func newNodeID() string {
 	}, host)
 	host = host[:min(len(host), hostNameMax)]
 	random := make([]byte, nodeIDRandomBytes)
-	rand.Read(random) //nolint:errcheck // It never fails: crypto/rand.
+	_, _ = rand.Read(random) // It never fails.
 	return fmt.Sprintf("%s-%x", host, random)
 }
 
@@ -121,7 +121,7 @@ func newNodeID() string {
 func (n *node) openSharing(context.Context) (err error) {
 	n.sharing, err = ownership.New(n.log.nc, ownership.Options{
 		NodeID: n.options.sharing.nodeID, Topology: n.log.topology, Lanes: n.lanes, LeaseTTL: n.options.sharing.leaseTTL,
-		Replicas: n.options.log.replicas, Describe: n.describe, Logger: n.logger,
+		Replicas: n.log.replicas, Describe: n.describe, Logger: n.logger,
 	})
 	return err
 }
@@ -200,19 +200,19 @@ func (n *node) serving() bool {
 	return len(n.sharing.Members()) > 1 && !n.viewsLag(eventstore.TailCommitsMax)
 }
 
-// settle waits until every lane has a node, and those that this one has are served.
-func (n *node) settle(ctx context.Context) error {
+// settle waits until every lane has a node, and those that this one has are served. It reports false when ctx ends before.
+func (n *node) settle(ctx context.Context) bool {
 	tick := time.NewTicker(servingPoll)
 	defer tick.Stop()
 	for !n.sharing.Settled() {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return false
 		case <-tick.C:
 		}
 	}
 	n.settled.Store(true)
-	return nil
+	return true
 }
 
 // drain hands the lanes over to other nodes, if there are any. What is not handed over is stopped, and free for whoever comes.

@@ -31,9 +31,10 @@ type source struct {
 
 // sourceFlags are the flags of the commands that look inside.
 type sourceFlags struct {
-	data  string
-	nats  string
-	lanes []uint
+	data   string
+	nats   string
+	access natsAccess
+	lanes  []uint
 }
 
 // sourceHelp is part of their help.
@@ -44,6 +45,7 @@ opened by this command, and no node can start until it ends. With --nats, the lo
 func (f *sourceFlags) addFlags(cmd *cobra.Command, withLanes bool) {
 	addDataFlag(cmd, &f.data)
 	addNATSFlag(cmd, &f.nats)
+	f.access.add(cmd)
 	if withLanes {
 		cmd.Flags().UintSliceVar(&f.lanes, "lane", nil, "only this `LANE`, counted from 0; repeat it for more")
 	}
@@ -91,7 +93,7 @@ func (p *process) openSource(ctx context.Context, f *sourceFlags) (*source, erro
 			}, nil
 		}
 	}
-	return p.openStopped(ctx, dir, f.nats)
+	return p.openStopped(ctx, dir, logOptions{nats: f.nats, access: f.access})
 }
 
 // readLane calls do with every commit of a lane from number on to the head at the start. With follow it goes on until ctx

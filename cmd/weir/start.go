@@ -23,7 +23,9 @@ func explainStart(dir dataDir, err error) error {
 		keys     *eventstore.MissingKeysError
 		setting  *eventstore.StreamSettingError
 		chain    *eventstore.ChainError
+		replicas *eventstore.ReplicasError
 		lossy    *eventstore.LossyServerError
+		owner    *embedded.DirOwnerError
 		witness  *eventstore.WitnessError
 	)
 	data := func(next string) error {
@@ -52,6 +54,10 @@ func explainStart(dir dataDir, err error) error {
 		return data("keep the directory as it is, and restore the log from a backup, before anything is given up")
 	case errors.As(err, &lossy):
 		return data("sync_interval: always in the jetstream block of every server; then give their addresses with --nats-monitor")
+	case errors.As(err, &replicas):
+		return data("add them while the nodes run, or leave --replicas out to take the log as it is")
+	case errors.As(err, &owner):
+		return data("start that server with the flags that it was first started with; to move a log into a cluster: weir backup, and weir restore --nats there")
 	case errors.As(err, &setting):
 		return data("a stream set up so could lose what was acknowledged: correct the setting")
 	case errors.As(err, &chain):

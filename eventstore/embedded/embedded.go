@@ -8,10 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,6 +30,8 @@ const (
 	pendingMax = 512 << 20
 	// diskShare of the free space is what the log may take by default; the rest is for everything beside it.
 	diskShare = 0.8
+	// routeTLSTimeout bounds the handshake of a route or a client: three servers that start at once have much to do.
+	routeTLSTimeout = 5 * time.Second
 	// startMax bounds the wait for the server to recover its streams and accept connections.
 	startMax = 5 * time.Minute
 )
@@ -57,19 +59,11 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Cluster says which cluster a server is part of.
-type Cluster struct {
-	// Name of the cluster, the same in each server.
-	Name string
-	// Listen is the TCP address (host:port) for the other servers. Routes are the addresses of all of them.
-	Listen string
-	Routes []string
-}
-
 // A Server is a NATS server in this process. Its methods may be called by several goroutines.
 type Server struct {
 	options  server.Options // as first started, with the ports that it then got
 	maxBytes int64
+	secret   Secret // nil for a server without users
 	logger   *slog.Logger
 	lock     *dirLock
 
@@ -122,13 +116,17 @@ func (s *Server) configure(options Options, dir string) error {
 	if name == "" {
 		name = "weir-" + filepath.Base(dir)
 	}
-	s.options = server.Options{
-		ServerName: name, DontListen: true, NoSigs: true, NoLog: true,
-		MaxPayload: MaxPayload, MaxPending: pendingMax,
-		JetStream: true, StoreDir: dir, JetStreamMaxStore: maxBytes, JetStreamMaxMemory: memoryMax,
-		SyncAlways: options.SyncInterval == 0, SyncInterval: options.SyncInterval,
-		DisableJetStreamBanner: true,
+	if options.Cluster != nil && options.Cluster.Secret != nil {
+		if err := options.Cluster.Secret.accounts(&s.options); err != nil {
+			return err
+		}
 	}
+	o := &s.options
+	o.ServerName, o.DontListen, o.NoSigs, o.NoLog = name, true, true, true
+	o.MaxPayload, o.MaxPending = MaxPayload, pendingMax
+	o.JetStream, o.StoreDir, o.JetStreamMaxStore, o.JetStreamMaxMemory = true, dir, maxBytes, memoryMax
+	o.SyncAlways, o.SyncInterval = options.SyncInterval == 0, options.SyncInterval
+	o.DisableJetStreamBanner = true
 	if options.Listen == "" && options.Cluster != nil {
 		options.Listen = "127.0.0.1:0"
 	}
@@ -143,16 +141,15 @@ func (s *Server) configure(options Options, dir string) error {
 			return err
 		}
 	}
+	owner := identity{}
 	if c := options.Cluster; c != nil {
-		s.options.Cluster.Name = c.Name
-		if s.options.Cluster.Host, s.options.Cluster.Port, err = splitAddress(c.Listen); err != nil {
+		owner = identity{Cluster: c.Name, Server: name}
+		s.secret = c.Secret
+		if err := c.configure(&s.options); err != nil {
 			return err
 		}
-		for _, route := range c.Routes {
-			s.options.Routes = append(s.options.Routes, &url.URL{Scheme: "nats", Host: route})
-		}
 	}
-	return nil
+	return claim(dir, owner)
 }
 
 // splitAddress turns port 0 into the server's own sign for any free port.
@@ -205,6 +202,17 @@ func (s *Server) start() error {
 
 // Connect returns a connection that stays within the process. It survives Restart. The caller closes it.
 func (s *Server) Connect(opts ...nats.Option) (*nats.Conn, error) {
+	if s.secret != nil {
+		signIn, err := s.secret.ClientOption()
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, signIn)
+	}
+	return s.connect(opts...)
+}
+
+func (s *Server) connect(opts ...nats.Option) (*nats.Conn, error) {
 	base := []nats.Option{
 		nats.InProcessServer(s), nats.MaxReconnects(-1),
 		nats.ReconnectWait(20 * time.Millisecond), nats.ReconnectJitter(5*time.Millisecond, 5*time.Millisecond),
@@ -308,7 +316,15 @@ func (l *serverLog) Fatalf(format string, v ...any) {
 }
 
 func (l *serverLog) Errorf(format string, v ...any) {
-	l.logger.Error("nats server", "message", fmt.Sprintf(format, v...))
+	message := fmt.Sprintf(format, v...)
+	switch {
+	case strings.HasSuffix(message, "TLS route handshake error: EOF"):
+		l.logger.Debug("nats server", "message", message) // Somebody looked whether this server listens, and left.
+	case strings.HasPrefix(message, "Error trying to connect to route"):
+		l.logger.Warn("nats server", "message", message) // That server is not there yet, or no more. It tries again.
+	default:
+		l.logger.Error("nats server", "message", message)
+	}
 }
 
 func (l *serverLog) Warnf(format string, v ...any) {

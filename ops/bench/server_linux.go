@@ -70,6 +70,35 @@ func cpuOf(servers []*server) (sum time.Duration, err error) {
 	return sum, nil
 }
 
+// syncLatency appends to a file and syncs it, again and again, and returns how long that takes: what a commit waits for at least.
+func syncLatency(ctx context.Context, dir string, duration time.Duration) (latency load.Histogram, err error) {
+	const (
+		appendBytes = 16 << 10 // A commit of some dozens of orders.
+		pause       = time.Millisecond
+	)
+	file, err := os.CreateTemp(dir, "sync-")
+	if err != nil {
+		return latency, err
+	}
+	defer func() { err = errors.Join(err, file.Close(), os.Remove(file.Name())) }()
+	content := make([]byte, appendBytes)
+	for end := time.Now().Add(duration); time.Now().Before(end) && ctx.Err() == nil; {
+		began := time.Now()
+		if _, err := file.Write(content); err != nil {
+			return latency, err
+		}
+		if err := file.Sync(); err != nil {
+			return latency, err
+		}
+		latency.Record(time.Since(began))
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	return latency, ctx.Err()
+}
+
 // residentBytes returns the memory that a process has in RAM now.
 func residentBytes(pid int) (int64, error) {
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")

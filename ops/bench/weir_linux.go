@@ -250,6 +250,19 @@ func getSource(token string, ids []string) (load.Source, error) {
 	return load.NewTemplate(getPath, protoType, token, body, load.Field{Placeholder: ids[0], Fill: load.Pick(random, ids)})
 }
 
+// getInTurn makes GetOrder requests for one of the ids after the other.
+func getInTurn(token string, ids []string) (load.Source, error) {
+	body, err := proto.Marshal(&orderv1.GetOrderRequest{OrderId: ids[0]})
+	if err != nil {
+		return nil, err
+	}
+	next := 0
+	return load.NewTemplate(getPath, protoType, token, body, load.Field{Placeholder: ids[0], Fill: func(text []byte) {
+		copy(text, ids[next%len(ids)])
+		next++
+	}})
+}
+
 // place makes that many orders as fast as they go, and returns every nth order's id, and the newest revision.
 func (w *weir) place(ctx context.Context, options Options, calls, nth int) (ids []string, newest *typev1.Revision, result *load.Result, err error) {
 	source, err := w.placeSource(protoType, skusMany)

@@ -39,6 +39,8 @@ type Node struct {
 	PayWithin time.Duration
 	// Flags are further flags of 'weir dev'.
 	Flags []string
+	// Gateway has calls go through the gateway of the process; without it they meet the node alone.
+	Gateway bool
 	// Operator and Trusted are tokens: for everything, and for ordering for any user.
 	Operator, Trusted string
 
@@ -55,9 +57,12 @@ func (n *Node) Begin(ctx context.Context) error {
 		}
 	}
 	arguments := []string{"--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)}
-	if n.NATS != "" {
+	switch {
+	case n.NATS != "":
 		name = "serve"
 		arguments = append(arguments, "--nats", n.NATS)
+	case !n.Gateway:
+		arguments = append(arguments, "--no-gateway")
 	}
 	command := prefixed(n.Prefix, n.Binary, slices.Concat([]string{name}, arguments, n.Flags)...)
 	payWithin := n.PayWithin

@@ -1,0 +1,449 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/weirhq/weir/eventstore/embedded"
+)
+
+// A walk runs what a document says, in a shell and in terminals.
+type walk struct {
+	t   *testing.T
+	dir string
+	env []string
+
+	shell *exec.Cmd
+	in    io.Writer
+	out   *bufio.Reader
+	// servers that run in terminals.
+	mu      sync.Mutex
+	servers []*exec.Cmd
+}
+
+// walkCommandMax bounds one command of a document.
+const walkCommandMax = time.Minute
+
+// newWalk puts the binary on the path as weir.
+func newWalk(t *testing.T) *walk {
+	t.Helper()
+	builtBinary = true
+	binary, err := weirBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	if err := os.Symlink(binary, filepath.Join(bin, "weir")); err != nil {
+		t.Fatal(err)
+	}
+	w := &walk{t: t, dir: t.TempDir(), env: []string{"PATH=" + bin + ":/usr/bin:/bin", "HOME=/nonexistent", "NO_COLOR=1"}}
+	w.shell = exec.Command("bash", "--norc", "-s") //nolint:noctx // It ends when its input does.
+	w.shell.Dir, w.shell.Env = w.dir, w.env
+	in, err := w.shell.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := w.shell.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.shell.Stderr = w.shell.Stdout
+	w.in, w.out = in, bufio.NewReader(out)
+	if err := w.shell.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = w.shell.Process.Kill()
+		_ = w.shell.Wait()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, server := range w.servers {
+			_ = server.Process.Kill() // Some were killed before.
+			_ = server.Wait()
+		}
+	})
+	return w
+}
+
+// run runs one command in the shell and returns what it printed.
+func (w *walk) run(command string) string {
+	w.t.Helper()
+	const mark = "::ended:"
+	if _, err := fmt.Fprintf(w.in, "{ %s\n} </dev/null 2>&1; echo; echo '%s' $?\n", command, mark); err != nil {
+		w.t.Fatal(err)
+	}
+	timer := time.AfterFunc(walkCommandMax, func() { _ = w.shell.Process.Kill() })
+	defer timer.Stop()
+	var text strings.Builder
+	for {
+		line, err := w.out.ReadString('\n')
+		if err != nil {
+			w.t.Fatalf("$ %s\n%s\nthe shell ended, at the latest after %s: %v", command, lastOf(text.String()), walkCommandMax, err)
+		}
+		if code, ended := strings.CutPrefix(line, mark); ended {
+			if strings.TrimSpace(code) != "0" {
+				w.t.Fatalf("$ %s\n%sended with code %s", command, text.String(), strings.TrimSpace(code))
+			}
+			return strings.TrimSuffix(text.String(), "\n")
+		}
+		text.WriteString(line)
+	}
+}
+
+// lastOf returns the end of what was printed.
+func lastOf(text string) string { return text[max(0, len(text)-2000):] }
+
+// serve starts a node in a terminal of its own. ready waits until it has said that it is ready, and returns that.
+func (w *walk) serve(command string) (ready func() string) {
+	w.t.Helper()
+	server := exec.Command("bash", "-c", "exec "+command) //nolint:noctx // Cleanup ends it.
+	server.Dir, server.Env = w.dir, w.env
+	var stderr bytes.Buffer
+	server.Stderr = &stderr
+	out, err := server.StdoutPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.mu.Lock()
+	w.servers = append(w.servers, server)
+	w.mu.Unlock()
+	timer := time.AfterFunc(walkCommandMax, func() { _ = server.Process.Kill() })
+	return func() string {
+		w.t.Helper()
+		defer timer.Stop()
+		reader := bufio.NewReader(out)
+		line, err := reader.ReadString('\n')
+		if err != nil {
+			_ = server.Wait()
+			w.t.Fatalf("$ %s\nended before it was ready: %v\n%s", command, err, stderr.String())
+		}
+		go func() { _, _ = io.Copy(io.Discard, reader) }()
+		return line
+	}
+}
+
+// follow does what the document says and compares what is printed with what it shows.
+func (w *walk) follow(document string) (commands int) {
+	w.t.Helper()
+	type starting struct {
+		ready func() string
+		want  string
+	}
+	var starts []starting
+	settle := func() {
+		for _, s := range starts {
+			if got := s.ready(); s.want != "" && got != s.want {
+				w.t.Fatalf("a node said %q, the document says %q", got, s.want)
+			}
+		}
+		starts = nil
+	}
+	for _, block := range regexp.MustCompile("(?s)```(\\w+)\n(.*?)```").FindAllStringSubmatch(document, -1) {
+		if block[1] == "yaml" {
+			if err := os.WriteFile(filepath.Join(w.dir, "cluster.yaml"), []byte(block[2]), 0o600); err != nil {
+				w.t.Fatal(err)
+			}
+			continue
+		}
+		for step := range strings.SplitSeq(strings.TrimPrefix(block[2], "$ "), "\n$ ") {
+			command, want, _ := strings.Cut(step, "\n")
+			commands++
+			if strings.HasPrefix(command, "weir serve") {
+				starts = append(starts, starting{w.serve(command), want})
+				continue
+			}
+			settle()
+			got := w.run(command)
+			if want = strings.TrimSpace(want); want != "" && want != "…" && strings.TrimSpace(got) != want {
+				w.t.Fatalf("$ %s\nprinted:\n%s\nthe document says:\n%s", command, got, want)
+			}
+		}
+	}
+	settle()
+	return commands
+}
+
+// freePorts returns ports of 127.0.0.1 that nobody listens on.
+func freePorts(t *testing.T, count int) []string {
+	t.Helper()
+	ports := make([]string, count)
+	for i := range ports {
+		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		_, ports[i], _ = net.SplitHostPort(listener.Addr().String())
+	}
+	return ports
+}
+
+func TestTheWalkThroughOverThreeMachinesWorksAsWritten(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "ops", "three-machines.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, _, found := strings.Cut(string(text), "## On three machines")
+	if !found {
+		t.Fatal("the document has no end for one computer")
+	}
+	ports := freePorts(t, 9)
+	for i, port := range []string{"6221", "6222", "6223", "4221", "4222", "4223", "8081", "8082", "8083"} {
+		document = strings.ReplaceAll(document, ":"+port, ":"+ports[i])
+	}
+	if commands := newWalk(t).follow(document); commands < 18 {
+		t.Fatalf("the document has %d commands: the test did not find them", commands)
+	}
+}
+
+// A testCluster is three machines on one.
+type testCluster struct {
+	keys   string
+	peers  string
+	routes []string
+	dirs   []string
+	secret embedded.Secret
+	// url of a server that clients reach, where a test started one.
+	url string
+}
+
+func newTestCluster(t *testing.T) *testCluster {
+	t.Helper()
+	c := &testCluster{keys: filepath.Join(t.TempDir(), "keys")}
+	live(t, nil, "cluster", "keys", "127.0.0.1", "--out", c.keys).want(t, exitOK)
+	for _, port := range freePorts(t, 3) {
+		c.routes = append(c.routes, "127.0.0.1:"+port)
+		dir := t.TempDir()
+		c.dirs = append(c.dirs, dir)
+		for _, file := range []string{"token.key", "master.key"} {
+			text, err := os.ReadFile(filepath.Join(c.keys, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(dir, file), text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.peers = strings.Join(c.routes, ",")
+	secret, err := readClusterSecret(c.path("secret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.secret = secret
+	return c
+}
+
+func (c *testCluster) path(file string) string { return filepath.Join(c.keys, file) }
+
+// flags of the machine with that number.
+func (c *testCluster) flags(number int, more ...string) []string {
+	return append([]string{
+		"serve", "--cluster-name", "test", "--peers", c.peers, "--cluster-listen", c.routes[number], "--server-name", fmt.Sprintf("n%d", number+1),
+		"--cluster-secret-file", c.path("secret"), "--cluster-tls-cert", c.path("127.0.0.1.pem"), "--cluster-tls-key", c.path("127.0.0.1.key"),
+		"--cluster-tls-ca", c.path("ca.pem"), "--data", c.dirs[number], "--listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0", "-o", "json", "--log-level", "error",
+	}, more...)
+}
+
+// options of the machine's server.
+func (c *testCluster) options(t *testing.T, number int) embedded.Options {
+	t.Helper()
+	m := membership{
+		name: "test", peers: c.peers, listen: c.routes[number], serverName: fmt.Sprintf("n%d", number+1),
+		cert: c.path("127.0.0.1.pem"), certKey: c.path("127.0.0.1.key"), ca: c.path("ca.pem"),
+	}
+	if err := m.finish(c.path("secret")); err != nil {
+		t.Fatal(err)
+	}
+	return embedded.Options{Dir: dataDir(c.dirs[number]).log(), ServerName: m.serverName, Cluster: m.member}
+}
+
+func TestThreeNodesMakeALogOfThreeReplicas(t *testing.T) {
+	c := newTestCluster(t)
+	var servers []*embedded.Server
+	for number := range 2 { // Two machines have a server and no node: the node of the third one makes the log.
+		server, err := embedded.Start(c.options(t, number))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Shutdown()
+		servers = append(servers, server)
+	}
+	n := startNode(t, c.flags(2, "--lanes", "2")...)
+	nc, err := servers[0].Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]int{}
+	for info := range js.ListStreams(t.Context()).Info() {
+		seen[info.Config.Name] = info.Config.Replicas
+	}
+	for _, stream := range []string{"ORDERS-00", "ORDERS-01", "KV_WEIR-CLUSTER", "KV_WEIR-USER-KEYS", "KV_WEIR-NODES", "KV_WEIR-LEASES", "KV_WEIR-PLACEMENT", "KV_WEIR-REACTORS"} {
+		if seen[stream] != replicasOfCluster {
+			t.Errorf("stream %s has %d replicas, want %d", stream, seen[stream], replicasOfCluster)
+		}
+	}
+	operator, err := os.ReadFile(filepath.Join(c.dirs[2], "node.json"))
+	if err != nil || !bytes.Contains(operator, []byte("inspect")) {
+		t.Fatalf("the node has no record: %v", err)
+	}
+	if r := n.stop(); r.code != exitOK {
+		t.Fatalf("the node ended with %+v", r)
+	}
+}
+
+func TestReplicasAreAddedByACommandWhileANodeServes(t *testing.T) {
+	c := newTestCluster(t)
+	for number := range 2 {
+		options := c.options(t, number)
+		if number == 0 {
+			options.Listen = "127.0.0.1:0"
+		}
+		server, err := embedded.Start(options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Shutdown()
+		if number == 0 {
+			c.url = strings.Replace(server.ClientURL(), "nats://", "tls://", 1)
+		}
+	}
+	n := startNode(t, c.flags(2, "--lanes", "2", "--replicas", "1")...)
+	defer n.stop()
+	access := []string{"--nats", c.url, "--nats-ca", c.path("ca.pem"), "--cluster-secret-file", c.path("secret")}
+	token := func(user, scope string) []string {
+		return n.env(strings.TrimSpace(live(t, nil, "token", "--data", c.dirs[2], "--user", user, "--scope", scope).want(t, exitOK).stdout))
+	}
+	operator := token("op", "operator")
+	live(t, operator, "product", "put", "--sku", "tea", "--title", "Tea", "--price", "1.00 EUR").want(t, exitOK)
+	live(t, operator, "stock", "receive", "--sku", "tea", "--quantity", "100").want(t, exitOK)
+	shop := func(round string) {
+		t.Helper()
+		for _, user := range []string{"alice", "bob", "carol", "dave"} { // Of both lanes.
+			customer := token(user, "")
+			eventually(t, "an order of "+user, func() bool { // A lane that was fenced answers that it is not available, for a while.
+				return live(t, customer, "order", "place", "tea", "--request-id", round).code == exitOK
+			}, func() string { return fmt.Sprint("lanes: ", laneOwners(t, operator)) })
+		}
+	}
+	shop("before")
+	r := live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "3", "-o", "json"}, access...)...).want(t, exitOK)
+	for _, stream := range []string{"ORDERS-00", "ORDERS-01"} {
+		wantText(t, r.stdout, `{"stream":"`+stream+`","step":"fenced"}`, `{"stream":"`+stream+`","step":"current"}`)
+	}
+	for _, bucket := range []string{"CLUSTER", "USER-KEYS", "NODES", "LEASES", "PLACEMENT", "REACTORS"} { // Two of them are in memory.
+		wantText(t, r.stdout, `{"stream":"KV_WEIR-`+bucket+`","step":"current"}`)
+	}
+	shop("after") // The owner has opened its lanes again, with the rule of replicated streams.
+	live(t, operator, "log", "verify").want(t, exitOK)
+	live(t, operator, "audit", "stock").want(t, exitOK)
+	wantText(t, live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "3"}, access...)...).want(t, exitOK).stdout, "ORDERS-00            kept")
+	wantText(t, live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "1"}, access...)...).want(t, exitRefused).stderr, "a majority acknowledged")
+	live(t, nil, append([]string{"cluster", "upgrade"}, access...)...).want(t, exitUsage)
+	live(t, nil, "cluster", "upgrade", "--replicas", "3").want(t, exitUsage)
+}
+
+func TestANodeRefusesALossyServerAmongItsPeers(t *testing.T) {
+	c := newTestCluster(t)
+	for number := range 2 {
+		options := c.options(t, number)
+		if number == 1 {
+			options.SyncInterval = time.Minute
+		}
+		server, err := embedded.Start(options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Shutdown()
+	}
+	r := live(t, nil, c.flags(2)...).want(t, exitData)
+	wantText(t, r.stderr, "may lose acknowledged orders in a power cut", "fsyncs every 1m0s", "sync_interval: always")
+}
+
+func TestANodeThatWaitsSaysWhoIsMissing(t *testing.T) {
+	c := newTestCluster(t)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reader, writer := io.Pipe()
+	p := &process{stdout: io.Discard, stderr: writer, now: time.Now}
+	ended := make(chan exitCode, 1)
+	go func() {
+		ended <- p.execute(ctx, c.flags(0, "--log-level", "info"))
+		_ = writer.Close()
+	}()
+	lines := bufio.NewScanner(reader)
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), "waiting for the cluster") {
+			break
+		}
+	}
+	wantText(t, lines.Text(), "2 of 3 servers; start those that do not answer", "here=n1", c.routes[1]+" "+c.routes[2])
+	cancel(errInterrupted)
+	go func() { _, _ = io.Copy(io.Discard, reader) }()
+	if code := <-ended; code != exitOK {
+		t.Fatalf("interrupted while it waited, it ended with %d", code)
+	}
+}
+
+func TestWrongFlagsOfAClusterAreRefused(t *testing.T) {
+	c := newTestCluster(t)
+	short := filepath.Join(t.TempDir(), "short")
+	open := filepath.Join(t.TempDir(), "open")
+	for file, mode := range map[string]os.FileMode{short: 0o600, open: 0o644} {
+		if err := errors.Join(os.WriteFile(file, []byte("short"), mode), os.Chmod(file, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, test := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"no cluster and no server", []string{"serve"}, "needs --cluster-name or --nats"},
+		{"flags without a cluster", []string{"serve", "--nats", "nats://x", "--peers", "a,b,c"}, "no --cluster-name"},
+		{"both", c.flags(0, "--nats", "nats://x"), "exclude each other"},
+		{"a port for nobody", []string{"serve", "--nats", "nats://x", "--nats-listen", "127.0.0.1:0"}, "--nats-listen is for a server of Weir's own"},
+		{"two peers", c.flags(0, "--peers", "127.0.0.1:1,127.0.0.1:2"), "names 2 servers; a cluster has 3 to 9"},
+		{"a peer twice", c.flags(0, "--peers", "127.0.0.1:1,127.0.0.1:2,127.0.0.1:1"), "twice"},
+		{"no host", c.flags(0, "--peers", "a,,b"), `is not like host1`},
+		{"a name with a dot", c.flags(0, "--cluster-name", "a.b"), "letters, digits"},
+		{"a server's name with a space", c.flags(0, "--server-name", "a b"), "letters, digits"},
+		{"no secret", c.flags(0, "--cluster-secret-file", ""), "needs --cluster-secret-file"},
+		{"a short secret", c.flags(0, "--cluster-secret-file", short), "fewer than 16"},
+		{"a secret that others may read", c.flags(0, "--cluster-secret-file", open), "others than its owner"},
+		{"half of TLS", c.flags(0, "--cluster-tls-key", ""), "go together"},
+		{"a wrong certificate", c.flags(0, "--cluster-tls-cert", c.path("secret")), "the cluster's TLS"},
+		{"no TLS beyond loopback", c.flags(0, "--cluster-tls-cert", "", "--cluster-tls-key", "", "--cluster-tls-ca", "", "--peers", "h1,h2,h3"), "in the clear"},
+		{"two replicas", c.flags(0, "--replicas", "2"), "--replicas must be 1 or 3"},
+		{"no shared keys", c.flags(0, "--data", t.TempDir()), "all nodes of a cluster have the same one"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			wantText(t, live(t, nil, test.args...).want(t, exitUsage).stderr, test.want)
+		})
+	}
+	wantText(t, live(t, nil, "cluster", "keys", "h", "--out", c.keys).want(t, exitUsage).stderr, "a cluster's keys are made once")
+	wantText(t, live(t, nil, "cluster", "keys", "h:1", "--out", t.TempDir()).want(t, exitUsage).stderr, "is no host")
+}

@@ -1,0 +1,290 @@
+package embedded
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+var testSecret = Secret("0123456789abcdef0123456789abcdef")
+
+// lines is a log that tests read while servers write.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(data []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(data)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// freeAddresses returns addresses of 127.0.0.1 that nobody listens on.
+func freeAddresses(t *testing.T, count int) []string {
+	t.Helper()
+	addresses := make([]string, count)
+	for i := range addresses {
+		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		addresses[i] = listener.Addr().String()
+	}
+	return addresses
+}
+
+// routeTLS signs a certificate for 127.0.0.1.
+func routeTLS(t *testing.T, authority *Authority) *tls.Config {
+	t.Helper()
+	certificate, key, err := authority.Sign("127.0.0.1", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := RouteTLS(certificate, key, authority.PEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return config
+}
+
+func newAuthority(t *testing.T) *Authority {
+	t.Helper()
+	authority, err := NewAuthority(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return authority
+}
+
+// eventually waits until a condition holds.
+func eventually(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.After(60 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-deadline:
+			t.Fatalf("not within a minute: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+// member returns the options of a server of a cluster of three.
+func member(t *testing.T, number int, routes []string, authority *Authority) Options {
+	t.Helper()
+	return Options{
+		Dir: t.TempDir(), ServerName: fmt.Sprintf("n%d", number+1),
+		Cluster: &Cluster{Name: "test", Listen: routes[number], Routes: routes, Secret: testSecret, TLS: routeTLS(t, authority)},
+	}
+}
+
+func complete(s *Server) func() bool {
+	return func() bool {
+		state := s.Cluster()
+		return len(state.Servers) == 3 && state.Leader != "" && state.Current
+	}
+}
+
+func TestThreeServersBecomeAClusterInAnyOrderAndAfterTheyAllStopped(t *testing.T) {
+	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	logged := &lines{}
+	options := make([]Options, 3)
+	for i := range options {
+		options[i] = member(t, i, routes, authority)
+		options[i].Logger = slog.New(slog.NewJSONHandler(logged, nil))
+	}
+	servers := make([]*Server, 3)
+	for _, order := range [][]int{{2, 0, 1}, {0, 1, 2}} {
+		for _, i := range order {
+			servers[i] = start(t, options[i])
+		}
+		for _, s := range servers {
+			eventually(t, "every server sees all three and a leader", complete(s))
+		}
+		js, err := jetstream.New(connect(t, servers[1]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a message is stored on three servers", func() bool {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}, Replicas: 3}); err != nil {
+				return false
+			}
+			_, err := js.Publish(ctx, "s", []byte("kept"))
+			return err == nil
+		})
+		for _, s := range servers {
+			s.Shutdown()
+		}
+	}
+	for _, secret := range []string{string(testSecret), hex.EncodeToString(testSecret), hex.EncodeToString(testSecret.derive("routes"))} {
+		if strings.Contains(logged.String(), secret) {
+			t.Fatalf("the log holds a secret:\n%s", logged.String())
+		}
+	}
+}
+
+func TestAServerWithAnotherSecretOrCertificateGetsNoRoute(t *testing.T) {
+	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	first := member(t, 0, routes, authority)
+	logged := &lines{}
+	first.Logger = slog.New(slog.NewTextHandler(logged, nil))
+	good := start(t, first)
+	start(t, member(t, 1, routes, authority))
+	eventually(t, "two servers have a route", func() bool { return len(good.Cluster().Servers) == 2 })
+
+	for _, intruder := range []struct {
+		name, logs string
+		change     func(*Cluster)
+	}{
+		{"another secret", "authentication error", func(c *Cluster) { c.Secret = Secret("another secret, also 32 bytes ok") }},
+		{"no secret", "authentication error", func(c *Cluster) { c.Secret = nil }},
+		{"a certificate of another authority", "TLS route handshake error", func(c *Cluster) {
+			c.TLS = routeTLS(t, newAuthority(t))
+			c.TLS.InsecureSkipVerify = true // It would talk to anybody.
+		}},
+		{"no TLS", "TLS route handshake error", func(c *Cluster) { c.TLS = nil }},
+	} {
+		t.Run(intruder.name, func(t *testing.T) {
+			options := member(t, 2, routes, authority)
+			intruder.change(options.Cluster)
+			before := len(logged.String())
+			bad := start(t, options)
+			defer bad.Shutdown()
+			eventually(t, "the server has refused the intruder", func() bool { return strings.Contains(logged.String()[before:], intruder.logs) })
+			if got := good.Cluster().Servers; len(got) != 2 {
+				t.Fatalf("servers are %v", got)
+			}
+			if got := bad.Cluster().Servers; len(got) != 1 {
+				t.Fatalf("the intruder sees %v", got)
+			}
+		})
+	}
+}
+
+func TestOnlyWhoKnowsTheSecretBecomesAClient(t *testing.T) {
+	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	options := member(t, 0, routes, authority)
+	options.Listen = "127.0.0.1:0"
+	s := start(t, options)
+	trust := nats.Secure(&tls.Config{RootCAs: options.Cluster.TLS.RootCAs, MinVersion: tls.VersionTLS13})
+	client, err := testSecret.ClientOption()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong, err := Secret("another secret, also 32 bytes ok").ClientOption()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, option := range map[string]nats.Option{"nobody": nats.Name("nobody"), "another secret": wrong, "a password": nats.UserInfo("weir", "weir")} {
+		if nc, err := nats.Connect(s.ClientURL(), trust, option); !errors.Is(err, nats.ErrAuthorization) {
+			if err == nil {
+				nc.Close()
+			}
+			t.Fatalf("%s: got %v, want %v", name, err, nats.ErrAuthorization)
+		}
+	}
+	nc, err := nats.Connect(s.ClientURL(), trust, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+	if nc, err := nats.Connect(s.ClientURL(), client); err == nil {
+		nc.Close()
+		t.Fatal("a client that does not believe the authority got a connection")
+	}
+	system, err := s.ConnectSystem()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer system.Close()
+	if _, err := system.Request("$SYS.REQ.SERVER.PING.JSZ", nil, 10*time.Second); err != nil {
+		t.Fatalf("ask the system account: %v", err)
+	}
+	if _, err := connect(t, s).Request("$SYS.REQ.SERVER.PING.JSZ", nil, time.Second); err == nil {
+		t.Fatal("a client of the log may ask the system account")
+	}
+}
+
+func TestADirectoryStaysThatOfItsServer(t *testing.T) {
+	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	alone := start(t, Options{Dir: t.TempDir()})
+	js, err := jetstream.New(connect(t, alone))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
+		t.Fatal(err)
+	}
+	aloneDir := alone.options.StoreDir
+	alone.Shutdown()
+	joining := member(t, 0, routes, authority)
+	clusterDir := joining.Dir
+	start(t, joining).Shutdown()
+
+	for _, wrong := range []struct {
+		name   string
+		change func(*Options)
+		want   string
+	}{
+		{"a server that stood alone joins", func(o *Options) { o.Dir = aloneDir }, "that of a server that stands alone"},
+		{"a server that was in a cluster stands alone", func(o *Options) { o.Cluster = nil }, "that of server n1 of cluster test"},
+		{"another name", func(o *Options) { o.ServerName = "n9" }, "become that of server n9"},
+		{"another cluster", func(o *Options) { o.Cluster.Name = "other" }, "become that of server n1 of cluster other"},
+	} {
+		options := member(t, 0, routes, authority)
+		options.Dir = clusterDir
+		wrong.change(&options)
+		_, err := Start(options)
+		if owner := (*DirOwnerError)(nil); !errors.As(err, &owner) || !strings.Contains(err.Error(), wrong.want) {
+			t.Errorf("%s: got %v, want a *DirOwnerError with %q", wrong.name, err, wrong.want)
+		}
+	}
+	joining.Dir = clusterDir
+	start(t, joining)
+}
+
+func TestASecretIsNeverPrinted(t *testing.T) {
+	out := &lines{}
+	slog.New(slog.NewJSONHandler(out, nil)).Info("it", "secret", testSecret, "cluster", Cluster{Secret: testSecret})
+	slog.New(slog.NewTextHandler(out, nil)).Info("it", "secret", testSecret)
+	text, err := json.Marshal(map[string]any{"secret": testSecret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed := out.String() + string(text) + fmt.Sprintf("%v %+v %#v %s", testSecret, Cluster{Secret: testSecret}, Cluster{Secret: testSecret}, testSecret)
+	if strings.Contains(printed, string(testSecret)) || strings.Contains(printed, "0x30") || strings.Contains(printed, "MDEyMzQ1") || strings.Contains(printed, "48 49 50") {
+		t.Fatalf("printed: %s", printed)
+	}
+}
+
+func TestAShortSecretIsRefused(t *testing.T) {
+	_, err := Start(Options{Dir: t.TempDir(), Cluster: &Cluster{Name: "test", Listen: "127.0.0.1:0", Secret: Secret("short")}})
+	if err == nil || !strings.Contains(err.Error(), "5 bytes, fewer than 16") {
+		t.Fatalf("got %v", err)
+	}
+}

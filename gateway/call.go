@@ -1,0 +1,175 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/weirhq/weir/gateway/outcome"
+	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/wire"
+)
+
+const (
+	// answerGrace is how much longer than the caller a call waits, so that what the node says of the deadline is heard.
+	answerGrace = 50 * time.Millisecond
+)
+
+// A call is one request on its way.
+type call struct {
+	protocol wire.Protocol
+	method   *method
+	set      *rules
+	rules    *methodRules
+	limits   *policy.Limits
+	// subject is whose call it is, as far as that is known, and client where it comes from: by way of a trusted proxy, if proxied.
+	subject string
+	client  netip.Addr
+	proxied bool
+	// end is how it ended, for those who decide how much can be done.
+	end outcome.Outcome
+	// deadline is when the caller leaves, zero for never; tell is whether the upstream is told, which it is unless what the caller said
+	// is malformed: then it is the node's to refuse it.
+	deadline time.Time
+	tell     bool
+	// body is the whole body, nil when it is not kept: then it can be sent once.
+	body []byte
+	// stream is the body of a request that is not kept, nil for none, and controller that of its reply.
+	stream     io.Reader
+	controller *http.ResponseController
+	grace      time.Duration
+}
+
+type callKey struct{}
+
+func callOf(ctx context.Context) *call {
+	call, ok := ctx.Value(callKey{}).(*call)
+	if !ok {
+		panic("gateway: bug: a request without its call")
+	}
+	return call
+}
+
+func (g *Gateway) newCall(rules *rules, r *http.Request) *call {
+	protocol := wire.Detect(r)
+	method := g.methodOfRequest(protocol, r.URL.Path)
+	c := &call{
+		protocol: protocol, method: method, set: rules, rules: rules.methods[method], limits: &rules.policy.Limits, end: outcome.Abandoned,
+		subject: g.subject(r.Header), client: g.limiter.Client(r),
+	}
+	c.proxied = c.client.IsValid() && len(r.Header["X-Forwarded-For"]) > 0 && !strings.HasPrefix(r.RemoteAddr, netip.AddrPortFrom(c.client, 0).Addr().String())
+	return c
+}
+
+// unary is whether the call has one request and one reply, as far as can be known before.
+func (c *call) unary() bool {
+	return c.method.unary || c.protocol == wire.ConnectUnary || c.protocol == wire.ConnectGet
+}
+
+// streams is whether the reply may last.
+func (c *call) streams() bool { return c.protocol != wire.Plain && !c.unary() }
+
+// repeatable is whether it may be sent again after an upstream may have seen it.
+func (c *call) repeatable() bool {
+	return c.body != nil && (c.method.repeatable || c.protocol == wire.ConnectGet)
+}
+
+// bound puts the call under its limits in time, and returns its context. A stream has the deadline that its caller gives, if any.
+func (c *call) bound(ctx context.Context, w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc) {
+	controller := http.NewResponseController(w)
+	if c.streams() {
+		_ = controller.SetWriteDeadline(time.Time{}) // Each write has its own.
+	}
+	if r.ContentLength != 0 && !c.streams() {
+		_ = controller.SetReadDeadline(time.Now().Add(c.limits.BodyTime))
+	}
+	if c.protocol == wire.Plain {
+		return context.WithCancel(ctx)
+	}
+	budget, given, err := c.protocol.Timeout(r.Header)
+	switch {
+	case err != nil:
+		budget, given = c.rules.Deadline, true
+	case c.streams():
+		c.tell = given
+	case given:
+		budget, c.tell = min(budget, c.rules.DeadlineMax), true
+	default:
+		// What the schema does not have is somebody else's service: it is not told of a deadline that nobody gave.
+		budget, given, c.tell = c.rules.Deadline, true, c.method != otherMethod
+	}
+	if !given || budget > math.MaxInt64-answerGrace {
+		c.tell = false
+		return context.WithCancel(ctx)
+	}
+	c.deadline = time.Now().Add(budget)
+	return context.WithDeadline(ctx, c.deadline.Add(answerGrace))
+}
+
+// readBody reads the body of a unary call, so that it can be sent again, and so that a client that sends it slowly holds no upstream. The
+// error is a refusal.
+func (c *call) readBody(w http.ResponseWriter, r *http.Request) error {
+	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
+		c.body = []byte{}
+		return nil
+	}
+	if c.protocol == wire.Plain {
+		r.Body = http.MaxBytesReader(w, r.Body, plainBytesMax)
+		return nil
+	}
+	if !c.unary() {
+		c.stream, c.controller = r.Body, http.NewResponseController(w)
+		if r.ProtoMajor == 1 {
+			c.grace = uploadGrace
+		}
+		return nil
+	}
+	if r.ContentLength > c.limits.RequestBytes {
+		return bodyTooLarge(c.limits.RequestBytes)
+	}
+	body := http.MaxBytesReader(w, r.Body, c.limits.RequestBytes)
+	var (
+		text []byte
+		err  error
+	)
+	if r.ContentLength > 0 {
+		text = make([]byte, r.ContentLength)
+		_, err = io.ReadFull(body, text)
+	} else {
+		text, err = io.ReadAll(body)
+	}
+	if err != nil {
+		return bodyRefusal(err, c.limits.RequestBytes)
+	}
+	// The server goes on reading, to learn that the caller left: a deadline that passes then would end a call that waits for its commit.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	c.body = text
+	r.Body = io.NopCloser(bytes.NewReader(text))
+	return nil
+}
+
+// plainBytesMax bounds the body of what is no RPC.
+const plainBytesMax = 1 << 20
+
+func bodyTooLarge(bytesMax int64) error {
+	return &refusal{reason: reasonBodyTooLarge, message: "the request is larger than " + formatBytes(bytesMax)}
+}
+
+// bodyRefusal says why a body could not be read.
+func bodyRefusal(err error, bytesMax int64) error {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return bodyTooLarge(bytesMax)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return &refusal{reason: reasonBodyTooSlow, message: "the request did not arrive in time", cause: err}
+	}
+	return &refusal{reason: reasonBodyUnreadable, message: "the request broke off", cause: err}
+}

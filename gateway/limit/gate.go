@@ -1,0 +1,363 @@
+package limit
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/weirhq/weir/gateway/outcome"
+)
+
+// A gate lets as many calls through at a time as their upstreams do well, and when more come, those that matter most.
+//
+// Three things act together. The pace (see pace) is how many calls may be under way; it follows how long calls take. The bar is
+// the level below which a call is refused at once, at the price of a few atomic reads; it follows how many calls came of which level
+// and how many were served, so that what passes it is what fits. What passes the bar and finds no place waits, the highest level first, in a
+// short queue; when everybody had to wait for longer than queueTarget, the queue stands, and the bar goes up.
+//
+// Time comes in as a value, in ns since a start, so that a test moves it. Methods may be called by several goroutines.
+type gate struct {
+	config ConcurrencyConfig
+
+	bar       atomic.Uint32
+	windowEnd atomic.Int64
+	asked     [levelsMax]atomic.Uint32
+	// retryAfter by priority, in ns: as long as it takes to serve what a second asks for at that priority and above.
+	retryAfter [prioritiesMax]atomic.Int64
+
+	mu       sync.Mutex
+	pace     pace
+	underWay int
+	waiting  []*waiter // by rank, the worst first
+	arrivals uint64
+	window   window
+	// Smoothed over the last windows.
+	came   [levelsMax]float64
+	served float64
+	// fits is how many calls may pass the bar, counted like came.
+	fits float64
+}
+
+// A waiter is a call that waits for a place.
+type waiter struct {
+	level  level
+	number uint64 // in the order of arrival
+	since  int64
+	// patience is how long it may wait, from since on.
+	patience time.Duration
+	// settle is told once, by whoever holds the gate's lock: whether it was let through.
+	settle func(admitted bool)
+}
+
+// A window is what happened since the newest adjustment.
+type window struct {
+	start    int64
+	served   int
+	shed     int   // for want of room in the queue, or of patience
+	admitted int   // of all levels
+	waitMin  int64 // the least that an admitted call waited
+	peak     int   // most calls under way
+}
+
+// ConcurrencyConfig is how many calls are under way at a time; what is zero has a default.
+type ConcurrencyConfig struct {
+	// Off lets every call through.
+	Off bool `yaml:"off"`
+	// Min, Initial and Max calls under way; by default 4, 64 and 8192.
+	Min     int `yaml:"min"`
+	Initial int `yaml:"initial"`
+	Max     int `yaml:"max"`
+	// Tolerance is how many times as long as without load a call may take before there are fewer of them; by default 2.
+	Tolerance float64 `yaml:"tolerance"`
+	// Slack is by how much longer than without load a call may take in any case; by default 10 ms. Nodes that commit in groups are slower and
+	// better with company.
+	Slack time.Duration `yaml:"slack"`
+	// QueueMax bounds the calls that wait for a place, by default 256, and QueueWaitMax how long each waits, by default 50 ms.
+	QueueMax     int           `yaml:"queue_max"`
+	QueueWaitMax time.Duration `yaml:"queue_wait_max"`
+}
+
+// Defaults and limits of a gate.
+const (
+	minDefault          = 4
+	initialDefault      = 64
+	maxDefault          = 8192
+	maxMax              = 1 << 20
+	toleranceDefault    = 2
+	toleranceMax        = 100
+	slackDefault        = 10 * time.Millisecond
+	queueMaxDefault     = 256
+	queueMaxMax         = 1 << 14
+	queueWaitMaxDefault = 50 * time.Millisecond
+	queueWaitMaxMax     = 10 * time.Second
+
+	// windowLength is how often pace and bar are adjusted, while calls come.
+	windowLength = 100 * time.Millisecond
+	// queueTarget is how long every call of a window may wait without the queue counting as one that stands (CoDel's target).
+	queueTarget = 5 * time.Millisecond
+	// queueWaitStanding bounds the wait of those priorities of which the bar refuses some: their queue is no burst that passes.
+	queueWaitStanding = 10 * time.Millisecond
+	// smoothing is what is left of a window's counts in the next one.
+	smoothing = 0.7
+	// growth is by how much more is let through than was served, each window in which there was room, until it fits no more.
+	growth = 1.05
+	// fitsFall is by how much less is let through at most, from one window to the next.
+	fitsFall = 0.95
+	// retryAfterMin and retryAfterMax bound what a refused call is told.
+	retryAfterMin = 100 * time.Millisecond
+	retryAfterMax = 30 * time.Second
+)
+
+// Validate says what is wrong with the configuration.
+func (c ConcurrencyConfig) Validate() error {
+	full := c.withDefaults()
+	switch {
+	case c.Min < 0 || c.Initial < 0 || c.Max < 0 || c.QueueMax < 0 || c.QueueWaitMax < 0 || c.Slack < 0:
+		return fmt.Errorf("concurrency: a limit is negative")
+	case full.Max > maxMax:
+		return fmt.Errorf("concurrency: max is %d, want at most %d", full.Max, maxMax)
+	case full.Min > full.Initial || full.Initial > full.Max:
+		return fmt.Errorf("concurrency: min %d, initial %d and max %d are not in this order", full.Min, full.Initial, full.Max)
+	case !(full.Tolerance >= 1 && full.Tolerance <= toleranceMax):
+		return fmt.Errorf("concurrency: tolerance is %v, want 1 to %d", full.Tolerance, toleranceMax)
+	case full.QueueMax > queueMaxMax:
+		return fmt.Errorf("concurrency: queue_max is %d, want at most %d", full.QueueMax, queueMaxMax)
+	case full.QueueWaitMax > queueWaitMaxMax:
+		return fmt.Errorf("concurrency: queue_wait_max is %s, want at most %s", full.QueueWaitMax, queueWaitMaxMax)
+	}
+	return nil
+}
+
+func (c ConcurrencyConfig) withDefaults() ConcurrencyConfig {
+	orDefault(&c.Max, maxDefault)
+	orDefault(&c.Initial, min(initialDefault, c.Max))
+	orDefault(&c.Min, min(minDefault, c.Initial))
+	orDefault(&c.Tolerance, toleranceDefault)
+	orDefault(&c.Slack, slackDefault)
+	orDefault(&c.QueueMax, queueMaxDefault)
+	orDefault(&c.QueueWaitMax, queueWaitMaxDefault)
+	return c
+}
+
+func orDefault[T comparable](value *T, whenZero T) {
+	var zero T
+	if *value == zero {
+		*value = whenZero
+	}
+}
+
+// newGate makes a gate. wall is the clock's time at time 0, in ns since 1970.
+func newGate(config ConcurrencyConfig, wall int64) *gate {
+	config = config.withDefaults()
+	g := &gate{config: config, pace: newPace(config, wall)}
+	g.window.waitMin = -1
+	g.windowEnd.Store(int64(windowLength))
+	return g
+}
+
+// ask counts a call and reports whether it may try to enter. It takes no lock, unless it is time to adjust.
+func (g *gate) ask(now int64, at level) bool {
+	if now >= g.windowEnd.Load() {
+		g.roll(now)
+	}
+	g.asked[at].Add(1)
+	return uint32(at) >= g.bar.Load()
+}
+
+// refusal returns when a call of the level should come again.
+func (g *gate) refusal(at level) time.Duration {
+	after := time.Duration(g.retryAfter[at.priority()].Load())
+	return min(max(after, retryAfterMin), retryAfterMax)
+}
+
+// tryEnter lets a call through if there is a place and nobody waits.
+func (g *gate) tryEnter(now int64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.underWay >= g.pace.places(now) || len(g.waiting) > 0 {
+		return false
+	}
+	g.admit(now, now)
+	return true
+}
+
+// enter lets a call through, or returns a waiter whose settle is called later, or neither: it is refused.
+func (g *gate) enter(now int64, at level, settle func(admitted bool)) (admitted bool, queued *waiter) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.underWay < g.pace.places(now) && len(g.waiting) == 0 {
+		g.admit(now, now)
+		return true, nil
+	}
+	if len(g.waiting) >= g.config.QueueMax {
+		if g.waiting[0].level >= at {
+			g.window.shed++
+			return false, nil
+		}
+		g.waiting[0].settle(false)
+		g.waiting = slices.Delete(g.waiting, 0, 1)
+		g.window.shed++
+	}
+	g.arrivals++
+	queued = &waiter{level: at, number: g.arrivals, since: now, patience: g.config.QueueWaitMax, settle: settle}
+	if bar := level(g.bar.Load()); bar > 0 && at.priority() <= bar.priority() {
+		queued.patience = min(queued.patience, queueWaitStanding)
+	}
+	index, _ := slices.BinarySearchFunc(g.waiting, queued, byRank)
+	g.waiting = slices.Insert(g.waiting, index, queued)
+	g.serveWaiting(now)
+	return false, queued
+}
+
+// byRank orders waiters: the higher level is better, and of one level who came first.
+func byRank(a, b *waiter) int {
+	switch {
+	case a.level != b.level:
+		return int(a.level) - int(b.level)
+	case a.number > b.number:
+		return -1
+	case a.number < b.number:
+		return 1
+	}
+	return 0
+}
+
+// admit counts a call as under way. The lock is held.
+func (g *gate) admit(now, since int64) {
+	g.underWay++
+	g.window.peak = max(g.window.peak, g.underWay)
+	g.window.admitted++
+	if wait := now - since; g.window.waitMin < 0 || wait < g.window.waitMin {
+		g.window.waitMin = wait
+	}
+}
+
+// serveWaiting gives free places to the best who wait. The lock is held.
+func (g *gate) serveWaiting(now int64) {
+	for len(g.waiting) > 0 && g.underWay < g.pace.places(now) {
+		last := len(g.waiting) - 1
+		best := g.waiting[last]
+		g.waiting[last] = nil
+		g.waiting = g.waiting[:last]
+		g.admit(now, best.since)
+		best.settle(true)
+	}
+}
+
+// giveUp takes a waiter out of the queue and reports whether it was still there.
+func (g *gate) giveUp(w *waiter, shed bool) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	index, found := slices.BinarySearchFunc(g.waiting, w, byRank)
+	if !found {
+		return false
+	}
+	g.waiting = slices.Delete(g.waiting, index, index+1)
+	if shed {
+		g.window.shed++
+	}
+	return true
+}
+
+// leave takes in that a call of a method that was let through at since has ended.
+func (g *gate) leave(now, since int64, method string, end outcome.Outcome) {
+	if now >= g.windowEnd.Load() {
+		g.roll(now)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.underWay--
+	if end != outcome.Abandoned { // How long it would have taken is not known.
+		g.window.served++
+		g.pace.observe(method, since, now-since, end)
+	}
+	g.serveWaiting(now)
+}
+
+// roll ends a window and adjusts pace and bar.
+func (g *gate) roll(now int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if now < g.windowEnd.Load() {
+		return // Somebody else did.
+	}
+	g.windowEnd.Store(now + int64(windowLength))
+	passed := g.window
+	g.window = window{start: now, waitMin: -1, peak: g.underWay}
+
+	trial := g.pace.trial.cuts(now) || g.pace.trial.cuts(g.window.start)
+	full := passed.shed > 0 || g.bar.Load() > 0 || passed.peak >= g.pace.places(now)
+	g.pace.adjust(now, full, passed.peak)
+
+	if now-passed.start >= 2*int64(windowLength) && len(g.waiting) == 0 {
+		g.forget() // Nobody came, ended or waited for a whole window: what the last one saw is over.
+		g.tellWhen()
+		return
+	}
+	total := 0.0
+	for i := range g.came {
+		g.came[i] = g.came[i]*smoothing + float64(g.asked[i].Swap(0))
+		total += g.came[i]
+	}
+	g.served = g.served*smoothing + float64(passed.served)
+
+	standing := passed.shed > 0 || passed.waitMin > int64(queueTarget)
+	if !trial { // What is served in one says nothing of what could be.
+		g.moveBar(total, standing)
+	}
+	g.tellWhen()
+	g.serveWaiting(now)
+}
+
+// forget drops what is known of a load that has passed. The pace, which is what upstreams can do, stays. The lock is held.
+func (g *gate) forget() {
+	for i := range g.came {
+		g.came[i] = 0
+		g.asked[i].Store(0)
+	}
+	g.served, g.fits = 0, 0
+	g.bar.Store(0)
+}
+
+// moveBar puts the bar where what passes it is what was served when the queue stood last, and a little more in each window in which it did not.
+// The lock is held.
+func (g *gate) moveBar(total float64, standing bool) {
+	switch up := g.bar.Load() > 0; {
+	case up && standing:
+		g.fits = max(g.served, g.fits*fitsFall)
+	case standing:
+		g.fits = g.served
+	case up:
+		g.fits = max(g.fits, g.served)*growth + 1
+	default:
+		return
+	}
+	if total <= g.fits {
+		g.bar.Store(0)
+		return
+	}
+	bar, passing := levelsMax-1, 0.0
+	for ; bar > 0; bar-- {
+		if passing += g.came[bar]; passing >= g.fits {
+			break
+		}
+	}
+	g.bar.Store(uint32(bar))
+}
+
+// tellWhen computes when those who are refused should come again. The lock is held.
+func (g *gate) tellWhen() {
+	asked := 0.0
+	for i := len(g.came) - 1; i >= 0; i-- {
+		asked += g.came[i]
+		if i%levelsPerPriority == 0 {
+			after := float64(retryAfterMax)
+			if g.served > 0 {
+				after = min(after, asked/g.served*float64(time.Second))
+			}
+			g.retryAfter[level(i).priority()].Store(int64(after))
+		}
+	}
+}

@@ -1,0 +1,239 @@
+package limit
+
+import (
+	"context"
+	"math"
+	"net"
+	"os/exec"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// patience bounds the waits of tests; only a failing test waits as long.
+const patience = time.Minute
+
+// startRedis starts a Redis server of the test's own at an address and returns what kills it.
+func startRedis(t *testing.T, address string) (kill func()) {
+	t.Helper()
+	program, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Fatal("these tests need a real Redis and redis-server is not here: run 'make redis-server' as root, or install it (Debian: apt-get install redis-server)")
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := exec.Command(program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir()) //nolint:noctx,gosec // It is killed below.
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	kill = func() {
+		once.Do(func() {
+			_ = server.Process.Kill()
+			_ = server.Wait()
+		})
+	}
+	t.Cleanup(kill)
+	await(t, "redis-server listens", func() bool {
+		connection, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
+		if err == nil {
+			connection.Close()
+		}
+		return err == nil
+	})
+	return kill
+}
+
+// await polls until a condition holds.
+func await(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	ticker := time.NewTicker(time.Millisecond)
+	defer ticker.Stop()
+	for end := time.Now().Add(patience); !holds(); <-ticker.C {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+// gateway runs global rates against a Redis until the test ends.
+func gateway(t *testing.T, id int, address string) *Globals {
+	t.Helper()
+	client := redis.NewClient(&redis.Options{Addr: address, MaxRetries: -1, DialTimeout: 100 * time.Millisecond})
+	g, err := NewGlobals(GlobalConfig{Interval: 50 * time.Millisecond}, strconv.Itoa(id), client, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := g.Run(ctx); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		done.Wait()
+		client.Close()
+	})
+	return g
+}
+
+func TestGatewaysShareAGlobalRateThroughRedisAndDivideItWithout(t *testing.T) {
+	const perSecond, gateways = 2000.0, 3
+	address := freeAddress(t)
+	kill := startRedis(t, address)
+	var all []*Globals
+	var leases []*lease
+	for id := range gateways {
+		g := gateway(t, id, address)
+		all = append(all, g)
+		leases = append(leases, g.lease("m", Rate{PerSecond: perSecond}))
+	}
+	together := func() bool {
+		for i, g := range all {
+			if g.Away() || g.Gateways() != gateways || leases[i].until.Load() == 0 {
+				return false
+			}
+		}
+		return true
+	}
+	await(t, "the gateways know each other", together)
+
+	// Each asks as often as it can. One asks for far less than its part, and the others may have what it leaves.
+	start := all[0].start
+	began := time.Now()
+	var got [gateways]int
+	total := func() int { return got[0] + got[1] + got[2] }
+	await(t, "the gateways got two seconds' worth", func() bool {
+		for i, l := range leases {
+			for range 100 {
+				if i == 2 && got[2] > total()/20 {
+					break
+				}
+				if _, ok := l.take(int64(time.Since(start))); ok {
+					got[i]++
+				}
+			}
+		}
+		return total() >= 2*perSecond
+	})
+	// What Redis keeps for quiet times, and what leases hold, comes on top once.
+	elapsed := time.Since(began).Seconds()
+	spare := perSecond * 0.05 * 2 * (gateways + 1)
+	if most := perSecond*elapsed*1.1 + spare; float64(total()) > most {
+		t.Errorf("%d calls in %.2f s were let through, want at most %.0f", total(), elapsed, most)
+	}
+	t.Logf("let through by gateway: %v in %.2f s, %.0f a second of %.0f", got, elapsed, float64(total())/elapsed, perSecond)
+	if got[0] < got[1]/3 || got[1] < got[0]/3 {
+		t.Errorf("two gateways that ask for the same got %d and %d", got[0], got[1])
+	}
+
+	kill()
+	await(t, "the gateways notice that Redis is away", func() bool {
+		for _, g := range all {
+			if !g.Away() {
+				return false
+			}
+		}
+		return true
+	})
+	// In simulated time, each with as much demand as there can be.
+	sum := 0
+	const seconds = 20
+	now := int64(time.Hour)
+	for range seconds * 1000 {
+		now += int64(time.Millisecond)
+		for _, l := range leases {
+			for ok := true; ok; {
+				if _, ok = l.take(now); ok {
+					sum++
+				}
+			}
+		}
+	}
+	if got := float64(sum) / seconds; math.Abs(got/perSecond-1) > 0.1 {
+		t.Errorf("without Redis %.0f calls a second were let through, want %.0f ± 10%%", got, perSecond)
+	}
+
+	startRedis(t, address)
+	await(t, "the gateways share again", together)
+}
+
+func TestAnEmptiedRedisGivesNothingTwice(t *testing.T) {
+	address := freeAddress(t)
+	startRedis(t, address)
+	g := gateway(t, 1, address)
+	l := g.lease("m", Rate{PerSecond: 100, Burst: 100})
+	await(t, "there is a lease", func() bool { return l.until.Load() > 0 && !g.Away() })
+	client := redis.NewClient(&redis.Options{Addr: address})
+	t.Cleanup(func() { client.Close() })
+	began := time.Now()
+	got := 0
+	await(t, "200 calls were let through", func() bool {
+		if err := client.FlushAll(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		for ok := true; ok; {
+			if _, ok = l.take(int64(time.Since(g.start))); ok {
+				got++
+			}
+		}
+		return got >= 100 || time.Since(began) > 2*time.Second
+	})
+	if most := 100*time.Since(began).Seconds() + 120; float64(got) > most {
+		t.Errorf("%d calls were let through in %s, want at most %.0f", got, time.Since(began), most)
+	}
+}
+
+func TestGlobalRatesWithoutRedisAreDividedByWhatIsConfigured(t *testing.T) {
+	g, err := NewGlobals(GlobalConfig{Gateways: 4}, "1", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := g.lease("m", Rate{PerSecond: 40, Burst: 8})
+	got := 0
+	for ok := true; ok; {
+		if _, ok = l.take(int64(time.Hour)); ok {
+			got++
+		}
+	}
+	if got != 2 {
+		t.Errorf("a burst of %d calls was let through, want a quarter of 8", got)
+	}
+	wait, _ := l.take(int64(time.Hour))
+	if wait != 100*time.Millisecond {
+		t.Errorf("told to wait %s, want 100ms: a quarter of 40 a second", wait)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.Run(ctx); err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+func TestImpossibleGlobalsAreRefused(t *testing.T) {
+	for _, config := range []GlobalConfig{{Interval: time.Millisecond}, {Gateways: -1}, {Prefix: "a b"}} {
+		if _, err := NewGlobals(config, "1", nil, nil); err == nil {
+			t.Errorf("%+v was accepted", config)
+		}
+	}
+	if _, err := NewGlobals(GlobalConfig{}, "", nil, nil); err == nil {
+		t.Error("a gateway without an id was accepted")
+	}
+}

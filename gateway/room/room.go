@@ -1,0 +1,483 @@
+// Package room is the waiting room in front of a campaign: when far more users come than can buy, each is told how many come before and how long
+// that will take, and they are let in one after the other, as quickly as orders are served and while there are units left.
+//
+// Gateways share a key and nothing else. A place in the order is not kept anywhere, it is signed into the user's ticket: who comes before the
+// campaign opens gets a number that is drawn by the key from the user's name, so that nobody draws twice and every gateway draws the
+// same; who comes later gets the time of arrival. A gateway that restarts, or that a user changes to, puts the ticket where it belongs among those
+// that it has, and each gateway lets its part of all in. So the order is exact within a gateway, and as even between gateways as users
+// are spread over them.
+package room
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A Hall has the rooms of a gateway. Its methods may be called by several goroutines.
+type Hall struct {
+	options Options
+	rooms   map[string]*room // by campaign
+}
+
+// Options of a Hall. Key and Campaigns are required.
+type Options struct {
+	Config
+	// Key signs tickets and draws places: at least 32 random bytes, the same in all gateways.
+	Key []byte
+	// Rate returns how many orders all lanes serve in a second, as measured, 0 if that is not known; nil means that it is not.
+	Rate func() float64
+	// Share returns this gateway's part of all that are let in, such as one by the number of gateways; nil means all.
+	Share func() float64
+	// Left returns how many units of a campaign are to be had, and whether that is known; nil means that it is not.
+	Left func(campaignID string) (units int64, known bool)
+	// User returns the user whom the caller's token is of, and false if it is not good. Unlike elsewhere in a gateway it has to be verified:
+	// whoever makes up names would enter a thousand times.
+	User func(ctx context.Context, authorization string) (user string, ok bool)
+}
+
+// Config of a Hall; what is zero has a default.
+type Config struct {
+	// Campaigns that have a room.
+	Campaigns []Campaign `yaml:"campaigns"`
+	// RateShare is the part of what lanes serve that is let in; by default 0.9, which leaves room for what is no campaign's.
+	RateShare float64 `yaml:"rate_share"`
+	// RateDefault is how many users a second all gateways let in while it is not known what lanes serve; by default 100.
+	RateDefault float64 `yaml:"rate_default"`
+	// PassTTL is how long a pass is good; by default 2m.
+	PassTTL time.Duration `yaml:"pass_ttl"`
+	// Overcommit is how many users may have a pass for each unit that is left; by default 1.2, for not everybody buys.
+	Overcommit float64 `yaml:"overcommit"`
+	// PlacesMax bounds the users in one room; by default PlacesMaxDefault, which takes up to 300 MB.
+	PlacesMax int `yaml:"places_max"`
+}
+
+// A Campaign has a room from now on; nobody is let in before it opens.
+type Campaign struct {
+	CampaignID string    `yaml:"campaign_id"`
+	OpensAt    time.Time `yaml:"opens_at"`
+	ClosesAt   time.Time `yaml:"closes_at"`
+}
+
+// Defaults and limits.
+const (
+	PlacesMaxDefault   = 1 << 20
+	placesMaxMax       = 1 << 24
+	rateShareDefault   = 0.9
+	rateDefaultDefault = 100
+	rateMax            = 1e6
+	passTTLDefault     = 2 * time.Minute
+	passTTLMax         = time.Hour
+	overcommitDefault  = 1.2
+	overcommitMax      = 100
+	campaignsMax       = 256
+	keyBytesMin        = 32
+	// tickEvery is how often users are let in, and tellEvery how often each is told where it stands.
+	tickEvery = 100 * time.Millisecond
+	tellEvery = time.Second
+	// burst is how much of what was not used is made up for.
+	burst = time.Second
+)
+
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// Validate says what is wrong with the configuration.
+func (c Config) Validate() error {
+	full := c.withDefaults()
+	switch {
+	case len(c.Campaigns) > campaignsMax:
+		return fmt.Errorf("room: %d campaigns, want at most %d", len(c.Campaigns), campaignsMax)
+	case !(full.RateShare > 0 && full.RateShare <= 1):
+		return fmt.Errorf("room: rate_share is %v, want more than 0 and at most 1", c.RateShare)
+	case !(full.RateDefault > 0 && full.RateDefault <= rateMax):
+		return fmt.Errorf("room: rate_default is %v, want more than 0 and at most %v", c.RateDefault, rateMax)
+	case full.PassTTL < time.Second || full.PassTTL > passTTLMax:
+		return fmt.Errorf("room: pass_ttl is %s, want 1s to %s", c.PassTTL, passTTLMax)
+	case !(full.Overcommit >= 1 && full.Overcommit <= overcommitMax):
+		return fmt.Errorf("room: overcommit is %v, want 1 to %d", c.Overcommit, overcommitMax)
+	case full.PlacesMax < 1 || full.PlacesMax > placesMaxMax:
+		return fmt.Errorf("room: places_max is %d, want 1 to %d", c.PlacesMax, placesMaxMax)
+	}
+	seen := map[string]bool{}
+	for _, campaign := range c.Campaigns {
+		switch {
+		case !namePattern.MatchString(campaign.CampaignID):
+			return fmt.Errorf("room: campaign %q: want 1 to 64 of A-Z a-z 0-9 _ -", campaign.CampaignID)
+		case seen[campaign.CampaignID]:
+			return fmt.Errorf("room: campaign %s is named twice", campaign.CampaignID)
+		case !campaign.OpensAt.Before(campaign.ClosesAt):
+			return fmt.Errorf("room: campaign %s closes at %s and opens at %s", campaign.CampaignID, campaign.ClosesAt, campaign.OpensAt)
+		}
+		seen[campaign.CampaignID] = true
+	}
+	return nil
+}
+
+func (c Config) withDefaults() Config {
+	orDefault(&c.RateShare, rateShareDefault)
+	orDefault(&c.RateDefault, rateDefaultDefault)
+	orDefault(&c.PassTTL, passTTLDefault)
+	orDefault(&c.Overcommit, overcommitDefault)
+	orDefault(&c.PlacesMax, PlacesMaxDefault)
+	return c
+}
+
+func orDefault[T comparable](value *T, whenZero T) {
+	var zero T
+	if *value == zero {
+		*value = whenZero
+	}
+}
+
+// New makes a hall. Nobody is let in until it runs.
+func New(options Options) (*Hall, error) {
+	if err := options.Validate(); err != nil {
+		return nil, err
+	}
+	if len(options.Key) < keyBytesMin {
+		return nil, fmt.Errorf("room: the key has %d bytes, want at least %d random ones", len(options.Key), keyBytesMin)
+	}
+	if options.User == nil {
+		return nil, errors.New("room: there is nobody who verifies tokens: a waiting room needs to know its users")
+	}
+	options.Config = options.withDefaults()
+	if options.Rate == nil {
+		options.Rate = func() float64 { return 0 }
+	}
+	if options.Share == nil {
+		options.Share = func() float64 { return 1 }
+	}
+	if options.Left == nil {
+		options.Left = func(string) (int64, bool) { return 0, false }
+	}
+	h := &Hall{options: options, rooms: map[string]*room{}}
+	for _, campaign := range options.Campaigns {
+		h.rooms[campaign.CampaignID] = newRoom(campaign, options.Config)
+	}
+	return h, nil
+}
+
+// Run lets users in until ctx ends, which is no error. It is called once.
+func (h *Hall) Run(ctx context.Context) error {
+	ticker := time.NewTicker(tickEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		now := time.Now()
+		rate := h.options.Rate() * h.options.RateShare
+		if rate <= 0 {
+			rate = h.options.RateDefault
+		}
+		share := min(max(h.options.Share(), 0), 1)
+		for id, r := range h.rooms {
+			left, known := h.options.Left(id)
+			if !known {
+				left = math.MaxInt64
+			}
+			r.tick(now, min(rate, rateMax)*share, share, left)
+		}
+	}
+}
+
+// Campaigns names the campaigns that have a room.
+func (h *Hall) Campaigns() []string { return slices.Sorted(maps.Keys(h.rooms)) }
+
+// A rank is a place in the order: a smaller one comes first.
+type rank struct {
+	// late is how long after the opening the user came, in ns; 0 for all who came before.
+	late int64
+	draw uint64
+}
+
+func (r rank) compare(other rank) int {
+	return cmp.Or(cmp.Compare(r.late, other.late), cmp.Compare(r.draw, other.draw))
+}
+
+// A room is the order of one campaign's users.
+type room struct {
+	campaign Campaign
+	config   Config
+
+	mu     sync.Mutex
+	places map[string]*place // by user
+	// queue has the places by rank, once opened; before head their turn has come.
+	queue  []*place
+	head   int
+	opened bool
+	// returned came back after their turn had come, and are next.
+	returned []*place
+	// cameBack and servedBack count those who were ever put into returned, and taken out.
+	cameBack, servedBack int64
+	// budget is how many may be let in, at rate a second, as of ticked.
+	budget, rate float64
+	ticked       time.Time
+	// passes are those that were given and not used, the oldest first.
+	passes      []*place
+	outstanding int
+	over        chan struct{} // closed while nothing is left
+	soldOut     bool
+}
+
+// A place is that of one user.
+type place struct {
+	user     string
+	rank     rank
+	waiting  int           // streams
+	passed   bool          // its turn came
+	cameBack int64         // its number among those in returned; 0 for none
+	admitted chan struct{} // closed when it is let in
+	pass     time.Time     // until when its pass is good; zero before it is let in
+	unused   bool          // the pass
+}
+
+func newRoom(campaign Campaign, config Config) *room {
+	return &room{campaign: campaign, config: config, places: map[string]*place{}, over: make(chan struct{})}
+}
+
+// errFull says that a room takes nobody more.
+var errFull = errors.New("the waiting room is full")
+
+// enter puts a user where its rank belongs. Who has a place keeps it.
+func (r *room) enter(user string, at rank) (*place, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known := r.places[user]; known != nil {
+		return known, nil
+	}
+	if len(r.places) >= r.config.PlacesMax {
+		return nil, errFull
+	}
+	p := &place{user: user, rank: at, admitted: make(chan struct{})}
+	r.places[user] = p
+	if !r.opened {
+		r.queue = append(r.queue, p)
+		return p, nil
+	}
+	r.queue = slices.Insert(r.queue, r.head+r.behind(p), p)
+	return p, nil
+}
+
+// behind returns how many who wait come before a place. The lock is held.
+func (r *room) behind(p *place) int {
+	index, _ := slices.BinarySearchFunc(r.queue[r.head:], p, func(a, b *place) int { return a.rank.compare(b.rank) })
+	return index
+}
+
+// stay counts a stream that waits at a place, until the function that it returns is called.
+func (r *room) stay(p *place) (leave func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p.waiting++
+	if p.passed && p.pass.IsZero() && p.cameBack == 0 {
+		r.cameBack++
+		p.cameBack = r.cameBack
+		r.returned = append(r.returned, p)
+	}
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		p.waiting--
+	}
+}
+
+// tick lets in whoever's turn it is: rate users a second, and share of those for whom there are units.
+func (r *room) tick(now time.Time, rate, share float64, left int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rate = rate
+	if !r.opened {
+		if now.Before(r.campaign.OpensAt) {
+			return
+		}
+		slices.SortFunc(r.queue, func(a, b *place) int { return a.rank.compare(b.rank) })
+		r.opened, r.ticked = true, now
+	}
+	r.setSoldOut(left <= 0 || !now.Before(r.campaign.ClosesAt))
+	r.budget = min(r.budget+rate*now.Sub(r.ticked).Seconds(), max(1, rate*burst.Seconds()))
+	r.ticked = now
+	r.forgetPasses(now)
+	if r.soldOut {
+		return
+	}
+	room := math.Ceil(float64(left)*share*r.config.Overcommit) - float64(r.outstanding)
+	for r.budget >= 1 && room >= 1 {
+		p := r.next()
+		if p == nil {
+			return
+		}
+		r.budget--
+		room--
+		p.passed = true
+		r.givePass(p, now)
+		close(p.admitted)
+	}
+}
+
+// next returns who is let in next, nil if nobody waits. Whoever is not there when its turn comes is passed over, and is next when it comes back.
+// The lock is held.
+func (r *room) next() *place {
+	for len(r.returned) > 0 {
+		p := r.returned[0]
+		r.returned = r.returned[1:]
+		r.servedBack++
+		p.cameBack = 0
+		if p.waiting > 0 && p.pass.IsZero() {
+			return p
+		}
+	}
+	for r.head < len(r.queue) {
+		p := r.queue[r.head]
+		r.queue[r.head] = nil
+		r.head++
+		p.passed = true
+		if p.waiting > 0 {
+			r.compact()
+			return p
+		}
+	}
+	r.compact()
+	return nil
+}
+
+// compact gives the memory of those before head back, now and then. The lock is held.
+func (r *room) compact() {
+	if r.head > len(r.queue)/2 {
+		r.queue = slices.Clone(r.queue[r.head:])
+		r.head = 0
+	}
+}
+
+// setSoldOut tells everybody who waits when nothing is left, and lets them wait again when something is. The lock is held.
+func (r *room) setSoldOut(is bool) {
+	switch {
+	case is && !r.soldOut:
+		close(r.over)
+	case !is && r.soldOut:
+		r.over = make(chan struct{})
+	}
+	r.soldOut = is
+}
+
+// givePass gives a place a pass from now on. The lock is held.
+func (r *room) givePass(p *place, now time.Time) {
+	p.pass = now.Add(r.config.PassTTL)
+	if !p.unused {
+		p.unused = true
+		r.outstanding++
+	}
+	r.passes = append(r.passes, p)
+}
+
+// forgetPasses counts passes that are over as used. The lock is held.
+func (r *room) forgetPasses(now time.Time) {
+	for len(r.passes) > 0 {
+		p := r.passes[0]
+		if p.unused && now.Before(p.pass) {
+			return
+		}
+		r.use(p)
+		r.passes = r.passes[1:]
+	}
+}
+
+// use counts a pass as used. The lock is held.
+func (r *room) use(p *place) {
+	if p.unused {
+		p.unused = false
+		r.outstanding--
+	}
+}
+
+// A State is where a user stands.
+type State uint8
+
+// The states.
+const (
+	NotOpen State = iota + 1
+	Waiting
+	Admitted
+	SoldOut
+	Closed
+)
+
+// A standing is what a user is told.
+type standing struct {
+	state  State
+	before int64
+	eta    time.Duration // 0 while it is not known
+	until  time.Time     // of the pass
+}
+
+// look returns where a place stands. One who was let in gets a new pass when the old one is over: its turn stays.
+func (r *room) look(now time.Time, p *place) standing {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case !now.Before(r.campaign.ClosesAt):
+		return standing{state: Closed}
+	case !r.opened:
+		return standing{state: NotOpen}
+	case r.soldOut:
+		return standing{state: SoldOut}
+	case !p.pass.IsZero():
+		if !now.Before(p.pass) {
+			r.givePass(p, now)
+		}
+		return standing{state: Admitted, until: p.pass}
+	}
+	s := standing{state: Waiting}
+	if p.passed {
+		s.before = max(0, p.cameBack-r.servedBack-1)
+	} else {
+		s.before = int64(len(r.returned) + r.behind(p))
+	}
+	if r.rate > 0 {
+		s.eta = time.Duration(float64(s.before+1) / r.rate * float64(time.Second))
+	}
+	return s
+}
+
+// wait tells a user where it stands until it is let in or there is nothing to wait for. It returns the error of send, or of ctx.
+func (r *room) wait(ctx context.Context, p *place, send func(standing) error) error {
+	leave := r.stay(p)
+	defer leave()
+	for {
+		r.mu.Lock()
+		over := r.over
+		r.mu.Unlock()
+		now := time.Now()
+		s := r.look(now, p)
+		if err := send(s); err != nil {
+			return err
+		}
+		if s.state >= Admitted {
+			return nil
+		}
+		again := tellEvery - rand.N(tellEvery/5)
+		if s.state == NotOpen { // There is nothing to tell before the draw.
+			again = max(again, r.campaign.OpensAt.Sub(now))
+		}
+		timer := time.NewTimer(again)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-p.admitted:
+		case <-over:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}

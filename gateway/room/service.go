@@ -1,0 +1,146 @@
+package room
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	roomv1 "github.com/weirhq/weir/proto/weir/room/v1"
+	"github.com/weirhq/weir/proto/weir/room/v1/roomv1connect"
+)
+
+var _ roomv1connect.RoomServiceHandler = (*Hall)(nil)
+
+const (
+	// ErrorDomain is the domain of every google.rpc.ErrorInfo.
+	ErrorDomain = "weir"
+	// ReasonWaitingRoom is the reason of an order without a pass, or of a ticket that is not good.
+	ReasonWaitingRoom = "WAITING_ROOM"
+	// HeaderPass carries the pass with PlaceOrder.
+	HeaderPass = "Weir-Room-Pass"
+)
+
+// Enter implements roomv1connect.RoomServiceHandler.
+func (h *Hall) Enter(ctx context.Context, request *roomv1.EnterRequest) (*roomv1.EnterResponse, error) {
+	user, err := h.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r := h.rooms[request.GetCampaignId()]
+	if r == nil {
+		return nil, refusal(connect.CodeNotFound, request.GetCampaignId(), "the campaign has no waiting room")
+	}
+	p, err := r.enter(user, rankOf(h.options.Key, r.campaign, user, time.Now()))
+	if err != nil {
+		return nil, h.full(r, err)
+	}
+	return &roomv1.EnterResponse{
+		Ticket: newTicket(h.options.Key, r.campaign.CampaignID, user, p.rank), OpensAt: timestamppb.New(r.campaign.OpensAt),
+	}, nil
+}
+
+// Wait implements roomv1connect.RoomServiceHandler.
+func (h *Hall) Wait(ctx context.Context, request *roomv1.WaitRequest, stream *connect.ServerStream[roomv1.WaitResponse]) error {
+	user, err := h.caller(ctx)
+	if err != nil {
+		return err
+	}
+	campaignID, signed, _ := strings.Cut(request.GetTicket(), ".")
+	r := h.rooms[campaignID]
+	if r == nil {
+		return refusal(connect.CodeNotFound, "", "the ticket is for no room that there is")
+	}
+	facts, err := verify(h.options.Key, kindTicket, campaignID, user, signed, 2)
+	if err != nil {
+		return refusal(connect.CodePermissionDenied, campaignID, fmt.Sprintf("ticket: %v", err))
+	}
+	p, err := r.enter(user, rank{late: int64(facts[0]), draw: facts[1]})
+	if err != nil {
+		return h.full(r, err)
+	}
+	return r.wait(ctx, p, func(s standing) error { return stream.Send(h.response(campaignID, user, s)) })
+}
+
+func (h *Hall) response(campaignID, user string, s standing) *roomv1.WaitResponse {
+	response := &roomv1.WaitResponse{Before: s.before}
+	if s.eta > 0 {
+		response.Eta = durationpb.New(s.eta)
+	}
+	switch s.state {
+	case NotOpen:
+		response.State = roomv1.WaitState_WAIT_STATE_NOT_OPEN
+	case Waiting:
+		response.State = roomv1.WaitState_WAIT_STATE_WAITING
+	case Admitted:
+		response.State = roomv1.WaitState_WAIT_STATE_ADMITTED
+		response.Pass, response.PassExpires = newPass(h.options.Key, campaignID, user, s.until), timestamppb.New(s.until)
+	case SoldOut:
+		response.State = roomv1.WaitState_WAIT_STATE_SOLD_OUT
+	case Closed:
+		response.State = roomv1.WaitState_WAIT_STATE_CLOSED
+	}
+	return response
+}
+
+// caller returns the user whom the call's token is of.
+func (h *Hall) caller(ctx context.Context) (string, error) {
+	call, ok := connect.CallInfoForHandlerContext(ctx)
+	if !ok {
+		panic("room: bug: called by no handler of Connect")
+	}
+	user, ok := h.options.User(ctx, call.RequestHeader().Get("Authorization"))
+	if !ok || user == "" {
+		return "", connect.NewError(connect.CodeUnauthenticated, errors.New("a waiting room needs a good token"))
+	}
+	return user, nil
+}
+
+// full says when to try again.
+func (h *Hall) full(r *room, err error) error {
+	refused := refusal(connect.CodeResourceExhausted, r.campaign.CampaignID, err.Error())
+	if detail, detailErr := connect.NewErrorDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(burst)}); detailErr == nil {
+		refused.AddDetail(detail)
+	}
+	return refused
+}
+
+// Check says why an order of a user is not taken without waiting: because the campaign has a room, it is open, and the pass is none of the user's.
+// nil lets it pass. An order that is no campaign's, or of one without a room, passes.
+func (h *Hall) Check(now time.Time, user, campaignID, pass string) *connect.Error {
+	r := h.rooms[campaignID]
+	if r == nil || now.Before(r.campaign.OpensAt) || !now.Before(r.campaign.ClosesAt) {
+		return nil // Outside of its time the node refuses the order in its own words.
+	}
+	if pass == "" {
+		return refusal(connect.CodeFailedPrecondition, campaignID, "enter the campaign's waiting room first")
+	}
+	facts, err := verify(h.options.Key, kindPass, campaignID, user, pass, 1)
+	if err != nil || !now.Before(time.Unix(0, int64(facts[0]))) {
+		return refusal(connect.CodeFailedPrecondition, campaignID, fmt.Sprintf("pass: %v; wait with the ticket again", errForged))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p := r.places[user]; p != nil {
+		r.use(p)
+	}
+	return nil
+}
+
+func refusal(code connect.Code, campaignID, message string) *connect.Error {
+	err := connect.NewError(code, errors.New(message))
+	info := &errdetails.ErrorInfo{Reason: ReasonWaitingRoom, Domain: ErrorDomain}
+	if campaignID != "" {
+		info.Metadata = map[string]string{"campaign_id": campaignID}
+	}
+	if detail, detailErr := connect.NewErrorDetail(info); detailErr == nil {
+		err.AddDetail(detail)
+	}
+	return err
+}

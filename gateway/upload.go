@@ -1,0 +1,53 @@
+package gateway
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync/atomic"
+	"time"
+)
+
+// errUploadEnded is what a transport reads that goes on reading after it has closed a body.
+var errUploadEnded = errors.New("the body was closed")
+
+// uploadGrace is what an HTTP/1.1 client has to finish sending once it is answered. It reads the answer only then, and would not see
+// it if the connection were closed before. With HTTP/2 it does both at once.
+const uploadGrace = time.Second
+
+// An upload is the body of a stream's request on its way to one upstream. A node may answer, and be done, while its client still
+// sends: then the transport waits for its own reading of the body, and that for the client, which waits for the answer. So closing
+// an upload interrupts its reading, which closing the body of a server's request need not do.
+//
+// An upload of which nothing was read may be closed without harm: the next upstream gets another one of the same body.
+type upload struct {
+	body       io.Reader
+	controller *http.ResponseController
+	// grace is how long a client may go on sending after the answer.
+	grace  time.Duration
+	read   atomic.Bool
+	closed atomic.Bool
+	atEnd  atomic.Bool
+}
+
+// Read implements io.Reader.
+func (u *upload) Read(p []byte) (int, error) {
+	u.read.Store(true) // Before looking at closed: either this or Close sees the other.
+	if u.closed.Load() {
+		return 0, errUploadEnded
+	}
+	count, err := u.body.Read(p)
+	if err != nil {
+		u.atEnd.Store(true)
+	}
+	return count, err
+}
+
+// Close implements io.Closer.
+func (u *upload) Close() error {
+	u.closed.Store(true)
+	if u.read.Load() && !u.atEnd.Load() {
+		_ = u.controller.SetReadDeadline(time.Now().Add(u.grace)) // A server without deadlines ends the read with the call.
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/weirhq/weir/gateway/wire"
+)
+
+// Limits of the connections to one upstream.
+const (
+	// dialTimeMax bounds the wait for a connection: a node that is there answers at once.
+	dialTimeMax = time.Second
+	// idleConnectionsMax bounds the HTTP/1.1 connections that are kept for the next call.
+	idleConnectionsMax = 512
+	// idleTimeMax is how long they are kept: shorter than a node keeps them, so that it is not the node that closes one just as a
+	// call goes out on it.
+	idleTimeMax = 90 * time.Second
+	// h2Connections is how many HTTP/2 connections calls are spread over: one has one reader, which is one core at most.
+	h2Connections = 4
+	// silenceMax is how long an HTTP/2 connection may say nothing before it is asked, and answerMax how long it has to answer. A
+	// host that is gone or frozen is noticed by nothing else.
+	silenceMax, answerMax = time.Second, time.Second
+	// replyHeaderBytesMax bounds the headers of a reply.
+	replyHeaderBytesMax = 256 << 10
+)
+
+// An upstream is a server that calls go to.
+type upstream struct {
+	// id names it in metrics and in the log.
+	id     string
+	scheme string
+	host   string
+	// unary is HTTP/1.1 with a pool of connections, a third of the price of Go's HTTP/2 for one call. streams is HTTP/2, which
+	// gRPC needs, and with which many streams share a connection.
+	unary   http.RoundTripper
+	streams []http.RoundTripper
+	next    atomic.Uint32
+	// counts are what came of its attempts.
+	counts tally[*method, series]
+	// close lets go of connections that no call uses, and waits for what still runs in this process.
+	close func()
+}
+
+// newUpstream returns the upstream at a base URL, http://HOST:PORT or https://HOST:PORT. It connects when it is called.
+func newUpstream(id string, base *url.URL) (*upstream, error) {
+	if base.Scheme != "http" && base.Scheme != "https" || base.Host == "" || (base.Path != "" && base.Path != "/") || base.RawQuery != "" || base.User != nil {
+		return nil, fmt.Errorf("upstream %q is not http://HOST:PORT or https://HOST:PORT", base.Redacted())
+	}
+	unary := newTransport(func(p *http.Protocols) { p.SetHTTP1(true) })
+	transports := []*http.Transport{unary}
+	u := &upstream{id: id, scheme: base.Scheme, host: base.Host, unary: unary}
+	for range h2Connections {
+		// Without TLS a transport speaks HTTP/2 only if it does not speak HTTP/1.
+		streams := newTransport(func(p *http.Protocols) { p.SetHTTP2(true); p.SetUnencryptedHTTP2(true) })
+		transports, u.streams = append(transports, streams), append(u.streams, streams)
+	}
+	u.close = func() {
+		for _, transport := range transports {
+			transport.CloseIdleConnections()
+		}
+	}
+	return u, nil
+}
+
+func newTransport(speak func(*http.Protocols)) *http.Transport {
+	protocols := &http.Protocols{}
+	speak(protocols)
+	dialer := &net.Dialer{Timeout: dialTimeMax, KeepAlive: 15 * time.Second}
+	return &http.Transport{
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return dialer.DialContext(ctx, network, address)
+		},
+		Protocols:    protocols,
+		MaxIdleConns: idleConnectionsMax, MaxIdleConnsPerHost: idleConnectionsMax, IdleConnTimeout: idleTimeMax,
+		TLSHandshakeTimeout: dialTimeMax,
+		// What is compressed passes as it is.
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: replyHeaderBytesMax,
+		HTTP2: &http.HTTP2Config{
+			SendPingTimeout: silenceMax, PingTimeout: answerMax, WriteByteTimeout: 10 * time.Second,
+			MaxReceiveBufferPerConnection: 4 << 20, MaxReceiveBufferPerStream: 256 << 10,
+		},
+	}
+}
+
+// newLocalUpstream returns an upstream that is a handler of this process.
+func newLocalUpstream(id string, handler http.Handler) *upstream {
+	local := &localTransport{handler: handler}
+	return &upstream{id: id, scheme: "http", host: id, unary: local, streams: []http.RoundTripper{local}, close: local.streams.Wait}
+}
+
+// transportFor returns what carries a call of the protocol.
+func (u *upstream) transportFor(p wire.Protocol, unary bool) http.RoundTripper {
+	if p == wire.Plain || p == wire.ConnectUnary || p == wire.ConnectGet || (p == wire.GRPCWeb && unary) {
+		return u.unary
+	}
+	return u.streams[u.next.Add(1)%uint32(len(u.streams))]
+}
