@@ -502,7 +502,6 @@ func DryRun(ctx context.Context, connection *nats.Conn, text []byte, window time
 			if len(reply.Data) > trialReportMax || json.Unmarshal(reply.Data, report) != nil {
 				continue // It is none of a gateway.
 			}
-			silence.Reset(trialPatience)
 			i := slices.IndexFunc(all, func(r *Report) bool { return r.Gateway == report.Gateway })
 			if i < 0 {
 				all = append(all, report)
@@ -512,6 +511,7 @@ func DryRun(ctx context.Context, connection *nats.Conn, text []byte, window time
 			if progress != nil {
 				progress(all)
 			}
+			silence.Reset(trialPatience) // What progress takes is nobody's silence.
 			// Who has not answered by the time that the first is done never will. That all who answered so far had a reason not to make it
 			// says nothing of the others: silence does.
 			if report.Time >= window && !slices.ContainsFunc(all, func(r *Report) bool { return !r.Done }) {
