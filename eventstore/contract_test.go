@@ -98,7 +98,9 @@ func jetStreamRig(nc *nats.Conn, replicas int) contractRig {
 // openLanes opens the log of a lane whose stream exists, whether the other lanes' streams do or not.
 func openLanes(t *testing.T, nc *nats.Conn, lane, lanes uint32) Log {
 	t.Helper()
-	s, err := openJetStream(t.Context(), nc, Topology{Lanes: lanes}, JetStreamOptions{FollowHeartbeat: 500 * time.Millisecond}, lane, lane+1)
+	// With the race detector, on a machine that has much else to do, a server takes seconds to answer with 8 MiB.
+	options := JetStreamOptions{RequestTimeout: 30 * time.Second, AppendTimeout: 10 * time.Second, FollowHeartbeat: 500 * time.Millisecond}
+	s, err := openJetStream(t.Context(), nc, Topology{Lanes: lanes}, options, lane, lane+1)
 	if err != nil {
 		t.Fatal(err)
 	}
