@@ -67,9 +67,10 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 	./weir bench $(ARGS)
 
 .PHONY: chaos
-chaos: build ## Torment weir dev under load and check that nothing acknowledged is lost or done twice (ten minutes, more where others work; flags in ARGS).
+chaos: build ## Torment a node and a cluster under load and check that nothing acknowledged is lost or done twice (root, an hour, more where others work; flags in ARGS).
+	go build -o $(BIN)/nats-server github.com/nats-io/nats-server/v2
 	go build -o $(BIN)/chaos ./ops/chaos
-	$(BIN)/chaos -weir ./weir $(ARGS)
+	$(BIN)/chaos -weir ./weir -nats-server $(BIN)/nats-server $(ARGS)
 
 .PHONY: conformance
 conformance: tool-connectconformance tool-referenceserver ## Run Connect's whole conformance suite, directly and through the gateway (some minutes).

@@ -138,7 +138,7 @@ var checks = []Finding{
 	{Number: checkVersion, Check: "server version", Found: "every server has " + serverVersionMin + " or newer"},
 	{Number: checkAppendRule, Check: "append rule", Found: "no upgrade is unfinished"},
 	{Number: checkDedup, Check: "dedup window", Found: "message ids are remembered for a short time"},
-	{Number: checkDirect, Check: "direct reads", Found: "only leaders answer reads of the log and the keys"},
+	{Number: checkDirect, Check: "direct reads", Found: "only leaders answer reads of the log, the keys and the leases"},
 	{Number: checkHoles, Check: "holes in the log", Found: "every number from 1 on is there (weir log verify reads them)"},
 	{Number: checkSettingsOf, Check: "stream settings", Found: "nothing expires, is deleted or overwritten"},
 	{Number: checkStoreDir, Check: "store directory", Found: "no server stores in a temporary directory"},
@@ -250,6 +250,9 @@ func (e *examination) placement(name string, info *jetstream.StreamInfo) {
 	}
 }
 
+// passingBuckets say what is now and end by themselves: they are in memory, and have an age limit.
+var passingBuckets = []string{"KV_WEIR-LEASES", "KV_WEIR-NODES"}
+
 // buckets looks at what is kept beside the log.
 func (e *examination) buckets() {
 	if keys, there := e.all[userKeysStream]; there {
@@ -259,13 +262,20 @@ func (e *examination) buckets() {
 	} else if e.record.State == StateReady {
 		e.wrong(checkThere, "restore the bucket from a backup: notes cannot be read without it", "the bucket %s is missing", userKeysBucket)
 	}
-	for _, bucket := range []string{"WEIR-LEASES", "WEIR-NODES"} {
-		if info, there := e.all["KV_"+bucket]; there && info.Config.MaxAge == 0 {
+	for _, bucket := range []string{"KV_WEIR-LEASES", "KV_WEIR-NODES", "KV_WEIR-PLACEMENT"} {
+		info, there := e.all[bucket]
+		if !there {
+			continue
+		}
+		if info.Config.AllowDirect {
+			e.wrong(checkDirect, "start a node: it corrects the bucket", "%s lets replicas that are behind answer", bucket)
+		}
+		if info.Config.MaxAge == 0 && slices.Contains(passingBuckets, bucket) {
 			e.wrong(checkLeaseAge, "remove the bucket while no node runs; the next one makes it anew", "%s keeps for ever what its owner does not renew", bucket)
 		}
 	}
 	for name, info := range e.all {
-		if ours(name) && info.Config.Storage != jetstream.FileStorage && !slices.Contains([]string{"KV_WEIR-LEASES", "KV_WEIR-NODES"}, name) {
+		if ours(name) && info.Config.Storage != jetstream.FileStorage && !slices.Contains(passingBuckets, name) {
 			e.wrong(checkSettingsOf, "restore it into a stream on disk", "%s is in memory", name)
 		}
 	}

@@ -184,6 +184,11 @@ func TestEachPlantedFaultOfALogIsFound(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "WEIR-LEASES keeps for ever"},
+		{"leases of any replica", checkDirect, func(t *testing.T, js jetstream.JetStream) {
+			if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "WEIR-LEASES", TTL: time.Second, Storage: jetstream.MemoryStorage}); err != nil {
+				t.Fatal(err)
+			}
+		}, "KV_WEIR-LEASES lets replicas that are behind answer"},
 	}
 	t.Run("none", func(t *testing.T) {
 		nc, system := openServer(t, nil)

@@ -26,6 +26,9 @@ const (
 	provisionAttemptsMax = 5
 	provisionAnswerMax   = 60 * time.Second // for the server to answer after it was reopened
 	provisionRequestMax  = 5 * time.Second
+	provisionLeaderMax   = 30 * time.Second // for a stream to have a leader that answers
+	recordAsksMax        = 5                // until a cluster's answer that there is no record is believed
+	recordAskPause       = 200 * time.Millisecond
 	provisionPause       = 20 * time.Millisecond
 	replicaPatience      = 10 * time.Second // for a replica to catch up before its log counts as too short
 )
@@ -86,7 +89,7 @@ func Provision(ctx context.Context, nc *nats.Conn, options ProvisionOptions) (Cl
 	if err != nil {
 		return ClusterRecord{}, fmt.Errorf("provision the log: %w", err)
 	}
-	p := &provision{nc: nc, js: js, options: options, reached: provisionReached}
+	p := &provision{nc: nc, js: js, options: options, requestMax: provisionRequestMax, reached: provisionReached}
 	var again error
 	for range provisionAttemptsMax {
 		record, err := p.step(ctx)
@@ -108,6 +111,8 @@ type provision struct {
 	nc      *nats.Conn
 	js      jetstream.JetStream
 	options ProvisionOptions
+	// requestMax bounds one request.
+	requestMax time.Duration
 	// reached is told of every step done; an error ends the run there, as a crash would.
 	reached func(step string) error
 }
@@ -324,7 +329,7 @@ func (p *provision) recordAfterReopen(ctx context.Context) (ClusterRecord, error
 // check compares every lane's stream with what it has to be.
 func (p *provision) check(ctx context.Context) error {
 	for lane := range p.options.Topology.Lanes {
-		info, err := streamInfo(ctx, p.nc, provisionRequestMax, lane)
+		info, err := p.look(ctx, lane)
 		if err != nil {
 			if gone := (*MissingLogError)(nil); errors.As(err, &gone) {
 				return err
@@ -348,6 +353,20 @@ func (p *provision) check(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// look reads a lane's stream. After servers were started the stream may have no leader yet, and nobody answers: that is waited for.
+func (p *provision) look(ctx context.Context, lane uint32) (streamState, error) {
+	for end := time.Now().Add(provisionLeaderMax); ; {
+		info, err := streamInfo(ctx, p.nc, p.requestMax, lane)
+		silent := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrNoResponders)
+		if !silent || ctx.Err() != nil || !time.Now().Before(end) {
+			return info, err
+		}
+		if err := pause(ctx, provisionPause); err != nil {
+			return info, err
+		}
+	}
 }
 
 // checkReach refuses a log that is shorter than this node knows. A replica may still be catching up.
@@ -437,6 +456,18 @@ func ReadClusterRecord(ctx context.Context, nc *nats.Conn) (ClusterRecord, error
 
 // readClusterRecord asks the bucket's leader, where a read of the bucket could be answered by any replica.
 func readClusterRecord(ctx context.Context, nc *nats.Conn) (record ClusterRecord, revision uint64, err error) {
+	record, revision, err = askClusterRecord(ctx, nc)
+	// In a cluster a server that has just come back says that there is none before it has heard of it.
+	for asked := 1; asked < recordAsksMax && errors.Is(err, ErrNotProvisioned) && nc.ConnectedClusterName() != ""; asked++ {
+		if err := pause(ctx, recordAskPause); err != nil {
+			return record, 0, err
+		}
+		record, revision, err = askClusterRecord(ctx, nc)
+	}
+	return record, revision, err
+}
+
+func askClusterRecord(ctx context.Context, nc *nats.Conn) (record ClusterRecord, revision uint64, err error) {
 	var answer struct {
 		apiRefusal
 		Message struct {

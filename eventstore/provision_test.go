@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	natsserver "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/weirhq/weir/eventstore/embedded"
@@ -262,5 +263,65 @@ func TestTwoNodesMayProvisionAtOnce(t *testing.T) {
 		if err := <-outcomes; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A server that comes back to its cluster says that there is no record, until it has heard of it from the others.
+func TestARecordThatAClusterDoesNotKnowYetIsAskedForAgain(t *testing.T) {
+	server, nc := plainServer(t, "weir")
+	asked := 0
+	_, err := nc.Subscribe("$JS.API.STREAM.MSG.GET.KV_"+clusterBucket, func(question *nats.Msg) {
+		answer := `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`
+		if asked++; asked > 2 {
+			answer = `{"message":{"seq":3,"data":"eyJsYW5lcyI6NH0="}}`
+		}
+		_ = question.Respond([]byte(answer))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := ReadClusterRecord(t.Context(), nc)
+	if err != nil || record.Lanes != 4 {
+		t.Fatalf("%s: got %+v, %v after %d questions, want 4 lanes", server.Name(), record, err, asked)
+	}
+}
+
+// plainServer is a server without JetStream, for tests that answer in its place.
+func plainServer(t *testing.T, cluster string) (*natsserver.Server, *nats.Conn) {
+	t.Helper()
+	options := &natsserver.Options{Host: "127.0.0.1", Port: natsserver.RANDOM_PORT, NoSigs: true, NoLog: true}
+	if cluster != "" {
+		options.Cluster = natsserver.ClusterOpts{Name: cluster, Host: "127.0.0.1", Port: natsserver.RANDOM_PORT}
+	}
+	server, err := natsserver.NewServer(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Start()
+	t.Cleanup(server.Shutdown)
+	nc, err := nats.Connect(server.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return server, nc
+}
+
+// After all servers were started at once a stream has no leader for a while, and nobody answers for it.
+func TestProvisionWaitsForTheLeaderOfAStream(t *testing.T) {
+	_, nc := plainServer(t, "")
+	asked := 0
+	_, err := nc.Subscribe("$JS.API.STREAM.INFO."+StreamName(0), func(question *nats.Msg) {
+		if asked++; asked > 2 {
+			_ = question.Respond([]byte(`{"config":{"name":"ORDERS-00"},"state":{"last_seq":7}}`))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &provision{nc: nc, requestMax: 50 * time.Millisecond}
+	info, err := p.look(t.Context(), 0)
+	if err != nil || info.State.LastSeq != 7 {
+		t.Fatalf("got %+v, %v after %d questions, want commit 7", info.State, err, asked)
 	}
 }

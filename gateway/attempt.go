@@ -166,14 +166,14 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 		}
 		call.protocol.SetTimeout(out.Header, left)
 	}
-	watch := to.series(call.method).begin()
+	watch := to.counts.of(call.method).begin()
 	failed := func(err error) attemptResult {
 		told := call.explain(ctx, err)
 		end := call.outcomeOf(ctx, told)
 		to.done(end, watch.end(told.code()))
 		return attemptResult{Outcome: end, Err: told, Unsent: isUnsent(err, body)}
 	}
-	response, err := to.transportFor(call.protocol, call.unary()).RoundTrip(out)
+	response, err := to.transportFor(call.protocol, call.unary()).RoundTrip(out) //nolint:bodyclose // Whoever gets the reply closes it, or Discard does.
 	if err != nil {
 		return failed(err)
 	}

@@ -18,8 +18,6 @@ import (
 )
 
 const (
-	// replayBytesMax bounds a body that is kept so that it can be sent again.
-	replayBytesMax = 64 << 10
 	// answerGrace is how much longer than the caller a call waits, so that what the node says of the deadline is heard.
 	answerGrace = 50 * time.Millisecond
 )
@@ -84,7 +82,7 @@ func (c *call) repeatable() bool {
 }
 
 // bound puts the call under its limits in time, and returns its context. A stream has the deadline that its caller gives, if any.
-func (c *call) bound(w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc) {
+func (c *call) bound(ctx context.Context, w http.ResponseWriter, r *http.Request) (context.Context, context.CancelFunc) {
 	controller := http.NewResponseController(w)
 	if c.streams() {
 		_ = controller.SetWriteDeadline(time.Time{}) // Each write has its own.
@@ -93,7 +91,7 @@ func (c *call) bound(w http.ResponseWriter, r *http.Request) (context.Context, c
 		_ = controller.SetReadDeadline(time.Now().Add(c.limits.BodyTime))
 	}
 	if c.protocol == wire.Plain {
-		return context.WithCancel(r.Context())
+		return context.WithCancel(ctx)
 	}
 	budget, given, err := c.protocol.Timeout(r.Header)
 	switch {
@@ -109,10 +107,10 @@ func (c *call) bound(w http.ResponseWriter, r *http.Request) (context.Context, c
 	}
 	if !given || budget > math.MaxInt64-answerGrace {
 		c.tell = false
-		return context.WithCancel(r.Context())
+		return context.WithCancel(ctx)
 	}
 	c.deadline = time.Now().Add(budget)
-	return context.WithDeadline(r.Context(), c.deadline.Add(answerGrace))
+	return context.WithDeadline(ctx, c.deadline.Add(answerGrace))
 }
 
 // readBody reads the body of a unary call, so that it can be sent again, and so that a client that sends it slowly holds no upstream. The

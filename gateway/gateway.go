@@ -258,7 +258,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 		g.answer(w, r, call, &refusal{reason: reasonTooManyCalls, message: "the gateway has as many calls under way as it may", retryAfter: retryAfterCalls})
 		return
 	}
-	ctx, cancel := call.bound(w, r)
+	ctx, cancel := call.bound(r.Context(), w, r)
 	defer cancel()
 	if err := call.readBody(w, r); err != nil {
 		g.answer(w, r, call, err)

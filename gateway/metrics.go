@@ -32,13 +32,23 @@ type series struct {
 	nanos    atomic.Int64
 }
 
-// series returns the counts of a method.
-func (u *upstream) series(m *method) *series {
-	if kept, ok := u.counts.Load(m); ok {
-		return kept.(*series) //nolint:forcetypeassert // Nothing else is in it.
+// A tally is counts that are made as they are needed, and read while others count.
+type tally[K comparable, V any] struct{ counts sync.Map }
+
+// of returns the count of a key.
+func (t *tally[K, V]) of(key K) *V {
+	kept, ok := t.counts.Load(key)
+	if !ok {
+		kept, _ = t.counts.LoadOrStore(key, new(V))
 	}
-	kept, _ := u.counts.LoadOrStore(m, &series{})
-	return kept.(*series) //nolint:forcetypeassert // Nothing else is in it.
+	return kept.(*V) //nolint:errcheck // Nothing else is in it.
+}
+
+// each yields all of them, in no order.
+func (t *tally[K, V]) each(yield func(K, *V) bool) {
+	t.counts.Range(func(key, count any) bool {
+		return yield(key.(K), count.(*V)) //nolint:errcheck // Nothing else is in it.
+	})
 }
 
 // A watch is an attempt under way.
@@ -66,8 +76,8 @@ func (w watch) end(code connect.Code) time.Duration {
 
 // metrics are what the gateway counts beside its upstreams' series.
 type metrics struct {
-	// refusals count the gateway's own answers, refusalKey to *atomic.Uint64.
-	refusals sync.Map
+	// refusals count the gateway's own answers.
+	refusals tally[refusalKey, atomic.Uint64]
 }
 
 type refusalKey struct {
@@ -78,14 +88,7 @@ type refusalKey struct {
 func newMetrics() *metrics { return &metrics{} }
 
 // refused counts an answer of the gateway itself.
-func (m *metrics) refused(of *method, why reason) {
-	key := refusalKey{of, why}
-	kept, ok := m.refusals.Load(key)
-	if !ok {
-		kept, _ = m.refusals.LoadOrStore(key, &atomic.Uint64{})
-	}
-	kept.(*atomic.Uint64).Add(1) //nolint:forcetypeassert // Nothing else is in it.
-}
+func (m *metrics) refused(of *method, why reason) { m.refusals.of(refusalKey{of, why}).Add(1) }
 
 // codeName names a code as metrics do.
 func codeName(code int) string {
@@ -125,8 +128,7 @@ func (g *Gateway) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(refusedConns, prometheus.CounterValue, float64(g.connectionsRefused.Load()))
 	g.collectStates(metrics)
 	for _, upstream := range g.upstreams.Load().all() {
-		upstream.counts.Range(func(key, value any) bool {
-			m, s := key.(*method), value.(*series) //nolint:forcetypeassert // Nothing else is in it.
+		for m, s := range upstream.counts.each {
 			name := strings.TrimPrefix(m.name, "/")
 			for code := range codesMax {
 				if count := s.codes[code].Load(); count > 0 {
@@ -141,14 +143,11 @@ func (g *Gateway) Collect(metrics chan<- prometheus.Metric) {
 			total += s.buckets[len(bucketsMax)].Load()
 			metrics <- prometheus.MustNewConstHistogram(latencyDesc, total, time.Duration(s.nanos.Load()).Seconds(), buckets, name, upstream.id)
 			metrics <- prometheus.MustNewConstMetric(inFlightDesc, prometheus.GaugeValue, float64(s.inFlight.Load()), name, upstream.id)
-			return true
-		})
+		}
 	}
-	g.metrics.refusals.Range(func(key, value any) bool {
-		k, count := key.(refusalKey), value.(*atomic.Uint64) //nolint:forcetypeassert // Nothing else is in it.
-		metrics <- prometheus.MustNewConstMetric(refusalsDesc, prometheus.CounterValue, float64(count.Load()), strings.TrimPrefix(k.method.name, "/"), string(k.reason))
-		return true
-	})
+	for key, count := range g.metrics.refusals.each {
+		metrics <- prometheus.MustNewConstMetric(refusalsDesc, prometheus.CounterValue, float64(count.Load()), strings.TrimPrefix(key.method.name, "/"), string(key.reason))
+	}
 }
 
 // collectStates tells how breakers, upstreams, limits and the budget stand.
@@ -270,17 +269,13 @@ func (g *Gateway) Status() Status {
 		}
 	}
 	for _, upstream := range g.upstreams.Load().all() {
-		upstream.counts.Range(func(key, value any) bool {
-			m, s := key.(*method), value.(*series) //nolint:forcetypeassert // Nothing else is in it.
+		for m, s := range upstream.counts.each {
 			status.Methods = append(status.Methods, s.status(m, upstream))
-			return true
-		})
+		}
 	}
-	g.metrics.refusals.Range(func(key, value any) bool {
-		k, count := key.(refusalKey), value.(*atomic.Uint64) //nolint:forcetypeassert // Nothing else is in it.
-		status.Refusals = append(status.Refusals, RefusalStatus{strings.TrimPrefix(k.method.name, "/"), string(k.reason), count.Load()})
-		return true
-	})
+	for key, count := range g.metrics.refusals.each {
+		status.Refusals = append(status.Refusals, RefusalStatus{strings.TrimPrefix(key.method.name, "/"), string(key.reason), count.Load()})
+	}
 	slices.SortFunc(status.Methods, func(a, b MethodStatus) int {
 		return strings.Compare(a.Method+"\x00"+a.Upstream, b.Method+"\x00"+b.Upstream)
 	})

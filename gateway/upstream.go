@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -42,8 +41,8 @@ type upstream struct {
 	unary   http.RoundTripper
 	streams []http.RoundTripper
 	next    atomic.Uint32
-	// counts are what came of its attempts, *method to *series.
-	counts sync.Map
+	// counts are what came of its attempts.
+	counts tally[*method, series]
 	// close lets go of connections that no call uses, and waits for what still runs in this process.
 	close func()
 }

@@ -66,7 +66,15 @@ func (n *node) openShelf(ctx context.Context) (checkpointShelf, error) {
 	case "":
 		return nil, nil
 	case checkpointsInNATS:
-		return eventstore.OpenBlobs(ctx, n.log.nc, n.options.log.replicas)
+		var blobs *eventstore.Blobs
+		err := n.log.beside(ctx, n.options.log, func(ctx context.Context) (err error) {
+			blobs, err = eventstore.OpenBlobs(ctx, n.log.nc, n.log.replicas)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		return blobs, nil
 	default:
 		if err := os.MkdirAll(where, 0o700); err != nil {
 			return nil, usagef("--checkpoints: %v", err)

@@ -134,23 +134,37 @@ func (p *pair) env(node int, user, scope string) []string {
 // lanes returns the lanes of each node, as a node sees it.
 func (p *pair) lanes(asked int) map[string][]uint32 {
 	p.t.Helper()
-	status := decode[struct {
-		Lanes []struct {
-			Lane   uint32 `json:"lane"`
-			NodeID string `json:"nodeId"`
-		} `json:"lanes"`
-	}](p.t, live(p.t, p.env(asked, "op", "operator"), "cluster", "status", "-o", "json").want(p.t, exitOK).stdout)
 	lanes := map[string][]uint32{}
-	for _, l := range status.Lanes {
-		lanes[l.NodeID] = append(lanes[l.NodeID], l.Lane)
+	for lane, node := range laneOwners(p.t, p.env(asked, "op", "operator")) {
+		lanes[node] = append(lanes[node], uint32(lane))
 	}
 	return lanes
+}
+
+// laneOwners returns the node of each lane, "" where none has it, as the node sees it that env names.
+func laneOwners(t *testing.T, env []string) (owners []string) {
+	t.Helper()
+	status := decode[struct {
+		Lanes []struct {
+			NodeID string `json:"nodeId"`
+		} `json:"lanes"`
+	}](t, live(t, env, "cluster", "status", "-o", "json").want(t, exitOK).stdout)
+	for _, lane := range status.Lanes {
+		owners = append(owners, lane.NodeID)
+	}
+	return owners
 }
 
 // eventually polls what other processes bring about.
 func (p *pair) eventually(what string, holds func() bool) {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
+	eventually(p.t, what, holds, func() string { return fmt.Sprint("lanes: ", p.lanes(1)) })
+}
+
+// eventually polls what others bring about, and fails with what detail says.
+func eventually(t *testing.T, what string, holds func() bool, detail func() string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	poll := time.NewTicker(20 * time.Millisecond)
 	defer poll.Stop()
@@ -158,7 +172,7 @@ func (p *pair) eventually(what string, holds func() bool) {
 		select {
 		case <-poll.C:
 		case <-ctx.Done():
-			p.t.Fatalf("never happened: %s; lanes: %v", what, p.lanes(1))
+			t.Fatalf("never happened: %s; %s", what, detail())
 		}
 	}
 }

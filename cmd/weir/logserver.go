@@ -58,6 +58,8 @@ type openLog struct {
 	streams  *eventstore.JetStream
 	witness  *eventstore.Witness
 	keys     *eventstore.UserKeys
+	// replicas of the log as it is; what is made beside it gets as many.
+	replicas int
 
 	embedded *embedded.Server
 	nc       *nats.Conn
@@ -189,14 +191,30 @@ func (l *openLog) open(ctx context.Context, options nodeOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	health, err := streams.Health(ctx, 0)
+	if err != nil {
+		streams.Close()
+		return err
+	}
 	for lane := range l.topology.Lanes {
 		if err := l.witness.Check(ctx, lane, streams.Log(lane)); err != nil {
 			streams.Close()
 			return err
 		}
 	}
-	l.streams = streams
+	l.streams, l.replicas = streams, health.Replicas
 	return nil
+}
+
+// beside opens a bucket or stream beside the log, and makes it when there is none. In a cluster of its own servers it waits until those
+// that are to keep it answer, for startMax at most.
+func (l *openLog) beside(ctx context.Context, options logOptions, open func(context.Context) error) error {
+	if options.membership.member == nil {
+		return open(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startMax)
+	defer cancel()
+	return l.whileForming(ctx, options.membership.member.Routes, open)
 }
 
 // examine looks at the log and its servers.

@@ -323,7 +323,7 @@ func TestBadNodeOptionsAreRefused(t *testing.T) {
 		"dev --log-format xml":                      "--log-format",
 		"dev --listen nowhere":                      "--listen",
 		"dev --debug-addr 0.0.0.0:0":                "is not a loopback address",
-		"serve":                                     "weir serve needs --nats",
+		"serve":                                     "weir serve needs --cluster-name or --nats",
 		"serve --nats nats://127.0.0.1:1 --lanes 3": "power of two",
 	} {
 		r := live(t, nil, append(strings.Fields(args), "--data", t.TempDir())...).want(t, exitUsage)

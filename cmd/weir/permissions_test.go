@@ -1,9 +1,14 @@
 package main
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -11,10 +16,41 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+
+	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/eventstore"
 )
 
+// refusals keeps what a server logs of clients that it refuses something.
+type refusals struct {
+	mu   sync.Mutex
+	said []string
+}
+
+// Errorf implements server.Logger.
+func (r *refusals) Errorf(format string, args ...any) {
+	if line := fmt.Sprintf(format, args...); strings.Contains(line, "Violation") {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.said = append(r.said, line)
+	}
+}
+
+func (r *refusals) Noticef(string, ...any) {}
+func (r *refusals) Warnf(string, ...any)   {}
+func (r *refusals) Fatalf(string, ...any)  {}
+func (r *refusals) Debugf(string, ...any)  {}
+func (r *refusals) Tracef(string, ...any)  {}
+
+// all returns what was kept.
+func (r *refusals) all() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.said)
+}
+
 // watchedServer runs a server with the configuration of ops/nats, and a user more, who hears everything in the account.
-func watchedServer(t *testing.T) (url string, permissions []string, published func() []string) {
+func watchedServer(t *testing.T) (url string, permissions []string, published func() []string, refused *refusals) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "..", "ops", "nats", "weir.conf"))
 	if err != nil {
@@ -44,11 +80,13 @@ func watchedServer(t *testing.T) (url string, permissions []string, published fu
 	if err := options.ProcessConfigString(conf); err != nil {
 		t.Fatal(err)
 	}
-	options.NoSigs, options.NoLog = true, true
+	options.NoSigs = true
 	s, err := server.NewServer(options)
 	if err != nil {
 		t.Fatal(err)
 	}
+	refused = &refusals{}
+	s.SetLoggerV2(refused, false, false, false)
 	s.Start()
 	t.Cleanup(s.Shutdown)
 	if !s.ReadyForConnections(30 * time.Second) {
@@ -80,7 +118,7 @@ func watchedServer(t *testing.T) (url string, permissions []string, published fu
 			subjects = append(subjects, subject)
 		}
 		return subjects
-	}
+	}, refused
 }
 
 // covers reports whether a pattern with * and > covers a subject.
@@ -94,49 +132,102 @@ func covers(pattern, subject string) bool {
 	return regexp.MustCompile("^" + expression + "$").MatchString(subject)
 }
 
-func TestANodeWorksWithThePermissionsThatAreShippedAndUsesEach(t *testing.T) {
-	url, permissions, published := watchedServer(t)
-	if len(permissions) < 10 {
+// keepACheckpoint does to the object store what nodes do, with a copy so large that the server slows down who reads it.
+func keepACheckpoint(t *testing.T, url string) {
+	t.Helper()
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	blobs, err := eventstore.OpenBlobs(t.Context(), nc, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := bytes.Repeat([]byte("checkpoint"), 1<<20)
+	for range 2 { // The second takes the place of the first.
+		if err := blobs.Put(t.Context(), "one", bytes.NewReader(copied)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from, err := blobs.Get(t.Context(), "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(from)
+	if err := errors.Join(err, from.Close()); err != nil || !bytes.Equal(got, copied) {
+		t.Fatalf("got %d bytes of %d, error %v", len(got), len(copied), err)
+	}
+	if names, err := blobs.Names(t.Context()); err != nil || len(names) != 1 {
+		t.Fatalf("got %v, error %v; want one name", names, err)
+	}
+	if err := blobs.Remove(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNodesWorkWithThePermissionsThatAreShippedAndUseEach(t *testing.T) {
+	url, permissions, published, refused := watchedServer(t)
+	if len(permissions) < 20 {
 		t.Fatalf("permissions %v: the test did not find them", permissions)
 	}
-	dir := t.TempDir()
-	n := startNode(t, "serve", "--nats", url, "--allow-lossy-log", "--data", dir, "--listen", "127.0.0.1:0", "-o", "json", "--log-level", "warn", "--lanes", "2", "--publish-events")
-	operator := strings.TrimSpace(live(t, nil, "token", "--data", dir, "--user", "op", "--scope", "operator").want(t, exitOK).stdout)
-	customer := strings.TrimSpace(live(t, nil, "token", "--data", dir, "--user", "alice").want(t, exitOK).stdout)
-	live(t, n.env(operator), "product", "put", "--sku", "tea", "--title", "Tea", "--price", "1.00 EUR").want(t, exitOK)
-	live(t, n.env(operator), "stock", "receive", "--sku", "tea", "--quantity", "10").want(t, exitOK)
-	order := place(t, n.env(customer), "tea=1", "--note", "ring twice")
-	wantText(t, live(t, n.env(customer), "order", "get", order.Order.OrderID, "--min-revision", order.revision()).want(t, exitOK).stdout, "ring twice")
-	live(t, n.env(operator), "order", "cancel", order.Order.OrderID).want(t, exitOK)
-	live(t, n.env(operator), "user", "erase", "--user", "alice", "--yes").want(t, exitOK)
-	r := live(t, nil, "doctor", "--nats", url)
-	wantText(t, r.stdout, "this account may not delete the log")
-	missing := []string{}
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for { // Public events come a moment after the order.
-		missing = missing[:0]
-		subjects := published()
-	permission:
-		for _, permission := range permissions {
-			for _, subject := range subjects {
-				if covers(permission, subject) {
-					continue permission
+	keepACheckpoint(t, url)
+	dirs := [2]string{t.TempDir(), t.TempDir()}
+	var nodes [2]*devNode
+	for i, dir := range dirs {
+		if i > 0 {
+			for _, file := range []string{identity.SigningKeyFile, "master.key"} {
+				key, err := os.ReadFile(filepath.Join(dirs[0], file))
+				if err == nil {
+					err = os.WriteFile(filepath.Join(dir, file), key, 0o600)
+				}
+				if err != nil {
+					t.Fatal(err)
 				}
 			}
-			missing = append(missing, permission)
 		}
-		if len(missing) == 0 {
-			break
+		nodes[i] = startNode(t, "serve", "--nats", url, "--allow-lossy-log", "--data", dir, "--listen", "127.0.0.1:0", "-o", "json", "--log-level", "warn", "--lanes", "2",
+			"--publish-events", "--node-id", fmt.Sprint("node-", i))
+	}
+	token := func(user, scope string) []string {
+		return nodes[0].env(strings.TrimSpace(live(t, nil, "token", "--data", dirs[0], "--user", user, "--scope", scope).want(t, exitOK).stdout))
+	}
+	operator := token("op", "operator")
+	live(t, operator, "product", "put", "--sku", "tea", "--title", "Tea", "--price", "1.00 EUR").want(t, exitOK)
+	live(t, operator, "stock", "receive", "--sku", "tea", "--quantity", "10").want(t, exitOK)
+	owners := func() string { return fmt.Sprint("lanes: ", laneOwners(t, operator)) }
+	eventually(t, "a lane at each node", func() bool {
+		lanes := laneOwners(t, operator)
+		return slices.Contains(lanes, "node-0") && slices.Contains(lanes, "node-1")
+	}, owners)
+	for _, user := range []string{"alice", "bob", "carol", "dave"} { // Of both lanes, and so of both nodes.
+		customer := token(user, "")
+		order := place(t, customer, "tea=1", "--note", "ring twice")
+		wantText(t, live(t, customer, "order", "get", order.Order.OrderID, "--min-revision", order.revision()).want(t, exitOK).stdout, "ring twice")
+		live(t, operator, "order", "cancel", order.Order.OrderID).want(t, exitOK)
+	}
+	live(t, operator, "user", "erase", "--user", "alice", "--yes").want(t, exitOK)
+	live(t, operator, "lanes", "move", "0", "node-1").want(t, exitOK)
+	eventually(t, "lane 0 at node-1", func() bool { return laneOwners(t, operator)[0] == "node-1" }, owners)
+	live(t, operator, "lanes", "move", "0", "--anywhere").want(t, exitOK)
+	wantText(t, live(t, nil, "doctor", "--nats", url).stdout, "this account may not delete the log")
+	var missing []string
+	eventually(t, "each permission used", func() bool { // Public events and the reactors' positions come a moment after the order.
+		missing = missing[:0]
+		subjects := published()
+		for _, permission := range permissions {
+			if !slices.ContainsFunc(subjects, func(subject string) bool { return covers(permission, subject) }) {
+				missing = append(missing, permission)
+			}
 		}
-		select {
-		case <-deadline:
-			t.Fatalf("never used: %v\nused: %v", missing, subjects)
-		case <-tick.C:
+		return len(missing) == 0
+	}, func() string { return fmt.Sprintf("never used: %v; used: %v", missing, published()) })
+	for _, n := range nodes {
+		if r := n.stop(); r.code != exitOK {
+			t.Fatalf("the node ended with %d:\n%s", r.code, r.stderr)
 		}
 	}
-	if r := n.stop(); r.code != exitOK || strings.Contains(r.stderr, "ermissions") {
-		t.Fatalf("the node ended with %d:\n%s", r.code, r.stderr)
+	if said := refused.all(); len(said) > 0 {
+		t.Fatalf("the server refused %d times: %v", len(said), said[:min(len(said), 10)])
 	}
 }

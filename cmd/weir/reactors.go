@@ -27,7 +27,11 @@ func (n *node) openReactors(ctx context.Context) (err error) {
 	}
 	registrations := []reactors.Registration{n.cashier.Registration(), award.Registration()}
 	if n.options.publishEvents {
-		stream, err := eventstore.OpenEventFeed(ctx, n.log.nc, eventstore.FeedOptions{Topology: n.log.topology, Replicas: n.options.log.replicas})
+		var stream *eventstore.EventFeed
+		err := n.log.beside(ctx, n.options.log, func(ctx context.Context) (err error) {
+			stream, err = eventstore.OpenEventFeed(ctx, n.log.nc, eventstore.FeedOptions{Topology: n.log.topology, Replicas: n.log.replicas})
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -40,7 +44,11 @@ func (n *node) openReactors(ctx context.Context) (err error) {
 		return err
 	}
 	n.later(func() error { n.webhooks.Close(); return nil })
-	positions, err := eventstore.OpenReactorPositions(ctx, n.log.nc, n.options.log.replicas)
+	var positions *eventstore.ReactorPositions
+	err = n.log.beside(ctx, n.options.log, func(ctx context.Context) (err error) {
+		positions, err = eventstore.OpenReactorPositions(ctx, n.log.nc, n.log.replicas)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -61,6 +61,7 @@ It prints where it listens, a customer's and an operator's token, and a ready co
 	add(groupRun, p.devCommand(), p.serveCommand(), p.gatewayCommand(), p.sandboxPayCommand(), p.tokenCommand())
 	add(groupShop, p.orderCommand(), p.paymentCommand(), p.productCommand(), p.stockCommand(), p.campaignCommand(), p.couponCommand(), p.pointsCommand(), p.salesCommand(), p.userCommand(), p.webhooksCommand())
 	add(groupLook, p.clusterCommand(), p.lanesCommand(), p.logCommand(), p.auditCommand(), p.projectionsCommand(), p.parkedCommand(), p.replayCommand(), p.readsCommand(), p.doctorCommand(), p.reactorsCommand(), p.backupCommand(), p.restoreCommand(), p.benchCommand(), p.demoCommand())
+	add(groupRun, p.planCommand())
 	root.AddCommand(p.versionCommand())
 	root.AddCommand(helpTopics(root)...)
 	root.SetOut(p.stdout)

@@ -121,7 +121,7 @@ func newNodeID() string {
 func (n *node) openSharing(context.Context) (err error) {
 	n.sharing, err = ownership.New(n.log.nc, ownership.Options{
 		NodeID: n.options.sharing.nodeID, Topology: n.log.topology, Lanes: n.lanes, LeaseTTL: n.options.sharing.leaseTTL,
-		Replicas: n.options.log.replicas, Describe: n.describe, Logger: n.logger,
+		Replicas: n.log.replicas, Describe: n.describe, Logger: n.logger,
 	})
 	return err
 }

@@ -302,7 +302,7 @@ func TestThreeNodesMakeALogOfThreeReplicas(t *testing.T) {
 	for info := range js.ListStreams(t.Context()).Info() {
 		seen[info.Config.Name] = info.Config.Replicas
 	}
-	for _, stream := range []string{"ORDERS-00", "ORDERS-01", "KV_WEIR-CLUSTER", "KV_WEIR-USER-KEYS"} {
+	for _, stream := range []string{"ORDERS-00", "ORDERS-01", "KV_WEIR-CLUSTER", "KV_WEIR-USER-KEYS", "KV_WEIR-NODES", "KV_WEIR-LEASES", "KV_WEIR-PLACEMENT", "KV_WEIR-REACTORS"} {
 		if seen[stream] != replicasOfCluster {
 			t.Errorf("stream %s has %d replicas, want %d", stream, seen[stream], replicasOfCluster)
 		}
@@ -335,8 +335,32 @@ func TestReplicasAreAddedByACommandWhileANodeServes(t *testing.T) {
 	n := startNode(t, c.flags(2, "--lanes", "2", "--replicas", "1")...)
 	defer n.stop()
 	access := []string{"--nats", c.url, "--nats-ca", c.path("ca.pem"), "--cluster-secret-file", c.path("secret")}
+	token := func(user, scope string) []string {
+		return n.env(strings.TrimSpace(live(t, nil, "token", "--data", c.dirs[2], "--user", user, "--scope", scope).want(t, exitOK).stdout))
+	}
+	operator := token("op", "operator")
+	live(t, operator, "product", "put", "--sku", "tea", "--title", "Tea", "--price", "1.00 EUR").want(t, exitOK)
+	live(t, operator, "stock", "receive", "--sku", "tea", "--quantity", "100").want(t, exitOK)
+	shop := func(round string) {
+		t.Helper()
+		for _, user := range []string{"alice", "bob", "carol", "dave"} { // Of both lanes.
+			customer := token(user, "")
+			eventually(t, "an order of "+user, func() bool { // A lane that was fenced answers that it is not available, for a while.
+				return live(t, customer, "order", "place", "tea", "--request-id", round).code == exitOK
+			}, func() string { return fmt.Sprint("lanes: ", laneOwners(t, operator)) })
+		}
+	}
+	shop("before")
 	r := live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "3", "-o", "json"}, access...)...).want(t, exitOK)
-	wantText(t, r.stdout, `{"stream":"ORDERS-01","step":"fenced"}`, `{"stream":"ORDERS-01","step":"current"}`, `{"stream":"KV_WEIR-USER-KEYS","step":"current"}`)
+	for _, stream := range []string{"ORDERS-00", "ORDERS-01"} {
+		wantText(t, r.stdout, `{"stream":"`+stream+`","step":"fenced"}`, `{"stream":"`+stream+`","step":"current"}`)
+	}
+	for _, bucket := range []string{"CLUSTER", "USER-KEYS", "NODES", "LEASES", "PLACEMENT", "REACTORS"} { // Two of them are in memory.
+		wantText(t, r.stdout, `{"stream":"KV_WEIR-`+bucket+`","step":"current"}`)
+	}
+	shop("after") // The owner has opened its lanes again, with the rule of replicated streams.
+	live(t, operator, "log", "verify").want(t, exitOK)
+	live(t, operator, "audit", "stock").want(t, exitOK)
 	wantText(t, live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "3"}, access...)...).want(t, exitOK).stdout, "ORDERS-00            kept")
 	wantText(t, live(t, nil, append([]string{"cluster", "upgrade", "--replicas", "1"}, access...)...).want(t, exitRefused).stderr, "a majority acknowledged")
 	live(t, nil, append([]string{"cluster", "upgrade"}, access...)...).want(t, exitUsage)

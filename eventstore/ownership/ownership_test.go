@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirhq/weir/eventstore"
@@ -440,6 +441,34 @@ func TestBucketsThatAreGoneAreMadeAgainAndNoLaneMoves(t *testing.T) {
 	c.eventually("both share", func() bool { return c.level(one, two) && one.Settled() && two.Settled() }, one, two)
 	if got := one.serving(); !slices.Equal(got, had) {
 		t.Errorf("one serves %v, want %v: nobody has gone", got, had)
+	}
+}
+
+func TestBucketsAreReadFromTheirLeadersAlone(t *testing.T) {
+	c := newCluster(t, 1, time.Second)
+	nc, err := c.server.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One is there already, as the client makes it.
+	if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: PlacementBucket}); err != nil {
+		t.Fatal(err)
+	}
+	a := c.join("a")
+	c.eventually("the lane has a node", func() bool { return len(a.serving()) == 1 }, a)
+	for _, bucket := range []string{NodesBucket, LeasesBucket, PlacementBucket} {
+		stream, err := js.Stream(t.Context(), streamOf(bucket))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stream.CachedInfo().Config.AllowDirect {
+			t.Errorf("replicas that are behind answer reads of bucket %s", bucket)
+		}
 	}
 }
 

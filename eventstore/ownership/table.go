@@ -74,6 +74,9 @@ func (t *table) open(ctx context.Context) (jetstream.KeyValue, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", t.config.Bucket, err)
 	}
+	if err := t.readFromLeader(ctx); err != nil {
+		return nil, fmt.Errorf("open bucket %s: %w", t.config.Bucket, err)
+	}
 	status, err := bucket.Status(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", t.config.Bucket, err)
@@ -86,6 +89,25 @@ func (t *table) open(ctx context.Context) (jetstream.KeyValue, error) {
 	t.bucket, t.ttl = bucket, status.TTL()
 	return bucket, nil
 }
+
+// readFromLeader has the bucket's leader alone answer reads, which the client that makes a bucket does not ask for: a replica that is
+// behind would take the place of what is known here with what was before.
+func (t *table) readFromLeader(ctx context.Context) error {
+	stream, err := t.js.Stream(ctx, streamOf(t.config.Bucket))
+	if err != nil {
+		return err
+	}
+	config := stream.CachedInfo().Config
+	if !config.AllowDirect {
+		return nil
+	}
+	config.AllowDirect, config.MirrorDirect = false, false
+	_, err = t.js.UpdateStream(ctx, config)
+	return err
+}
+
+// streamOf returns the name of the stream that a bucket is.
+func streamOf(bucket string) string { return "KV_" + bucket }
 
 // run follows the bucket until ctx ends.
 func (t *table) run(ctx context.Context) {
@@ -230,7 +252,7 @@ func (t *table) written(ctx context.Context, key string, err error) error {
 
 // refresh reads the newest revision of a key.
 func (t *table) refresh(ctx context.Context, key string) error {
-	stream, err := t.js.Stream(ctx, "KV_"+t.config.Bucket)
+	stream, err := t.js.Stream(ctx, streamOf(t.config.Bucket))
 	if err != nil {
 		return fmt.Errorf("read %s in bucket %s: %w", key, t.config.Bucket, err)
 	}

@@ -108,8 +108,6 @@ const (
 	// retryAfterMin and retryAfterMax bound what a refused call is told.
 	retryAfterMin = 100 * time.Millisecond
 	retryAfterMax = 30 * time.Second
-	// idleWindows without a call are enough to forget the load before.
-	idleWindows = 20
 )
 
 // Validate says what is wrong with the configuration.
@@ -293,9 +291,10 @@ func (g *gate) roll(now int64) {
 	full := passed.shed > 0 || g.bar.Load() > 0 || passed.peak >= g.pace.places(now)
 	g.pace.adjust(now, full, passed.peak)
 
-	if now-passed.start > idleWindows*int64(windowLength) {
-		clear(g.came[:])
-		g.served = 0
+	if now-passed.start >= 2*int64(windowLength) && len(g.waiting) == 0 {
+		g.forget() // Nobody came, ended or waited for a whole window: what the last one saw is over.
+		g.tellWhen()
+		return
 	}
 	total := 0.0
 	for i := range g.came {
@@ -310,6 +309,16 @@ func (g *gate) roll(now int64) {
 	}
 	g.tellWhen()
 	g.serveWaiting(now)
+}
+
+// forget drops what is known of a load that has passed. The pace, which is what upstreams can do, stays. The lock is held.
+func (g *gate) forget() {
+	for i := range g.came {
+		g.came[i] = 0
+		g.asked[i].Store(0)
+	}
+	g.served, g.fits = 0, 0
+	g.bar.Store(0)
 }
 
 // moveBar puts the bar where what passes it is what was served when the queue stood last, and a little more in each window in which it did not.

@@ -239,6 +239,26 @@ func TestTheBarFallsWhenTheFloodHasGone(t *testing.T) {
 	}
 }
 
+func TestTheFirstCallAfterAFloodPasses(t *testing.T) {
+	for _, silence := range []time.Duration{2 * windowLength, time.Second, time.Hour} {
+		g := newGate(ConcurrencyConfig{Min: 1, Initial: 1, Max: 1, QueueMax: 1}, 0)
+		order, read, now := level(Place)*levelsPerPriority, level(Read)*levelsPerPriority, int64(0)
+		if admitted, _ := g.enter(now, order, nil); !admitted {
+			t.Fatal("an idle gate refused a call")
+		}
+		for range 100 { // All within one window: its end comes with the first call after the silence.
+			g.ask(now, order)
+			g.enter(now, order, func(bool) {})
+		}
+		g.leave(now+1, now, "", outcome.Good)
+		g.leave(now+2, now, "", outcome.Good)
+		now += int64(silence)
+		if !g.ask(now, read) {
+			t.Errorf("after %s of silence the first call is refused, to come again in %s", silence, g.refusal(read))
+		}
+	}
+}
+
 func TestConfigurationsAreReadAndChecked(t *testing.T) {
 	var config Config
 	if err := yaml.Unmarshal([]byte(`

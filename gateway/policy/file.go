@@ -112,7 +112,7 @@ func checkKeys(node *yaml.Node, kind reflect.Type, path string) error {
 			return fmt.Errorf("line %d: key %q is there twice, first on line %d", key.Line, key.Value, first)
 		}
 		seen[key.Value] = key.Line
-		inner := kind
+		var inner reflect.Type
 		if kind.Kind() == reflect.Map {
 			inner = kind.Elem()
 		} else {

@@ -68,7 +68,7 @@ func (r *Reply) Hold() error {
 		r.Ended = true
 		return nil
 	}
-	buffer := heldBuffers.Get().(*[HeldBytesMax]byte)
+	buffer := heldBuffers.Get().(*[HeldBytesMax]byte) //nolint:errcheck // Nothing else is in it.
 	count, err := readUntil(r.Body, buffer[:])
 	if err != nil && !errors.Is(err, io.EOF) {
 		heldBuffers.Put(buffer)

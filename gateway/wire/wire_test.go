@@ -48,7 +48,7 @@ func TestTheProtocolIsThatOfTheRequest(t *testing.T) {
 		{"PUT", procedure, "application/json", Plain},
 		{"OPTIONS", procedure, "", Plain},
 	} {
-		request := httptest.NewRequest(test.method, test.target, http.NoBody)
+		request := httptest.NewRequestWithContext(t.Context(), test.method, test.target, http.NoBody)
 		if test.contentType != "" {
 			request.Header.Set("Content-Type", test.contentType)
 		}
@@ -242,7 +242,7 @@ func TestPlainHTTPIsRefusedAsHTTP(t *testing.T) {
 	w := httptest.NewRecorder()
 	refusal := connect.NewError(connect.CodeUnavailable, errors.New("no node"))
 	refusal.Meta().Set("Retry-After", "1")
-	if err := Plain.Refuse(w, httptest.NewRequest(http.MethodPost, "/webhooks/x", http.NoBody), refusal); err != nil {
+	if err := Plain.Refuse(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/webhooks/x", http.NoBody), refusal); err != nil {
 		t.Fatal(err)
 	}
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "1" || w.Body.String() != "no node\n" {

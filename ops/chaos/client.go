@@ -224,6 +224,7 @@ func (c *client) settled(r *request) error {
 
 // took takes an order as a command answered it into what the client knows.
 func (c *client) took(r *request, reply changedOrder) {
+	c.silence.ended(reply.GetRevision().GetLane())
 	if r.Procedure == placeOrder {
 		r.of = &order{}
 		c.orders = append(c.orders, r.of)
@@ -386,19 +387,35 @@ func (c *chaos) post(ctx context.Context, procedure string, body []byte) (reply 
 	message.Header.Set("Authorization", "Bearer "+token)
 	// Without this, the transport would send a request again by itself when a connection breaks.
 	message.GetBody = nil
-	response, err := c.http.Do(message)
-	if err != nil {
-		return nil, "", err
-	}
-	defer response.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(response.Body, replyMax))
-	if err != nil {
-		return nil, "", err
-	}
-	if response.StatusCode == http.StatusOK {
+	status, data, err := c.exchange(message)
+	if err == nil && status == http.StatusOK {
 		return data, "", nil
 	}
-	return nil, refusalOf(data), faultOf(response.StatusCode, data)
+	if err == nil {
+		err = faultOf(status, data)
+	}
+	if err != nil && ctx.Err() == nil && !asksForPatience(data) {
+		c.failed.Add(1)
+		c.lastFault.Store(err.Error())
+	}
+	return nil, refusalOf(data), err
+}
+
+// exchange sends a request and reads all of its answer.
+func (c *chaos) exchange(message *http.Request) (status int, data []byte, err error) {
+	response, err := c.http.Do(message)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer response.Body.Close()
+	data, err = io.ReadAll(io.LimitReader(response.Body, replyMax))
+	return response.StatusCode, data, err
+}
+
+// asksForPatience reports whether an answer is that units are on their way (STOCK_MOVING): every node says so in good health too.
+func asksForPatience(data []byte) bool {
+	var answer connectError
+	return json.Unmarshal(data, &answer) == nil && answer.Code == "aborted"
 }
 
 // connectError is an error of the Connect protocol.

@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // A fault is what comes over the node.
 type fault uint8
@@ -12,6 +15,8 @@ const (
 	pauses
 	// losesReplies: it answers, and a share of the answers never arrives; the clients ask again.
 	losesReplies
+	// strikes: one of strikeNames comes over nodes that share their lanes, or over the servers that keep the log.
+	strikes
 )
 
 // String says what was done, for people.
@@ -23,6 +28,8 @@ func (f fault) String() string {
 		return "paused"
 	case losesReplies:
 		return "replies lost"
+	case strikes:
+		return "struck"
 	}
 	panic(fmt.Sprintf("chaos: bug: fault %d", f))
 }
@@ -34,6 +41,8 @@ type kind struct {
 	pays bool
 	// scarce: instead of all that, many buyers ask for one unit.
 	scarce bool
+	// strike is what comes over a cluster, nil in other kinds.
+	strike *strike
 	// rounds unless told otherwise.
 	rounds int
 	// says what it is, for people.
@@ -42,12 +51,22 @@ type kind struct {
 
 // The kinds by name, and kindNames in the order in which they run.
 var (
-	kindNames = []string{"orders", "payments", "replies", "pauses", "scarce"}
-	kinds     = map[string]kind{
+	kindNames = slices.Concat([]string{"orders", "payments", "replies", "pauses", "scarce"}, strikeNames)
+	kinds     = withStrikes(map[string]kind{
 		"orders":   {fault: kills, rounds: 25, says: "kill -9 under orders and cancellations"},
 		"payments": {fault: kills, pays: true, rounds: 25, says: "kill -9 under payments, with a provider that goes wrong and is killed too"},
 		"replies":  {fault: losesReplies, pays: true, rounds: 5, says: "5% of the replies are lost, and payments as above"},
 		"pauses":   {fault: pauses, pays: true, rounds: 2, says: "SIGSTOP and SIGCONT, and payments as above"},
 		"scarce":   {scarce: true, rounds: 5, says: "1,000 buyers ask for one unit at once"},
-	}
+	})
 )
+
+// clusterRounds is how often a cluster is struck unless told otherwise.
+const clusterRounds = 20
+
+func withStrikes(all map[string]kind) map[string]kind {
+	for _, name := range strikeNames {
+		all[name] = kind{fault: strikes, strike: strikesByName[name], rounds: clusterRounds, says: strikesByName[name].says}
+	}
+	return all
+}

@@ -24,6 +24,13 @@ import (
 type Options struct {
 	// Weir is the binary.
 	Weir string
+	// NATS is the binary of a NATS server, for kinds that torment a cluster, and Servers how many of them keep its log.
+	NATS    string
+	Servers int
+	// Lossy has the servers fsync seldom: a power cut has to lose something, or this program is blind.
+	Lossy bool
+	// LeaseTTL is that of a cluster's lanes.
+	LeaseTTL time.Duration
 	// Kind of torment: a name of kinds.
 	Kind string
 	// Rounds of load, fault, restart and check.
@@ -60,6 +67,12 @@ func (o *Options) Validate() error {
 	switch {
 	case !known:
 		return fmt.Errorf("there is no kind %q, only %v", o.Kind, kindNames)
+	case kinds[o.Kind].fault == strikes && o.Servers != 1 && o.Servers != 3:
+		return fmt.Errorf("servers must be 1 or 3, not %d", o.Servers)
+	case kinds[o.Kind].fault == strikes && o.LeaseTTL < time.Second:
+		return fmt.Errorf("a lease must last at least 1s, not %v", o.LeaseTTL)
+	case o.Lossy && o.Kind != "power":
+		return fmt.Errorf("a control run that loses something is one of the kind power, not %s", o.Kind)
 	case o.Rounds < 1 || o.Rounds > 100_000:
 		return fmt.Errorf("rounds must be 1 to 100000, not %d", o.Rounds)
 	case o.Clients < 1 || o.Clients > 4096:
@@ -95,11 +108,15 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 	var names, lanes string
 	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	flags.StringVar(&options.Weir, "weir", "./weir", "binary to torment")
+	flags.StringVar(&options.NATS, "nats-server", "./nats-server", "binary of the servers that keep a cluster's log")
+	flags.IntVar(&options.Servers, "servers", 3, "servers that keep a cluster's log, each a replica: 1 or 3")
+	flags.BoolVar(&options.Lossy, "lossy", false, "control run for the kind power: the servers fsync every two minutes, and the run fails if nothing is seen to be lost")
+	flags.DurationVar(&options.LeaseTTL, "lease-ttl", 3*time.Second, "how long the lease of a lane lasts in a cluster")
 	flags.StringVar(&names, "kind", strings.Join(kindNames, ","), "kinds of torment, with commas between them:\n"+kindsText())
 	flags.IntVar(&options.Rounds, "rounds", 0, "rounds of load, fault, restart and check (0: as many as the kind has)")
-	flags.IntVar(&options.Clients, "clients", 0, "clients at the same time (0: 48, and 12 where they pay)")
+	flags.IntVar(&options.Clients, "clients", 0, "clients at the same time (0: 48, and 12 where they pay or torment a cluster)")
 	flags.IntVar(&options.Buyers, "buyers", 1000, "buyers that ask for one unit at the same time")
-	flags.StringVar(&lanes, "lanes", "1,4", "lanes of the node; with commas between them, one after the other")
+	flags.StringVar(&lanes, "lanes", "", "lanes of the node; with commas between them, one after the other (empty: 1,4, and 4 in a cluster)")
 	flags.Uint64Var(&options.Seed, "seed", options.Seed, "seed of everything random here")
 	flags.DurationVar(&options.LoadMax, "load", time.Second, "longest load before a fault")
 	flags.IntVar(&options.CallsMin, "calls", 100, "changes that are acknowledged before a fault, however long that takes, up to a minute")
@@ -114,7 +131,7 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 	}
 	var runs []Options
 	for _, name := range strings.Split(names, ",") {
-		for _, text := range strings.Split(lanes, ",") {
+		for _, text := range strings.Split(lanesOf(name, lanes), ",") {
 			one := options.of(name)
 			var err error
 			if one.Lanes, err = strconv.Atoi(text); err != nil {
@@ -127,11 +144,27 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 		}
 	}
 	for _, one := range runs {
+		if strike := kinds[one.Kind].strike; strike != nil && strike.inside && !isInside() {
+			return inside(ctx, arguments)
+		}
+	}
+	for _, one := range runs {
 		if err := torment(ctx, one, out); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// lanesOf returns the lanes that a kind runs with, as they were given or its own.
+func lanesOf(name, given string) string {
+	switch {
+	case given != "":
+		return given
+	case kinds[name].fault == strikes:
+		return "4"
+	}
+	return "1,4"
 }
 
 // of returns the options of a run of a kind, with what that kind has where nothing else was said.
@@ -142,7 +175,7 @@ func (o Options) of(name string) Options {
 	}
 	if o.Clients == 0 {
 		o.Clients = 48
-		if kinds[name].pays {
+		if kinds[name].pays || kinds[name].fault == strikes {
 			o.Clients = 12
 		}
 	}
@@ -157,15 +190,39 @@ func kindsText() string {
 	return b.String()
 }
 
+// blind returns an error when a run that has to lose something has seen no loss.
+func blind(err error, out io.Writer) error {
+	var lost *lossError
+	switch {
+	case err == nil:
+		return errors.New("the control run lost nothing: this program could not have seen a loss")
+	case !errors.As(err, &lost):
+		return fmt.Errorf("the control run failed, but not because something was lost: %w", err)
+	}
+	fmt.Fprintf(out, "the control run lost what it had acknowledged, as it has to: %.400v\n", err)
+	return nil
+}
+
+// newNode makes what a kind torments.
+func newNode(ctx context.Context, options Options, dir string) (node, error) {
+	if kinds[options.Kind].fault == strikes {
+		return newCluster(ctx, options, dir)
+	}
+	return newDevNode(options, dir)
+}
+
 // torment makes one run in a directory of its own, and removes that when all is well.
 func torment(ctx context.Context, options Options, out io.Writer) error {
 	dir, err := os.MkdirTemp(options.Dir, "weir-chaos-")
 	if err != nil {
 		return err
 	}
-	node, err := newDevNode(options, dir)
+	tormented, err := newNode(ctx, options, dir)
 	if err == nil {
-		err = run(ctx, options, node, dir, out)
+		err = run(ctx, options, tormented, dir, out)
+	}
+	if options.Lossy {
+		err = blind(err, out)
 	}
 	if err != nil {
 		return fmt.Errorf("%s with %d lanes, seed %d: %w\nthe data directory and the acknowledgements are kept in %s", options.Kind, options.Lanes, options.Seed, err, dir)

@@ -1,36 +1,49 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
-// weirBinary builds weir once.
-var weirBinary = sync.OnceValues(func() (string, error) {
+// weirBinary builds weir once, and natsBinary the server that keeps a cluster's log.
+var (
+	weirBinary = sync.OnceValues(func() (string, error) { return built("weir", "github.com/weirhq/weir/cmd/weir") })
+	natsBinary = sync.OnceValues(func() (string, error) { return built("nats-server", "github.com/nats-io/nats-server/v2") })
+)
+
+// built builds a program into a directory of its own.
+func built(name, source string) (string, error) {
 	dir, err := os.MkdirTemp("", "weir-test-")
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "weir")
-	built, err := exec.Command("go", "build", "-o", path, "github.com/weirhq/weir/cmd/weir").CombinedOutput()
+	path := filepath.Join(dir, name)
+	printed, err := exec.Command("go", "build", "-o", path, source).CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("build weir: %w\n%s", err, built)
+		return "", fmt.Errorf("build %s: %w\n%s", name, err, printed)
 	}
 	return path, nil
-})
+}
 
-// binaryBuilt says that a test asked for the binary; else TestMain would build it only to remove it.
-var binaryBuilt bool
+// binaryBuilt and serverBuilt say that a test asked for a binary; else TestMain would build it only to remove it.
+var binaryBuilt, serverBuilt bool
 
 func TestMain(m *testing.M) {
 	code := m.Run()
+	if serverBuilt {
+		if path, err := natsBinary(); err == nil {
+			_ = os.RemoveAll(filepath.Dir(path))
+		}
+	}
 	if binaryBuilt {
 		if path, err := weirBinary(); err == nil {
 			_ = os.RemoveAll(filepath.Dir(path))
@@ -79,5 +92,63 @@ func TestARealNodeKeepsItsPromises(t *testing.T) {
 				t.Fatalf("seed %d: %v; it printed, without %q:\n%s", options.Seed, err, c.want, &printed)
 			}
 		})
+	}
+}
+
+// A short run of the kinds of a cluster that neither need root nor take long.
+func TestARealClusterKeepsItsPromises(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the servers and nodes of a cluster have addresses of their own in 127.0.0.0/8, which other systems lack")
+	}
+	binaryBuilt, serverBuilt = true, true
+	weir, err := weirBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := natsBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		kind    string
+		servers int
+	}{
+		{"node", 1},
+		{"lost", 3},
+	} {
+		t.Run(c.kind, func(t *testing.T) {
+			t.Parallel() // Most of it is waiting.
+			options := Options{
+				Weir: weir, NATS: server, Servers: c.servers, LeaseTTL: time.Second, Kind: c.kind, Rounds: 1, Clients: 6, Buyers: 200, Lanes: 4,
+				Seed: rand.Uint64(), LoadMax: 200 * time.Millisecond, CallsMin: 100, PauseFor: 2 * time.Second, SettleMax: time.Minute,
+				ServingMax: 5 * time.Minute, ViewWait: 10 * time.Second,
+			}
+			if err := options.Validate(); err != nil {
+				t.Fatal(err)
+			}
+			dir := t.TempDir()
+			tormented, err := newNode(t.Context(), options, dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var printed strings.Builder
+			if err := run(t.Context(), options, tormented, dir, &printed); err != nil || !strings.Contains(printed.String(), "all linearizable") {
+				t.Fatalf("seed %d: %v; it printed:\n%s", options.Seed, err, &printed)
+			}
+		})
+	}
+}
+
+// A control run that sees no loss, or fails for another reason, is no proof that this program would see one.
+func TestAControlRunHasToLoseSomething(t *testing.T) {
+	var out strings.Builder
+	if err := blind(nil, &out); err == nil {
+		t.Error("a run that lost nothing is accepted")
+	}
+	if err := blind(errors.New("no loop device"), &out); err == nil {
+		t.Error("a run that failed for another reason is accepted")
+	}
+	if err := blind(fmt.Errorf("round 1: %w", &lossError{errors.New("commit 7 is gone")}), &out); err != nil || !strings.Contains(out.String(), "commit 7 is gone") {
+		t.Errorf("a loss is not accepted: %v, it printed %q", err, &out)
 	}
 }

@@ -146,6 +146,17 @@ type chaos struct {
 	violations   []error
 
 	clients []*client
+	// silence of lanes in kinds that strike a cluster, nil in others.
+	silence *silence
+	// witnessCalls counts the calls of histories that were checked.
+	witnessCalls int
+	// failed counts calls without an answer that stands, other than "come again", and lastFault is the newest.
+	failed    atomic.Int64
+	lastFault atomic.Value
+	// asked counts calls to nodes that were cut off.
+	asked int
+	// struck says what came over the cluster in this round.
+	struck string
 	// received counts the units that receipts acknowledged, by SKU.
 	received map[string]int64
 }
@@ -196,6 +207,9 @@ func run(ctx context.Context, options Options, tormented node, dir string, out i
 		c.clients = append(c.clients, newClient(c, i))
 	}
 	fmt.Fprintf(out, "%s, seed %d: %d rounds, %d clients, %d lanes\n", options.Kind, options.Seed, options.Rounds, options.Clients, options.Lanes)
+	if c.kind.fault == strikes {
+		return c.runCluster(ctx, tormented.(*cluster))
+	}
 	if !c.kind.pays {
 		return c.run(ctx)
 	}
@@ -248,8 +262,8 @@ func (c *chaos) run(ctx context.Context) (err error) {
 	killed := 0
 	var servings []time.Duration
 	for round := 1; round <= c.Rounds; round++ {
-		if err := c.torment(ctx); err != nil {
-			return err
+		if err := c.tormented(ctx, round); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
 		}
 		c.http.CloseIdleConnections()
 		did := c.kind.fault.String()
@@ -263,6 +277,9 @@ func (c *chaos) run(ctx context.Context) (err error) {
 			if serving > c.ServingMax {
 				c.violated(fmt.Errorf("round %d: the restart took %v to serve, at most %v", round, serving, c.ServingMax))
 			}
+		}
+		if c.kind.fault == strikes {
+			did = c.struck
 		}
 		if err := c.check(ctx, false); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
@@ -341,6 +358,9 @@ func (c *chaos) finish(ctx context.Context, killed int, servings []time.Duration
 		if lost == 0 {
 			return errors.New("no reply was lost: this run has shown nothing; give it more load")
 		}
+	case c.kind.fault == strikes:
+		fmt.Fprintln(c.out, c.silence)
+		fmt.Fprintf(c.out, "%d calls in histories of stock and of orders, all linearizable\n", c.witnessCalls)
 	case len(servings) > 0:
 		slices.Sort(servings)
 		fmt.Fprintf(c.out, "%d kills; serving again after (min, median, max): %v, %v, %v\n", killed, servings[0].Round(time.Millisecond),
@@ -378,6 +398,14 @@ func (c *chaos) stock(ctx context.Context) error {
 	return nil
 }
 
+// tormented is torment with witnesses, where there is a cluster for them.
+func (c *chaos) tormented(ctx context.Context, round int) error {
+	if c.kind.fault != strikes {
+		return c.torment(ctx)
+	}
+	return c.witnessed(ctx, round, func() error { return c.torment(ctx) })
+}
+
 // torment lets all clients work until the fault has come, and a while after it if the node goes on.
 func (c *chaos) torment(ctx context.Context) error {
 	c.silences.Store(int64(c.Silences))
@@ -406,14 +434,16 @@ func (c *chaos) torment(ctx context.Context) error {
 		err = errors.Join(err, c.node.Resume())
 		c.load(ctx)
 	case losesReplies: // All the time.
+	case strikes:
+		err = c.strike(ctx)
 	}
 	cancel()
 	working.Wait()
 	return errors.Join(err, ctx.Err())
 }
 
-// load waits for a while that is drawn, and until enough was acknowledged in it.
-func (c *chaos) load(ctx context.Context) {
+// load waits for a while that is drawn, and until enough was acknowledged in it. It reports whether that came to be.
+func (c *chaos) load(ctx context.Context) bool {
 	acknowledged := func() int {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -424,6 +454,7 @@ func (c *chaos) load(ctx context.Context) {
 	for acknowledged() < before+c.CallsMin && ctx.Err() == nil && time.Now().Before(end) {
 		wait(ctx, retryInterval)
 	}
+	return acknowledged() >= before+c.CallsMin || ctx.Err() != nil
 }
 
 // each does something for all clients at once.

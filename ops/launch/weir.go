@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,12 +23,18 @@ import (
 // payWithinDefault is how long an order stays open unpaid when the node does not say.
 const payWithinDefault = 24 * time.Hour
 
-// A Node is a 'weir dev' on a data directory. It may be started again and again.
+// A Node is a 'weir dev' on a data directory, or a 'weir serve'. It may be started again and again.
 type Node struct {
 	*Server
 	// Binary is the path of weir, Data its data directory, Lanes how many it has.
 	Binary, Data string
 	Lanes        int
+	// NATS is the URL of the servers that keep the log of a 'weir serve'; empty for a 'weir dev'.
+	NATS string
+	// Listen is where it serves, host:port, after each start; empty for a free port of loopback that is another one each time.
+	Listen string
+	// Prefix is a command that runs the node's, such as one that enters a network namespace.
+	Prefix []string
 	// PayWithin is how long an order stays open unpaid; 0 means a day, so that none expires while it is looked at.
 	PayWithin time.Duration
 	// Flags are further flags of 'weir dev'.
@@ -42,22 +49,29 @@ type Node struct {
 
 // Begin starts the node. It does not wait: Serving does.
 func (n *Node) Begin(ctx context.Context) error {
-	addr, err := FreeAddr(ctx)
-	if err != nil {
-		return err
+	addr, name := n.Listen, "dev"
+	if addr == "" {
+		var err error
+		if addr, err = FreeAddr(ctx); err != nil {
+			return err
+		}
 	}
-	arguments := append([]string{"dev", "--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)}, n.Flags...)
-	if !n.Gateway {
+	arguments := []string{"--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)}
+	switch {
+	case n.NATS != "":
+		name = "serve"
+		arguments = append(arguments, "--nats", n.NATS)
+	case !n.Gateway:
 		arguments = append(arguments, "--no-gateway")
 	}
-	command := exec.Command(n.Binary, arguments...) //nolint:noctx // Stop ends it.
+	command := prefixed(n.Prefix, n.Binary, slices.Concat([]string{name}, arguments, n.Flags)...)
 	payWithin := n.PayWithin
 	if payWithin == 0 {
 		payWithin = payWithinDefault
 	}
 	command.Env = append(os.Environ(), "WEIR_PAY_WITHIN="+payWithin.String())
 	n.began = time.Now()
-	server, err := Start("weir dev", addr, nil, command)
+	server, err := Start("weir "+name, addr, nil, command)
 	if err != nil {
 		return err
 	}
@@ -81,6 +95,12 @@ func (n *Node) Serving(ctx context.Context) (time.Duration, error) {
 		}
 	}
 	return took, nil
+}
+
+// prefixed makes a command that another one runs, if there is one. Stop ends it.
+func prefixed(prefix []string, binary string, arguments ...string) *exec.Cmd {
+	line := slices.Concat(prefix, []string{binary}, arguments)
+	return exec.Command(line[0], line[1:]...) //nolint:noctx // Stop ends it.
 }
 
 // Start begins the node, waits until it serves and returns how long that took. After an error nothing runs.

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// A history that cannot have happened one call after the other is seen; one that can is not, whatever is unknown in it.
+func TestAHistoryThatCannotBeIsSeen(t *testing.T) {
+	const never = math.MaxInt64
+	taken := func(units, from, to int64) porcupine.Operation {
+		return porcupine.Operation{Input: stockCall{units}, Output: stockAnswer{known: to != never}, Call: from, Return: to}
+	}
+	refused := func(units, from, to int64) porcupine.Operation {
+		return porcupine.Operation{Input: stockCall{units}, Output: stockAnswer{known: true, refused: true}, Call: from, Return: to}
+	}
+	order := func(kind string, cancelled bool, commit uint64, from, to int64) porcupine.Operation {
+		return porcupine.Operation{Input: orderCall{kind}, Output: orderState{known: to != never, cancelled: cancelled, commit: commit}, Call: from, Return: to}
+	}
+	for _, c := range []struct {
+		name  string
+		calls []porcupine.Operation
+		well  bool
+	}{
+		{"what came in is sold", []porcupine.Operation{taken(-2, 1, 2), taken(2, 3, 4), refused(1, 5, 6)}, true},
+		{"a unit is sold twice", []porcupine.Operation{taken(-1, 1, 2), taken(1, 3, 4), taken(1, 3, 5)}, false},
+		{"a buyer is refused what is there", []porcupine.Operation{taken(-1, 1, 2), refused(1, 3, 4)}, false},
+		{"an order without an answer took the unit", []porcupine.Operation{taken(-1, 1, 2), taken(1, 3, never), refused(1, 7, 8)}, true},
+		{"an order without an answer took nothing", []porcupine.Operation{taken(-1, 1, 2), taken(1, 3, never), taken(1, 7, 8)}, true},
+		{"an order without an answer took a unit before it was asked for", []porcupine.Operation{taken(-1, 1, 2), refused(1, 3, 4), taken(1, 5, never)}, false},
+		{"a read sees a cancellation", []porcupine.Operation{order("place", false, 4, 1, 2), order("cancel", true, 5, 3, 6), order("read", true, 5, 4, 5)}, true},
+		{"a read does not see what was acknowledged", []porcupine.Operation{order("place", false, 4, 1, 2), order("cancel", true, 5, 3, 4), order("read", false, 4, 5, 6)}, false},
+		{"a cancellation is undone", []porcupine.Operation{order("place", false, 4, 1, 2), order("cancel", true, 5, 3, never), order("read", true, 5, 4, 5), order("read", false, 4, 6, 7)}, false},
+		{"an order is cancelled twice", []porcupine.Operation{order("place", false, 4, 1, 2), order("cancel", true, 5, 3, 4), order("cancel", true, 6, 5, 6)}, false},
+		{"a cancellation without an answer is seen at a commit", []porcupine.Operation{order("place", false, 4, 1, 2), order("cancel", false, 0, 3, never), order("read", true, 9, 4, 5), order("read", true, 9, 6, 7)}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := &history{of: map[string][]porcupine.Operation{"it": c.calls}}
+			checked, wrong := h.check()
+			if checked != len(c.calls) || (len(wrong) == 0) != c.well {
+				t.Fatalf("checked %d calls of %d and found %v", checked, len(c.calls), wrong)
+			}
+			if !c.well && !strings.Contains(wrong[0].Error(), "not linearizable") {
+				t.Fatalf("it says %v", wrong)
+			}
+		})
+	}
+}
