@@ -42,6 +42,7 @@ type Gateway struct {
 	methods  map[string]*method
 	proxy    *httputil.ReverseProxy
 	limiter  *limit.Limiter
+	keeper   Keeper
 	edge     *edge.Edge
 	// pass is what a call goes through once it is whole: the edge, the limits, the proxy.
 	pass    http.Handler
@@ -71,6 +72,9 @@ type Options struct {
 	Globals *limit.Globals
 	// Board knows what is sold out, nil for none. Whoever made it runs it.
 	Board *edge.Board
+	// Failback keeps calls of methods whose fault mode is failback, nil for none. Whoever made it runs it, with SendKept. With one, Subject has to verify:
+	// what is kept is kept under the name that it says.
+	Failback Keeper
 	// Subject says whose call it is, "" for nobody's; nil means SubjectOf, which believes what a token says.
 	Subject func(http.Header) string
 	// Policy is what the operator decided.
@@ -98,7 +102,7 @@ type methodRules struct {
 
 // New returns a gateway. It starts nothing. An error says which option is wrong.
 func New(options Options) (*Gateway, error) {
-	g := &Gateway{logger: options.Logger, subject: options.Subject, registry: options.Registry, methods: methodsOfSchema(), metrics: newMetrics()}
+	g := &Gateway{logger: options.Logger, subject: options.Subject, registry: options.Registry, keeper: options.Failback, methods: methodsOfSchema(), metrics: newMetrics()}
 	if g.logger == nil {
 		g.logger = slog.Default()
 	}
@@ -160,6 +164,9 @@ func (g *Gateway) Apply(p policy.Policy) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
+	if err := g.checkFailback(p); err != nil {
+		return err
+	}
 	g.changing.Lock()
 	defer g.changing.Unlock()
 	before := g.rules.Load()
@@ -186,7 +193,7 @@ func (g *Gateway) Apply(p policy.Policy) error {
 			AllowedOrigins: origins,
 			AllowedMethods: connectcors.AllowedMethods(),
 			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization"),
-			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms"),
+			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms", HeaderFailback, edge.HeaderEdge, "Age"),
 			MaxAge:         int(next.policy.CORS.MaxAge / time.Second),
 		}).Handler(next.serve)
 	}

@@ -117,7 +117,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, barDesc, retriesDesc} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc} {
 		descs <- desc
 	}
 }
@@ -127,6 +127,7 @@ func (g *Gateway) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(callsDesc, prometheus.GaugeValue, float64(g.calls.Load()))
 	metrics <- prometheus.MustNewConstMetric(refusedConns, prometheus.CounterValue, float64(g.connectionsRefused.Load()))
 	g.collectStates(metrics)
+	g.collectFailback(metrics)
 	for _, upstream := range g.upstreams.Load().all() {
 		for m, s := range upstream.counts.each {
 			name := strings.TrimPrefix(m.name, "/")
