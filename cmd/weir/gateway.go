@@ -231,6 +231,7 @@ type gatewayFlags struct {
 	secretFile       string
 	secret           gatewaySecret
 	failbackReplicas int
+	operatorToken    string
 	nodesFile        string
 	listen           string
 	operator         string
@@ -260,6 +261,10 @@ id), and only within a budget. Nodes that fail, crawl or hang are left alone for
 Whose call it is, the gateway reads from the token without verifying it, and uses it for nothing but where the call goes
 and whose rate it counts against: the node verifies. With --jwt-keys the gateway verifies too, and a forged name is
 nobody's; so it does with --token-key-dir, where nodes use a key of their own.
+
+With --operator-token-file the gateway looks at what the policy's board names, and refuses itself what is sold out
+(edge.sold_out). A campaign that the policy names under room has a waiting room: users enter it, wait for their turn,
+and order with a pass. That needs tokens that are verified, and --gateway-secret-file, the same for all gateways.
 
 A method whose fault mode is failback has its calls kept on NATS when no node does them, and made again until one does.
 That needs --nats, tokens that are verified, and --gateway-secret-file, which seals what is kept: make it once for all
@@ -301,6 +306,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
 	flags.StringVar(&f.tokenKeyDir, "token-key-dir", "", "`DIRECTORY` with a copy of the nodes' token.key, in place of --jwt-keys")
 	addGatewaySecretFlag(cmd, &f.secretFile)
+	flags.StringVar(&f.operatorToken, "operator-token-file", "", "`FILE` with a token of an operator, which the board asks the nodes with; read anew when it is old")
 	flags.IntVar(&f.failbackReplicas, "failback-replicas", 1, "copies of the requests that are kept for later, when their stream is made: 1, 3 or 5")
 	flags.StringVar(&f.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
 	flags.StringVar(&f.operator, "operator-listen", defaultOperatorListen, "`HOST:PORT` to show metrics and state on; empty is nowhere")
@@ -309,7 +315,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.key, "tls-key", "", "`FILE` with its key, PEM")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "nodes-file", "jwt-keys", "jwt-issuer", "jwt-audience", "token-key-dir", "failback-replicas", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
+	setting(flags, "nodes-file", "jwt-keys", "jwt-issuer", "jwt-audience", "token-key-dir", "failback-replicas", "operator-token-file", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
 	cmd.AddCommand(p.gatewayCheckCommand(), p.gatewayTopCommand(), p.gatewayFailbackCommand())
 	return cmd
 }
@@ -342,7 +348,7 @@ func (f *gatewayFlags) open(ctx context.Context, logger *slog.Logger) (_ *front,
 		}
 	}
 	if end.gateway, err = gateway.New(options); err != nil {
-		return nil, explainGateway(err)
+		return nil, f.explain(err)
 	}
 	end.closers = append(end.closers, end.gateway.Close)
 	end.server = gateway.NewServer(end.gateway)

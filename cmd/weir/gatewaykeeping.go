@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -122,9 +123,16 @@ func (l *lateQueue) run(ctx context.Context, send failback.Send) error {
 
 // openKeeping makes what keeps calls for later, when there is NATS to keep them and a secret to seal them with.
 func (f *gatewayFlags) openKeeping(end *front, options *gateway.Options) (err error) {
+	if f.operatorToken != "" {
+		options.OperatorToken = (&tokenFile{path: f.operatorToken}).token
+		if _, err := options.OperatorToken(); err != nil {
+			return usagef("--operator-token-file: %v", err).then("write a token with the scope operator into it: weir token --help")
+		}
+	}
 	if f.secret, err = readGatewaySecret(f.secretFile); err != nil || f.secret == nil {
 		return err
 	}
+	options.RoomKey = f.secret.key(roomKeyUse)
 	if end.nats == nil {
 		return nil
 	}
@@ -188,6 +196,7 @@ func (f *gatewayFlags) openSubject(end *front, options *gateway.Options) error {
 	if err != nil || verify == nil {
 		return err
 	}
+	options.User = verify
 	options.Subject = func(header http.Header) string {
 		values := header["Authorization"]
 		if len(values) != 1 {
@@ -199,15 +208,49 @@ func (f *gatewayFlags) openSubject(end *front, options *gateway.Options) error {
 	return nil
 }
 
-// explainGateway says which flag gives a gateway what its policy asks for.
-func explainGateway(err error) error {
+// explain says which flag gives a gateway what its policy asks for.
+func (f *gatewayFlags) explain(err error) error {
 	var need *gateway.NeedError
-	if !errors.As(err, &need) {
+	switch {
+	case errors.As(err, &need):
+	case f.policyFile != "":
+		return usagef("%v", err).then("correct %s, or give --upstream as http://HOST:PORT", f.policyFile)
+	default:
 		return usagef("%v", err).then("give --upstream as http://HOST:PORT")
 	}
 	return usagef("%s: this gateway is not set up for it", need.Key).then("%s", map[string]string{
-		"Failback": "give --nats, --gateway-secret-file, and --jwt-keys or --token-key-dir",
+		"Board":         "name under board what it is about",
+		"OperatorToken": "give --operator-token-file",
+		"RoomKey":       "give --gateway-secret-file, and --jwt-keys or --token-key-dir",
+		"Failback":      "give --nats, --gateway-secret-file, and --jwt-keys or --token-key-dir",
 	}[need.Option])
+}
+
+// A tokenFile is a token in a file that somebody renews.
+type tokenFile struct {
+	path string
+
+	mu   sync.Mutex
+	last string
+	read time.Time
+}
+
+// tokenFileEvery is how old what was read of a token's file gets.
+const tokenFileEvery = 5 * time.Second
+
+// token returns the token, as it was in the file a moment ago.
+func (t *tokenFile) token() (string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.last != "" && time.Since(t.read) < tokenFileEvery {
+		return t.last, nil
+	}
+	token, err := readSecret(t.path)
+	if err != nil {
+		return "", err
+	}
+	t.last, t.read = token, time.Now()
+	return token, nil
 }
 
 // failbackFlags say where requests lie that were given up.
