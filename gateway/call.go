@@ -33,6 +33,8 @@ type call struct {
 	subject string
 	client  netip.Addr
 	proxied bool
+	// kept is whether it is made later than it was asked for, and is kept already.
+	kept bool
 	// end is how it ended, for those who decide how much can be done.
 	end outcome.Outcome
 	// deadline is when the caller leaves, zero for never; tell is whether the upstream is told, which it is unless what the caller said

@@ -22,6 +22,7 @@ import (
 	"connectrpc.com/connect"
 	connectcors "connectrpc.com/cors"
 	"github.com/rs/cors"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weirhq/weir/gateway/balance"
 	"github.com/weirhq/weir/gateway/breaker"
@@ -31,6 +32,7 @@ import (
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/registry"
 	"github.com/weirhq/weir/gateway/retry"
+	"github.com/weirhq/weir/gateway/room"
 	"github.com/weirhq/weir/gateway/wire"
 )
 
@@ -42,7 +44,13 @@ type Gateway struct {
 	methods  map[string]*method
 	proxy    *httputil.ReverseProxy
 	limiter  *limit.Limiter
+	keeper   Keeper
 	edge     *edge.Edge
+	// board knows what is sold out, and hall who waits, nil for none. waiting serves the hall, and behind runs what New made of them.
+	board   *edge.Board
+	hall    *room.Hall
+	waiting http.Handler
+	behind  []func(context.Context) error
 	// pass is what a call goes through once it is whole: the edge, the limits, the proxy.
 	pass    http.Handler
 	metrics *metrics
@@ -69,8 +77,17 @@ type Options struct {
 	Registry *registry.Registry
 	// Globals are the rates that hold for all gateways, nil if there is no Redis: then they are this gateway's alone. Whoever made them runs them.
 	Globals *limit.Globals
-	// Board knows what is sold out, nil for none. Whoever made it runs it.
+	// Board knows what is sold out, nil for none. Whoever made it runs it. Without one, the gateway makes one for what the policy's board names.
 	Board *edge.Board
+	// OperatorToken returns the token of an operator, which that board asks the nodes with.
+	OperatorToken func() (string, error)
+	// RoomKey signs the tickets of waiting rooms: at least 32 random bytes, the same in all gateways.
+	RoomKey []byte
+	// User returns the user whom a verified token is of. Waiting rooms need it.
+	User func(authorization string) (user string, ok bool)
+	// Failback keeps calls of methods whose fault mode is failback, nil for none. Whoever made it runs it, with SendKept. With one, Subject has to verify:
+	// what is kept is kept under the name that it says.
+	Failback Keeper
 	// Subject says whose call it is, "" for nobody's; nil means SubjectOf, which believes what a token says.
 	Subject func(http.Header) string
 	// Policy is what the operator decided.
@@ -98,7 +115,7 @@ type methodRules struct {
 
 // New returns a gateway. It starts nothing. An error says which option is wrong.
 func New(options Options) (*Gateway, error) {
-	g := &Gateway{logger: options.Logger, subject: options.Subject, registry: options.Registry, methods: methodsOfSchema(), metrics: newMetrics()}
+	g := &Gateway{logger: options.Logger, subject: options.Subject, registry: options.Registry, keeper: options.Failback, methods: methodsOfSchema(), metrics: newMetrics()}
 	if g.logger == nil {
 		g.logger = slog.Default()
 	}
@@ -118,8 +135,14 @@ func New(options Options) (*Gateway, error) {
 	if g.limiter, err = limit.New(limit.Config{}, options.Globals); err != nil {
 		return nil, err
 	}
+	for _, open := range []func(Options) error{g.openBoard, g.openHall} {
+		if err := open(options); err != nil {
+			return nil, err
+		}
+	}
 	g.edge, err = edge.New(edge.Options{
-		Board: options.Board,
+		Board: g.board,
+		Room:  g.checkPass(),
 		User:  func(r *http.Request) string { return callOf(r.Context()).subject },
 		Refuse: func(w http.ResponseWriter, r *http.Request, told *connect.Error) error {
 			return callOf(r.Context()).protocol.Refuse(w, r, told)
@@ -145,13 +168,20 @@ func New(options Options) (*Gateway, error) {
 	return g, nil
 }
 
-// Run follows the registry, if there is one, until ctx ends.
+// Run follows the registry, looks at what is sold out and lets users in, as far as there are such things, until ctx ends.
 func (g *Gateway) Run(ctx context.Context) error {
-	if g.registry == nil {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, run := range g.behind {
+		group.Go(func() error { return run(ctx) })
+	}
+	if g.registry != nil {
+		group.Go(func() error { return g.followRegistry(ctx) })
+	}
+	group.Go(func() error {
 		<-ctx.Done()
 		return nil
-	}
-	return g.followRegistry(ctx)
+	})
+	return group.Wait()
 }
 
 // Apply makes the gateway go by another policy from the next call on. What a part of the policy has learned stays if that part is as it was.
@@ -159,6 +189,11 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) Apply(p policy.Policy) error {
 	if err := p.Validate(); err != nil {
 		return err
+	}
+	for _, check := range []func(policy.Policy) error{g.checkFailback, g.checkStart} {
+		if err := check(p); err != nil {
+			return err
+		}
 	}
 	g.changing.Lock()
 	defer g.changing.Unlock()
@@ -185,8 +220,8 @@ func (g *Gateway) Apply(p policy.Policy) error {
 		next.serve = cors.New(cors.Options{
 			AllowedOrigins: origins,
 			AllowedMethods: connectcors.AllowedMethods(),
-			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization"),
-			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms"),
+			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization", room.HeaderPass),
+			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms", HeaderFailback, edge.HeaderEdge, "Age"),
 			MaxAge:         int(next.policy.CORS.MaxAge / time.Second),
 		}).Handler(next.serve)
 	}
@@ -270,7 +305,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 // admit passes a call on that the limits let through.
 func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
 	ctx, call := r.Context(), callOf(r.Context())
-	permit, err := g.limiter.Admit(ctx, limit.Call{Method: call.method.name, User: call.subject, Client: call.client, Stream: call.streams()})
+	permit, err := g.limiter.Admit(ctx, limit.Call{Method: call.method.name, User: call.subject, Client: call.client, Stream: call.streams() || g.isWaiting(call)})
 	if err != nil {
 		g.answer(w, r, call, notAdmitted(ctx, call, err))
 		return
@@ -279,6 +314,10 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
 	defer func() { permit.Done(call.end) }()
 	if call.streams() {
 		w = &streamWriter{ResponseWriter: w, controller: http.NewResponseController(w), timeMax: call.limits.StreamWriteTime}
+	}
+	if g.isWaiting(call) {
+		g.waiting.ServeHTTP(w, r) // It costs no node anything, so that it takes no place.
+		return
 	}
 	g.proxy.ServeHTTP(w, r)
 }
