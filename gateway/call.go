@@ -35,6 +35,8 @@ type call struct {
 	proxied bool
 	// kept is whether it is made later than it was asked for, and is kept already.
 	kept bool
+	// asked is whether the limiter was asked: it was not if the edge answered.
+	asked bool
 	// end is how it ended, for those who decide how much can be done.
 	end outcome.Outcome
 	// deadline is when the caller leaves, zero for never; tell is whether the upstream is told, which it is unless what the caller said

@@ -7,6 +7,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -29,6 +30,7 @@ import (
 	"github.com/weirhq/weir/gateway/edge"
 	"github.com/weirhq/weir/gateway/fault"
 	"github.com/weirhq/weir/gateway/limit"
+	"github.com/weirhq/weir/gateway/plan"
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/registry"
 	"github.com/weirhq/weir/gateway/retry"
@@ -51,12 +53,15 @@ type Gateway struct {
 	hall    *room.Hall
 	waiting http.Handler
 	behind  []func(context.Context) error
+	plans   *plan.Follower
 	// pass is what a call goes through once it is whole: the edge, the limits, the proxy.
 	pass    http.Handler
 	metrics *metrics
 
 	// changing is held by who changes rules or upstreams: the balancer of the one is to know the other.
-	changing  sync.Mutex
+	changing sync.Mutex
+	// base is the policy that plans lie over. It is changed with the rules.
+	base      policy.Policy
 	rules     atomic.Pointer[rules]
 	upstreams atomic.Pointer[upstreams]
 
@@ -88,6 +93,8 @@ type Options struct {
 	// Failback keeps calls of methods whose fault mode is failback, nil for none. Whoever made it runs it, with SendKept. With one, Subject has to verify:
 	// what is kept is kept under the name that it says.
 	Failback Keeper
+	// Plans that operators apply for a while, nil for none. Whoever made the follower runs it.
+	Plans *plan.Follower
 	// Subject says whose call it is, "" for nobody's; nil means SubjectOf, which believes what a token says.
 	Subject func(http.Header) string
 	// Policy is what the operator decided.
@@ -103,6 +110,7 @@ type rules struct {
 	balancer *balance.Balancer
 	breakers *breaker.Set
 	budget   *retry.Budget
+	planned  planned
 	// serve is the gateway behind CORS.
 	serve http.Handler
 }
@@ -132,6 +140,7 @@ func New(options Options) (*Gateway, error) {
 		return nil, errors.New("a gateway has upstreams, or a registry that knows them, not both")
 	}
 	g.upstreams.Store(known)
+	g.plans = options.Plans
 	if g.limiter, err = limit.New(limit.Config{}, options.Globals); err != nil {
 		return nil, err
 	}
@@ -162,13 +171,18 @@ func New(options Options) (*Gateway, error) {
 	if err := g.Apply(options.Policy); err != nil {
 		return nil, err
 	}
+	if g.plans != nil {
+		if err := g.applyPlans(g.plans.Now()); err != nil {
+			return nil, fmt.Errorf("the plans that were kept: %w", err)
+		}
+	}
 	if g.registry != nil {
 		return g, g.take(g.registry.Now())
 	}
 	return g, nil
 }
 
-// Run follows the registry, looks at what is sold out and lets users in, as far as there are such things, until ctx ends.
+// Run follows the registry and the plans, looks at what is sold out and lets users in, as far as there are such things, until ctx ends.
 func (g *Gateway) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, run := range g.behind {
@@ -176,6 +190,9 @@ func (g *Gateway) Run(ctx context.Context) error {
 	}
 	if g.registry != nil {
 		group.Go(func() error { return g.followRegistry(ctx) })
+	}
+	if g.plans != nil {
+		group.Go(func() error { return g.followPlans(ctx) })
 	}
 	group.Go(func() error {
 		<-ctx.Done()
@@ -197,8 +214,21 @@ func (g *Gateway) Apply(p policy.Policy) error {
 	}
 	g.changing.Lock()
 	defer g.changing.Unlock()
+	set := plan.NewSet(0, nil, nil)
+	if before := g.rules.Load(); before != nil {
+		set = before.planned.set
+	}
+	return g.use(p, set)
+}
+
+// use makes rules of a policy and the plans that lie over it. REQUIRES: changing is held.
+func (g *Gateway) use(base policy.Policy, set *plan.Set) error {
+	p, over := g.overlay(base, set)
+	if err := p.Validate(); err != nil {
+		return fmt.Errorf("the policy with the plans %s: %w", set.Label, err)
+	}
 	before := g.rules.Load()
-	next := &rules{policy: p.WithDefaults(), methods: map[*method]*methodRules{}}
+	next := &rules{policy: p.WithDefaults(), planned: over, methods: map[*method]*methodRules{}}
 	procedures := slices.Sorted(maps.Keys(g.methods))
 	if err := next.inherit(before, procedures, g.upstreams.Load()); err != nil {
 		return err
@@ -221,16 +251,20 @@ func (g *Gateway) Apply(p policy.Policy) error {
 			AllowedOrigins: origins,
 			AllowedMethods: connectcors.AllowedMethods(),
 			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization", room.HeaderPass),
-			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms", HeaderFailback, edge.HeaderEdge, "Age"),
+			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms", HeaderFailback, edge.HeaderEdge, "Age", HeaderPlan),
 			MaxAge:         int(next.policy.CORS.MaxAge / time.Second),
 		}).Handler(next.serve)
 	}
 	if err := g.edge.Apply(p.Edge); err != nil { // It may lack a board. The limits are valid.
 		return err
 	}
-	if err := g.limiter.Reconfigure(p.Limiting(procedures)); err != nil {
+	limiting := p.Limiting(procedures)
+	limiting.ShedBelow = over.shedBelow
+	if err := g.limiter.Reconfigure(limiting); err != nil {
 		return err
 	}
+	next.breakers.Force(over.forced)
+	g.base = base
 	g.rules.Store(next)
 	return nil
 }
@@ -280,7 +314,11 @@ func (g *Gateway) Close() error {
 
 // ServeHTTP implements http.Handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g.rules.Load().serve.ServeHTTP(w, r)
+	rules := g.rules.Load()
+	if rules.planned.header != nil {
+		w.Header()[HeaderPlan] = rules.planned.header
+	}
+	rules.serve.ServeHTTP(w, r)
 }
 
 // serve passes one call on.
@@ -300,16 +338,25 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.pass.ServeHTTP(w, r.WithContext(context.WithValue(ctx, callKey{}, call)))
+	if !call.asked {
+		g.seenAtEdge(call, w.Header())
+	}
 }
 
 // admit passes a call on that the limits let through.
 func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
 	ctx, call := r.Context(), callOf(r.Context())
 	permit, err := g.limiter.Admit(ctx, limit.Call{Method: call.method.name, User: call.subject, Client: call.client, Stream: call.streams() || g.isWaiting(call)})
+	call.asked = true
 	if err != nil {
+		var refused *limit.RefusedError
+		if errors.As(err, &refused) {
+			g.seen(call, refusedBy(refused.Kind))
+		}
 		g.answer(w, r, call, notAdmitted(ctx, call, err))
 		return
 	}
+	g.seen(call, "")
 	// A panic, which is how the proxy breaks off, ends the call as well.
 	defer func() { permit.Done(call.end) }()
 	if call.streams() {
@@ -329,7 +376,7 @@ func notAdmitted(ctx context.Context, call *call, err error) error {
 		return call.explain(ctx, err) // The caller left while it waited, or its time is over.
 	}
 	why := reasonRateLimited
-	if refused.Kind == limit.ByOverload {
+	if refused.Kind == limit.ByOverload || refused.Kind == limit.ByPriority {
 		why = reasonOverloaded
 	}
 	return &refusal{reason: why, message: refused.Error(), retryAfter: refused.RetryAfter}

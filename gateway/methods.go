@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -62,6 +64,9 @@ func methodsOfSchema() map[string]*method {
 	})
 	return methods
 }
+
+// Procedures returns the procedures of all services of Weir that are linked, /package.Service/Method, in order.
+func Procedures() []string { return slices.Sorted(maps.Keys(methodsOfSchema())) }
 
 func methodOf(descriptor protoreflect.MethodDescriptor) *method {
 	level := descriptorpb.MethodOptions_IDEMPOTENCY_UNKNOWN

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -113,12 +114,14 @@ var (
 	edgeDesc     = prometheus.NewDesc("weir_gateway_edge_total", "Calls that the edge answered: turned off, sold out, without a pass, or with an older answer.", []string{"what"}, nil)
 	barDesc      = prometheus.NewDesc("weir_gateway_bar", "Share of the levels of priority that is refused at once.", nil, nil)
 	retriesDesc  = prometheus.NewDesc("weir_gateway_retries_total", "Attempts after a call's first, by whether the budget paid.", []string{"paid"}, nil)
+	planDesc     = prometheus.NewDesc("weir_gateway_plan_active", "1 for each plan that is active, with its revision.", []string{"plan", "revision"}, nil)
+	lackingDesc  = prometheus.NewDesc("weir_gateway_plan_switches_lacking", "Switches of active plans that do nothing at this gateway.", nil, nil)
 	refusedConns = prometheus.NewDesc("weir_gateway_connections_refused_total", "Connections closed because there were too many.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc, planDesc, lackingDesc} {
 		descs <- desc
 	}
 }
@@ -172,6 +175,10 @@ func (g *Gateway) collectStates(metrics chan<- prometheus.Metric) {
 	gauge(barDesc, status.Bar)
 	counter(retriesDesc, status.RetriesPaid, "yes")
 	counter(retriesDesc, status.RetriesUnpaid, "no")
+	gauge(lackingDesc, float64(len(status.PlansLacking)))
+	for _, active := range g.rules.Load().planned.set.Plans {
+		gauge(planDesc, 1, active.Plan.Name, strconv.FormatUint(active.Revision, 10))
+	}
 	for _, of := range status.Breakers {
 		open := map[string]float64{breaker.Open.String(): 1, breaker.HalfOpen.String(): 0.5}[of.State]
 		gauge(breakerDesc, open, of.Method, of.Upstream)
@@ -204,6 +211,9 @@ type Status struct {
 	// RetriesPaid and RetriesUnpaid count attempts after a call's first, and those that the budget did not pay for.
 	RetriesPaid   uint64 `json:"retries_paid"`
 	RetriesUnpaid uint64 `json:"retries_unpaid"`
+	// Plans that are active, as in HeaderPlan, and PlansLacking their switches that do nothing at this gateway.
+	Plans        string   `json:"plans"`
+	PlansLacking []string `json:"plans_lacking"`
 }
 
 // An UpstreamStatus is what is known of one upstream.
@@ -260,6 +270,7 @@ func (g *Gateway) Status() Status {
 		Upstreams: []UpstreamStatus{}, Methods: []MethodStatus{}, Breakers: []BreakerStatus{}, Refusals: []RefusalStatus{}, CallsInFlight: g.calls.Load(),
 		UnderWay: limits.UnderWay, Places: limits.Places, Waiting: limits.Waiting, Bar: limits.Bar,
 		RetriesPaid: retries.Paid, RetriesUnpaid: retries.Refused,
+		Plans: rules.planned.set.Label, PlansLacking: append([]string{}, rules.planned.lacking...),
 	}
 	var balanced []balance.Status
 	balanced, status.Panics = rules.balancer.Statuses()

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -414,7 +415,17 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return err
 	}
 	end.behind = append(end.behind, options.Registry.Run)
-	return nil
+	plansFile := ""
+	if f.nodesFile != "" {
+		plansFile = filepath.Join(filepath.Dir(f.nodesFile), plansFileName)
+	}
+	options.Plans, err = end.followPlans(connection, plansFile, func() int {
+		if options.Globals == nil {
+			return 1
+		}
+		return options.Globals.Gateways()
+	})
+	return err
 }
 
 // openGlobals makes the rates that all gateways share.
@@ -430,11 +441,8 @@ func (f *gatewayFlags) openGlobals(end *front, options *gateway.Options) error {
 		Addrs: parsed.Addresses, Username: parsed.Username, Password: parsed.Password, TLSConfig: parsed.TLS, ClientName: "weir-gateway",
 	})
 	end.closers = append(end.closers, client.Close)
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	options.Globals, err = limit.NewGlobals(limit.GlobalConfig{Prefix: parsed.Prefix}, fmt.Sprintf("%s/%d", host, os.Getpid()), client, end.logger)
+	var err error
+	options.Globals, err = limit.NewGlobals(limit.GlobalConfig{Prefix: parsed.Prefix}, gatewayID(), client, end.logger)
 	if err != nil {
 		return usagef("%v", err)
 	}

@@ -18,9 +18,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
-	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"github.com/weirhq/weir/gateway"
 	"github.com/weirhq/weir/gateway/plan"
 )
 
@@ -220,7 +219,7 @@ active plans contradict each other is said below.
 				if err != nil {
 					return err
 				}
-				set, err := store.Active(ctx, procedures())
+				set, err := store.Active(ctx, gateway.Procedures())
 				if err != nil {
 					return err
 				}
@@ -270,25 +269,6 @@ func firstLine(text string) string {
 	return text
 }
 
-// procedures returns those of all services that a node serves, in order.
-func procedures() []string {
-	all := []string{}
-	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
-		for i := range file.Services().Len() {
-			service := file.Services().Get(i)
-			if !strings.HasPrefix(string(service.FullName()), "weir.") {
-				continue
-			}
-			for j := range service.Methods().Len() {
-				all = append(all, fmt.Sprintf("/%s/%s", service.FullName(), service.Methods().Get(j).Name()))
-			}
-		}
-		return true
-	})
-	slices.Sort(all)
-	return all
-}
-
 // parseLabel reads NAME or NAME@REVISION.
 func parseLabel(text string) (name string, revision uint64, err error) {
 	name, digits, given := strings.Cut(text, "@")
@@ -317,7 +297,7 @@ func (p *process) readPlan(path string) ([]byte, plan.Plan, error) {
 	}
 	parsed, err := plan.Parse(text)
 	if err == nil {
-		err = parsed.Check(procedures())
+		err = parsed.Check(gateway.Procedures())
 	}
 	if err != nil {
 		return nil, parsed, usagef("plan %s: %v", path, err).then("correct it; what plans may say is in ops/plans/README.md")
@@ -453,7 +433,7 @@ applied only if nobody changed what is active since that revision, which list an
 					return usagef("--%v", err).then("give --ttl 2h, or leave it out for the plan's own")
 				}
 			}
-			application := plan.Application{Name: name, Revision: revision, TTL: ttl, By: f.name(), Why: f.why, Procedures: procedures()}
+			application := plan.Application{Name: name, Revision: revision, TTL: ttl, By: f.name(), Why: f.why, Procedures: gateway.Procedures()}
 			if cmd.Flags().Changed("after") {
 				application.Expect = &after
 			}
@@ -489,7 +469,7 @@ func (p *process) planEndCommand() *cobra.Command {
 		Args:    exactArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.changePlans(cmd, &f, func(ctx context.Context, store *plan.Store) (*plan.Set, error) {
-				return store.End(ctx, args[0], procedures(), f.name(), f.why)
+				return store.End(ctx, args[0], gateway.Procedures(), f.name(), f.why)
 			})
 		},
 	}
@@ -510,7 +490,7 @@ the end that it had; what has ended meanwhile stays ended. Once more, it undoes 
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.changePlans(cmd, &f, func(ctx context.Context, store *plan.Store) (*plan.Set, error) {
-				return store.Rollback(ctx, procedures(), f.name(), f.why)
+				return store.Rollback(ctx, gateway.Procedures(), f.name(), f.why)
 			})
 		},
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/gateway"
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/plan"
 )
@@ -67,7 +68,7 @@ func TestThePlansThatShipAreGood(t *testing.T) {
 		}
 		active = append(active, plan.Applied{Plan: parsed, Revision: uint64(i + 1), At: testTime})
 	}
-	if got, want := plan.NewSet(1, active, procedures()).Label, "payment-down@2,redis-down@3,flash-sale@1"; got != want {
+	if got, want := plan.NewSet(1, active, gateway.Procedures()).Label, "payment-down@2,redis-down@3,flash-sale@1"; got != want {
 		t.Fatalf("all three together are %q, want %q", got, want)
 	}
 }
@@ -149,7 +150,7 @@ func TestADryRunSaysWhatWouldBeRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer connection.Close()
-	f, err := plan.NewFollower(plan.Config{}, plan.Options{Connection: connection, Gateway: "edge-1", Procedures: procedures(), Logger: slog.New(slog.DiscardHandler)})
+	f, err := plan.NewFollower(plan.Config{}, plan.Options{Connection: connection, Gateway: "edge-1", Procedures: gateway.Procedures(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

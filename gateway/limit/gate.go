@@ -148,6 +148,20 @@ func orDefault[T comparable](value *T, whenZero T) {
 	}
 }
 
+// Within returns the configuration with other bounds; 0 leaves one as it is. Where the two contradict each other, the most counts.
+func (c ConcurrencyConfig) Within(least, most int) ConcurrencyConfig {
+	c = c.withDefaults()
+	if most > 0 {
+		c.Max, c.Off = most, false
+	}
+	if least > 0 {
+		c.Min = least
+	}
+	c.Min = min(c.Min, c.Max)
+	c.Initial = min(max(c.Initial, c.Min), c.Max)
+	return c
+}
+
 // newGate makes a gate. wall is the clock's time at time 0, in ns since 1970.
 func newGate(config ConcurrencyConfig, wall int64) *gate {
 	config = config.withDefaults()

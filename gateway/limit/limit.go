@@ -44,6 +44,8 @@ type Config struct {
 	KeysMax int `yaml:"keys_max"`
 	// Concurrency is how many calls are under way at a time.
 	Concurrency ConcurrencyConfig `yaml:"concurrency"`
+	// ShedBelow is a priority: calls of a lower one are refused at once. The zero value refuses none.
+	ShedBelow Priority `yaml:"shed_below"`
 }
 
 // MethodConfig is what one method has of its own.
@@ -63,6 +65,8 @@ const (
 	keysMaxMax     = 1 << 26
 	// methodRulesMax bounds the methods with a rule of their own.
 	methodRulesMax = 1024
+	// shedRetryAfter is when a call that is shed by its priority should come again: nobody knows when that ends.
+	shedRetryAfter = 5 * time.Second
 )
 
 // Validate says what is wrong with the configuration.
@@ -91,6 +95,9 @@ func (c Config) Validate() error {
 	}
 	if c.KeysMax < 0 || c.KeysMax > keysMaxMax {
 		errs = append(errs, fmt.Errorf("keys_max is %d, want 0 (the default) to %d", c.KeysMax, keysMaxMax))
+	}
+	if c.ShedBelow >= prioritiesMax {
+		errs = append(errs, fmt.Errorf("shed_below is %s, which is none", c.ShedBelow))
 	}
 	errs = append(errs, c.Concurrency.Validate())
 	if err := errors.Join(errs...); err != nil {
@@ -230,10 +237,11 @@ const (
 	ByMethod
 	ByGlobal
 	ByOverload
+	ByPriority
 	kindsMax
 )
 
-var kindNames = [kindsMax]string{"client", "user", "method", "global", "overload"}
+var kindNames = [kindsMax]string{"client", "user", "method", "global", "overload", "priority"}
 
 // String names the kind as metrics do.
 func (k Kind) String() string {
@@ -259,6 +267,8 @@ func (e *RefusedError) Error() string {
 		return fmt.Sprintf("too many calls of this user; come again in %s", after)
 	case ByMethod, ByGlobal:
 		return fmt.Sprintf("too many calls of this method; come again in %s", after)
+	case ByPriority:
+		return fmt.Sprintf("what matters less is not served for now; come again in %s", after)
 	case ByOverload, kindsMax:
 	}
 	return fmt.Sprintf("more is asked than can be done now; come again in %s", after)
@@ -291,6 +301,9 @@ func (l *Limiter) Admit(ctx context.Context, call Call) (Permit, error) {
 	priority := PriorityOf(call.Method)
 	if method != nil {
 		priority = method.priority
+	}
+	if priority < rules.config.ShedBelow {
+		return l.refuse(ByPriority, priority, shedRetryAfter)
 	}
 	if rules.clients != nil && call.Client.IsValid() {
 		if wait, ok := rules.clients.take(now, clientKey(call.Client)); !ok {

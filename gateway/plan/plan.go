@@ -83,9 +83,9 @@ type Rate struct {
 func (c RateChange) Over(policy Rate) Rate {
 	switch {
 	case c.Factor > 0 && policy.PerSecond > 0:
-		scaled := Rate{PerSecond: policy.PerSecond * c.Factor}
+		scaled := Rate{PerSecond: min(max(policy.PerSecond*c.Factor, perSecondMin), perSecondMax)}
 		if policy.Burst > 0 {
-			scaled.Burst = max(1, int(float64(policy.Burst)*c.Factor))
+			scaled.Burst = int(min(max(1, float64(policy.Burst)*c.Factor), burstMax))
 		}
 		return scaled
 	case c.PerSecond > 0:
@@ -157,6 +157,9 @@ const (
 	concurrencyMax = 1 << 20
 	timeMax        = 24 * time.Hour
 	identifierMax  = 256
+	// What an edge takes, for what is off.
+	offMessageBytesMax = 1000
+	offRetryAfterMax   = time.Hour
 )
 
 // What names look like.
@@ -325,11 +328,10 @@ func (s Switches) validateEdge() error {
 		switch {
 		case off.Code > connect.CodeUnauthenticated:
 			return fmt.Errorf("off of %s: code %d is none", method, off.Code)
-		case len(off.Message) > aboutBytesMax:
-			return fmt.Errorf("off of %s: message has %d bytes, want at most %d", method, len(off.Message), aboutBytesMax)
-		}
-		if err := validateTime("retry_after", off.RetryAfter); err != nil {
-			return fmt.Errorf("off of %s: %w", method, err)
+		case len(off.Message) > offMessageBytesMax:
+			return fmt.Errorf("off of %s: message has %d bytes, want at most %d", method, len(off.Message), offMessageBytesMax)
+		case off.RetryAfter < 0 || off.RetryAfter > offRetryAfterMax:
+			return fmt.Errorf("off of %s: retry_after is %s; it is between 0 (none) and %s", method, off.RetryAfter, offRetryAfterMax)
 		}
 	}
 	for _, method := range slices.Sorted(maps.Keys(s.Stale)) {
