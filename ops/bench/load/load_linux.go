@@ -39,6 +39,8 @@ type Options struct {
 	Answered func(status int, body []byte) bool
 	// OnReply is told of every reply, the warm-up's too; body is valid until it returns. May be nil.
 	OnReply func(status int, body []byte)
+	// OnTimed is told of every reply, the warm-up's too: when its request was due, and when the reply was whole. May be nil.
+	OnTimed func(status int, due, answered time.Time)
 	// Processes are other processes whose CPU is counted over the same time, each with its descendants.
 	Processes []int
 }
@@ -349,6 +351,9 @@ func (g *generator) receive(i int32, now time.Time) (time.Time, error) {
 func (g *generator) count(conn *connection, answer reply, now time.Time) {
 	if g.OnReply != nil {
 		g.OnReply(answer.status, answer.body)
+	}
+	if g.OnTimed != nil {
+		g.OnTimed(answer.status, conn.due, now)
 	}
 	answered := answer.status == 200
 	if g.Answered != nil {
