@@ -68,7 +68,7 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 
 .PHONY: gateway-bench
 gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave (about four minutes; flags in ARGS).
-	./weir bench --only gateway-cost,gateway-faults $(ARGS)
+	./weir bench --only gateway-cost,gateway-faults,gateway-overload $(ARGS)
 
 .PHONY: chaos
 chaos: build ## Torment weir dev under load and check that nothing acknowledged is lost or done twice (ten minutes, more where others work; flags in ARGS).

@@ -237,6 +237,8 @@ type phase struct {
 	from, to time.Duration
 	// good and bad are the latencies of calls that were answered with 200, and otherwise.
 	good, bad load.Histogram
+	// served are the calls that were answered with 200 in that time, whenever they were due: what is late counts when it comes.
+	served uint64
 	// lastBad is when the last of the others was due.
 	lastBad time.Duration
 }
@@ -270,6 +272,9 @@ func (d *drive) run(ctx context.Context) error {
 		Addr: d.addr, Connections: d.connections, Rate: d.rate, Duration: d.duration, Source: d.source,
 		OnTimed: func(status int, due, answered time.Time) {
 			for _, p := range d.phases {
+				if end := answered.Sub(began); status == http.StatusOK && end >= p.from && end < p.to {
+					p.served++
+				}
 				at := due.Sub(began)
 				switch {
 				case at < p.from || at >= p.to:
@@ -446,7 +451,9 @@ func (b *bench) oneFrozen(ctx context.Context, s *stage) error {
 }
 
 func (b *bench) oneSlow(ctx context.Context, s *stage) error {
-	f := &fault{begin: func(ctx context.Context) error { return s.behave(ctx, 0, echo.Behaviour{Delay: faultsDelay + slowDelay}) }, count: s.arrived}
+	f := &fault{begin: func(ctx context.Context) error {
+		return s.behave(ctx, 0, echo.Behaviour{Delay: faultsDelay + slowDelay})
+	}, count: s.arrived}
 	if err := b.breakOne(ctx, s, f); err != nil {
 		return fmt.Errorf("one slow: %w", err)
 	}
@@ -497,6 +504,8 @@ func (b *bench) allFailing(ctx context.Context, s *stage) error {
 const (
 	// breakerRate is the slowest at which a breaker is to open in time.
 	breakerRate = 20
+	// breakerConnections are few, so that each is used before the gateway hangs up on it.
+	breakerConnections = 8
 	// breakerWait is how long a breaker is watched at most.
 	breakerWait = 10 * time.Second
 	// breakerPoll is how often it is looked at: what is measured is exact to that.
@@ -511,7 +520,7 @@ func (b *bench) breakerTimes(ctx context.Context, s *stage) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d := &drive{addr: s.gateway.Addr, source: source, rate: breakerRate, duration: b.Warmup + 2*breakerWait, connections: b.Connections}
+	d := &drive{addr: s.gateway.Addr, source: source, rate: breakerRate, duration: b.Warmup + 2*breakerWait, connections: breakerConnections}
 	var opens, closes time.Duration
 	err = d.while(ctx, func(ctx context.Context) error {
 		defer cancel() // No more load than is looked at.

@@ -278,8 +278,9 @@ func (g *generator) send(ctx context.Context, now time.Time) error {
 			due = g.dueNext
 			g.dueNext = g.dueNext.Add(time.Duration(float64(time.Second) / g.Rate))
 		}
-		i := g.idle[len(g.idle)-1]
-		g.idle = g.idle[:len(g.idle)-1]
+		// The one that was idle for the longest: servers hang up on connections that nothing comes over.
+		i := g.idle[0]
+		g.idle = g.idle[1:]
 		conn := &g.connections[i]
 		conn.due = due
 		g.waiting++
