@@ -66,6 +66,10 @@ fuzz: ## Fuzz every fuzz target for FUZZTIME (10s), one after the other.
 bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags in ARGS).
 	./weir bench $(ARGS)
 
+.PHONY: gateway-bench
+gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave (about four minutes; flags in ARGS).
+	./weir bench --only gateway-cost,gateway-faults,gateway-overload $(ARGS)
+
 .PHONY: chaos
 chaos: build ## Torment a node and a cluster under load and check that nothing acknowledged is lost or done twice (root, an hour, more where others work; flags in ARGS).
 	go build -o $(BIN)/nats-server github.com/nats-io/nats-server/v2
