@@ -458,6 +458,9 @@ func (w *streamWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
+// Flush is for handlers of Connect, which want an http.Flusher.
+func (w *streamWriter) Flush() { _ = w.FlushError() }
+
 // FlushError sends what was written.
 func (w *streamWriter) FlushError() error {
 	w.extend()

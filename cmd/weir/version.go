@@ -77,8 +77,8 @@ func (p *process) versionCommand() *cobra.Command {
 		Short: "Print which build this is",
 		Long: `Print the version of this build, the revision it was built from, and the versions of what it mainly stands on.
 
-Nodes of one log may be of two neighbouring versions: the node protocol, the newest form of the messages between nodes, and
-the log format only grow.`,
+Nodes of one log may be of two neighbouring versions: the node protocol, which is the newest form of the messages
+between nodes, and the log format only grow.`,
 		Example: "  weir version\n  weir version -o json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

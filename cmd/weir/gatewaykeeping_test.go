@@ -1,0 +1,293 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/gateway"
+	"github.com/weirhq/weir/gateway/edge"
+	"github.com/weirhq/weir/gateway/room"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	roomv1 "github.com/weirhq/weir/proto/weir/room/v1"
+	"github.com/weirhq/weir/proto/weir/room/v1/roomv1connect"
+)
+
+// gatewayTestMax bounds what these tests wait for.
+const gatewayTestMax = time.Minute
+
+// secretOf writes a secret of gateways that is these two digits all over.
+func secretOf(t *testing.T, digits string) string {
+	t.Helper()
+	return fileOf(t, "gateway.secret", strings.Repeat(digits, 32))
+}
+
+func fileOf(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// tokenFor mints a token with the key in a node's directory.
+func tokenFor(t *testing.T, dir, user, scope string) string {
+	t.Helper()
+	return strings.TrimSpace(live(t, nil, "token", "--data", dir, "--user", user, "--scope", scope).want(t, exitOK).stdout)
+}
+
+// placeAt places an order as Connect does, and returns what came of it.
+func placeAt(t *testing.T, base, token, request string, header ...string) (status int, body string, replied http.Header) {
+	t.Helper()
+	call, err := http.NewRequestWithContext(t.Context(), http.MethodPost, base+orderv1connect.OrderServicePlaceOrderProcedure, strings.NewReader(request))
+	if err != nil {
+		t.Fatal(err)
+	}
+	call.Header.Set("Content-Type", "application/json")
+	call.Header.Set("Authorization", "Bearer "+token)
+	for i := 0; i+1 < len(header); i += 2 {
+		call.Header.Set(header[i], header[i+1])
+	}
+	response, err := http.DefaultClient.Do(call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, string(text), response.Header
+}
+
+// until asks again and again until what came is what is waited for.
+func until(t *testing.T, what string, ask func() (done bool, got string)) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(gatewayTestMax); ; {
+		done, got := ask()
+		switch {
+		case done:
+			return
+		case time.Now().After(end):
+			t.Fatalf("%s: not within %s; the last that came was %s", what, gatewayTestMax, got)
+		}
+		<-tick.C
+	}
+}
+
+func TestAnOrderOfWhichNoNodeIsThereIsKeptAndPlacedOnce(t *testing.T) {
+	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Shutdown)
+	dir := t.TempDir()
+	serve := []string{
+		"serve", "--nats", server.ClientURL(), "--data", dir, "--listen", "127.0.0.1:0", "-o", "json", "--lanes", "1", "--log-level", "error",
+		"--nats-monitor", server.MonitorURL(), "--lease-ttl", "1s", "--node-id", "node-0",
+	}
+	n := startNode(t, serve...)
+	operator, alice := n.env(tokenFor(t, dir, "op", "operator")), tokenFor(t, dir, "alice", "")
+	live(t, operator, "product", "put", "--sku", "tea", "--title", "Sencha", "--price", "12.90 EUR").want(t, exitOK)
+	live(t, operator, "stock", "receive", "--sku", "tea", "--quantity", "5").want(t, exitOK)
+	n.stop().want(t, exitOK)
+
+	secret := secretOf(t, "0b")
+	decided := fileOf(t, "policy.yaml", "methods:\n  weir.order.v1.OrderService/PlaceOrder:\n    fault: {mode: failback}\n")
+	lines, stop := startGateway(t, "--nats", server.ClientURL(), "--policy", decided, "--token-key-dir", dir, "--gateway-secret-file", secret)
+	const late, refused = `{"requestId":"late","items":[{"sku":"tea","quantity":"2"}]}`, `{"requestId":"much","items":[{"sku":"tea","quantity":"100"}]}`
+	for _, request := range []string{late, late, refused} {
+		until(t, "kept "+request, func() (bool, string) {
+			status, body, header := placeAt(t, lines.Gateway, alice, request)
+			return status == http.StatusOK && body == "{}" && header.Get(gateway.HeaderFailback) == "accepted", fmt.Sprint(status, body)
+		})
+	}
+	// The same in another protocol is the same request.
+	again, call := connect.NewClientContext(t.Context())
+	call.RequestHeader().Set("Authorization", "Bearer "+alice)
+	web := orderv1connect.NewOrderServiceClient(http.DefaultClient, lines.Gateway, connect.WithGRPCWeb())
+	if _, err := web.PlaceOrder(again, &orderv1.PlaceOrderRequest{RequestId: "late", Items: []*orderv1.ItemRequest{{Sku: "tea", Quantity: 2}}}); err != nil || call.ResponseHeader().Get(gateway.HeaderFailback) != "accepted" {
+		t.Fatalf("got %v, %v", err, call.ResponseHeader())
+	}
+	// Who is nobody has nothing kept.
+	if status, body, _ := placeAt(t, lines.Gateway, alice+"x", late); status != http.StatusServiceUnavailable {
+		t.Errorf("with a bad token got %d %s", status, body)
+	}
+
+	n = startNode(t, serve...)
+	counted := func(line string) func() (bool, string) {
+		return func() (bool, string) {
+			text := metricsOf(t, lines.Operator)
+			return strings.Contains(text, line+"\n"), strings.Join(regexp.MustCompile(`(?m)^weir_gateway_failback.*$`).FindAllString(text, -1), "\n")
+		}
+	}
+	until(t, "both made", counted(`weir_gateway_failback_requests{state="waiting"} 0`))
+	until(t, "one parked", counted(`weir_gateway_failback_requests{state="parked"} 1`))
+	until(t, "one done", counted(`weir_gateway_failback_total{what="done"} 1`))
+	// The same request answers now with the order, which was placed once (I4).
+	until(t, "answered", func() (bool, string) {
+		status, body, header := placeAt(t, lines.Gateway, alice, late)
+		return status == http.StatusOK && strings.Contains(body, `"orderId"`) && header.Get(gateway.HeaderFailback) == "", fmt.Sprint(status, body)
+	})
+	list := func(args ...string) []string {
+		return append([]string{"gateway", "failback", args[0], "--nats", server.ClientURL(), "--gateway-secret-file", secret}, args[1:]...)
+	}
+	r := live(t, nil, list("list")...).want(t, exitDifference)
+	golden(t, "output/gateway_failback_list.table", steady(r.stdout))
+	parked := live(t, nil, list("list", "-o", "json")...).want(t, exitDifference)
+	golden(t, "output/gateway_failback_list.json", steady(parked.stdout))
+	key := decode[struct{ Parked []parkedRequest }](t, parked.stdout).Parked[0].Key
+	live(t, nil, "gateway", "failback", "list", "--nats", server.ClientURL()).want(t, exitUsage)
+	wantText(t, live(t, nil, list("retry", "nothing")...).want(t, exitNotFound).stderr, "is not parked")
+
+	// With enough of them the other order is placed too.
+	operator = n.env(tokenFor(t, dir, "op", "operator"))
+	live(t, operator, "stock", "receive", "--sku", "tea", "--quantity", "200").want(t, exitOK)
+	wantText(t, live(t, nil, list("retry", key)...).want(t, exitOK).stdout, key+" is made again")
+	until(t, "the other done", counted(`weir_gateway_failback_total{what="done"} 2`))
+	live(t, nil, list("list")...).want(t, exitOK)
+	live(t, nil, list("drop", key)...).want(t, exitNotFound)
+	stop().want(t, exitOK)
+	n.stop().want(t, exitOK)
+	cat := live(t, nil, "log", "cat", "--data", dir, "--nats", server.ClientURL(), "--type", "OrderPlaced", "-o", "json").want(t, exitOK).stdout
+	if got := strings.Count(strings.TrimSpace(cat), "\n") + 1; got != 2 {
+		t.Errorf("the log has %d orders, want 2 (I4):\n%s", got, cat)
+	}
+}
+
+// steady replaces what differs from run to run.
+func steady(text string) string {
+	text = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?`).ReplaceAllString(text, "2027-01-01T00:00:00Z")
+	text = regexp.MustCompile(`"attempts": ?\d+`).ReplaceAllString(text, `"attempts":1`)
+	return regexp.MustCompile(`PlaceOrder +\d+ `).ReplaceAllString(text, "PlaceOrder         1 ")
+}
+
+func metricsOf(t *testing.T, operator string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, operator+"/metrics", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestAGatewayRefusesWhatIsSoldOutUntilMoreComes(t *testing.T) {
+	n := startDev(t, t.TempDir(), "--demo", "--no-gateway")
+	lines, stop := startGateway(
+		t, "--upstream", n.lines.API, "--operator-token-file", fileOf(t, "operator.token", n.lines.Operator.Token+"\n"),
+		"--policy", fileOf(t, "policy.yaml", "edge: {sold_out: true}\nboard: [{sku: last-one}]\n"),
+	)
+	bob := tokenFor(t, n.lines.Data, "bob", "")
+	const request = `{"requestId":"r","items":[{"sku":"last-one","quantity":"1"}]}`
+	place(t, n.customer(), "last-one")
+	wantStatus, want, _ := placeAt(t, n.lines.API, bob, request)
+	until(t, "refused at the edge", func() (bool, string) {
+		status, body, header := placeAt(t, lines.Gateway, bob, request)
+		return strings.HasPrefix(header.Get(edge.HeaderEdge), "sold-out; ") && status == wantStatus && body == want, fmt.Sprint(status, body, header)
+	})
+	wantText(t, metricsOf(t, lines.Operator), `weir_gateway_edge_total{what="sold_out"}`)
+	live(t, n.operator(), "stock", "receive", "--sku", "last-one", "--quantity", "1").want(t, exitOK)
+	until(t, "sold again", func() (bool, string) {
+		status, body, _ := placeAt(t, lines.Gateway, bob, request)
+		return status == http.StatusOK, fmt.Sprint(status, body)
+	})
+	stop().want(t, exitOK)
+}
+
+func TestAnOrderOfACampaignWithARoomNeedsAPass(t *testing.T) {
+	n := startDev(t, t.TempDir(), "--demo", "--no-gateway")
+	live(t, n.operator(), "campaign", "put", "rush", "--sku", "tea-sencha", "--price", "4.99 EUR", "--units", "3", "--opens", "now", "--closes", "+30m").want(t, exitOK)
+	opens, closes := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339), time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+	lines, stop := startGateway(
+		t, "--upstream", n.lines.API, "--token-key-dir", n.lines.Data, "--gateway-secret-file", secretOf(t, "0c"),
+		"--operator-token-file", fileOf(t, "operator.token", n.lines.Operator.Token),
+		"--policy", fileOf(t, "policy.yaml", fmt.Sprintf(
+			"board: [{sku: tea-sencha, campaign_id: rush}]\nroom:\n  campaigns: [{campaign_id: rush, opens_at: %s, closes_at: %s}]\n", opens, closes)),
+	)
+	alice, bob := tokenFor(t, n.lines.Data, "alice", ""), tokenFor(t, n.lines.Data, "bob", "")
+	const request = `{"requestId":"r","campaignId":"rush","items":[{"sku":"tea-sencha","quantity":"1"}]}`
+	needsPass := func(token, pass string) {
+		t.Helper()
+		status, body, _ := placeAt(t, lines.Gateway, token, request, room.HeaderPass, pass)
+		if status != http.StatusBadRequest || !strings.Contains(body, room.ReasonWaitingRoom) {
+			t.Errorf("with the pass %q got %d %s", pass, status, body)
+		}
+	}
+	needsPass(alice, "")
+	rooms := roomv1connect.NewRoomServiceClient(http.DefaultClient, lines.Gateway)
+	as := func(token string) context.Context {
+		ctx, call := connect.NewClientContext(t.Context())
+		call.RequestHeader().Set("Authorization", "Bearer "+token)
+		return ctx
+	}
+	if _, err := rooms.Enter(as(alice+"x"), &roomv1.EnterRequest{CampaignId: "rush"}); connect.CodeOf(err) != connect.CodeUnauthenticated {
+		t.Errorf("with a bad token the room says %v", err)
+	}
+	entered, err := rooms.Enter(as(alice), &roomv1.EnterRequest{CampaignId: "rush"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := rooms.Wait(as(alice), &roomv1.WaitRequest{Ticket: entered.GetTicket()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pass string
+	for pass == "" && stream.Receive() {
+		pass = stream.Msg().GetPass()
+	}
+	if err := stream.Close(); err != nil || pass == "" {
+		t.Fatalf("no pass came: %v, %v", stream.Err(), err)
+	}
+	needsPass(bob, pass)
+	status, body, _ := placeAt(t, lines.Gateway, alice, request, room.HeaderPass, pass)
+	if status != http.StatusOK || !strings.Contains(body, `"orderId"`) {
+		t.Errorf("with the pass alice got %d %s", status, body)
+	}
+	stop().want(t, exitOK)
+}
+
+func TestAPolicyThatAGatewayIsNotSetUpForIsRefused(t *testing.T) {
+	for text, want := range map[string]string{
+		"methods: {weir.order.v1.OrderService/PlaceOrder: {fault: {mode: failback}}}": "--gateway-secret-file",
+		"methods: {weir.order.v1.OrderService/GetOrder: {fault: {mode: failback}}}":   "no request_id",
+		"edge: {sold_out: true}": "under board",
+		"board: [{sku: tea}]":    "--operator-token-file",
+		"room: {campaigns: [{campaign_id: c, opens_at: 2027-01-01T00:00:00Z, closes_at: 2027-01-02T00:00:00Z}]}": "--gateway-secret-file",
+	} {
+		r := live(t, nil, "gateway", "--upstream", "http://127.0.0.1:1", "--listen", "127.0.0.1:0", "--policy", fileOf(t, "policy.yaml", text)).want(t, exitUsage)
+		wantText(t, r.stderr, want)
+	}
+	short := fileOf(t, "short", "abc")
+	wantText(t, live(t, nil, "gateway", "--upstream", "http://a", "--gateway-secret-file", short).want(t, exitUsage).stderr, "openssl rand")
+	if err := os.Chmod(short, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	wantText(t, live(t, nil, "gateway", "--upstream", "http://a", "--gateway-secret-file", short).want(t, exitUsage).stderr, "chmod 600")
+	if bytes.Equal(gatewaySecret("a").key(failbackKeyUse), gatewaySecret("a").key(roomKeyUse)) {
+		t.Error("two uses have one key")
+	}
+}
