@@ -1,5 +1,6 @@
 # Weir needs Go, make, git and, for the race detector, a C compiler. Everything else is fetched by the targets that
-# need it, pinned, into .bin; but redis-server, which tests need, comes from the system's packages.
+# need it, pinned, into .bin, and for the browser test into ops/browser/node_modules; but redis-server, chromium, node and
+# npm, which tests need, come from the system's packages.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -35,7 +36,7 @@ build: ## Build ./weir.
 	go build -trimpath -o weir ./cmd/weir
 
 .PHONY: test
-test: c-compiler redis-server ## Run all tests, with the race detector and in random order.
+test: c-compiler redis-server chromium browser ## Run all tests, with the race detector and in random order.
 	go test $(RACE) -shuffle=on -timeout 15m ./...
 
 .PHONY: lint
@@ -53,6 +54,22 @@ fmt: tool-gofumpt ## Format the code.
 generate: tool-buf tool-protoc-gen-go tool-protoc-gen-connect-go ## Generate Go from the schemas in proto/.
 	buf generate
 
+# What the page of the browser test is built from, and where.
+PAGE := ops/browser
+PAGE_SOURCES := $(addprefix $(PAGE)/,page.ts tsconfig.json buf.gen.yaml) $(shell find $(PAGE)/schemas proto/weir proto/third_party -name '*.proto')
+
+.PHONY: browser
+browser: $(PAGE)/dist/page.js ## Build the web page of the browser test.
+
+$(PAGE)/dist/page.js: $(PAGE)/node_modules/.package-lock.json $(PAGE_SOURCES) | tool-buf
+	npm --prefix $(PAGE) run --silent generate
+	npm --prefix $(PAGE) run --silent check
+	npm --prefix $(PAGE) run --silent bundle
+
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json | npm
+	npm --prefix $(PAGE) ci --ignore-scripts --no-audit --no-fund
+	@touch $@
+
 .PHONY: fuzz
 fuzz: ## Fuzz every fuzz target for FUZZTIME (10s), one after the other.
 	@for package in $$(go list ./...); do \
@@ -65,6 +82,10 @@ fuzz: ## Fuzz every fuzz target for FUZZTIME (10s), one after the other.
 .PHONY: bench
 bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags in ARGS).
 	./weir bench $(ARGS)
+
+.PHONY: gateway-bench
+gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave (about four minutes; flags in ARGS).
+	./weir bench --only gateway-cost,gateway-faults,gateway-overload $(ARGS)
 
 .PHONY: chaos
 chaos: build ## Torment a node and a cluster under load and check that nothing acknowledged is lost or done twice (root, an hour, more where others work; flags in ARGS).
@@ -81,7 +102,7 @@ tools: tool-gofumpt tool-golangci-lint tool-buf tool-protoc-gen-go tool-protoc-g
 
 .PHONY: clean
 clean: ## Remove what the targets built, and the tools.
-	rm -rf weir .bin
+	rm -rf weir .bin $(addprefix $(PAGE)/,node_modules generated dist)
 
 .PHONY: c-compiler
 c-compiler:
@@ -90,16 +111,30 @@ ifeq ($(RACE),-race)
 	@cc=$$(go env CC); command -v "$${cc%% *}" >/dev/null || { echo "the race detector needs a C compiler, and $$cc is not here: install it (Debian: apt-get install gcc libc6-dev), or run 'make test RACE='" >&2; exit 1; }
 endif
 
-# Tests of what Redis does need a real one.
+# package COMMAND PACKAGE WHY installs a package of the system when its command is missing, as root, or says what to install.
+define package
+@if ! command -v $(1) >/dev/null; then \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); \
+	else \
+		echo "$(3), and $(1) is not here: install it (Debian: apt-get install $(2)), or run 'make $@' as root" >&2; exit 1; \
+	fi; \
+fi
+endef
+
 .PHONY: redis-server
 redis-server:
-	@if ! command -v redis-server >/dev/null; then \
-		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; \
-		else \
-			echo "the tests need a real Redis, and redis-server is not here: install it (Debian: apt-get install redis-server), or run 'make redis-server' as root" >&2; exit 1; \
-		fi; \
-	fi
+	$(call package,redis-server,redis-server,the tests need a real Redis)
+
+.PHONY: chromium
+chromium:
+	$(call package,chromium,chromium,the tests need a real browser)
+
+.PHONY: npm
+npm:
+	$(call package,node,nodejs,the page of the browser test is built by Node.js 20 or later)
+	$(call package,npm,npm,the page of the browser test is built with npm)
+	@node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || { echo "the page of the browser test is built by Node.js 20 or later, and node is $$(node --version): install a newer one (https://nodejs.org)" >&2; exit 1; }
 
 # tool NAME PACKAGE VERSION installs one tool when its stamp is missing.
 define tool

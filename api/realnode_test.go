@@ -151,7 +151,7 @@ func TestAttacksOnRealLanesAreRefusedAndWriteNothing(t *testing.T) {
 			limits := api.Limits{HeaderTimeMax: 300 * time.Millisecond, BodyTimeMax: 300 * time.Millisecond}
 			var real *realNode
 			n := serve(t, func(o *api.Options) {
-				o.Limits = limits
+				o.Limits, o.Cluster = limits, noNodes()
 				real = use(t, o)
 			})
 			attacktest.Run(t, attacktest.Target{

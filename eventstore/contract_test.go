@@ -98,7 +98,9 @@ func jetStreamRig(nc *nats.Conn, replicas int) contractRig {
 // openLanes opens the log of a lane whose stream exists, whether the other lanes' streams do or not.
 func openLanes(t *testing.T, nc *nats.Conn, lane, lanes uint32) Log {
 	t.Helper()
-	s, err := openJetStream(t.Context(), nc, Topology{Lanes: lanes}, JetStreamOptions{FollowHeartbeat: 100 * time.Millisecond}, lane, lane+1)
+	// With the race detector, on a machine that has much else to do, a server takes seconds to answer with 8 MiB.
+	options := JetStreamOptions{RequestTimeout: 30 * time.Second, AppendTimeout: 10 * time.Second, FollowHeartbeat: 500 * time.Millisecond}
+	s, err := openJetStream(t.Context(), nc, Topology{Lanes: lanes}, options, lane, lane+1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +185,10 @@ func wantHead(t *testing.T, log Log, want uint64) {
 
 func wantNext(t *testing.T, cursor Cursor, want Record) {
 	t.Helper()
-	got, err := cursor.Next(t.Context())
+	const nextMax = 30 * time.Second
+	ctx, cancel := context.WithTimeout(t.Context(), nextMax)
+	defer cancel()
+	got, err := cursor.Next(ctx)
 	if err != nil || got.Number != want.Number || got.Hash != want.Hash || !bytes.Equal(got.Data, want.Data) {
 		t.Fatalf("next commit: got number %d, hash %.12s…, error %v; want number %d, hash %.12s…", got.Number, got.Hash, err, want.Number, want.Hash)
 	}
@@ -535,6 +540,7 @@ func connectTo(t testing.TB, server *embedded.Server) *nats.Conn {
 // startCluster starts three servers that form a cluster.
 func startCluster(t *testing.T) []*embedded.Server {
 	t.Helper()
+	bound(t)
 	routes := freeAddresses(t, 3)
 	var servers []*embedded.Server
 	for i, route := range routes {

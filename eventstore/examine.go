@@ -491,6 +491,10 @@ func onLoopback(host string) bool {
 
 // account asks the server what this connection may do.
 func (e *examination) account(ctx context.Context) {
+	if own := e.options.Own; own != nil && !own.Open {
+		e.byNumber[checkPermissions].Found = "the node's own server has no account for others than this machine's"
+		return
+	}
 	reply, err := e.nc.RequestWithContext(ctx, "$SYS.REQ.USER.INFO", nil)
 	var answer struct {
 		Data struct {

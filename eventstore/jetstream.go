@@ -74,7 +74,7 @@ const (
 	followExpiry      = 30 * time.Second       // of one pull
 	followInactive    = 2 * time.Minute        // after which the server forgets a cursor that asks for nothing
 	requestLook       = 100 * time.Millisecond // between looks at whether the connection broke
-	requestAgain      = time.Second            // after which a question that got no answer is asked again
+	requestAgain      = time.Second            // after which a question that got no answer is asked again, and then twice as long each time
 	readConfirmations = 3                      // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
@@ -400,7 +400,8 @@ func (r *apiRefusal) refusal() error {
 }
 
 // ask sends a request that changes nothing. It sends it again when the connection broke meanwhile, since its answer may have gone to
-// the old one, and when none comes: nobody answers for a stream while it elects a leader.
+// the old one, and when none comes: nobody answers for a stream while it elects a leader. A server that is slow answers each copy, so
+// each waits twice as long as the one before: else the copies alone could keep it from answering in time.
 func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte) (*nats.Msg, error) {
 	inbox := nc.NewInbox()
 	answers, err := nc.SubscribeSync(inbox)
@@ -408,15 +409,15 @@ func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte) (*nats
 		return nil, err
 	}
 	defer func() { _ = answers.Unsubscribe() }() // Fails on a closed connection only.
-	for {
+	for wait := requestAgain; ; wait *= 2 {
 		reconnects := nc.Stats().Reconnects
 		if err := nc.PublishRequest(subject, inbox, body); err != nil {
 			return nil, err
 		}
-		again := time.Now().Add(requestAgain)
+		again := time.Now().Add(wait)
 		for reconnects == nc.Stats().Reconnects && time.Now().Before(again) {
-			wait, cancel := context.WithTimeout(ctx, requestLook)
-			answer, err := answers.NextMsgWithContext(wait)
+			look, cancel := context.WithTimeout(ctx, requestLook)
+			answer, err := answers.NextMsgWithContext(look)
 			cancel()
 			if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 				return answer, err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -212,6 +213,23 @@ func TestAnAppendWithoutAServerIsUnknown(t *testing.T) {
 		t.Fatalf("no connection: got %v, want ErrUnknownOutcome", err)
 	}
 	s.Close()
+}
+
+func TestAQuestionThatIsNotAnsweredIsAskedAgainLessAndLess(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	var asked atomic.Int64
+	if _, err := nc.Subscribe("slow", func(*nats.Msg) { asked.Add(1) }); err != nil {
+		t.Fatal(err)
+	}
+	// Asked once a second, it would be asked a fourth time within this.
+	ctx, cancel := context.WithTimeout(t.Context(), 3*requestAgain+requestAgain/2)
+	defer cancel()
+	if _, err := ask(ctx, nc, "slow", nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v, want the context's end", err)
+	}
+	if got := asked.Load(); got < 2 || got > 3 {
+		t.Fatalf("asked %d times, want 2 or 3", got)
+	}
 }
 
 func TestACommitThatIsTooLargeIsRefusedForGood(t *testing.T) {

@@ -256,7 +256,9 @@ func (l *pursuedLog) Read(ctx context.Context, number uint64) (Record, error) {
 		return Record{}, fmt.Errorf("%d commits were read one by one behind the head, and no end", readsMax)
 	}
 	if at := l.Position(); number > at.Number {
-		appendAll(l.t, l.MemoryLog, chainOf(l.t, 0, at, 1, 10))
+		if err := l.Append(chainOf(l.t, 0, at, 1, 10)[0]).Wait(ctx); err != nil {
+			return Record{}, err
+		}
 	}
 	return l.MemoryLog.Read(ctx, number)
 }

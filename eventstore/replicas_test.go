@@ -22,8 +22,20 @@ type trio struct {
 	servers [3]*embedded.Server // nil while stopped
 }
 
+// boundMax is more time than a test with a cluster takes on a machine that has much else to do.
+const boundMax = 3 * time.Minute
+
+// bound ends the process, and shows where it stands, if the test hangs.
+func bound(t *testing.T) {
+	t.Helper()
+	name := t.Name()
+	hangs := time.AfterFunc(boundMax, func() { panic(fmt.Sprintf("%s hangs: it did not end within %s", name, boundMax)) })
+	t.Cleanup(func() { hangs.Stop() })
+}
+
 func newTrio(t *testing.T) *trio {
 	t.Helper()
+	bound(t)
 	c := &trio{t: t}
 	routes := freeAddresses(t, 3)
 	for i := range c.options {

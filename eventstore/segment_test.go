@@ -64,7 +64,7 @@ func readSegment(data []byte, lane, lanes uint32, after Position) (records []Rec
 }
 
 func TestASegmentIsReadAsItWasWritten(t *testing.T) {
-	records := segmentChain(t, 3, 4, 0, 10, 100_000, 1<<20, 5)
+	records := segmentChain(t, 3, 4, 0, 10, 20_000, 200_000, 5) // One is larger than a block of the compression, 128 KiB.
 	genesis := Genesis(3, 4)
 	for cut := range len(records) + 1 {
 		after := genesis

@@ -249,15 +249,17 @@ func (u *upgrade) fence(ctx context.Context, lane uint32, behind uint64, patienc
 	writer := NewWriter(log, passer, WriterOptions{Lane: lane, Lanes: u.topology.Lanes, Owner: u.options.Owner})
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for {
+	for outrun := error(nil); ; {
 		err := writer.Open(bounded, u.options.Now())
 		switch {
 		case passer.opened, err == nil:
 			return nil
-		case bounded.Err() != nil && ctx.Err() == nil:
+		case errors.Is(err, ErrFenced):
+			outrun = err
+		case outrun != nil && bounded.Err() != nil && ctx.Err() == nil:
 			return fmt.Errorf("fence it: for %s the writer of lane %d appended faster than this one could; the same command again goes on, best while there is less to do: %w",
-				patience, lane, err)
-		case !errors.Is(err, ErrFenced):
+				patience, lane, outrun)
+		default:
 			return fmt.Errorf("fence it: %w", err)
 		}
 	}

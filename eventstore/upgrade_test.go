@@ -45,7 +45,7 @@ func TestReplicasAreAddedUnderLoadAndTheRuleOfAppendingChangesAtOnce(t *testing.
 		t.Fatal(err)
 	}
 	lane := runLane(t, c.openLog(nc), newCounter(), LaneOptions{GroupMin: 1, ReopenDelay: 50 * time.Millisecond})
-	// Whoever asks is told within the bound, or the ask counts as one of unknown outcome. Between asks a client rests: the load is to be
+	// An ask that is not answered within the bound counts as one of unknown outcome. Between asks a client rests: the load is to be
 	// there all the time, not to fill the machine.
 	const upgradeMax, rest = 90 * time.Second, 3 * time.Millisecond
 	var acknowledged, unknown atomic.Int64

@@ -47,7 +47,15 @@ type (
 
 // RoundTrip implements http.RoundTripper. Its errors are refusals.
 func (t roundTripper) RoundTrip(request *http.Request) (*http.Response, error) {
-	g, call := t.gateway, callOf(request.Context())
+	result, err := t.gateway.send(request, callOf(request.Context()))
+	if err != nil {
+		return nil, err
+	}
+	return result.Value.Response, nil
+}
+
+// send makes a call at the upstreams that its policy says. The result has a reply, or the error is a refusal.
+func (g *Gateway) send(request *http.Request, call *call) (attemptResult, error) {
 	ctx := request.Context()
 	do := attemptCall{
 		Pick:       func(tried []string) (*target, error) { return g.pick(call, tried) },
@@ -56,13 +64,16 @@ func (t roundTripper) RoundTrip(request *http.Request) (*http.Response, error) {
 		Replayable: call.repeatable(),
 		Everyone:   func() []*target { return g.everyone(call) },
 	}
-	if call.unary() {
+	if call.unary() && !call.kept { // An empty answer would end what was kept.
 		do.Empty = func() *wire.Reply { return wire.EmptyReply(call.protocol, request) }
+	}
+	if g.keepable(call) {
+		do.Keep = func(ctx context.Context) (*wire.Reply, error) { return g.keep(ctx, request, call) }
 	}
 	result, err := fault.Do(ctx, call.rules.fault, do)
 	if err != nil {
 		call.end = outcome.Abandoned // Nothing was sent: it says nothing of how much can be done.
-		return nil, call.explain(ctx, err)
+		return result, call.explain(ctx, err)
 	}
 	call.end = result.Outcome
 	if result.Value == nil {
@@ -70,9 +81,9 @@ func (t roundTripper) RoundTrip(request *http.Request) (*http.Response, error) {
 		if told.reason == reasonLeft {
 			call.end = outcome.Abandoned
 		}
-		return nil, told
+		return result, told
 	}
-	return result.Value.Response, nil
+	return result, nil
 }
 
 // discard gives back a reply that nobody gets.

@@ -33,6 +33,8 @@ type call struct {
 	subject string
 	client  netip.Addr
 	proxied bool
+	// kept is whether it is made later than it was asked for, and is kept already.
+	kept bool
 	// asked is whether the limiter was asked: it was not if the edge answered.
 	asked bool
 	// end is how it ended, for those who decide how much can be done.

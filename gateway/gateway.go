@@ -34,6 +34,7 @@ import (
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/registry"
 	"github.com/weirhq/weir/gateway/retry"
+	"github.com/weirhq/weir/gateway/room"
 	"github.com/weirhq/weir/gateway/wire"
 )
 
@@ -45,10 +46,14 @@ type Gateway struct {
 	methods  map[string]*method
 	proxy    *httputil.ReverseProxy
 	limiter  *limit.Limiter
-	plans    *plan.Follower
-	// looks is whether there is a board, which knows what is sold out.
-	looks bool
-	edge  *edge.Edge
+	keeper   Keeper
+	edge     *edge.Edge
+	// board knows what is sold out, and hall who waits, nil for none. waiting serves the hall, and behind runs what New made of them.
+	board   *edge.Board
+	hall    *room.Hall
+	waiting http.Handler
+	behind  []func(context.Context) error
+	plans   *plan.Follower
 	// pass is what a call goes through once it is whole: the edge, the limits, the proxy.
 	pass    http.Handler
 	metrics *metrics
@@ -77,8 +82,17 @@ type Options struct {
 	Registry *registry.Registry
 	// Globals are the rates that hold for all gateways, nil if there is no Redis: then they are this gateway's alone. Whoever made them runs them.
 	Globals *limit.Globals
-	// Board knows what is sold out, nil for none. Whoever made it runs it.
+	// Board knows what is sold out, nil for none. Whoever made it runs it. Without one, the gateway makes one for what the policy's board names.
 	Board *edge.Board
+	// OperatorToken returns the token of an operator, which that board asks the nodes with.
+	OperatorToken func() (string, error)
+	// RoomKey signs the tickets of waiting rooms: at least 32 random bytes, the same in all gateways.
+	RoomKey []byte
+	// User returns the user whom a verified token is of. Waiting rooms need it.
+	User func(authorization string) (user string, ok bool)
+	// Failback keeps calls of methods whose fault mode is failback, nil for none. Whoever made it runs it, with SendKept. With one, Subject has to verify:
+	// what is kept is kept under the name that it says.
+	Failback Keeper
 	// Plans that operators apply for a while, nil for none. Whoever made the follower runs it.
 	Plans *plan.Follower
 	// Subject says whose call it is, "" for nobody's; nil means SubjectOf, which believes what a token says.
@@ -109,7 +123,7 @@ type methodRules struct {
 
 // New returns a gateway. It starts nothing. An error says which option is wrong.
 func New(options Options) (*Gateway, error) {
-	g := &Gateway{logger: options.Logger, subject: options.Subject, registry: options.Registry, methods: methodsOfSchema(), metrics: newMetrics()}
+	g := &Gateway{logger: options.Logger, subject: options.Subject, registry: options.Registry, keeper: options.Failback, methods: methodsOfSchema(), metrics: newMetrics()}
 	if g.logger == nil {
 		g.logger = slog.Default()
 	}
@@ -126,12 +140,18 @@ func New(options Options) (*Gateway, error) {
 		return nil, errors.New("a gateway has upstreams, or a registry that knows them, not both")
 	}
 	g.upstreams.Store(known)
-	g.plans, g.looks = options.Plans, options.Board != nil
+	g.plans = options.Plans
 	if g.limiter, err = limit.New(limit.Config{}, options.Globals); err != nil {
 		return nil, err
 	}
+	for _, open := range []func(Options) error{g.openBoard, g.openHall} {
+		if err := open(options); err != nil {
+			return nil, err
+		}
+	}
 	g.edge, err = edge.New(edge.Options{
-		Board: options.Board,
+		Board: g.board,
+		Room:  g.checkPass(),
 		User:  func(r *http.Request) string { return callOf(r.Context()).subject },
 		Refuse: func(w http.ResponseWriter, r *http.Request, told *connect.Error) error {
 			return callOf(r.Context()).protocol.Refuse(w, r, told)
@@ -162,16 +182,22 @@ func New(options Options) (*Gateway, error) {
 	return g, nil
 }
 
-// Run follows the registry and the plans, if there are any, until ctx ends.
+// Run follows the registry and the plans, looks at what is sold out and lets users in, as far as there are such things, until ctx ends.
 func (g *Gateway) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
+	for _, run := range g.behind {
+		group.Go(func() error { return run(ctx) })
+	}
 	if g.registry != nil {
 		group.Go(func() error { return g.followRegistry(ctx) })
 	}
 	if g.plans != nil {
 		group.Go(func() error { return g.followPlans(ctx) })
 	}
-	<-ctx.Done()
+	group.Go(func() error {
+		<-ctx.Done()
+		return nil
+	})
 	return group.Wait()
 }
 
@@ -180,6 +206,11 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) Apply(p policy.Policy) error {
 	if err := p.Validate(); err != nil {
 		return err
+	}
+	for _, check := range []func(policy.Policy) error{g.checkFailback, g.checkStart} {
+		if err := check(p); err != nil {
+			return err
+		}
 	}
 	g.changing.Lock()
 	defer g.changing.Unlock()
@@ -219,8 +250,8 @@ func (g *Gateway) use(base policy.Policy, set *plan.Set) error {
 		next.serve = cors.New(cors.Options{
 			AllowedOrigins: origins,
 			AllowedMethods: connectcors.AllowedMethods(),
-			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization"),
-			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms", HeaderPlan),
+			AllowedHeaders: append(connectcors.AllowedHeaders(), "Authorization", room.HeaderPass),
+			ExposedHeaders: append(connectcors.ExposedHeaders(), "Retry-After", "Grpc-Retry-Pushback-Ms", HeaderFailback, edge.HeaderEdge, "Age", HeaderPlan),
 			MaxAge:         int(next.policy.CORS.MaxAge / time.Second),
 		}).Handler(next.serve)
 	}
@@ -315,7 +346,7 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 // admit passes a call on that the limits let through.
 func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
 	ctx, call := r.Context(), callOf(r.Context())
-	permit, err := g.limiter.Admit(ctx, limit.Call{Method: call.method.name, User: call.subject, Client: call.client, Stream: call.streams()})
+	permit, err := g.limiter.Admit(ctx, limit.Call{Method: call.method.name, User: call.subject, Client: call.client, Stream: call.streams() || g.isWaiting(call)})
 	call.asked = true
 	if err != nil {
 		var refused *limit.RefusedError
@@ -330,6 +361,10 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
 	defer func() { permit.Done(call.end) }()
 	if call.streams() {
 		w = &streamWriter{ResponseWriter: w, controller: http.NewResponseController(w), timeMax: call.limits.StreamWriteTime}
+	}
+	if g.isWaiting(call) {
+		g.waiting.ServeHTTP(w, r) // It costs no node anything, so that it takes no place.
+		return
 	}
 	g.proxy.ServeHTTP(w, r)
 }

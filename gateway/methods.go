@@ -35,6 +35,9 @@ type method struct {
 	repeatable bool
 	// reads is whether it has no side effects.
 	reads bool
+	// requestID is the field of its requests under which a node does them once, "" for none, and input the name of their message.
+	requestID protoreflect.Name
+	input     protoreflect.FullName
 }
 
 // otherMethod stands for all methods that the schema does not have: callers make names up, and metrics must not grow with them.
@@ -71,11 +74,16 @@ func methodOf(descriptor protoreflect.MethodDescriptor) *method {
 		level = options.GetIdempotencyLevel()
 	}
 	requestID := descriptor.Input().Fields().ByName("request_id")
-	return &method{
+	m := &method{
 		name:  "/" + string(descriptor.Parent().FullName()) + "/" + string(descriptor.Name()),
 		unary: !descriptor.IsStreamingClient() && !descriptor.IsStreamingServer(),
 		repeatable: level != descriptorpb.MethodOptions_IDEMPOTENCY_UNKNOWN ||
 			(requestID != nil && requestID.Kind() == protoreflect.StringKind),
 		reads: level == descriptorpb.MethodOptions_NO_SIDE_EFFECTS,
+		input: descriptor.Input().FullName(),
 	}
+	if requestID != nil && requestID.Kind() == protoreflect.StringKind && !m.reads {
+		m.requestID = requestID.Name()
+	}
+	return m
 }

@@ -111,6 +111,7 @@ var (
 	ejectedDesc  = prometheus.NewDesc("weir_gateway_upstream_ejected", "1 while an upstream gets no calls.", []string{"upstream"}, nil)
 	placesDesc   = prometheus.NewDesc("weir_gateway_places", "How many calls may be under way at once.", nil, nil)
 	waitingDesc  = prometheus.NewDesc("weir_gateway_waiting", "Calls that wait for a place.", nil, nil)
+	edgeDesc     = prometheus.NewDesc("weir_gateway_edge_total", "Calls that the edge answered: turned off, sold out, without a pass, or with an older answer.", []string{"what"}, nil)
 	barDesc      = prometheus.NewDesc("weir_gateway_bar", "Share of the levels of priority that is refused at once.", nil, nil)
 	retriesDesc  = prometheus.NewDesc("weir_gateway_retries_total", "Attempts after a call's first, by whether the budget paid.", []string{"paid"}, nil)
 	planDesc     = prometheus.NewDesc("weir_gateway_plan_active", "1 for each plan that is active, with its revision.", []string{"plan", "revision"}, nil)
@@ -120,7 +121,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, barDesc, retriesDesc, planDesc, lackingDesc} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc, planDesc, lackingDesc} {
 		descs <- desc
 	}
 }
@@ -130,6 +131,13 @@ func (g *Gateway) Collect(metrics chan<- prometheus.Metric) {
 	metrics <- prometheus.MustNewConstMetric(callsDesc, prometheus.GaugeValue, float64(g.calls.Load()))
 	metrics <- prometheus.MustNewConstMetric(refusedConns, prometheus.CounterValue, float64(g.connectionsRefused.Load()))
 	g.collectStates(metrics)
+	g.collectFailback(metrics)
+	answers := g.edge.Stats()
+	for what, count := range map[string]uint64{
+		"off": answers.Off, "sold_out": answers.SoldOut, "waiting_room": answers.Room, "stale_failed": answers.StaleFailed, "stale_planned": answers.StalePlanned,
+	} {
+		metrics <- prometheus.MustNewConstMetric(edgeDesc, prometheus.CounterValue, float64(count), what)
+	}
 	for _, upstream := range g.upstreams.Load().all() {
 		for m, s := range upstream.counts.each {
 			name := strings.TrimPrefix(m.name, "/")

@@ -118,7 +118,7 @@ func (g *Gateway) overlay(p policy.Policy, set *plan.Set) (policy.Policy, planne
 	}
 	switch sold := set.SoldOut; {
 	case sold == nil:
-	case *sold && !g.looks:
+	case *sold && g.board == nil:
 		lacks("sold_out: this gateway looks at no stock")
 	default:
 		p.Edge.SoldOut = *sold

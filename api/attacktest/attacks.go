@@ -27,6 +27,8 @@ import (
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
+	"github.com/weirhq/weir/proto/weir/cluster/v1/clusterv1connect"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/payment/v1/paymentv1connect"
@@ -76,6 +78,10 @@ const (
 	getSales        = reportv1connect.ReportServiceGetSalesProcedure
 	getBoard        = reportv1connect.ReportServiceGetCampaignBoardProcedure
 	searchOrders    = orderv1connect.OrderServiceSearchOrdersProcedure
+	getCluster      = clusterv1connect.ClusterServiceGetClusterProcedure
+	moveLane        = clusterv1connect.ClusterServiceMoveLaneProcedure
+	drainNode       = clusterv1connect.ClusterServiceDrainNodeProcedure
+	undrainNode     = clusterv1connect.ClusterServiceUndrainNodeProcedure
 	getPoints       = pointsv1connect.PointsServiceGetPointsProcedure
 )
 
@@ -219,6 +225,34 @@ func operatorOnly(t *testing.T, r *rig) {
 			eraseUser:    &userv1.EraseUserRequest{RequestId: "attack-erase", UserId: victim, ConfirmUserId: victim},
 		} {
 			want(t, procedure, r.call(t, token, procedure, request), "permission_denied", "PERMISSION_DENIED")
+		}
+	}
+}
+
+// clusterOfOperators asks about the nodes and for lanes elsewhere: only an operator may, and of what is no node, nothing is made.
+func clusterOfOperators(t *testing.T, r *rig) {
+	const node = "attack-node"
+	calls := map[string]proto.Message{
+		getCluster:  &clusterv1.GetClusterRequest{},
+		moveLane:    &clusterv1.MoveLaneRequest{NodeId: node},
+		drainNode:   &clusterv1.DrainNodeRequest{NodeId: node},
+		undrainNode: &clusterv1.UndrainNodeRequest{NodeId: node},
+	}
+	for procedure, request := range calls {
+		for _, token := range []string{r.eve, r.actAs} {
+			want(t, procedure, r.call(t, token, procedure, request), "permission_denied", "PERMISSION_DENIED")
+		}
+		want(t, procedure, r.call(t, "", procedure, request), "unauthenticated", "UNAUTHENTICATED")
+	}
+	want(t, "a lane to a node that is none", r.call(t, r.operator, moveLane, calls[moveLane]), "not_found", "NODE_NOT_FOUND")
+	want(t, "a drain of a node that is none", r.call(t, r.operator, drainNode, calls[drainNode]), "not_found", "NODE_NOT_FOUND")
+	want(t, "lane 1024", r.call(t, r.operator, moveLane, &clusterv1.MoveLaneRequest{Lane: 1024, NodeId: node}), "invalid_argument", "INVALID_ARGUMENT")
+	for _, name := range hostileNames {
+		what := fmt.Sprintf("node_id %.20q", name)
+		for procedure, request := range map[string]proto.Message{
+			moveLane: &clusterv1.MoveLaneRequest{NodeId: name}, drainNode: &clusterv1.DrainNodeRequest{NodeId: name}, undrainNode: &clusterv1.UndrainNodeRequest{NodeId: name},
+		} {
+			want(t, what, r.call(t, r.operator, procedure, request), "invalid_argument", "INVALID_ARGUMENT")
 		}
 	}
 }

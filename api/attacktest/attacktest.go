@@ -119,6 +119,7 @@ func Run(t *testing.T, target Target) {
 		{"SearchIsAnOperatorsAndItsTokensAreSealed", search, true},
 		{"StockIsWatchedByOperatorsAndTheirTokensAreSealed", stockWatches, false},
 		{"SalesAreAnOperatorsAndOfABoundedTime", sales, false},
+		{"TheClusterIsAnOperators", clusterOfOperators, false},
 		{"SlowClientIsCut", slowClients, false},
 		{"HTTP2StreamsAreBounded", manyStreams, false},
 		{"HealthAndReflectionNeedNoToken", openServices, false},

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -66,7 +68,7 @@ func (p *process) examine(ctx context.Context, dir dataDir, log logOptions) ([]e
 		if node, _ := dialNode(ctx, record); node != nil {
 			defer node.client.CloseIdleConnections()
 			var findings []eventstore.Finding
-			err := node.getJSON(ctx, inspectDoctor, nil, &findings)
+			err := node.getJSON(ctx, inspectDoctor, url.Values{"replicas": {strconv.Itoa(log.replicasMin)}}, &findings)
 			return findings, err
 		}
 	}
@@ -85,7 +87,12 @@ func (p *process) examine(ctx context.Context, dir dataDir, log logOptions) ([]e
 }
 
 func (i *inspector) serveDoctor(w http.ResponseWriter, r *http.Request) {
-	findings, err := i.doctor(r.Context())
+	replicasMin, err := strconv.Atoi(cmp.Or(r.FormValue("replicas"), "0")) // Commands of before do not say it.
+	if err != nil || replicasMin < 0 {
+		http.Error(w, "replicas is not a number", http.StatusBadRequest)
+		return
+	}
+	findings, err := i.doctor(r.Context(), replicasMin)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return

@@ -167,6 +167,8 @@ type front struct {
 	// file is its policy, nil when there is none to follow.
 	file   *policy.File
 	logger *slog.Logger
+	// nats is where the nodes keep the registry, nil for none.
+	nats *nats.Conn
 	// behind runs what the gateway asks: the registry of nodes, the rates that all gateways share.
 	behind []func(context.Context) error
 	// closers undo the opening, newest first.
@@ -223,18 +225,25 @@ func (f *front) stop(ctx context.Context) error {
 
 // gatewayFlags are the flags of 'weir gateway'.
 type gatewayFlags struct {
-	upstreams   []string
-	nats        string
-	access      natsAccess
-	redis       redisOptions
-	keys        keyOptions
-	nodesFile   string
-	listen      string
-	operator    string
-	policyFile  string
-	certificate string
-	key         string
-	log         logFlags
+	upstreams []string
+	nats      string
+	access    natsAccess
+	redis     redisOptions
+	keys      keyOptions
+	// tokenKeyDir has the nodes' own key of tokens.
+	tokenKeyDir string
+	// secretFile has what all gateways share, and secret is what was in it.
+	secretFile       string
+	secret           gatewaySecret
+	failbackReplicas int
+	operatorToken    string
+	nodesFile        string
+	listen           string
+	operator         string
+	policyFile       string
+	certificate      string
+	key              string
+	log              logFlags
 }
 
 func (p *process) gatewayCommand() *cobra.Command {
@@ -256,7 +265,15 @@ id), and only within a budget. Nodes that fail, crawl or hang are left alone for
 
 Whose call it is, the gateway reads from the token without verifying it, and uses it for nothing but where the call goes
 and whose rate it counts against: the node verifies. With --jwt-keys the gateway verifies too, and a forged name is
-nobody's.
+nobody's; so it does with --token-key-dir, where nodes use a key of their own.
+
+With --operator-token-file the gateway looks at what the policy's board names, and refuses itself what is sold out
+(edge.sold_out). A campaign that the policy names under room has a waiting room: users enter it, wait for their turn,
+and order with a pass. That needs tokens that are verified, and --gateway-secret-file, the same for all gateways.
+
+A method whose fault mode is failback has its calls kept on NATS when no node does them, and made again until one does.
+That needs --nats, tokens that are verified, and --gateway-secret-file, which seals what is kept: make it once for all
+gateways with 'openssl rand -hex 32', mode 0600. See 'weir gateway failback'.
 
 With --nats the gateway also goes by the plans that are applied there, from the next call on, and by the last ones that it
 knew while NATS is away; with --nodes-file they are kept beside it, in plans.json. Answers name them in the header
@@ -296,6 +313,10 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the process runs")
 	flags.StringVar(&f.keys.issuer, "jwt-issuer", identity.DefaultIssuer, "issuer that a token must name")
 	flags.StringVar(&f.keys.audience, "jwt-audience", identity.DefaultAudience, "audience that a token must name")
+	flags.StringVar(&f.tokenKeyDir, "token-key-dir", "", "`DIRECTORY` with a copy of the nodes' token.key, in place of --jwt-keys")
+	addGatewaySecretFlag(cmd, &f.secretFile)
+	flags.StringVar(&f.operatorToken, "operator-token-file", "", "`FILE` with a token of an operator, which the board asks the nodes with; read anew when it is old")
+	flags.IntVar(&f.failbackReplicas, "failback-replicas", 1, "copies of the requests that are kept for later, when their stream is made: 1, 3 or 5")
 	flags.StringVar(&f.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
 	flags.StringVar(&f.operator, "operator-listen", defaultOperatorListen, "`HOST:PORT` to show metrics and state on; empty is nowhere")
 	flags.StringVar(&f.policyFile, "policy", "", "YAML `FILE` with the policy")
@@ -303,8 +324,8 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.key, "tls-key", "", "`FILE` with its key, PEM")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "nodes-file", "jwt-keys", "jwt-issuer", "jwt-audience", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
-	cmd.AddCommand(p.gatewayCheckCommand(), p.gatewayTopCommand())
+	setting(flags, "nodes-file", "jwt-keys", "jwt-issuer", "jwt-audience", "token-key-dir", "failback-replicas", "operator-token-file", "listen", "operator-listen", "policy", "tls-cert", "tls-key", "log-level", "log-format")
+	cmd.AddCommand(p.gatewayCheckCommand(), p.gatewayTopCommand(), p.gatewayFailbackCommand())
 	return cmd
 }
 
@@ -330,13 +351,13 @@ func (f *gatewayFlags) open(ctx context.Context, logger *slog.Logger) (_ *front,
 			return nil, err
 		}
 	}
-	for _, open := range []func(*front, *gateway.Options) error{f.openNodes, f.openGlobals, f.openSubject} {
+	for _, open := range []func(*front, *gateway.Options) error{f.openNodes, f.openGlobals, f.openSubject, f.openKeeping} {
 		if err := open(end, &options); err != nil {
 			return nil, err
 		}
 	}
 	if end.gateway, err = gateway.New(options); err != nil {
-		return nil, usagef("%v", err).then("give --upstream as http://HOST:PORT")
+		return nil, f.explain(err)
 	}
 	end.closers = append(end.closers, end.gateway.Close)
 	end.server = gateway.NewServer(end.gateway)
@@ -396,6 +417,7 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return err
 	}
 	end.closers = append(end.closers, func() error { connection.Close(); return nil })
+	end.nats = connection
 	config := registry.Config{CacheFile: f.nodesFile}
 	if options.Registry, err = registry.New(connection, config, end.logger); err != nil {
 		return err
@@ -433,32 +455,6 @@ func (f *gatewayFlags) openGlobals(end *front, options *gateway.Options) error {
 		return usagef("%v", err)
 	}
 	end.behind = append(end.behind, options.Globals.Run)
-	return nil
-}
-
-// openSubject says how the gateway learns whose call it is.
-func (f *gatewayFlags) openSubject(end *front, options *gateway.Options) error {
-	if f.keys.file == "" {
-		return nil
-	}
-	verifier, err := identity.OpenKeyFile(identity.KeyFileOptions{
-		Path: f.keys.file, Verifier: identity.VerifierOptions{Issuer: f.keys.issuer, Audience: f.keys.audience}, Logger: end.logger,
-	})
-	if err != nil {
-		return usagef("--jwt-keys %s: %v", f.keys.file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
-	}
-	end.behind = append(end.behind, verifier.Run)
-	options.Subject = func(header http.Header) string {
-		values := header["Authorization"]
-		if len(values) != 1 {
-			return ""
-		}
-		principal, err := verifier.Verify(values[0])
-		if err != nil {
-			return "" // The node says what is wrong with it.
-		}
-		return principal.Subject
-	}
 	return nil
 }
 

@@ -92,10 +92,13 @@ func TestEveryExitCodeIsInItsHelpPage(t *testing.T) {
 
 func TestVersionNamesTheBuild(t *testing.T) {
 	b := decode[build](t, weir(t, nil, "version", "-o", "json").want(t, exitOK).stdout)
+	if b.NodeProtocol != nodeProtocol || b.LogFormat != 1 {
+		t.Errorf("node protocol %d, log format %d; want %d and 1", b.NodeProtocol, b.LogFormat, nodeProtocol)
+	}
 	if b.Version == "" || !strings.HasPrefix(b.Go, "go1.") || b.Dependencies["connectrpc.com/connect"] == "" {
 		t.Fatalf("got %+v", b)
 	}
-	wantText(t, weir(t, nil, "version").want(t, exitOK).stdout, b.Go, "platform")
+	wantText(t, weir(t, nil, "version").want(t, exitOK).stdout, b.Go, "platform", "node protocol", "log format")
 }
 
 func TestTheREADMEHasTheExitCodes(t *testing.T) {

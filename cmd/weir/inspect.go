@@ -143,7 +143,8 @@ type inspector struct {
 	reactors reactorSource
 	copier   copier
 	reads    func() readReport
-	doctor   func(ctx context.Context) ([]eventstore.Finding, error)
+	// doctor looks at the log and its servers. Every commit has to be on at least that many; 0 is what the node was started with.
+	doctor func(ctx context.Context, replicasMin int) ([]eventstore.Finding, error)
 }
 
 // handler returns the endpoint. Every request needs the token.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -689,8 +690,10 @@ func (n *node) inspector() *inspector {
 		rebuilds: &localRebuilds{n.rebuilds},
 		reactors: &localReactors{runner: n.reactors, cashier: n.cashier},
 		reads:    n.reads,
-		doctor: func(ctx context.Context) ([]eventstore.Finding, error) {
-			return n.log.examine(ctx, n.options.log)
+		doctor: func(ctx context.Context, replicasMin int) ([]eventstore.Finding, error) {
+			options := n.options.log
+			options.replicasMin = cmp.Or(replicasMin, options.replicasMin)
+			return n.log.examine(ctx, options)
 		},
 		copier: &localCopier{
 			dir: n.options.data, store: n.store,

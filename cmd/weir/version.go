@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strconv"
 
 	"github.com/spf13/cobra"
 )
@@ -26,7 +27,14 @@ type build struct {
 	Go           string            `json:"go"`
 	Platform     string            `json:"platform"`
 	Dependencies map[string]string `json:"dependencies"`
+	// NodeProtocol is the newest version of the messages between nodes that this build understands, and LogFormat the form in which it
+	// writes commits. Both only grow: see nodeProtocol and logFormat.
+	NodeProtocol int `json:"nodeProtocol"`
+	LogFormat    int `json:"logFormat"`
 }
+
+// logFormat is the version of weir.log.v1.Commit, which is in the package's name: one that older programs could not read would be v2.
+const logFormat = 1
 
 // moduleVersion returns the version of this module, "(devel)" when it was built from a work tree.
 func moduleVersion() string {
@@ -39,7 +47,7 @@ func moduleVersion() string {
 func readBuild() build {
 	b := build{
 		Version: moduleVersion(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
-		Dependencies: map[string]string{},
+		Dependencies: map[string]string{}, NodeProtocol: nodeProtocol, LogFormat: logFormat,
 	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -65,9 +73,12 @@ func readBuild() build {
 
 func (p *process) versionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:     "version",
-		Short:   "Print which build this is",
-		Long:    `Print the version of this build, the revision it was built from, and the versions of what it mainly stands on.`,
+		Use:   "version",
+		Short: "Print which build this is",
+		Long: `Print the version of this build, the revision it was built from, and the versions of what it mainly stands on.
+
+Nodes of one log may be of two neighbouring versions: the node protocol, the newest form of the messages between nodes, and
+the log format only grow.`,
 		Example: "  weir version\n  weir version -o json",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -79,7 +90,7 @@ func (p *process) versionCommand() *cobra.Command {
 			if b.Modified {
 				revision += " (modified)"
 			}
-			pairs := []string{"weir", b.Version, "revision", revision, "committed", b.Time, "go", b.Go, "platform", b.Platform}
+			pairs := []string{"weir", b.Version, "revision", revision, "committed", b.Time, "go", b.Go, "platform", b.Platform, "node protocol", strconv.Itoa(b.NodeProtocol), "log format", strconv.Itoa(b.LogFormat)}
 			for _, path := range mainDependencies {
 				pairs = append(pairs, path, b.Dependencies[path])
 			}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/weirhq/weir/gateway/wire"
 	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
@@ -447,7 +448,7 @@ func (e *Edge) notYet(r *http.Request, request *orderv1.PlaceOrderRequest, user 
 
 // placeOrderOf returns the order that a request asks for, nil if it cannot be read.
 func placeOrderOf(r *http.Request, body []byte) *orderv1.PlaceOrderRequest {
-	message, isJSON, ok := messageOf(r, body)
+	message, isJSON, ok := wire.RequestMessage(r, body, requestBytesMax)
 	if !ok {
 		return nil
 	}

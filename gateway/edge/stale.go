@@ -28,6 +28,7 @@ import (
 	_ "github.com/weirhq/weir/proto/weir/report/v1"
 
 	"github.com/weirhq/weir/gateway/outcome"
+	"github.com/weirhq/weir/gateway/wire"
 )
 
 // Stale says when a read may be answered from memory: with an answer that upstreams gave to the very same request of the very same caller,
@@ -348,7 +349,7 @@ func webStatus(body []byte, encoding string) string {
 		if body[0]&trailers != 0 {
 			if body[0]&compressed != 0 {
 				var ok bool
-				if frame, ok = gunzip(frame); !ok || encoding != "gzip" {
+				if frame, ok = wire.Gunzip(frame, requestBytesMax); !ok || encoding != "gzip" {
 					return ""
 				}
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/weirhq/weir/gateway/fault"
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/retry"
+	"github.com/weirhq/weir/gateway/room"
 )
 
 // A Policy is the content of the file. Its zero value works.
@@ -40,6 +41,9 @@ type Policy struct {
 	Concurrency limit.ConcurrencyConfig `yaml:"concurrency"`
 	// Edge is what the gateway answers by itself: what is turned off, older answers to reads, what is sold out.
 	Edge edge.Config `yaml:"edge"`
+	// Board names what edge.sold_out is about, and Room the campaigns that have a waiting room. Both hold from the next start on.
+	Board []edge.Item `yaml:"board"`
+	Room  room.Config `yaml:"room"`
 	// Methods say how calls are treated, by what they are called: package.Service/Method, package.Service/* or *. What the nearest
 	// one leaves out is taken from the next.
 	Methods map[string]Method `yaml:"methods"`
@@ -178,7 +182,7 @@ func (p Policy) Validate() error {
 	for _, part := range []struct {
 		name string
 		err  error
-	}{{"balance", p.Balance.Validate()}, {"breaker", p.Breaker.Validate()}, {"retry", p.Retry.Validate()}, {"edge", p.Edge.Validate()}} {
+	}{{"balance", p.Balance.Validate()}, {"breaker", p.Breaker.Validate()}, {"retry", p.Retry.Validate()}, {"edge", p.Edge.Validate()}, {"room", p.Room.Validate()}} {
 		if part.err != nil {
 			return fmt.Errorf("%s: %w", part.name, part.err)
 		}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"time"
@@ -22,7 +23,7 @@ type Options struct {
 	Weir string
 	// Peers is the folder that holds orderpeer's source; without it these yardsticks are left out.
 	Peers string
-	// Only names the groups to run; none means all of Groups.
+	// Only names the groups to run, of Groups and GatewayGroups; none means all of Groups.
 	Only []string
 	// Runs of each figure, of which the median counts.
 	Runs int
@@ -40,6 +41,10 @@ type Options struct {
 
 // Groups are the names for Options.Only.
 var Groups = []string{"place", "json", "get", "quarter", "lanes", "hot4", "campaign", "pay", "flash", "peers", "visible", "levels", "million", "rebuild"}
+
+// GatewayGroups are the names for Options.Only of what is measured of the gateway, in front of upstreams that are told how to behave. They run
+// only when they are named.
+var GatewayGroups = []string{"gateway-cost", "gateway-faults", "gateway-overload"}
 
 // DefaultOptions measure everything in about fifteen minutes.
 func DefaultOptions() Options {
@@ -59,8 +64,8 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("orders must be 1000 to 100000000, not %d", o.Orders)
 	}
 	for _, name := range o.Only {
-		if !slices.Contains(Groups, name) {
-			return fmt.Errorf("there is no group %q, only %v", name, Groups)
+		if !slices.Contains(Groups, name) && !slices.Contains(GatewayGroups, name) {
+			return fmt.Errorf("there is no group %q, only %v and %v", name, Groups, GatewayGroups)
 		}
 	}
 	return nil
@@ -85,21 +90,42 @@ func Command() *cobra.Command {
 	flags := command.Flags()
 	flags.StringVar(&options.Weir, "weir", options.Weir, "binary to measure (default: this one)")
 	flags.StringVar(&options.Peers, "peers", options.Peers, "folder with orderpeer's source; its yardsticks are left out without it")
-	flags.StringSliceVar(&options.Only, "only", nil, fmt.Sprintf("groups to run, of %v (default: all)", Groups))
+	flags.StringSliceVar(&options.Only, "only", nil, fmt.Sprintf("groups to run, of %v (default: all), and %v", Groups, GatewayGroups))
 	flags.IntVar(&options.Runs, "runs", options.Runs, "runs of each figure, of which the median counts")
 	flags.DurationVar(&options.Duration, "duration", options.Duration, "length of a run")
 	flags.DurationVar(&options.Warmup, "warmup", options.Warmup, "load before a run is counted")
 	flags.IntVar(&options.Connections, "connections", options.Connections, "connections that the load comes over")
 	flags.IntVar(&options.Orders, "orders", options.Orders, "orders in the log for the groups million and rebuild")
 	flags.StringVar(&options.Dir, "dir", options.Dir, "where data directories are made and removed (default: the system's for temporary files)")
-	command.AddCommand(echoCommand())
+	command.AddCommand(
+		echoCommand("echo", "Serve prebuilt replies", echo.Run),
+		echoCommand("fake", "Serve prebuilt replies, and misbehave when told", echo.RunFake),
+		proxyCommand(),
+	)
 	return command
 }
 
-func echoCommand() *cobra.Command {
+func proxyCommand() *cobra.Command {
+	var listen, upstream string
+	command := &cobra.Command{
+		Use: "proxy", Short: "Pass calls on, without any policy", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			to, err := url.Parse(upstream)
+			if err != nil {
+				return err
+			}
+			return echo.RunProxy(command.Context(), listen, to)
+		},
+	}
+	command.Flags().StringVar(&listen, "listen", "", "address to serve on")
+	command.Flags().StringVar(&upstream, "upstream", "", "base URL to pass calls on to")
+	return command
+}
+
+func echoCommand(use, short string, run func(context.Context, echo.Options) error) *cobra.Command {
 	var listen, placeReply, getReply string
 	command := &cobra.Command{
-		Use: "echo", Short: "Serve prebuilt replies", Hidden: true, Args: cobra.NoArgs,
+		Use: use, Short: short, Hidden: true, Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			placed, err := os.ReadFile(placeReply)
 			if err != nil {
@@ -109,7 +135,7 @@ func echoCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return echo.Run(command.Context(), echo.Options{Listen: listen, PlaceReply: placed, GetReply: got})
+			return run(command.Context(), echo.Options{Listen: listen, PlaceReply: placed, GetReply: got})
 		},
 	}
 	command.Flags().StringVar(&listen, "listen", "", "address to serve on")

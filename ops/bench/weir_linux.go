@@ -300,15 +300,12 @@ func (w *weir) place(ctx context.Context, options Options, calls, nth int) (ids 
 
 // startEcho runs the ceiling: a server that answers with these replies.
 func startEcho(ctx context.Context, dir string, placed *orderv1.PlaceOrderResponse, got *orderv1.GetOrderResponse) (*server, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	addr, err := launch.FreeAddr(ctx)
-	if err != nil {
-		return nil, err
-	}
-	arguments := []string{"bench", "echo", "--listen", addr}
+	return startReplying(ctx, "echo", dir, placed, got)
+}
+
+// startReplying runs a hidden command of weir bench that answers with these replies.
+func startReplying(ctx context.Context, command, dir string, placed *orderv1.PlaceOrderResponse, got *orderv1.GetOrderResponse) (*server, error) {
+	var arguments []string
 	for flag, message := range map[string]proto.Message{"place-reply": placed, "get-reply": got} {
 		data, err := proto.Marshal(message)
 		if err != nil {
@@ -320,7 +317,20 @@ func startEcho(ctx context.Context, dir string, placed *orderv1.PlaceOrderRespon
 		}
 		arguments = append(arguments, "--"+flag, path)
 	}
-	process, err := launch.Start("echo", addr, nil, exec.Command(self, arguments...)) //nolint:noctx // Stop ends it, cleanly.
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	return startListening(ctx, command, self, append([]string{"bench", command}, arguments...))
+}
+
+// startListening runs a command with --listen and an address of its own, and waits until it takes connections.
+func startListening(ctx context.Context, name, binary string, arguments []string) (*server, error) {
+	addr, err := launch.FreeAddr(ctx)
+	if err != nil {
+		return nil, err
+	}
+	process, err := launch.Start(name, addr, nil, exec.Command(binary, append(arguments, "--listen", addr)...)) //nolint:noctx // Stop ends it, cleanly.
 	if err != nil {
 		return nil, err
 	}

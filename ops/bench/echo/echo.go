@@ -1,5 +1,6 @@
 // Package echo is the ceiling that Weir is measured against: a Connect server that takes the same requests, does nothing,
-// and answers with one prebuilt reply of the same size.
+// and answers with one prebuilt reply of the same size. Beside it are what a gateway is measured with: upstreams that behave as
+// they are told, and a bare reverse proxy.
 package echo
 
 import (
@@ -38,12 +39,16 @@ func Run(ctx context.Context, options Options) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle(orderv1connect.NewOrderServiceHandler(service, connect.WithReadMaxBytes(readMaxBytes), connect.WithCompressMinBytes(compressMinBytes)))
-	// As api.NewServer and its default limits have it: deadlines cost time too. The JSON codec is Connect's own.
+	return serve(ctx, listener, mux)
+}
+
+// serve serves a handler as api.NewServer and its default limits have it, until ctx ends: deadlines cost time too. The JSON codec is Connect's own.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
-		Handler: mux, Protocols: &protocols, MaxHeaderBytes: 32 << 10,
+		Handler: handler, Protocols: &protocols, MaxHeaderBytes: 32 << 10,
 		ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
 	}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })() // Whoever is still waiting for an echo has gone too.

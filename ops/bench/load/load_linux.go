@@ -39,6 +39,8 @@ type Options struct {
 	Answered func(status int, body []byte) bool
 	// OnReply is told of every reply, the warm-up's too; body is valid until it returns. May be nil.
 	OnReply func(status int, body []byte)
+	// OnTimed is told of every reply, the warm-up's too: when its request was due, and when the reply was whole. May be nil.
+	OnTimed func(status int, due, answered time.Time)
 	// Processes are other processes whose CPU is counted over the same time, each with its descendants.
 	Processes []int
 }
@@ -276,8 +278,9 @@ func (g *generator) send(ctx context.Context, now time.Time) error {
 			due = g.dueNext
 			g.dueNext = g.dueNext.Add(time.Duration(float64(time.Second) / g.Rate))
 		}
-		i := g.idle[len(g.idle)-1]
-		g.idle = g.idle[:len(g.idle)-1]
+		// The one that was idle for the longest: servers hang up on connections that nothing comes over.
+		i := g.idle[0]
+		g.idle = g.idle[1:]
 		conn := &g.connections[i]
 		conn.due = due
 		g.waiting++
@@ -349,6 +352,9 @@ func (g *generator) receive(i int32, now time.Time) (time.Time, error) {
 func (g *generator) count(conn *connection, answer reply, now time.Time) {
 	if g.OnReply != nil {
 		g.OnReply(answer.status, answer.body)
+	}
+	if g.OnTimed != nil {
+		g.OnTimed(answer.status, conn.due, now)
 	}
 	answered := answer.status == 200
 	if g.Answered != nil {

@@ -1,4 +1,4 @@
-package edge
+package wire
 
 import (
 	"bytes"
@@ -9,8 +9,9 @@ import (
 	"strings"
 )
 
-// messageOf returns the request message of a unary body, and whether it is JSON; false if it cannot be told.
-func messageOf(r *http.Request, body []byte) (message []byte, isJSON, ok bool) {
+// RequestMessage returns the message of a unary request whose body is this, and whether it is JSON; false if it cannot be told, or if the
+// message is inflated to more than bytesMax.
+func RequestMessage(r *http.Request, body []byte, bytesMax int64) (message []byte, isJSON, ok bool) {
 	contentType, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	contentType = strings.TrimSpace(contentType)
 	encoding := r.Header.Get("Content-Encoding")
@@ -36,18 +37,18 @@ func messageOf(r *http.Request, body []byte) (message []byte, isJSON, ok bool) {
 	case "", "identity":
 		return body, isJSON, true
 	case "gzip":
-		body, ok = gunzip(body)
+		body, ok = Gunzip(body, bytesMax)
 		return body, isJSON, ok
 	}
 	return nil, false, false
 }
 
-// gunzip inflates a message, as far as the edge looks into one.
-func gunzip(body []byte) ([]byte, bool) {
+// Gunzip inflates a message; false if it is none, or has more than bytesMax.
+func Gunzip(body []byte, bytesMax int64) ([]byte, bool) {
 	reader, err := gzip.NewReader(bytes.NewReader(body))
 	if err != nil {
 		return nil, false
 	}
-	text, err := io.ReadAll(io.LimitReader(reader, requestBytesMax+1))
-	return text, err == nil && len(text) <= requestBytesMax
+	text, err := io.ReadAll(io.LimitReader(reader, bytesMax+1))
+	return text, err == nil && int64(len(text)) <= bytesMax
 }

@@ -1,0 +1,425 @@
+package main
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+
+	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/gateway"
+	"github.com/weirhq/weir/gateway/failback"
+)
+
+const (
+	// gatewaySecretBytes is the size of the secret that gateways share, and of the keys that are made of it.
+	gatewaySecretBytes = 32
+	// failbackKeyUse and roomKeyUse say what a key is for: one leaks nothing of the other.
+	failbackKeyUse = "weir gateway failback v1"
+	roomKeyUse     = "weir gateway room v1"
+	// failbackOpenPause is how long a gateway waits before it tries again to open what NATS keeps for it.
+	failbackOpenPause = time.Second
+	// parkedRequestsMax bounds the parked requests that are listed.
+	parkedRequestsMax = 10_000
+)
+
+// A gatewaySecret is what all gateways share, nil for none.
+type gatewaySecret []byte
+
+// readGatewaySecret reads --gateway-secret-file; an empty name is none.
+func readGatewaySecret(file string) (gatewaySecret, error) {
+	if file == "" {
+		return nil, nil
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return nil, usagef("--gateway-secret-file: %v", err).then("make one: openssl rand -hex 32 > %s; chmod 600 %[1]s", file)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return nil, usagef("--gateway-secret-file: others than its owner may read %s (mode %04o)", file, info.Mode().Perm()).then("chmod 600 %s, and make a new secret if somebody may have", file)
+	}
+	text, err := readSecret(file)
+	if err != nil {
+		return nil, usagef("--gateway-secret-file: %v", err)
+	}
+	secret, err := hex.DecodeString(text)
+	if err != nil || len(secret) != gatewaySecretBytes {
+		return nil, usagef("--gateway-secret-file: %s does not have %d hexadecimal digits", file, 2*gatewaySecretBytes).then("make one: openssl rand -hex 32 > %s", file)
+	}
+	return secret, nil
+}
+
+// key returns the key for one use.
+func (s gatewaySecret) key(use string) []byte {
+	key, err := hkdf.Key(sha256.New, s, nil, use, gatewaySecretBytes)
+	if err != nil {
+		panic(fmt.Sprintf("a bug: %d bytes are too many for a key: %v", gatewaySecretBytes, err))
+	}
+	return key
+}
+
+// A lateQueue is the queue of requests that are made later, once NATS could be reached for the first time.
+type lateQueue struct {
+	connection *nats.Conn
+	config     failback.Config
+	options    failback.Options
+	opened     atomic.Pointer[failback.Queue]
+}
+
+var errQueueNotOpen = errors.New("the request is not kept for later: NATS was not reached yet")
+
+// Accept implements gateway.Keeper.
+func (l *lateQueue) Accept(ctx context.Context, request failback.Request) error {
+	queue := l.opened.Load()
+	if queue == nil {
+		return errQueueNotOpen
+	}
+	return queue.Accept(ctx, request)
+}
+
+// Stats implements gateway.Keeper.
+func (l *lateQueue) Stats(ctx context.Context) (failback.Stats, error) {
+	queue := l.opened.Load()
+	if queue == nil {
+		return failback.Stats{}, errQueueNotOpen
+	}
+	return queue.Stats(ctx)
+}
+
+// run opens the queue, and makes the requests that wait until ctx ends.
+func (l *lateQueue) run(ctx context.Context, send failback.Send) error {
+	said := ""
+	for {
+		queue, err := failback.Open(ctx, l.connection, l.config, l.options)
+		if err == nil {
+			l.opened.Store(queue)
+			return queue.Run(ctx, send)
+		}
+		if ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			l.options.Logger.LogAttrs(ctx, slog.LevelWarn, "requests cannot be kept for later; trying again", slog.Any("error", err))
+		}
+		timer := time.NewTimer(failbackOpenPause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+// openKeeping makes what keeps calls for later, when there is NATS to keep them and a secret to seal them with.
+func (f *gatewayFlags) openKeeping(end *front, options *gateway.Options) (err error) {
+	if f.operatorToken != "" {
+		options.OperatorToken = (&tokenFile{path: f.operatorToken}).token
+		if _, err := options.OperatorToken(); err != nil {
+			return usagef("--operator-token-file: %v", err).then("write a token with the scope operator into it: weir token --help")
+		}
+	}
+	if f.secret, err = readGatewaySecret(f.secretFile); err != nil || f.secret == nil {
+		return err
+	}
+	options.RoomKey = f.secret.key(roomKeyUse)
+	if end.nats == nil {
+		return nil
+	}
+	if !f.verifies() {
+		end.logger.Info("no call is kept for later: the gateway does not verify tokens (--jwt-keys or --token-key-dir)")
+		return nil
+	}
+	config := failback.Config{Replicas: f.failbackReplicas}
+	if err := config.Validate(); err != nil {
+		return usagef("--failback-replicas: %v", err)
+	}
+	late := &lateQueue{connection: end.nats, config: config, options: failback.Options{Key: f.secret.key(failbackKeyUse), Logger: end.logger}}
+	options.Failback = late
+	end.behind = append(end.behind, func(ctx context.Context) error { return late.run(ctx, end.gateway.SendKept) })
+	return nil
+}
+
+// verifies is whether the gateway knows whose a token is.
+func (f *gatewayFlags) verifies() bool { return f.keys.file != "" || f.tokenKeyDir != "" }
+
+// openVerifier opens the keys that tokens are verified with, nil for none.
+func (f *gatewayFlags) openVerifier(end *front) (func(authorization string) (user string, ok bool), error) {
+	options := identity.VerifierOptions{Issuer: f.keys.issuer, Audience: f.keys.audience}
+	var verify func(string) (*identity.Principal, error)
+	switch {
+	case f.keys.file != "" && f.tokenKeyDir != "":
+		return nil, usagef("--jwt-keys and --token-key-dir both say what tokens are verified with").then("leave one out")
+	case f.keys.file != "":
+		verifier, err := identity.OpenKeyFile(identity.KeyFileOptions{Path: f.keys.file, Verifier: options, Logger: end.logger})
+		if err != nil {
+			return nil, usagef("--jwt-keys %s: %v", f.keys.file, err).then("give a file with one public key in PEM, or a JSON Web Key Set")
+		}
+		end.behind = append(end.behind, verifier.Run)
+		verify = verifier.Verify
+	case f.tokenKeyDir != "":
+		key, err := identity.OpenSigningKey(f.tokenKeyDir)
+		if err != nil {
+			return nil, usagef("--token-key-dir: %v", err).then("give the directory with a copy of the nodes' %s", identity.SigningKeyFile)
+		}
+		options.Keys = key.Keys()
+		verifier, err := identity.NewVerifier(options)
+		if err != nil {
+			return nil, usagef("--token-key-dir: %v", err)
+		}
+		verify = verifier.Verify
+	default:
+		return nil, nil
+	}
+	return func(authorization string) (string, bool) {
+		principal, err := verify(authorization)
+		if err != nil {
+			return "", false // The node says what is wrong with it.
+		}
+		return principal.Subject, true
+	}, nil
+}
+
+// openSubject says how the gateway learns whose call it is.
+func (f *gatewayFlags) openSubject(end *front, options *gateway.Options) error {
+	verify, err := f.openVerifier(end)
+	if err != nil || verify == nil {
+		return err
+	}
+	options.User = verify
+	options.Subject = func(header http.Header) string {
+		values := header["Authorization"]
+		if len(values) != 1 {
+			return ""
+		}
+		user, _ := verify(values[0])
+		return user
+	}
+	return nil
+}
+
+// explain says which flag gives a gateway what its policy asks for.
+func (f *gatewayFlags) explain(err error) error {
+	var need *gateway.NeedError
+	switch {
+	case errors.As(err, &need):
+	case f.policyFile != "":
+		return usagef("%v", err).then("correct %s, or give --upstream as http://HOST:PORT", f.policyFile)
+	default:
+		return usagef("%v", err).then("give --upstream as http://HOST:PORT")
+	}
+	return usagef("%s: this gateway is not set up for it", need.Key).then("%s", map[string]string{
+		"Board":         "name under board what it is about",
+		"OperatorToken": "give --operator-token-file",
+		"RoomKey":       "give --gateway-secret-file, and --jwt-keys or --token-key-dir",
+		"Failback":      "give --nats, --gateway-secret-file, and --jwt-keys or --token-key-dir",
+	}[need.Option])
+}
+
+// A tokenFile is a token in a file that somebody renews.
+type tokenFile struct {
+	path string
+
+	mu   sync.Mutex
+	last string
+	read time.Time
+}
+
+// tokenFileEvery is how old what was read of a token's file gets.
+const tokenFileEvery = 5 * time.Second
+
+// token returns the token, as it was in the file a moment ago.
+func (t *tokenFile) token() (string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.last != "" && time.Since(t.read) < tokenFileEvery {
+		return t.last, nil
+	}
+	token, err := readSecret(t.path)
+	if err != nil {
+		return "", err
+	}
+	t.last, t.read = token, time.Now()
+	return token, nil
+}
+
+// failbackFlags say where requests lie that were given up.
+type failbackFlags struct {
+	nats       string
+	access     natsAccess
+	secretFile string
+}
+
+func (f *failbackFlags) add(cmd *cobra.Command) {
+	addNATSFlag(cmd, &f.nats)
+	f.access.add(cmd)
+	addGatewaySecretFlag(cmd, &f.secretFile)
+}
+
+func addGatewaySecretFlag(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVar(file, "gateway-secret-file", "", "`FILE` with the secret that all gateways share, 64 hexadecimal digits")
+	setting(cmd.Flags(), "gateway-secret-file")
+}
+
+// with opens the queue for one command.
+func (f *failbackFlags) with(ctx context.Context, do func(*failback.Queue) error) error {
+	if f.nats == "" {
+		return usagef("requests that are made later lie on NATS").then("give --nats")
+	}
+	secret, err := readGatewaySecret(f.secretFile)
+	if err != nil {
+		return err
+	}
+	if secret == nil {
+		return usagef("requests that are made later are sealed").then("give --gateway-secret-file, the same as the gateways'")
+	}
+	connection, err := f.access.connect(f.nats)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	queue, err := failback.Open(ctx, connection, failback.Config{}, failback.Options{Key: secret.key(failbackKeyUse)})
+	if err != nil {
+		return &problem{code: exitUnavailable, what: err.Error(), next: "check --nats, and that JetStream is there", cause: err}
+	}
+	return do(queue)
+}
+
+func (p *process) gatewayFailbackCommand() *cobra.Command {
+	cmd := parentCommand(&cobra.Command{
+		Use:   "failback",
+		Short: "See requests that gateways gave up, and retry or drop them",
+		Long: `A method whose fault mode is failback has its calls kept when no node does them, and made again every 5 seconds until a
+node answers; each has its effect once. What a node refuses, and what finds no answer within a day, is parked: nobody
+makes it again by himself. These commands read the sealed requests from NATS, with the secret of the gateways.`,
+	})
+	cmd.AddCommand(p.failbackList(), p.failbackRetry(), p.failbackDrop())
+	return cmd
+}
+
+// parkedRequest is a parked request as it is printed. What customers wrote is not in it.
+type parkedRequest struct {
+	Key       string    `json:"key"`
+	User      string    `json:"user,omitempty"`
+	RequestID string    `json:"requestId,omitempty"`
+	Method    string    `json:"method,omitempty"`
+	Reason    string    `json:"reason"`
+	Attempts  int       `json:"attempts"`
+	At        time.Time `json:"at"`
+	// Unreadable says why the request cannot be read.
+	Unreadable string `json:"unreadable,omitempty"`
+}
+
+func newParkedRequest(p *failback.Parked) parkedRequest {
+	r := parkedRequest{
+		Key: p.Key, User: p.Request.User, RequestID: p.Request.ID, Method: p.Request.Method, Reason: p.Reason, Attempts: p.Attempts, At: p.At.UTC(),
+	}
+	if p.Unreadable != nil {
+		r.Unreadable = p.Unreadable.Error()
+	}
+	return r
+}
+
+func (p *process) failbackList() *cobra.Command {
+	var f failbackFlags
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "Print the requests that gateways gave up",
+		Long: `Print each parked request, the oldest first: its key, whose it is, its request id and method, how often it was made,
+and why it was given up. Exit code 0: nothing is parked; 3: something is.`,
+		Example: `  weir gateway failback list --nats nats://10.0.0.1:4222 --gateway-secret-file /etc/weir/gateway.secret
+  weir gateway failback list -o json | jq -r '.parked[].key'`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.with(cmd.Context(), func(queue *failback.Queue) error {
+				parked, err := queue.Parked(cmd.Context(), "", parkedRequestsMax)
+				if err != nil {
+					return &problem{code: exitUnavailable, what: err.Error(), next: "try again", cause: err}
+				}
+				if err := p.printParkedRequests(cmd, parked); err != nil || len(parked) == 0 {
+					return err
+				}
+				return &problem{
+					code: exitDifference, what: fmt.Sprintf("%d requests are parked", len(parked)),
+					next: "when the cause is gone: weir gateway failback retry KEY; to give one up for ever: weir gateway failback drop KEY",
+				}
+			})
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func (p *process) printParkedRequests(cmd *cobra.Command, parked []failback.Parked) error {
+	all := make([]parkedRequest, 0, len(parked))
+	for i := range parked {
+		all = append(all, newParkedRequest(&parked[i]))
+	}
+	if p.json(cmd) {
+		return writeJSON(p.stdout, map[string]any{"parked": all})
+	}
+	rows := newTable("KEY", "USER", "REQUEST", "METHOD", ">ATTEMPTS", "PARKED", "REASON")
+	for i := range all {
+		r := &all[i]
+		reason := r.Reason
+		if r.Unreadable != "" {
+			reason += " (" + r.Unreadable + ")"
+		}
+		rows.row(r.Key, r.User, r.RequestID, r.Method, strconv.Itoa(r.Attempts), instantText(&r.At), reason)
+	}
+	return rows.print(p.stdout, p.painterFor(p.stdout))
+}
+
+func (p *process) failbackRetry() *cobra.Command {
+	return p.failbackChange(&cobra.Command{
+		Use:   "retry KEY",
+		Short: "Have a parked request made again",
+		Long: `Have a parked request made again, as if it had just been accepted: a gateway makes it until a node answers. It has its
+effect once, also if it had it before. Exit code 5: nothing is parked under that key.`,
+		Example: `  weir gateway failback retry 0f5bd1b6f2f64a4c9d1ee84f8a1f3c55`,
+	}, "is made again", (*failback.Queue).Retry)
+}
+
+func (p *process) failbackDrop() *cobra.Command {
+	return p.failbackChange(&cobra.Command{
+		Use:   "drop KEY",
+		Short: "Remove a parked request for ever",
+		Long: `Remove a parked request for ever, on the disk too. Whoever made it was told that it would be made: tell them.
+Exit code 5: nothing is parked under that key.`,
+		Example: `  weir gateway failback drop 0f5bd1b6f2f64a4c9d1ee84f8a1f3c55`,
+	}, "is removed", (*failback.Queue).Drop)
+}
+
+// failbackChange completes a command that does something to one parked request.
+func (p *process) failbackChange(cmd *cobra.Command, done string, do func(*failback.Queue, context.Context, string) error) *cobra.Command {
+	var f failbackFlags
+	cmd.Args = exactArgs("KEY")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return f.with(cmd.Context(), func(queue *failback.Queue) error {
+			err := do(queue, cmd.Context(), args[0])
+			switch {
+			case errors.Is(err, failback.ErrNotParked):
+				return &problem{code: exitNotFound, what: fmt.Sprintf("%q is not parked", args[0]), next: "see what is: weir gateway failback list", cause: err}
+			case err != nil:
+				return &problem{code: exitUnavailable, what: err.Error(), next: "look at it again: weir gateway failback list", cause: err}
+			}
+			if p.json(cmd) {
+				return writeJSON(p.stdout, map[string]any{"key": args[0], "ok": true})
+			}
+			_, err = fmt.Fprintf(p.stdout, "%s %s\n", args[0], done)
+			return err
+		})
+	}
+	f.add(cmd)
+	return cmd
+}

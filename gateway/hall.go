@@ -1,0 +1,166 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/weirhq/weir/gateway/edge"
+	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/room"
+	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
+	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
+	"github.com/weirhq/weir/proto/weir/room/v1/roomv1connect"
+)
+
+// roomRequestBytesMax bounds a request to the waiting room.
+const roomRequestBytesMax = 4 << 10
+
+// openBoard makes the board that looks at what the policy names, unless there is one or nothing is named.
+func (g *Gateway) openBoard(options Options) (err error) {
+	g.board = options.Board
+	items := options.Policy.Board
+	switch {
+	case g.board != nil:
+		return nil
+	case len(items) == 0 && options.Policy.Edge.SoldOut:
+		return &NeedError{Key: "edge.sold_out", Option: "Board"}
+	case len(items) == 0:
+		return nil
+	}
+	if options.OperatorToken == nil {
+		return &NeedError{Key: "board", Option: "OperatorToken"}
+	}
+	client := &http.Client{Transport: &steadyTransport{gateway: g, token: options.OperatorToken}}
+	const base = "http://gateway"
+	g.board, err = edge.NewBoard(edge.BoardOptions{
+		Items: items, Logger: g.logger,
+		Catalog:   catalogv1connect.NewCatalogServiceClient(client, base),
+		Campaigns: campaignv1connect.NewCampaignServiceClient(client, base),
+		Orders:    orderv1connect.NewOrderServiceClient(client, base),
+	})
+	if err == nil {
+		g.behind = append(g.behind, g.board.Run)
+	}
+	return err
+}
+
+// openHall makes the waiting rooms of the campaigns that the policy names.
+func (g *Gateway) openHall(options Options) (err error) {
+	config := options.Policy.Room
+	if len(config.Campaigns) == 0 {
+		return nil
+	}
+	if options.RoomKey == nil || options.User == nil {
+		return &NeedError{Key: "room", Option: "RoomKey"}
+	}
+	g.hall, err = room.New(room.Options{
+		Config: config, Key: options.RoomKey,
+		Left:  func(campaignID string) (int64, bool) { return unitsLeft(g.board, options.Policy.Board, campaignID) },
+		Share: func() float64 { return shareOf(options) },
+		User:  func(_ context.Context, authorization string) (string, bool) { return options.User(authorization) },
+	})
+	if err != nil {
+		return err
+	}
+	g.behind = append(g.behind, g.hall.Run)
+	_, g.waiting = roomv1connect.NewRoomServiceHandler(g.hall, connect.WithReadMaxBytes(roomRequestBytesMax))
+	return nil
+}
+
+// shareOf returns this gateway's part of all that are let in: those that share Redis know of each other.
+func shareOf(options Options) float64 {
+	if options.Globals == nil {
+		return 1
+	}
+	return 1 / float64(max(1, options.Globals.Gateways()))
+}
+
+// unitsLeft returns how many units of a campaign are to be had, of all its products that the board looks at.
+func unitsLeft(board *edge.Board, items []edge.Item, campaignID string) (units int64, known bool) {
+	for _, item := range items {
+		if item.CampaignID != campaignID {
+			continue
+		}
+		left, seen := board.Left(item)
+		if !seen {
+			return 0, false
+		}
+		units, known = units+max(left, 0), true
+	}
+	return units, known
+}
+
+// checkPass says why an order of a campaign with a waiting room is not taken, or nil. It is nil if there are no rooms.
+func (g *Gateway) checkPass() func(r *http.Request, user, campaignID string) *connect.Error {
+	if g.hall == nil {
+		return nil
+	}
+	return func(r *http.Request, user, campaignID string) *connect.Error {
+		return g.hall.Check(time.Now(), user, campaignID, r.Header.Get(room.HeaderPass))
+	}
+}
+
+// isWaiting is whether a call is one to the waiting room, which no node serves.
+func (g *Gateway) isWaiting(c *call) bool {
+	return g.waiting != nil && (c.method.name == roomv1connect.RoomServiceEnterProcedure || c.method.name == roomv1connect.RoomServiceWaitProcedure)
+}
+
+// checkStart says what a changed policy asks for that only a start can do.
+func (g *Gateway) checkStart(p policy.Policy) error {
+	for _, item := range p.Board {
+		if g.board == nil {
+			return fmt.Errorf("board: %s: this gateway was started without a board; start it again", item.SKU)
+		}
+	}
+	for _, campaign := range p.Room.Campaigns {
+		if g.hall == nil {
+			return fmt.Errorf("room: campaign %s: this gateway was started without waiting rooms; start it again", campaign.CampaignID)
+		}
+	}
+	return nil
+}
+
+// A steadyTransport sends every request to the same upstream, as long as that answers, with an operator's token. Views of two nodes are not
+// equally new, and what one saw of the stock is not to be compared with what another knows of the orders.
+type steadyTransport struct {
+	gateway *Gateway
+	token   func() (string, error)
+	// next counts the upstreams that failed.
+	next atomic.Uint64
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *steadyTransport) RoundTrip(request *http.Request) (*http.Response, error) {
+	token, err := t.token()
+	if err != nil {
+		return nil, err
+	}
+	known := t.gateway.upstreams.Load().all()
+	if len(known) == 0 {
+		return nil, errors.New("there is no node to ask")
+	}
+	at := t.next.Load()
+	to := known[at%uint64(len(known))]
+	ctx := request.Context()
+	if t.gateway.methods[request.URL.Path].isUnary() {
+		ctx = contextOfUnary(ctx)
+	}
+	out := request.Clone(ctx)
+	out.URL.Scheme, out.URL.Host, out.Host = to.scheme, to.host, ""
+	out.Header.Set("Authorization", "Bearer "+token)
+	response, err := to.unary.RoundTrip(out)
+	if err != nil && request.Context().Err() == nil {
+		t.next.CompareAndSwap(at, at+1)
+	}
+	return response, err
+}
+
+// isUnary is whether a method of the schema has one request and one reply.
+func (m *method) isUnary() bool { return m != nil && m.unary }
