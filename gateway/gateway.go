@@ -172,8 +172,8 @@ func New(options Options) (*Gateway, error) {
 		return nil, err
 	}
 	if g.plans != nil {
-		if err := g.applyPlans(g.plans.Now()); err != nil {
-			return nil, fmt.Errorf("the plans that were kept: %w", err)
+		if err := g.applyPlans(g.plans.Now()); err != nil { // To serve without them is better than not to serve.
+			g.logger.Error("the plans that were kept are not used", "error", err)
 		}
 	}
 	if g.registry != nil {

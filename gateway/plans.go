@@ -227,12 +227,14 @@ func refusedBy(kind limit.Kind) plan.Reason {
 	switch kind {
 	case limit.ByMethod:
 		return plan.ByRate
-	case limit.ByUser, limit.ByClient:
+	case limit.ByUser:
 		return plan.ByUser
 	case limit.ByGlobal:
 		return plan.ByGlobal
 	case limit.ByPriority:
 		return plan.ByPriority
+	case limit.ByOverload:
+		return plan.ByConcurrency
 	}
-	return plan.ByConcurrency
+	return plan.Reason(kind.String()) // No plan changes it: a dry run says that it stays.
 }

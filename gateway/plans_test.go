@@ -162,7 +162,7 @@ func (p *planned) awaits(name string) {
 	}
 }
 
-// served says whether reads are, and with which message they are not.
+// wantOff checks that reads are refused with the message, or, without one, that they are served.
 func (p *planned) wantOff(message string) {
 	p.t.Helper()
 	_, err := p.get()

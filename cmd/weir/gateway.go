@@ -119,7 +119,11 @@ func (n *node) openGateway(context.Context) error {
 		}
 		n.front.file, decided = opened, read
 	}
-	g, err := gateway.New(gateway.Options{Local: n.server.Handler, LocalID: localNodeID, Policy: decided, Logger: n.logger})
+	plans, err := n.front.followPlans(n.log.nc, filepath.Join(string(n.options.data), plansFileName), nil)
+	if err != nil {
+		return err
+	}
+	g, err := gateway.New(gateway.Options{Local: n.server.Handler, LocalID: localNodeID, Plans: plans, Policy: decided, Logger: n.logger})
 	if err != nil {
 		return err
 	}
@@ -270,6 +274,10 @@ and order with a pass. That needs tokens that are verified, and --gateway-secret
 A method whose fault mode is failback has its calls kept on NATS when no node does them, and made again until one does.
 That needs --nats, tokens that are verified, and --gateway-secret-file, which seals what is kept: make it once for all
 gateways with 'openssl rand -hex 32', mode 0600. See 'weir gateway failback'.
+
+With --nats the gateway also goes by the plans that are applied there, from the next call on, and by the last ones that it
+knew while NATS is away; with --nodes-file they are kept beside it, in plans.json. Answers name them in the header
+Weir-Plan. See 'weir plan'.
 
 What an operator decides is in one YAML file, --policy. What is not in it has a default that works, a key that is not
 known is refused with its line, and a change is used within two seconds; a file that is wrong is logged, and the last

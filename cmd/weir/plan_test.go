@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -199,4 +200,45 @@ func TestADryRunSaysWhatWouldBeRefused(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	wantText(t, p.stdout.(*strings.Builder).String(), "Would have refused 3.2% of 12,408 calls in 1m0s", "rate 397")
+}
+
+func TestADevNodesGatewayGoesByPlans(t *testing.T) {
+	n := startDev(t, t.TempDir(), "--nats-listen", "127.0.0.1:0")
+	run := func(args ...string) {
+		t.Helper()
+		live(t, []string{"WEIR_NATS=" + n.lines.NATS}, append([]string{"plan"}, args...)...).want(t, exitOK)
+	}
+	// awaits waits until the answers to a read name the plan, or none, and returns such an answer's status.
+	awaits := func(name string) int {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); ; {
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, n.lines.API+"/weir.payment.v1.PaymentService/StartPayment", strings.NewReader("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			request.Header.Set("Content-Type", "application/json")
+			response, err := http.DefaultClient.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response.Body.Close()
+			said := response.Header.Get(gateway.HeaderPlan)
+			if before, _, _ := strings.Cut(said, "@"); before == name {
+				return response.StatusCode
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("answers name the plans %q, want %q", said, name)
+			}
+		}
+	}
+	before := awaits("")
+	run(by("put", "../../ops/plans/payment-down.yaml")...)
+	run(by("apply", "payment-down", "--ttl", "1h")...)
+	if got := awaits("payment-down"); got != http.StatusServiceUnavailable || got == before {
+		t.Errorf("what is off is answered with %d, want %d; before it was %d", got, http.StatusServiceUnavailable, before)
+	}
+	run(by("rollback")...)
+	if got := awaits(""); got != before {
+		t.Errorf("after the plan it is answered with %d, want %d as before", got, before)
+	}
 }

@@ -398,3 +398,41 @@ func BenchmarkAdmitAndDone(b *testing.B) {
 		permit.Done(outcome.Good)
 	}
 }
+
+func TestWhatMattersLessThanThePlanSaysIsRefusedAtOnce(t *testing.T) {
+	l, err := New(Config{ShedBelow: Place}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const orders = "/weir.order.v1.OrderService/"
+	for procedure, want := range map[string]bool{"/weir.points.v1.PointsService/GetPoints": false, orders + "GetOrder": false, orders + "PlaceOrder": true, orders + "CancelOrder": true} {
+		permit, err := l.Admit(t.Context(), Call{Method: procedure, User: "alice"})
+		var refused *RefusedError
+		switch {
+		case want && err == nil:
+			permit.Done(outcome.Good)
+		case want || !errors.As(err, &refused) || refused.Kind != ByPriority || refused.RetryAfter != shedRetryAfter:
+			t.Errorf("%s ended with %v, served: want %t", procedure, err, want)
+		}
+	}
+	if err := l.Reconfigure(Config{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Admit(t.Context(), Call{Method: orders + "GetOrder"}); err != nil {
+		t.Errorf("without a floor a read ended with %v", err)
+	}
+	if err := l.Reconfigure(Config{ShedBelow: prioritiesMax}); err == nil {
+		t.Error("a priority that is none is taken")
+	}
+}
+
+func TestOtherBoundsOfCallsUnderWayAreInOrder(t *testing.T) {
+	for _, c := range []ConcurrencyConfig{{}, {Off: true}, {Min: 50, Initial: 100, Max: 200}} {
+		for _, bounds := range [][2]int{{0, 1}, {1, 1}, {500, 0}, {0, maxMax}, {maxMax, 0}, {10, 20}} {
+			within := c.Within(bounds[0], bounds[1])
+			if err := within.Validate(); err != nil || bounds[1] > 0 && (within.Max != bounds[1] || within.Off) {
+				t.Errorf("%+v within %v is %+v: %v", c, bounds, within, err)
+			}
+		}
+	}
+}
