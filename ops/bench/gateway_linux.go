@@ -308,8 +308,13 @@ func pause(ctx context.Context, wait time.Duration) error {
 	}
 }
 
-// costLimitMicros is what the gateway may cost a call more than a bare reverse proxy does.
-const costLimitMicros = 15
+const (
+	// costLimitMicros is what the gateway may cost a call more than a bare reverse proxy does.
+	costLimitMicros = 15
+	// costRate is calls per second, the same for all: about half of what two processors can do. A closed loop would ask for all that they can,
+	// and the gateway would refuse what it is for to refuse.
+	costRate = 3000
+)
 
 // gatewayCost is the CPU of a call through the gateway beside a bare httputil.ReverseProxy and beside none, in front of one echo server.
 func (b *bench) gatewayCost(ctx context.Context) (err error) {
@@ -341,9 +346,9 @@ func (b *bench) gatewayCost(ctx context.Context) (err error) {
 	bare.needs, through.needs = []*launch.Server{direct.Server}, []*launch.Server{direct.Server}
 	source := func() (load.Source, error) { return ordering() }
 	figures, err := b.measure(ctx, "gateway-cost", []contestant{
-		{name: "echo, direct", server: direct, source: source},
-		{name: "echo, bare ReverseProxy", server: bare, source: source},
-		{name: "echo, gateway", server: through, source: source},
+		{name: "echo, direct", server: direct, source: source, rate: costRate},
+		{name: "echo, bare ReverseProxy", server: bare, source: source, rate: costRate},
+		{name: "echo, gateway", server: through, source: source, rate: costRate},
 	})
 	if err != nil {
 		return err
