@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -311,9 +312,8 @@ func pause(ctx context.Context, wait time.Duration) error {
 const (
 	// costLimitMicros is what the gateway may cost a call more than a bare reverse proxy does.
 	costLimitMicros = 15
-	// costRate is calls per second, the same for all: about half of what two processors can do. A closed loop would ask for all that they can,
-	// and the gateway would refuse what it is for to refuse.
-	costRate = 3000
+	// costRate is calls per second, the same for all, and well below what two processors can do: how much a call costs changes with the load.
+	costRate = 2000
 )
 
 // gatewayCost is the CPU of a call through the gateway beside a bare httputil.ReverseProxy and beside none, in front of one echo server.
@@ -338,7 +338,12 @@ func (b *bench) gatewayCost(ctx context.Context) (err error) {
 		return err
 	}
 	processes = append(processes, bare)
-	through, _, err := startGateway(ctx, b.Weir, "--upstream", "http://"+direct.Addr)
+	// The limiter is in the way of each call and has places for all: a refusal is no call whose cost could be compared.
+	policy := filepath.Join(b.dir, "cost.yaml")
+	if err := os.WriteFile(policy, fmt.Appendf(nil, "concurrency:\n  min: %d\n  initial: %[1]d\n", b.Connections), 0o600); err != nil {
+		return err
+	}
+	through, _, err := startGateway(ctx, b.Weir, "--upstream", "http://"+direct.Addr, "--policy", policy)
 	if err != nil {
 		return err
 	}
