@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -308,8 +309,12 @@ func pause(ctx context.Context, wait time.Duration) error {
 	}
 }
 
-// costLimitMicros is what the gateway may cost a call more than a bare reverse proxy does.
-const costLimitMicros = 15
+const (
+	// costLimitMicros is what the gateway may cost a call more than a bare reverse proxy does.
+	costLimitMicros = 15
+	// costRate is calls per second, the same for all, and well below what two processors can do: how much a call costs changes with the load.
+	costRate = 2000
+)
 
 // gatewayCost is the CPU of a call through the gateway beside a bare httputil.ReverseProxy and beside none, in front of one echo server.
 func (b *bench) gatewayCost(ctx context.Context) (err error) {
@@ -333,7 +338,12 @@ func (b *bench) gatewayCost(ctx context.Context) (err error) {
 		return err
 	}
 	processes = append(processes, bare)
-	through, _, err := startGateway(ctx, b.Weir, "--upstream", "http://"+direct.Addr)
+	// The limiter is in the way of each call and has places for all: a refusal is no call whose cost could be compared.
+	policy := filepath.Join(b.dir, "cost.yaml")
+	if err := os.WriteFile(policy, fmt.Appendf(nil, "concurrency:\n  min: %d\n  initial: %[1]d\n", b.Connections), 0o600); err != nil {
+		return err
+	}
+	through, _, err := startGateway(ctx, b.Weir, "--upstream", "http://"+direct.Addr, "--policy", policy)
 	if err != nil {
 		return err
 	}
@@ -341,9 +351,9 @@ func (b *bench) gatewayCost(ctx context.Context) (err error) {
 	bare.needs, through.needs = []*launch.Server{direct.Server}, []*launch.Server{direct.Server}
 	source := func() (load.Source, error) { return ordering() }
 	figures, err := b.measure(ctx, "gateway-cost", []contestant{
-		{name: "echo, direct", server: direct, source: source},
-		{name: "echo, bare ReverseProxy", server: bare, source: source},
-		{name: "echo, gateway", server: through, source: source},
+		{name: "echo, direct", server: direct, source: source, rate: costRate},
+		{name: "echo, bare ReverseProxy", server: bare, source: source, rate: costRate},
+		{name: "echo, gateway", server: through, source: source, rate: costRate},
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -53,6 +54,34 @@ func TestAClosedLoopMakesEveryCallOnceAndReadsEveryKindOfBody(t *testing.T) {
 		if sizes[size] != 250 {
 			t.Errorf("%d bodies of %d bytes, want 250", sizes[size], size)
 		}
+	}
+}
+
+// A server hangs up on a connection that carries nothing, and a generator that left some of them idle failed in the middle of a long run.
+func TestAnOpenLoopTakesTurnsAmongItsConnections(t *testing.T) {
+	const connections, calls = 4, 40
+	var seen sync.Map // by the client's address
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen.Store(r.RemoteAddr, true) }))
+	defer server.Close()
+	timed := 0
+	_, err := load.Run(t.Context(), load.Options{
+		Addr: server.Listener.Addr().String(), Connections: connections, Rate: 1000, Calls: calls, Source: fixed("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+		OnTimed: func(status int, due, answered time.Time) {
+			if timed++; status != http.StatusOK || due.IsZero() || answered.Before(due) {
+				t.Errorf("reply %d: status %d, due %v, answered %v", timed, status, due, answered)
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if timed != calls {
+		t.Errorf("OnTimed was told of %d replies, want %d", timed, calls)
+	}
+	used := 0
+	seen.Range(func(any, any) bool { used++; return true })
+	if used != connections {
+		t.Errorf("%d of %d connections carried calls", used, connections)
 	}
 }
 
