@@ -151,7 +151,7 @@ func (s *pageServer) visit(t *testing.T, host string) []shopped {
 		t.Fatal("chromium is missing: run 'make chromium' as root, or install it (Debian: apt-get install chromium)")
 	}
 	// Not t.TempDir: the browser's processes may write while they die, and it is removed once they have.
-	profile, err := os.MkdirTemp("", "weir-browser-")
+	profile, err := os.MkdirTemp("", "weir-browser-") //nolint:usetesting // See above.
 	if err != nil {
 		t.Fatal(err)
 	}

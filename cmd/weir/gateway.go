@@ -73,9 +73,16 @@ func (o *gatewayOptions) finish() error {
 	return nil
 }
 
+// devPlaces is how many calls the gateway of a dev node lets through at a time, at the least. It shares its processors with the node and with
+// whoever calls: how long calls take says little of what the node can do, and the node has a bounded queue itself.
+const devPlaces = 1024
+
 // devPolicy is the policy of a dev node's gateway that has no file.
 func devPolicy() policy.Policy {
-	return policy.Policy{CORS: policy.CORS{Origins: []string{devPages, devPagesByAddress}}}
+	return policy.Policy{
+		CORS:        policy.CORS{Origins: []string{devPages, devPagesByAddress}},
+		Concurrency: limit.ConcurrencyConfig{Min: devPlaces, Initial: devPlaces},
+	}
 }
 
 // listenBehind opens the address of the API, once the gateway has that of --listen.
@@ -162,6 +169,8 @@ type front struct {
 	gateway  *gateway.Gateway
 	server   *http.Server
 	listener net.Listener
+	// secure is whether clients come over TLS. The server's own configuration is its to change while it serves.
+	secure bool
 	// operator serves its state, nil for none.
 	operator *operatorEnd
 	// file is its policy, nil when there is none to follow.
@@ -197,7 +206,7 @@ func (f *front) run(ctx context.Context) error {
 	group.Go(func() error {
 		defer cancel() // The rest ends with it.
 		bounded := gateway.Bounded(f.gateway, f.listener)
-		if f.server.TLSConfig != nil {
+		if f.secure {
 			return ignoreClosed(f.server.ServeTLS(bounded, "", ""))
 		}
 		return ignoreClosed(f.server.Serve(bounded))
@@ -275,8 +284,8 @@ A method whose fault mode is failback has its calls kept on NATS when no node do
 That needs --nats, tokens that are verified, and --gateway-secret-file, which seals what is kept: make it once for all
 gateways with 'openssl rand -hex 32', mode 0600. See 'weir gateway failback'.
 
-With --nats the gateway also goes by the plans that are applied there, from the next call on, and by the last ones that it
-knew while NATS is away; with --nodes-file they are kept beside it, in plans.json. Answers name them in the header
+With --nats the gateway also goes by the plans that are applied there, from the next call on, and by the last ones that
+it knew while NATS is away; with --nodes-file they are kept beside it, in plans.json. Answers name them in the header
 Weir-Plan. See 'weir plan'.
 
 What an operator decides is in one YAML file, --policy. What is not in it has a default that works, a key that is not
@@ -366,6 +375,7 @@ func (f *gatewayFlags) open(ctx context.Context, logger *slog.Logger) (_ *front,
 		if err != nil {
 			return nil, usagef("the TLS certificate: %v", err).then("give --tls-cert and --tls-key as PEM files that belong together")
 		}
+		end.secure = true
 		end.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	}
 	if end.listener, err = end.listen(ctx, f.listen, "--listen"); err != nil {
@@ -489,7 +499,7 @@ func (p *process) runGateway(cmd *cobra.Command, f *front) error {
 
 func (p *process) announceGateway(cmd *cobra.Command, f *front) error {
 	lines := gatewayLines{Gateway: baseURL(f.listener.Addr()), Upstreams: f.gateway.Upstreams()}
-	if f.server.TLSConfig != nil {
+	if f.secure {
 		lines.Gateway = "https" + strings.TrimPrefix(lines.Gateway, "http")
 	}
 	if f.operator != nil {

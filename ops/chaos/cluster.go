@@ -504,7 +504,7 @@ func cut(ctx context.Context, c *cluster, o Options, random *rand.Rand) (string,
 
 // askMinority has the node that is cut off, whose leases are over, decide something: it may not.
 func (c *chaos) askMinority(ctx context.Context, struck *cluster) {
-	alone := *c.node.(*cluster).Nodes[struck.minority]
+	alone := *c.node.(*cluster).Nodes[struck.minority] //nolint:errcheck // Only kinds of a cluster strike.
 	client := alone.Orders(&http.Client{Timeout: clusterCallMax})
 	for i := range minorityCalls {
 		c.asked++
@@ -572,7 +572,7 @@ func (c *chaos) runCluster(ctx context.Context, tormented *cluster) error {
 
 // strike has the kind's strike come over the cluster while the clients work, and heals it.
 func (c *chaos) strike(ctx context.Context) error {
-	struck := c.node.(*cluster)
+	struck := c.node.(*cluster) //nolint:errcheck // Only kinds of a cluster strike.
 	c.silence.begin()
 	failed := c.failed.Load()
 	did, heal, err := c.kind.strike.comes(ctx, struck, c.Options, c.random)

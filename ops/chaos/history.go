@@ -58,7 +58,7 @@ type (
 var stockModel = porcupine.Model{
 	Init: func() any { return int64(0) },
 	Step: func(state, input, output any) (bool, any) {
-		free, call, answer := state.(int64), input.(stockCall), output.(stockAnswer)
+		free, call, answer := state.(int64), input.(stockCall), output.(stockAnswer) //nolint:errcheck // The model's own types.
 		enough := free >= call.taken
 		switch {
 		case answer.refused:
@@ -85,7 +85,7 @@ type (
 var orderModel = porcupine.Model{
 	Init: func() any { return orderState{} },
 	Step: func(state, input, output any) (bool, any) {
-		is, call, answer := state.(orderState), input.(orderCall), output.(orderState)
+		is, call, answer := state.(orderState), input.(orderCall), output.(orderState) //nolint:errcheck // The model's own types.
 		switch {
 		case call.kind == "place":
 			return !is.known, answer

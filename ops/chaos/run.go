@@ -208,7 +208,7 @@ func run(ctx context.Context, options Options, tormented node, dir string, out i
 	}
 	fmt.Fprintf(out, "%s, seed %d: %d rounds, %d clients, %d lanes\n", options.Kind, options.Seed, options.Rounds, options.Clients, options.Lanes)
 	if c.kind.fault == strikes {
-		return c.runCluster(ctx, tormented.(*cluster))
+		return c.runCluster(ctx, tormented.(*cluster)) //nolint:errcheck // Only a cluster is struck.
 	}
 	if !c.kind.pays {
 		return c.run(ctx)
