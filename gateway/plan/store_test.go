@@ -370,7 +370,7 @@ func TestTheLastKnownGoodStaysWhileNATSIsAwayAndOverARestart(t *testing.T) {
 		t.Fatalf("with NATS away the gateway has %q", got)
 	}
 
-	f, _ = w.follower(config, Options{})
+	f, stop = w.follower(config, Options{})
 	if got := f.Now().Label; got != sale.Label() {
 		t.Fatalf("after a restart without NATS the gateway has %q", got)
 	}
@@ -383,7 +383,8 @@ func TestTheLastKnownGoodStaysWhileNATSIsAwayAndOverARestart(t *testing.T) {
 	if err != nil || late.Now().Label != "" {
 		t.Fatalf("%v: after its end the gateway has %q", err, late.Now().Label)
 	}
-	// A damaged file is none.
+	// A damaged file is none. Nobody else writes it any more.
+	stop()
 	if err := os.WriteFile(config.CacheFile, []byte(`{"format":`), 0o600); err != nil {
 		t.Fatal(err)
 	}
