@@ -138,8 +138,8 @@ func TestABatchThatTablesCannotHoldIsLeftToItsCaller(t *testing.T) {
 	}
 }
 
-// TestNewKeysGoStraightToTheLowestLevel is what tables are for: nothing has to merge them with what is there.
-func TestNewKeysGoStraightToTheLowestLevel(t *testing.T) {
+// TestANewGenerationIsAddedAsTables: nothing of it went through the memtable.
+func TestANewGenerationIsAddedAsTables(t *testing.T) {
 	s := newShop(t, seedOf(t), 0, 1)
 	for range 300 {
 		s.step()
@@ -155,8 +155,12 @@ func TestNewKeysGoStraightToTheLowestLevel(t *testing.T) {
 		t.Fatalf("seed %d: rebuilds are left: %+v", s.seed, left)
 	}
 	metrics := n.store.db.Metrics()
-	if lowest := &metrics.Levels[len(metrics.Levels)-1]; lowest.TablesIngested < 2 {
-		t.Fatalf("seed %d: %d tables were added to the lowest level, want several:\n%v", s.seed, lowest.TablesIngested, metrics)
+	var added uint64 // To which level is Pebble's to say: it depends on what was compacted by then.
+	for i := range metrics.Levels {
+		added += metrics.Levels[i].TablesIngested
+	}
+	if added < 2 {
+		t.Fatalf("seed %d: %d tables were added, want several:\n%v", s.seed, added, metrics)
 	}
 	n.verify(s)
 }
