@@ -175,14 +175,74 @@ func TestAServerWithAnotherSecretOrCertificateGetsNoRoute(t *testing.T) {
 			before := len(logged.String())
 			bad := start(t, options)
 			defer bad.Shutdown()
-			eventually(t, "the server has refused the intruder", func() bool { return strings.Contains(logged.String()[before:], intruder.logs) })
-			if got := good.Cluster().Servers; len(got) != 2 {
-				t.Fatalf("servers are %v", got)
-			}
-			if got := bad.Cluster().Servers; len(got) != 1 {
-				t.Fatalf("the intruder sees %v", got)
-			}
+			inside, outside := hears(t, good), hears(t, bad)
+			eventually(t, "the server has refused the intruder", func() bool {
+				inside.say(t)
+				outside.say(t)
+				return strings.Contains(logged.String()[before:], intruder.logs)
+			})
+			// Who dials has a route on its list until the other one has refused it.
+			eventually(t, "neither counts the other", func() bool { return len(good.Cluster().Servers) == 2 && len(bad.Cluster().Servers) == 1 })
+			inside.say(t)
+			outside.say(t)
+			inside.heardItself(t)
+			outside.heardItself(t)
 		})
+	}
+}
+
+// A listener hears what is said at any server that its own has a route to.
+type listener struct {
+	nc   *nats.Conn
+	sub  *nats.Subscription
+	said int
+}
+
+func hears(t *testing.T, s *Server) *listener {
+	t.Helper()
+	nc, err := s.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	sub, err := nc.SubscribeSync("said")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &listener{nc: nc, sub: sub}
+}
+
+func (l *listener) say(t *testing.T) {
+	t.Helper()
+	l.said++
+	if err := errors.Join(l.nc.Publish("said", []byte(l.nc.ConnectedServerName())), l.nc.Flush()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// heardItself fails the test unless what was heard is what was said at this server, and nothing else.
+func (l *listener) heardItself(t *testing.T) {
+	t.Helper()
+	heard, own := 0, l.nc.ConnectedServerName()
+	for {
+		pending, _, err := l.sub.Pending()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pending == 0 {
+			break
+		}
+		message, err := l.sub.NextMsg(time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(message.Data) != own {
+			t.Fatalf("%s heard what was said at %s", own, message.Data)
+		}
+		heard++
+	}
+	if heard != l.said {
+		t.Fatalf("%s heard %d messages of the %d that were said there", own, heard, l.said)
 	}
 }
 
