@@ -36,9 +36,6 @@ type walk struct {
 	servers []*exec.Cmd
 }
 
-// readsAgainMax bounds how often a read is repeated until a node shows what another one decided.
-const readsAgainMax = 50
-
 // walkCommandMax bounds one command of a document.
 const walkCommandMax = time.Minute
 
@@ -176,13 +173,6 @@ func (w *walk) follow(document string) (commands int) {
 			}
 			settle()
 			got := w.run(command)
-			// A node learns of what another one decided some milliseconds later: what is only read may be read again.
-			for range readsAgainMax {
-				if !strings.HasPrefix(command, "weir order list") || strings.TrimSpace(got) == strings.TrimSpace(want) {
-					break
-				}
-				got = w.run(command)
-			}
 			if want = strings.TrimSpace(want); want != "" && want != "…" && strings.TrimSpace(got) != want {
 				w.t.Fatalf("$ %s\nprinted:\n%s\nthe document says:\n%s", command, got, want)
 			}
