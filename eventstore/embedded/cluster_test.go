@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +16,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/weirhq/weir/ops/freeports"
 )
 
 var testSecret = Secret("0123456789abcdef0123456789abcdef")
@@ -37,21 +38,6 @@ func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
-}
-
-// freeAddresses returns addresses of 127.0.0.1 that nobody listens on.
-func freeAddresses(t *testing.T, count int) []string {
-	t.Helper()
-	addresses := make([]string, count)
-	for i := range addresses {
-		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close()
-		addresses[i] = listener.Addr().String()
-	}
-	return addresses
 }
 
 // routeTLS signs a certificate for 127.0.0.1.
@@ -109,7 +95,7 @@ func complete(s *Server) func() bool {
 }
 
 func TestThreeServersBecomeAClusterInAnyOrderAndAfterTheyAllStopped(t *testing.T) {
-	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	routes, authority := freeports.Addresses(t, 3), newAuthority(t)
 	logged := &lines{}
 	options := make([]Options, 3)
 	for i := range options {
@@ -149,7 +135,7 @@ func TestThreeServersBecomeAClusterInAnyOrderAndAfterTheyAllStopped(t *testing.T
 }
 
 func TestAServerWithAnotherSecretOrCertificateGetsNoRoute(t *testing.T) {
-	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	routes, authority := freeports.Addresses(t, 3), newAuthority(t)
 	first := member(t, 0, routes, authority)
 	logged := &lines{}
 	first.Logger = slog.New(slog.NewTextHandler(logged, nil))
@@ -247,7 +233,7 @@ func (l *listener) heardItself(t *testing.T) {
 }
 
 func TestOnlyWhoKnowsTheSecretBecomesAClient(t *testing.T) {
-	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	routes, authority := freeports.Addresses(t, 3), newAuthority(t)
 	options := member(t, 0, routes, authority)
 	options.Listen = "127.0.0.1:0"
 	s := start(t, options)
@@ -291,7 +277,7 @@ func TestOnlyWhoKnowsTheSecretBecomesAClient(t *testing.T) {
 }
 
 func TestADirectoryStaysThatOfItsServer(t *testing.T) {
-	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	routes, authority := freeports.Addresses(t, 3), newAuthority(t)
 	alone := start(t, Options{Dir: t.TempDir()})
 	js, err := jetstream.New(connect(t, alone))
 	if err != nil {
