@@ -337,7 +337,7 @@ func (b *Rebuilder) startWork(ctx context.Context, working *sync.WaitGroup) {
 	defer b.mu.Unlock()
 	for _, p := range Projections {
 		job := b.rebuilds[p.space]
-		if job == nil || job.done != nil || job.givenUp || job.record.Paused || job.failure != nil || job.fed && job.record.Held != "" {
+		if job == nil || job.done != nil || job.givenUp || job.record.Paused || job.failure != nil || job.held() {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)
@@ -415,6 +415,10 @@ func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	b.logger.Warn("a view is rebuilt and does not answer yet", "view", job.projection.Name, "because", job.record.Held)
 	return b.save(job)
 }
+
+// held reports whether it is built and waits for Swap, and nobody works on it any more: whoever is told so may swap. REQUIRES: the
+// Rebuilder's mu is held.
+func (job *rebuild) held() bool { return job.fed && job.done == nil && job.record.Held != "" }
 
 // lanes returns those in which a generation is built beside the one that answers.
 func (job *rebuild) lanes() []uint32 { return job.record.Lanes }

@@ -116,8 +116,10 @@ func (b *Rebuilder) Swap(ctx context.Context, name string) error {
 		switch {
 		case job == nil || !job.stored:
 			return refuse(p, "there is no new generation to swap in: make one with 'projections rebuild %s'", p.Name)
-		case !job.fed || job.done != nil:
+		case !job.fed:
 			return refuse(p, "its new generation is not built yet")
+		case job.done != nil:
+			return refuse(p, "its new generation is being compared with the one that answers: wait until 'projections status' says %s", RebuildHeld)
 		}
 		return b.swap(ctx, job)
 	})
@@ -290,7 +292,7 @@ type RebuildState string
 const (
 	RebuildBuilding RebuildState = "building"
 	RebuildPaused   RebuildState = "paused"
-	// RebuildHeld: it is built, and is swapped by Swap alone.
+	// RebuildHeld: it is built, and is swapped by Swap alone, which does so from now on.
 	RebuildHeld RebuildState = "held"
 	// RebuildFailed: it goes on with Resume, or at the next start.
 	RebuildFailed RebuildState = "failed"
@@ -344,7 +346,7 @@ func (job *rebuild) status() RebuildStatus {
 		s.State, s.Reason = RebuildFailed, job.failure.Error()
 	case job.record.Paused:
 		s.State = RebuildPaused
-	case job.fed && job.record.Held != "":
+	case job.held():
 		s.State, s.Reason = RebuildHeld, job.record.Held
 	}
 	for _, p := range job.parts {
