@@ -397,7 +397,7 @@ func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	if held {
 		return nil
 	}
-	comparison, err := b.compare(ctx, job.projection, job.lanes(), func(*Runner) byte { return job.record.Generation })
+	comparison, err := b.compare(ctx, job.projection, job.lanes(), false, func(*Runner) byte { return job.record.Generation })
 	if err != nil {
 		return err
 	}
@@ -702,8 +702,9 @@ func (b *Rebuilder) lag() uint64 {
 }
 
 // compare compares the generation that answers with another one, lane by lane, each at one position of its runner. Lanes in
-// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with.
-func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, other func(*Runner) byte) (*Comparison, error) {
+// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with. kept says that
+// the other one is kept, and not being built.
+func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, kept bool, other func(*Runner) byte) (*Comparison, error) {
 	found := &Comparison{Projection: p.Name}
 	for _, lane := range lanes {
 		r := b.runners[lane]
@@ -711,14 +712,14 @@ func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, 
 		var position eventstore.Position
 		live, another := r.live(p), other(r)
 		// What is parked by now is read while the runner goes on; what comes meanwhile is little.
-		events, err := r.eventsParkedBy(ctx, p, live)
+		events, err := r.eventsParkedBy(ctx, p, live, another)
 		if err != nil {
 			return nil, err
 		}
-		var healed heal
+		var healed heals
 		err = r.atBoundary(ctx, func() (err error) {
 			if r.feeds(p, live) && r.feeds(p, another) {
-				if healed, err = r.healOf(ctx, p, live, another, events); err != nil {
+				if healed, err = r.healsOf(ctx, p, live, another, kept, events); err != nil {
 					return err
 				}
 				snapshot, position = b.store.db.NewSnapshot(), r.position.Position

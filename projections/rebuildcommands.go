@@ -258,7 +258,7 @@ func (b *Rebuilder) stop(job *rebuild) {
 }
 
 // Compare compares the generation of a view that answers with the one that is built and does not answer yet, or with the one
-// that is kept.
+// that is kept. What the latter has parked and the one that answers has taken in is told apart, and is no difference.
 func (b *Rebuilder) Compare(ctx context.Context, name string) (*Comparison, error) {
 	p, err := find(name)
 	if err != nil {
@@ -282,7 +282,7 @@ func (b *Rebuilder) Compare(ctx context.Context, name string) (*Comparison, erro
 	if len(lanes) == 0 {
 		return nil, refuse(p, "there is only one generation of it: make another one with 'projections rebuild %s --swap manual'", p.Name)
 	}
-	return b.compare(ctx, p, lanes, other)
+	return b.compare(ctx, p, lanes, job == nil, other)
 }
 
 // A RebuildState says how a rebuild stands.
