@@ -37,6 +37,7 @@ const (
 	ReasonUnknownProduct        = Reason(domain.ReasonUnknownProduct)
 	ReasonProductNotFound       = Reason("PRODUCT_NOT_FOUND")
 	ReasonEndpointNotFound      = Reason("ENDPOINT_NOT_FOUND")
+	ReasonEndpointLimit         = Reason(domain.ReasonEndpointLimit)
 	ReasonEventNotFound         = Reason("EVENT_NOT_FOUND")
 	ReasonOrderNotFound         = Reason(domain.ReasonOrderNotFound)
 	ReasonOrderExpired          = Reason(domain.ReasonOrderExpired)
@@ -97,6 +98,7 @@ var reasons = map[Reason]struct {
 	ReasonUnknownProduct:        {connect.CodeFailedPrecondition, false, []string{"sku"}},
 	ReasonProductNotFound:       {connect.CodeNotFound, false, []string{"sku"}},
 	ReasonEndpointNotFound:      {connect.CodeNotFound, false, []string{"endpoint_id"}},
+	ReasonEndpointLimit:         {connect.CodeFailedPrecondition, false, []string{"limit"}},
 	ReasonEventNotFound:         {connect.CodeNotFound, false, nil},
 	ReasonOrderNotFound:         {connect.CodeNotFound, false, []string{"order_id"}},
 	ReasonOrderExpired:          {connect.CodeFailedPrecondition, false, []string{"order_id"}},

@@ -18,6 +18,7 @@ var reasons = []reason{
 	{"UNKNOWN_PRODUCT", connect.CodeFailedPrecondition, "an order or a stock receipt names a product that does not exist", "put it first: weir product put --sku SKU --title TITLE --price \"12.99 EUR\""},
 	{"PRODUCT_NOT_FOUND", connect.CodeNotFound, "there is no such product", "list what there is: weir product list"},
 	{"ENDPOINT_NOT_FOUND", connect.CodeNotFound, "there is no such webhook endpoint", "list what there is: weir webhooks list"},
+	{"ENDPOINT_LIMIT", connect.CodeFailedPrecondition, "there are as many webhook endpoints as there may be", "delete one that is no longer needed: weir webhooks list"},
 	{"EVENT_NOT_FOUND", connect.CodeNotFound, "there is no event of this id in the log, or it is not a public one", "take an id from: weir webhooks deliveries ENDPOINT"},
 	{"ORDER_NOT_FOUND", connect.CodeNotFound, "there is no such order, or it is another user's", "check the id, and that the token is of the order's user: weir order list"},
 	{"ORDER_EXPIRED", connect.CodeFailedPrecondition, "the order was not paid in time and has ended", "place a new order"},
