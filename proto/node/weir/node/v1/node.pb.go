@@ -27,7 +27,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Command asks the node that decides a lane for the outcome of a command. It is the body of a request to weir.cmd.LANE.
+// Command asks the node that decides a lane for the outcome of a command. It is the body of a request to
+// weir.cmd.LANE-NODE, which that node answers, or to weir.cmd.LANE, which whoever decides the lane does.
 type Command struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The least version of these messages that understands all of this one: a node that knows only older ones must not guess.
