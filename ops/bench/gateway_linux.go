@@ -278,6 +278,8 @@ type drive struct {
 	duration    time.Duration
 	connections int
 	phases      []*phase
+	// failed is told of every reply that is not 200; may be nil.
+	failed func(status int, body []byte)
 }
 
 // run drives, and returns an error only if the server cannot be talked to: what is not answered with 200 is counted.
@@ -285,6 +287,11 @@ func (d *drive) run(ctx context.Context) error {
 	began := time.Now()
 	_, err := load.Run(ctx, load.Options{
 		Addr: d.addr, Connections: d.connections, Rate: d.rate, Duration: d.duration, Source: d.source,
+		OnReply: func(status int, body []byte) {
+			if d.failed != nil && status != http.StatusOK {
+				d.failed(status, body)
+			}
+		},
 		OnTimed: func(status int, due, answered time.Time) {
 			for _, p := range d.phases {
 				if end := answered.Sub(began); status == http.StatusOK && end >= p.from && end < p.to {
