@@ -16,6 +16,9 @@ import (
 const (
 	// dialTimeMax bounds the wait for a connection: a node that is there answers at once.
 	dialTimeMax = time.Second
+	// dialsMax is how many connections are made at a time, so that a crowd does not overflow the queue of those that the node has yet to
+	// accept: the system drops what does, and who was dropped comes again after a second, which is too late.
+	dialsMax = 128
 	// idleConnectionsMax bounds the HTTP/1.1 connections that are kept for the next call.
 	idleConnectionsMax = 512
 	// idleTimeMax is how long they are kept: shorter than a node keeps them, so that it is not the node that closes one just as a
@@ -73,9 +76,7 @@ func newTransport(speak func(*http.Protocols)) *http.Transport {
 	speak(protocols)
 	dialer := &net.Dialer{Timeout: dialTimeMax, KeepAlive: 15 * time.Second}
 	return &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			return dialer.DialContext(ctx, network, address)
-		},
+		DialContext:  inTurn(dialer.DialContext, dialsMax),
 		Protocols:    protocols,
 		MaxIdleConns: idleConnectionsMax, MaxIdleConnsPerHost: idleConnectionsMax, IdleConnTimeout: idleTimeMax,
 		TLSHandshakeTimeout: dialTimeMax,
@@ -101,4 +102,20 @@ func (u *upstream) transportFor(p wire.Protocol, unary bool) http.RoundTripper {
 		return u.unary
 	}
 	return u.streams[u.next.Add(1)%uint32(len(u.streams))]
+}
+
+type dialFunc func(ctx context.Context, network, address string) (net.Conn, error)
+
+// inTurn dials so many connections at a time, in the order in which they are asked for. Who waits for a turn has not begun to dial.
+func inTurn(dial dialFunc, atOnceMax int) dialFunc {
+	turns := make(chan struct{}, atOnceMax)
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		select {
+		case turns <- struct{}{}:
+			defer func() { <-turns }()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		return dial(ctx, network, address)
+	}
 }
