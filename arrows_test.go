@@ -92,7 +92,7 @@ var guarded = map[string][]string{
 	"github.com/nats-io/nats.go":     {"eventstore", "eventstore/embedded", "eventstore/ownership", "gateway", "cmd", "ops"},
 	"github.com/nats-io/nats-server": {"eventstore/embedded"},
 	"github.com/cockroachdb/pebble":  {"projections", "api/lanes", "api/reactors", "api/reactors/paying"},
-	"github.com/redis/go-redis":      {"projections", "gateway", "cmd"},
+	"github.com/redis/go-redis":      {"projections", "gateway", "cmd", "ops"},
 	"connectrpc.com":                 {"proto", "api", "gateway", "cmd", "ops"},
 	"github.com/spf13":               {"cmd", "ops"},
 	"github.com/stripe/stripe-go":    {"api/payments"},

@@ -69,6 +69,11 @@ const (
 	ReasonDeadlineExceeded      = Reason("DEADLINE_EXCEEDED")
 	ReasonCanceled              = Reason("CANCELED")
 	ReasonInternal              = Reason("INTERNAL")
+	ReasonMethodUnknown         = Reason("METHOD_UNKNOWN")
+	ReasonNotACall              = Reason("NOT_A_CALL")
+	ReasonEncodingUnknown       = Reason("ENCODING_UNKNOWN")
+	ReasonRequestUnreadable     = Reason("REQUEST_UNREADABLE")
+	ReasonRequestTooLarge       = Reason("REQUEST_TOO_LARGE")
 	ReasonNodeNotFound          = Reason("NODE_NOT_FOUND")
 	ReasonNodeDrained           = Reason("NODE_DRAINED")
 	ReasonLastNode              = Reason("LAST_NODE")
@@ -130,6 +135,11 @@ var reasons = map[Reason]struct {
 	ReasonDeadlineExceeded:      {connect.CodeDeadlineExceeded, false, nil},
 	ReasonCanceled:              {connect.CodeCanceled, false, nil},
 	ReasonInternal:              {connect.CodeInternal, false, nil},
+	ReasonMethodUnknown:         {connect.CodeUnimplemented, false, nil},
+	ReasonNotACall:              {connect.CodeUnimplemented, false, nil},
+	ReasonEncodingUnknown:       {connect.CodeUnimplemented, false, nil},
+	ReasonRequestUnreadable:     {connect.CodeInvalidArgument, false, nil},
+	ReasonRequestTooLarge:       {connect.CodeResourceExhausted, false, nil},
 	ReasonNodeNotFound:          {connect.CodeNotFound, false, []string{"node_id"}},
 	ReasonNodeDrained:           {connect.CodeFailedPrecondition, false, []string{"node_id"}},
 	ReasonLastNode:              {connect.CodeFailedPrecondition, false, []string{"node_id"}},
