@@ -227,8 +227,8 @@ type searching struct {
 	node string
 	// followed says that the node was named by another one since the last pause, repeated that who is asked was asked again since.
 	followed, repeated bool
-	pause    time.Duration
-	until    time.Time
+	pause              time.Duration
+	until              time.Time
 }
 
 func (s *searching) subject() string {
