@@ -87,6 +87,11 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave (about four minutes; flags in ARGS).
 	./weir bench --only gateway-cost,gateway-faults,gateway-overload $(ARGS)
 
+.PHONY: cluster-bench
+cluster-bench: build ## Measure three nodes and three NATS servers, the hop to another node, and failovers (about twenty minutes; flags in ARGS).
+	go build -o $(BIN)/nats-server github.com/nats-io/nats-server/v2
+	./weir bench --only cluster,hop,failover --nats-server $(BIN)/nats-server $(ARGS)
+
 .PHONY: chaos
 chaos: build ## Torment a node and a cluster under load and check that nothing acknowledged is lost or done twice (root, an hour, more where others work; flags in ARGS).
 	go build -o $(BIN)/nats-server github.com/nats-io/nats-server/v2

@@ -2,6 +2,7 @@ package eventstore
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strconv"
@@ -15,9 +16,20 @@ import (
 // A Post carries questions to whoever answers a subject of a NATS server, and their answers back. It keeps nothing: a question that
 // nobody takes at once is not delivered, and whether one that got no answer was taken, nobody knows.
 // Its methods may be called by any number of goroutines.
+//
+// A question may be on its way for long: what a cut network holds back, it delivers when it is joined up again, when whoever asked has
+// long given up, or asked again and was answered. So each answer carries a stamp of whoever gives it, and the next question to
+// the same subject carries that stamp back. It was written after the stamp was: whoever answers tells by its own clock how old it
+// can be, and takes none that may be older than FreshMax. No two clocks are compared.
 type Post struct {
 	nc      *nats.Conn
 	options PostOptions
+	// process tells the stamps of this Post from those of others, and of earlier processes; began is when they begin to count.
+	process string
+	began   time.Time
+
+	mu     sync.Mutex
+	stamps map[string]string // the newest of whoever answers, by subject
 }
 
 // PostOptions configure a Post. The zero value is valid.
@@ -26,6 +38,10 @@ type PostOptions struct {
 	BytesMax int
 	// BudgetMax bounds the time for an answer, whatever deadline whoever asks has; 0 means 30 s.
 	BudgetMax time.Duration
+	// FreshMax is how old a question may be that is taken; 0 means 1 s. Those of programs that know no stamps are taken at any age.
+	FreshMax time.Duration
+	// Clock tells the time; nil means time.Now.
+	Clock Clock
 	// Inject says what goes along with a question as its headers, such as a trace's context; nil means nothing. It sets only
 	// keys of its own. Extract puts it into the context of the one who answers.
 	Inject  func(ctx context.Context, set func(key, value string))
@@ -40,7 +56,14 @@ const (
 	statusHeader   = "Weir-Status"
 	statusBusy     = "busy"
 	statusTooLarge = "too-large"
+	statusLate     = "late"
+	// stampHeader of an answer is whoever's stamp that gives it; of a question, the one that the newest answer had, or noStamp.
+	stampHeader = "Weir-Stamp"
+	noStamp     = "-"
 )
+
+// stampsMax bounds the subjects whose stamps are kept. More are asked a second time after each FreshMax.
+const stampsMax = 1 << 12
 
 // headerBytesMax is what is left for the headers of the largest question or answer that a server takes.
 const headerBytesMax = 4 << 10
@@ -51,6 +74,9 @@ var (
 	ErrNobodyAnswers = errors.New("nobody answers")
 	// ErrBusy: whoever answers has as many questions as it may. The question was not taken.
 	ErrBusy = errors.New("too many questions are being answered")
+	// ErrLate: a question was so long on its way that whoever answers did not take it, or was the first there. Asking again has a
+	// stamp. If others answer the subject too, one of them may have taken it.
+	ErrLate = errors.New("the question was too old when it came")
 	// ErrAnswerLost: there was no answer in time. The question may have been taken, or may still be.
 	ErrAnswerLost = errors.New("no answer came")
 )
@@ -74,7 +100,52 @@ func (e *TooLargeError) Error() string {
 func NewPost(nc *nats.Conn, options PostOptions) *Post {
 	setDefault(&options.BytesMax, 4<<20)
 	setDefault(&options.BudgetMax, 30*time.Second)
-	return &Post{nc: nc, options: options}
+	setDefault(&options.FreshMax, time.Second)
+	if options.Clock == nil {
+		options.Clock = time.Now
+	}
+	return &Post{nc: nc, options: options, process: rand.Text()[:processLen], began: options.Clock(), stamps: map[string]string{}}
+}
+
+// processLen is the length of what tells stamps of different Posts apart: 60 bits.
+const processLen = 12
+
+// stamp returns a stamp of now.
+func (p *Post) stamp() string {
+	return p.process + strconv.FormatInt(p.options.Clock().Sub(p.began).Milliseconds(), 10)
+}
+
+// fresh reports whether a question with that stamp was asked at most FreshMax ago, or by a program that knows no stamps.
+func (p *Post) fresh(stamp string) bool {
+	if stamp == "" {
+		return true
+	}
+	millis, ours := strings.CutPrefix(stamp, p.process)
+	at, err := strconv.ParseInt(millis, 10, 64)
+	return ours && err == nil && p.options.Clock().Sub(p.began)-time.Duration(at)*time.Millisecond <= p.options.FreshMax
+}
+
+// stampOf returns the newest stamp of whoever answers a subject.
+func (p *Post) stampOf(subject string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if stamp := p.stamps[subject]; stamp != "" {
+		return stamp
+	}
+	return noStamp
+}
+
+// keep keeps the stamp of an answer for the next question.
+func (p *Post) keep(subject, stamp string) {
+	if stamp == "" {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.stamps[subject]; !known && len(p.stamps) >= stampsMax {
+		clear(p.stamps)
+	}
+	p.stamps[subject] = stamp
 }
 
 // bytesMax is the largest question or answer.
@@ -86,7 +157,7 @@ func (p *Post) bytesMax() int {
 }
 
 // Ask asks once and waits for the answer until ctx ends, but at most for wait; 0 means BudgetMax. Whoever answers is told that it has
-// until ctx ends. Errors: ErrNobodyAnswers, ErrBusy, ErrAnswerLost, *TooLargeError, or the connection's.
+// until ctx ends. Errors: ErrNobodyAnswers, ErrBusy, ErrLate, ErrAnswerLost, *TooLargeError, or the connection's.
 func (p *Post) Ask(ctx context.Context, subject string, question []byte, wait time.Duration) ([]byte, error) {
 	if size, bytesMax := len(question), p.bytesMax(); size > bytesMax {
 		return nil, &TooLargeError{What: "question", Bytes: size, BytesMax: bytesMax}
@@ -101,6 +172,7 @@ func (p *Post) Ask(ctx context.Context, subject string, question []byte, wait ti
 	message := &nats.Msg{Subject: subject, Data: question, Header: nats.Header{
 		// At least 1, so that what is asked at the last moment is not taken for having no limit.
 		budgetHeader: {strconv.FormatInt(max(budget.Milliseconds(), 1), 10)},
+		stampHeader:  {p.stampOf(subject)},
 	}}
 	if p.options.Inject != nil {
 		p.options.Inject(ctx, func(key, value string) { message.Header[key] = []string{value} })
@@ -110,6 +182,7 @@ func (p *Post) Ask(ctx context.Context, subject string, question []byte, wait ti
 	answer, err := p.nc.RequestMsgWithContext(ctx, message)
 	switch {
 	case err == nil:
+		p.keep(subject, answer.Header.Get(stampHeader))
 		return answer.Data, p.refusalOf(answer)
 	case errors.Is(err, nats.ErrNoResponders):
 		return nil, ErrNobodyAnswers
@@ -132,6 +205,8 @@ func (p *Post) refusalOf(answer *nats.Msg) error {
 		return nil
 	case statusBusy:
 		return ErrBusy
+	case statusLate:
+		return ErrLate
 	case statusTooLarge:
 		return &TooLargeError{What: "answer", BytesMax: p.bytesMax()}
 	default:
@@ -140,7 +215,7 @@ func (p *Post) refusalOf(answer *nats.Msg) error {
 }
 
 // Serve calls answer with each question to a subject, each in a goroutine of its own, at most inFlightMax at a time: those beyond
-// are refused with ErrBusy. The context of an answer ends when nobody waits for it any more, or with ctx. What answer returns is
+// are refused with ErrBusy, and those that may be older than FreshMax with ErrLate. The context of an answer ends when nobody waits for it any more, or with ctx. What answer returns is
 // sent; nothing is sent for nil, and whoever asked waits in vain.
 //
 // The caller closes the Service.
@@ -150,6 +225,10 @@ func (p *Post) Serve(ctx context.Context, subject string, inFlightMax int, answe
 	sub, err := p.nc.Subscribe(subject, func(question *nats.Msg) {
 		if question.Reply == "" {
 			return // It is no question, then.
+		}
+		if !p.fresh(question.Header.Get(stampHeader)) {
+			p.refuse(question, statusLate)
+			return
 		}
 		select {
 		case places <- struct{}{}:
@@ -187,12 +266,12 @@ func (p *Post) answer(ctx context.Context, question *nats.Msg, answer func(conte
 		p.refuse(question, statusTooLarge)
 	default:
 		// An answer that cannot be sent is one that is lost: whoever asked finds out.
-		_ = p.nc.PublishMsg(&nats.Msg{Subject: question.Reply, Data: data})
+		_ = p.nc.PublishMsg(&nats.Msg{Subject: question.Reply, Data: data, Header: nats.Header{stampHeader: {p.stamp()}}})
 	}
 }
 
 func (p *Post) refuse(question *nats.Msg, status string) {
-	_ = p.nc.PublishMsg(&nats.Msg{Subject: question.Reply, Header: nats.Header{statusHeader: {status}}}) // As an answer.
+	_ = p.nc.PublishMsg(&nats.Msg{Subject: question.Reply, Header: nats.Header{statusHeader: {status}, stampHeader: {p.stamp()}}}) // As an answer.
 }
 
 // A Service answers or hears a subject.

@@ -17,6 +17,7 @@ import (
 // posts returns the Posts of two nodes on one server, and their connections.
 func posts(t *testing.T, options PostOptions) (asks, answers *Post, askConn, answerConn *nats.Conn) {
 	t.Helper()
+	setDefault(&options.FreshMax, time.Hour) // A slow machine is not to be what a test is about.
 	server := startServer(t, embedded.Options{Dir: t.TempDir()})
 	askConn, answerConn = connectTo(t, server), connectTo(t, server)
 	return NewPost(askConn, options), NewPost(answerConn, options), askConn, answerConn
@@ -36,6 +37,14 @@ func serveOn(t *testing.T, p *Post, subject string, inFlightMax int, answer func
 	return service
 }
 
+// meet gets a stamp of whoever answers a subject: the first question there is never taken.
+func meet(t *testing.T, asks *Post, subject string) {
+	t.Helper()
+	if _, err := asks.Ask(t.Context(), subject, nil, 0); !errors.Is(err, ErrLate) {
+		t.Fatalf("the first question was not told to be late: %v", err)
+	}
+}
+
 func echo(_ context.Context, question []byte) []byte { return append([]byte("re: "), question...) }
 
 func within(t *testing.T, d time.Duration) context.Context {
@@ -48,6 +57,7 @@ func within(t *testing.T, d time.Duration) context.Context {
 func TestAQuestionIsAnswered(t *testing.T) {
 	asks, answers, _, _ := posts(t, PostOptions{})
 	serveOn(t, answers, "q", 8, echo)
+	meet(t, asks, "q")
 	got, err := asks.Ask(t.Context(), "q", []byte("hello"), 0)
 	if err != nil || string(got) != "re: hello" {
 		t.Fatalf("got %q, %v", got, err)
@@ -74,6 +84,7 @@ func TestWhoeverAnswersKnowsHowLongIsWaitedForIt(t *testing.T) {
 		budgets <- time.Until(deadline)
 		return []byte("yes")
 	})
+	meet(t, asks, "q")
 	for _, c := range []struct {
 		asked, most time.Duration
 	}{{10 * time.Second, 10 * time.Second}, {time.Hour, time.Minute}} {
@@ -90,6 +101,7 @@ func TestWhoeverAnswersKnowsHowLongIsWaitedForIt(t *testing.T) {
 func TestALostAnswerIsAnUnknownOutcome(t *testing.T) {
 	asks, answers, _, _ := posts(t, PostOptions{})
 	serveOn(t, answers, "q", 8, func(context.Context, []byte) []byte { return nil })
+	meet(t, asks, "q")
 	if _, err := asks.Ask(t.Context(), "q", nil, 20*time.Millisecond); !errors.Is(err, ErrAnswerLost) {
 		t.Fatalf("the wait is over: got %v, want ErrAnswerLost", err)
 	}
@@ -113,6 +125,7 @@ func TestNoMoreQuestionsAreTakenThanThereArePlaces(t *testing.T) {
 		<-leave
 		return []byte("yes")
 	})
+	meet(t, asks, "q")
 	outcomes := make(chan error, places)
 	for range places {
 		go func() {
@@ -138,6 +151,7 @@ func TestNoMoreQuestionsAreTakenThanThereArePlaces(t *testing.T) {
 func TestWhatIsTooLargeIsRefusedByName(t *testing.T) {
 	asks, answers, _, _ := posts(t, PostOptions{BytesMax: 1000})
 	serveOn(t, answers, "q", 8, func(context.Context, []byte) []byte { return make([]byte, 1001) })
+	meet(t, asks, "q")
 	var tooLarge *TooLargeError
 	if _, err := asks.Ask(t.Context(), "q", make([]byte, 1001), 0); !errors.As(err, &tooLarge) || tooLarge.What != "question" || tooLarge.Bytes != 1001 {
 		t.Errorf("a question: got %v", err)
@@ -165,6 +179,7 @@ func TestWhatGoesAlongWithAQuestionComesWithIt(t *testing.T) {
 		},
 	})
 	serveOn(t, answers, "q", 8, func(ctx context.Context, _ []byte) []byte { return fmt.Append(nil, ctx.Value(key{})) })
+	meet(t, asks, "q")
 	const trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 	got, err := asks.Ask(context.WithValue(t.Context(), key{}, trace), "q", nil, 0)
 	if err != nil || string(got) != trace {
@@ -180,6 +195,7 @@ func TestWhatIsTakenIsAnsweredBeforeAServiceCloses(t *testing.T) {
 		<-leave
 		return []byte("yes")
 	})
+	meet(t, asks, "q")
 	outcome := make(chan error, 1)
 	go func() {
 		_, err := asks.Ask(context.Background(), "q", nil, 0)
@@ -233,5 +249,78 @@ func TestMessagesAreHeardInOrder(t *testing.T) {
 		if got := <-heard; got != fmt.Sprint(i) {
 			t.Fatalf("message %d: got %s", i, got)
 		}
+	}
+}
+
+// A clock that only a test moves.
+type handClock struct{ nanos atomic.Int64 }
+
+func (c *handClock) now() time.Time          { return time.Unix(0, c.nanos.Load()) }
+func (c *handClock) advance(d time.Duration) { c.nanos.Add(int64(d)) }
+
+// What a cut network holds back, it delivers when it is joined up again.
+func TestAQuestionThatWasHeldBackIsNotTaken(t *testing.T) {
+	clock := &handClock{}
+	asks, answers, _, conn := posts(t, PostOptions{FreshMax: time.Second, Clock: clock.now})
+	var taken atomic.Int32
+	serveOn(t, answers, "q", 8, func(context.Context, []byte) []byte {
+		taken.Add(1)
+		return []byte("yes")
+	})
+	meet(t, asks, "q")
+	held, err := conn.SubscribeSync("q")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := asks.Ask(t.Context(), "q", []byte("hello"), 0); err != nil {
+		t.Fatal(err)
+	}
+	question, err := held.NextMsg(10 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := held.Unsubscribe(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		later time.Duration
+		want  int32
+	}{{time.Second, 2}, {time.Millisecond, 2}, {time.Hour, 2}} {
+		clock.advance(c.later)
+		answer, err := conn.RequestMsg(&nats.Msg{Subject: "q", Data: question.Data, Header: question.Header}, 10*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := taken.Load(); got != c.want {
+			t.Errorf("at %s it was taken %d times, want %d", clock.now().Sub(time.Unix(0, 0)), got, c.want)
+		}
+		if late := answer.Header.Get(statusHeader) == statusLate; late != (clock.now().Sub(time.Unix(0, 0)) > time.Second) {
+			t.Errorf("at %s: told to be late: %t", clock.now().Sub(time.Unix(0, 0)), late)
+		}
+	}
+	// Whoever asked is told, and asks again with the stamp that came along.
+	if _, err := asks.Ask(t.Context(), "q", nil, 0); !errors.Is(err, ErrLate) {
+		t.Errorf("a stamp of an hour ago: got %v, want ErrLate", err)
+	}
+	if _, err := asks.Ask(t.Context(), "q", nil, 0); err != nil {
+		t.Errorf("asked again: %v", err)
+	}
+}
+
+func TestStampsOfOthersAndGarbageAreNotTakenForOwnOnes(t *testing.T) {
+	asks, answers, _, conn := posts(t, PostOptions{})
+	serveOn(t, answers, "q", 8, echo)
+	for _, stamp := range []string{noStamp, asks.stamp(), answers.process, answers.process + "x", answers.process + "9223372036854775808", "0"} {
+		answer, err := conn.RequestMsg(&nats.Msg{Subject: "q", Header: nats.Header{stampHeader: {stamp}}}, 10*time.Second)
+		if err != nil || answer.Header.Get(statusHeader) != statusLate {
+			t.Errorf("stamp %q: %v, %v", stamp, answer, err)
+		}
+	}
+	// A program that knows no stamps gives none.
+	if answer, err := conn.Request("q", []byte("hello"), 10*time.Second); err != nil || string(answer.Data) != "re: hello" {
+		t.Errorf("no stamp: %v, %v", answer, err)
 	}
 }

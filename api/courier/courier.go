@@ -167,6 +167,13 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 			if search.askAnybody() { // It is gone, or its program is an older one.
 				continue
 			}
+		case errors.Is(err, eventstore.ErrLate):
+			if search.node == "" && wait == 0 { // Another one who answers for the lane may have taken it.
+				return lanes.Reply{}, c.unavailable(lane, fmt.Errorf("%w: %w", eventstore.ErrAnswerLost, err))
+			}
+			if search.again() {
+				continue
+			}
 		case errors.Is(err, eventstore.ErrBusy):
 			return lanes.Reply{}, &eventstore.QueueFullError{Lane: lane, RetryAfter: busyAfter}
 		case errors.Is(err, eventstore.ErrAnswerLost):
@@ -218,10 +225,10 @@ type searching struct {
 	lane uint32
 	// node is who is asked, "" for whoever answers for the lane.
 	node string
-	// followed says that the node was named by another one since the last pause.
-	followed bool
-	pause    time.Duration
-	until    time.Time
+	// followed says that the node was named by another one since the last pause, repeated that who is asked was asked again since.
+	followed, repeated bool
+	pause              time.Duration
+	until              time.Time
 }
 
 func (s *searching) subject() string {
@@ -233,7 +240,7 @@ func (s *searching) subject() string {
 
 // ask has a node asked, "" for whoever answers. What is no node's id is passed over: a subject is made of it.
 func (s *searching) ask(node string) {
-	s.node, s.followed = "", false
+	s.node, s.followed, s.repeated = "", false, false
 	if eventstore.ValidNodeID(node) {
 		s.node = node
 	}
@@ -245,7 +252,7 @@ func (s *searching) follow(node string) bool {
 	if s.followed || node == s.node || !eventstore.ValidNodeID(node) {
 		return false
 	}
-	s.node, s.followed = node, true
+	s.node, s.followed, s.repeated = node, true, false
 	return true
 }
 
@@ -254,7 +261,16 @@ func (s *searching) askAnybody() bool {
 	if s.node == "" {
 		return false
 	}
-	s.node, s.followed = "", true
+	s.node, s.followed, s.repeated = "", true, false
+	return true
+}
+
+// again has who was asked asked again, and reports false when that was done already since the last pause.
+func (s *searching) again() bool {
+	if s.repeated {
+		return false
+	}
+	s.repeated = true
 	return true
 }
 

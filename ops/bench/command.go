@@ -23,7 +23,7 @@ type Options struct {
 	Weir string
 	// Peers is the folder that holds orderpeer's source; without it these yardsticks are left out.
 	Peers string
-	// Only names the groups to run, of Groups and GatewayGroups; none means all of Groups.
+	// Only names the groups to run, of Groups, GatewayGroups and ClusterGroups; none means all of Groups.
 	Only []string
 	// Runs of each figure, of which the median counts.
 	Runs int
@@ -33,6 +33,10 @@ type Options struct {
 	Connections int
 	// Orders in the log whose rebuild, memory and start are measured, in the groups million and rebuild; redis takes so many at most.
 	Orders int
+	// Failovers of each kind in the group failover.
+	Failovers int
+	// NATSServer is the nats-server that clusters are built of; by default the one in the path.
+	NATSServer string
 	// Dir is where data directories are made and removed; by default the system's for temporary files.
 	Dir string
 	// JSON prints the report as JSON, not as a table.
@@ -46,9 +50,12 @@ var Groups = []string{"place", "json", "get", "quarter", "lanes", "hot4", "campa
 // only when they are named.
 var GatewayGroups = []string{"gateway-cost", "gateway-faults", "gateway-overload", "gateway-edge", "gateway-plans", "gateway-limits", "gateway-nodes"}
 
+// ClusterGroups are the names for Options.Only of what is measured of nodes that share a log. They run only when they are named.
+var ClusterGroups = []string{"cluster", "hop", "failover"}
+
 // DefaultOptions measure everything in about fifteen minutes.
 func DefaultOptions() Options {
-	return Options{Runs: 3, Duration: 5 * time.Second, Warmup: time.Second, Connections: 256, Orders: 1_000_000}
+	return Options{Runs: 3, Duration: 5 * time.Second, Warmup: time.Second, Connections: 256, Orders: 1_000_000, Failovers: 50}
 }
 
 // Validate returns an error that says what is wrong with the options.
@@ -62,10 +69,12 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("connections must be 1 to 10000, not %d", o.Connections)
 	case o.Orders < 1000 || o.Orders > 100_000_000:
 		return fmt.Errorf("orders must be 1000 to 100000000, not %d", o.Orders)
+	case o.Failovers < 1 || o.Failovers > 1000:
+		return fmt.Errorf("failovers must be 1 to 1000, not %d", o.Failovers)
 	}
 	for _, name := range o.Only {
-		if !slices.Contains(Groups, name) && !slices.Contains(GatewayGroups, name) {
-			return fmt.Errorf("there is no group %q, only %v and %v", name, Groups, GatewayGroups)
+		if !slices.Contains(slices.Concat(Groups, GatewayGroups, ClusterGroups), name) {
+			return fmt.Errorf("there is no group %q, only %v, %v and %v", name, Groups, GatewayGroups, ClusterGroups)
 		}
 	}
 	return nil
@@ -90,12 +99,14 @@ func Command() *cobra.Command {
 	flags := command.Flags()
 	flags.StringVar(&options.Weir, "weir", options.Weir, "binary to measure (default: this one)")
 	flags.StringVar(&options.Peers, "peers", options.Peers, "folder with orderpeer's source; its yardsticks are left out without it")
-	flags.StringSliceVar(&options.Only, "only", nil, fmt.Sprintf("groups to run, of %v (default: all), and %v", Groups, GatewayGroups))
+	flags.StringSliceVar(&options.Only, "only", nil, fmt.Sprintf("groups to run, of %v (default: all), %v and %v", Groups, GatewayGroups, ClusterGroups))
 	flags.IntVar(&options.Runs, "runs", options.Runs, "runs of each figure, of which the median counts")
 	flags.DurationVar(&options.Duration, "duration", options.Duration, "length of a run")
 	flags.DurationVar(&options.Warmup, "warmup", options.Warmup, "load before a run is counted")
 	flags.IntVar(&options.Connections, "connections", options.Connections, "connections that the load comes over")
 	flags.IntVar(&options.Orders, "orders", options.Orders, "orders in the log for the groups million and rebuild")
+	flags.IntVar(&options.Failovers, "failovers", options.Failovers, "failovers of each kind in the group failover (half a minute for one of each)")
+	flags.StringVar(&options.NATSServer, "nats-server", options.NATSServer, "nats-server for the groups cluster, hop and failover (default: the one in the path)")
 	flags.StringVar(&options.Dir, "dir", options.Dir, "where data directories are made and removed (default: the system's for temporary files)")
 	command.AddCommand(
 		echoCommand("echo", "Serve prebuilt replies", echo.Run),

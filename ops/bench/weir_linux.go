@@ -176,6 +176,11 @@ func (w *weir) campaignSource() (load.Source, error) {
 
 // placeSource makes PlaceOrder requests over that many SKUs, from random users.
 func (w *weir) placeSource(contentType string, skus int) (load.Source, error) {
+	return w.placeSourceOf(contentType, skus, load.Draw(rand.New(rand.NewPCG(sources.Load(), 0)), "u", usersMax))
+}
+
+// placeSourceOf is placeSource for users that user says.
+func (w *weir) placeSourceOf(contentType string, skus int, user func([]byte)) (load.Source, error) {
 	run := sources.Add(1)
 	body, err := encode(contentType, &orderv1.PlaceOrderRequest{
 		RequestId: requestPlace, UserId: userPlace, Items: []*orderv1.ItemRequest{{Sku: skuPlace, Quantity: 1}},
@@ -186,7 +191,7 @@ func (w *weir) placeSource(contentType string, skus int) (load.Source, error) {
 	random := rand.New(rand.NewPCG(run, 0))
 	return load.NewTemplate(placePath, contentType, w.Trusted, body,
 		load.Field{Placeholder: requestPlace, Fill: load.Counter(fmt.Sprintf("bench-%04d-", run%10_000))},
-		load.Field{Placeholder: userPlace, Fill: load.Draw(random, "u", usersMax)},
+		load.Field{Placeholder: userPlace, Fill: user},
 		load.Field{Placeholder: skuPlace, Fill: load.Draw(random, "sku-", uint64(skus))},
 	)
 }

@@ -394,12 +394,19 @@ func (c *chaos) post(ctx context.Context, procedure string, body []byte) (reply 
 	if err == nil {
 		err = faultOf(status, data)
 	}
-	if err != nil && ctx.Err() == nil && !asksForPatience(data) {
+	switch {
+	case err == nil:
+	case asksForPatience(data):
+		err = fmt.Errorf("%w: %w", errPatience, err)
+	case ctx.Err() == nil:
 		c.failed.Add(1)
 		c.lastFault.Store(err.Error())
 	}
 	return nil, refusalOf(data), err
 }
+
+// errPatience says that a call had no effect, and may have one later.
+var errPatience = errors.New("asked for patience")
 
 // exchange sends a request and reads all of its answer.
 func (c *chaos) exchange(message *http.Request) (status int, data []byte, err error) {

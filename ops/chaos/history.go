@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -30,6 +31,9 @@ const (
 	witnessPlenty = 1_000_000
 	// verdictAge is how old an OUT_OF_STOCK may be: a lane asks anew after 1 s, and hears the answer within half a second.
 	verdictAge = 1500 * time.Millisecond
+	// lostMax is how long after a try that got no answer it may still take effect: a node takes no command of another one that is older than a
+	// second, holds it up for at most two while its lane moves, and has another one for its queue.
+	lostMax = 5 * time.Second
 	// historyCheckMax is how long one history may take to be checked.
 	historyCheckMax = 30 * time.Second
 	// freshReadWait is how long a read waits for what was acknowledged before it.
@@ -53,23 +57,25 @@ type (
 	stockAnswer struct{ known, refused bool }
 )
 
-// stockModel is how many units a SKU has that nobody ordered. A call whose answer is not known takes effect, if it can, at any time from its beginning
-// on; at the end of all, that is as if it never did.
-var stockModel = porcupine.Model{
-	Init: func() any { return int64(0) },
-	Step: func(state, input, output any) (bool, any) {
+// stockModel is how many units a SKU has that nobody ordered. A call whose answer is not known takes effect between its beginning and its
+// end, if it can, or does not.
+var stockModel = (&porcupine.NondeterministicModel{
+	Init: func() []any { return []any{int64(0)} },
+	Step: func(state, input, output any) []any {
 		free, call, answer := state.(int64), input.(stockCall), output.(stockAnswer) //nolint:errcheck // The model's own types.
 		enough := free >= call.taken
 		switch {
-		case answer.refused:
-			return !enough, free
-		case enough:
-			return true, free - call.taken
+		case answer.refused && enough, answer.known && !answer.refused && !enough:
+			return nil
+		case answer.refused, !enough:
+			return []any{free}
+		case answer.known:
+			return []any{free - call.taken}
 		}
-		return !answer.known, free
+		return []any{free - call.taken, free}
 	},
 	DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v %+v", input, output) },
-}
+}).ToModel()
 
 // orderCall places, cancels or reads an order. orderState is what it answers, and the state of the order too.
 type (
@@ -188,8 +194,18 @@ func (w *witness) plenty() string { return w.sku() + "-orders" }
 // now is the time since the round began: a clock that does not go back.
 func (w *witness) now() int64 { return int64(time.Since(w.began)) + int64(verdictAge) }
 
-// ask makes a call until it has an answer, as part of one operation. answered is false when ctx ended before.
-func (w *witness) ask(ctx context.Context, procedure string, message proto.Message, reply proto.Message) (refusal string, answered bool) {
+// An outcome is what came of a call that was made until it had an answer.
+type outcome struct {
+	refusal string
+	// answered is false when ctx ended before.
+	answered bool
+	// lost is when the last try ended that got no answer, 0 when each got one. It may have taken effect, or may still: a refusal of a later
+	// try says nothing about it.
+	lost int64
+}
+
+// ask makes a call until it has an answer, as part of one operation.
+func (w *witness) ask(ctx context.Context, procedure string, message proto.Message, reply proto.Message) (came outcome) {
 	body, err := proto.Marshal(message)
 	if err != nil {
 		panic(fmt.Sprintf("chaos: bug: %v", err))
@@ -200,10 +216,14 @@ func (w *witness) ask(ctx context.Context, procedure string, message proto.Messa
 			err = proto.Unmarshal(answer, reply)
 		}
 		if err == nil {
-			return refusal, true
+			came.refusal, came.answered = refusal, true
+			return came
+		}
+		if !errors.Is(err, errPatience) {
+			came.lost = w.now()
 		}
 		if wait(ctx, retryInterval); ctx.Err() != nil {
-			return "", false
+			return came
 		}
 	}
 }
@@ -250,26 +270,30 @@ func endOf(answered bool, now int64) int64 {
 // receive adds units.
 func (w *witness) receive(ctx context.Context, sku string, units int64) {
 	began := w.now()
-	_, answered := w.ask(ctx, receiveStock, &catalogv1.ReceiveStockRequest{RequestId: w.request(), Sku: sku, Quantity: units}, &catalogv1.ReceiveStockResponse{})
-	w.note(sku, w.number, stockCall{-units}, stockAnswer{known: answered}, began, endOf(answered, w.now()))
+	came := w.ask(ctx, receiveStock, &catalogv1.ReceiveStockRequest{RequestId: w.request(), Sku: sku, Quantity: units}, &catalogv1.ReceiveStockResponse{})
+	w.note(sku, w.number, stockCall{-units}, stockAnswer{known: came.answered}, began, endOf(came.answered, w.now()))
 }
 
 // take orders units.
 func (w *witness) take(ctx context.Context, units int64) {
 	began := w.now()
 	var reply orderv1.PlaceOrderResponse
-	refusal, answered := w.ask(ctx, placeOrder, &orderv1.PlaceOrderRequest{
+	came := w.ask(ctx, placeOrder, &orderv1.PlaceOrderRequest{
 		RequestId: w.request(), UserId: w.user(), Items: []*orderv1.ItemRequest{{Sku: w.sku(), Quantity: units}},
 	}, &reply)
+	refusedFrom := began
 	switch {
-	case refusal == "OUT_OF_STOCK":
-		began -= int64(verdictAge)
-	case refusal != "":
-		w.violated(fmt.Errorf("%s was refused an order: %s", w.user(), refusal))
-	case answered:
+	case came.refusal == "OUT_OF_STOCK":
+		refusedFrom -= int64(verdictAge)
+		if came.lost > 0 {
+			w.note(w.sku(), w.number+witnesses, stockCall{units}, stockAnswer{}, began, came.lost+int64(lostMax))
+		}
+	case came.refusal != "":
+		w.violated(fmt.Errorf("%s was refused an order: %s", w.user(), came.refusal))
+	case came.answered:
 		w.own = append(w.own, ownOrder{reply.GetOrder().GetOrderId(), units})
 	}
-	w.note(w.sku(), w.number, stockCall{units}, stockAnswer{known: answered, refused: refusal != ""}, began, endOf(answered, w.now()))
+	w.note(w.sku(), w.number, stockCall{units}, stockAnswer{known: came.answered, refused: came.refusal != ""}, refusedFrom, endOf(came.answered, w.now()))
 }
 
 // giveBack cancels one of the orders that took units, once.
@@ -277,21 +301,21 @@ func (w *witness) giveBack(ctx context.Context) {
 	given := w.own[0]
 	w.own = w.own[1:]
 	began := w.now()
-	refusal, answered := w.ask(ctx, cancelOrder, &orderv1.CancelOrderRequest{RequestId: w.request(), OrderId: given.id, Reason: "given back"}, &orderv1.CancelOrderResponse{})
-	if refusal != "" {
-		w.violated(fmt.Errorf("order %s is there and its cancellation was refused: %s (I1)", given.id, refusal))
+	came := w.ask(ctx, cancelOrder, &orderv1.CancelOrderRequest{RequestId: w.request(), OrderId: given.id, Reason: "given back"}, &orderv1.CancelOrderResponse{})
+	if came.refusal != "" {
+		w.violated(fmt.Errorf("order %s is there and its cancellation was refused: %s (I1)", given.id, came.refusal))
 	}
-	w.note(w.sku(), w.number, stockCall{-given.units}, stockAnswer{known: answered}, began, endOf(answered, w.now()))
+	w.note(w.sku(), w.number, stockCall{-given.units}, stockAnswer{known: came.answered}, began, endOf(came.answered, w.now()))
 }
 
 // place opens an order that all witnesses cancel and read.
 func (w *witness) place(ctx context.Context) {
 	began := w.now()
 	var reply orderv1.PlaceOrderResponse
-	refusal, answered := w.ask(ctx, placeOrder, &orderv1.PlaceOrderRequest{
+	came := w.ask(ctx, placeOrder, &orderv1.PlaceOrderRequest{
 		RequestId: w.request(), UserId: w.user(), Items: []*orderv1.ItemRequest{{Sku: w.plenty(), Quantity: 1}},
 	}, &reply)
-	if !answered || refusal != "" {
+	if !came.answered || came.refusal != "" {
 		return // Nobody knows the order.
 	}
 	id := reply.GetOrder().GetOrderId()
@@ -307,11 +331,11 @@ func (w *witness) cancel(ctx context.Context) {
 	}
 	began := w.now()
 	var reply orderv1.CancelOrderResponse
-	refusal, answered := w.ask(ctx, cancelOrder, &orderv1.CancelOrderRequest{RequestId: w.request(), OrderId: id, Reason: "in a history"}, &reply)
+	came := w.ask(ctx, cancelOrder, &orderv1.CancelOrderRequest{RequestId: w.request(), OrderId: id, Reason: "in a history"}, &reply)
 	switch {
-	case refusal != "":
-		w.violated(fmt.Errorf("order %s is there and its cancellation was refused: %s (I1)", id, refusal))
-	case !answered:
+	case came.refusal != "":
+		w.violated(fmt.Errorf("order %s is there and its cancellation was refused: %s (I1)", id, came.refusal))
+	case !came.answered:
 		w.note(id, w.number, orderCall{"cancel"}, orderState{}, began, 0)
 	default:
 		w.know(id, reply.GetOrder().GetRevision())

@@ -14,6 +14,9 @@ func TestAHistoryThatCannotBeIsSeen(t *testing.T) {
 	taken := func(units, from, to int64) porcupine.Operation {
 		return porcupine.Operation{Input: stockCall{units}, Output: stockAnswer{known: to != never}, Call: from, Return: to}
 	}
+	lost := func(units, from, to int64) porcupine.Operation {
+		return porcupine.Operation{Input: stockCall{units}, Output: stockAnswer{}, Call: from, Return: to}
+	}
 	refused := func(units, from, to int64) porcupine.Operation {
 		return porcupine.Operation{Input: stockCall{units}, Output: stockAnswer{known: true, refused: true}, Call: from, Return: to}
 	}
@@ -31,6 +34,9 @@ func TestAHistoryThatCannotBeIsSeen(t *testing.T) {
 		{"an order without an answer took the unit", []porcupine.Operation{taken(-1, 1, 2), taken(1, 3, never), refused(1, 7, 8)}, true},
 		{"an order without an answer took nothing", []porcupine.Operation{taken(-1, 1, 2), taken(1, 3, never), taken(1, 7, 8)}, true},
 		{"an order without an answer took a unit before it was asked for", []porcupine.Operation{taken(-1, 1, 2), refused(1, 3, 4), taken(1, 5, never)}, false},
+		{"a try without an answer took the unit in time", []porcupine.Operation{taken(-1, 1, 2), lost(1, 3, 9), refused(1, 4, 5), refused(1, 7, 8)}, true},
+		{"a try without an answer took nothing in time", []porcupine.Operation{taken(-1, 1, 2), lost(1, 3, 9), taken(1, 7, 12)}, true},
+		{"a try without an answer is no excuse after its time", []porcupine.Operation{lost(1, 1, 4), taken(-1, 5, 6), refused(1, 7, 8)}, false},
 		{"a read sees a cancellation", []porcupine.Operation{order("place", false, 4, 1, 2), order("cancel", true, 5, 3, 6), order("read", true, 5, 4, 5)}, true},
 		{"a read does not see what was acknowledged", []porcupine.Operation{order("place", false, 4, 1, 2), order("cancel", true, 5, 3, 4), order("read", false, 4, 5, 6)}, false},
 		{"a cancellation is undone", []porcupine.Operation{order("place", false, 4, 1, 2), order("cancel", true, 5, 3, never), order("read", true, 5, 4, 5), order("read", false, 4, 6, 7)}, false},
