@@ -84,8 +84,8 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 	./weir bench $(ARGS)
 
 .PHONY: gateway-bench
-gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave (about four minutes; flags in ARGS).
-	./weir bench --only gateway-cost,gateway-faults,gateway-overload $(ARGS)
+gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave, and of nodes (about eight minutes; flags in ARGS).
+	./weir bench --only gateway-cost,gateway-faults,gateway-overload,gateway-edge,gateway-plans,gateway-limits,gateway-nodes,gateway-failback $(ARGS)
 
 .PHONY: chaos
 chaos: build ## Torment a node and a cluster under load and check that nothing acknowledged is lost or done twice (root, an hour, more where others work; flags in ARGS).
