@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -267,6 +268,20 @@ func (p *Post) Hear(subject string, pendingMax int, hear func(message []byte)) (
 
 // CommandSubject returns the subject that the owner of a lane answers commands on.
 func CommandSubject(lane uint32) string { return fmt.Sprintf("weir.cmd.%02d", lane) }
+
+// NodeCommandSubject returns the subject that a node answers commands for a lane on, whoever decides the lane. It has as many parts as
+// CommandSubject, so that who may use that may use this. REQUIRES: ValidNodeID.
+func NodeCommandSubject(lane uint32, nodeID string) string {
+	return fmt.Sprintf("weir.cmd.%02d-%s", lane, nodeID)
+}
+
+// NodeIDLenMax is the longest id of a node.
+const NodeIDLenMax = 64
+
+// ValidNodeID reports whether an id can name a node: it is a key of buckets, and part of subjects.
+func ValidNodeID(id string) bool {
+	return id != "" && len(id) <= NodeIDLenMax && strings.Trim(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") == ""
+}
 
 // EscrowSubject returns the subject on which a lane's escrow hears others.
 func EscrowSubject(lane uint32) string { return fmt.Sprintf("weir.escrow.%02d", lane) }

@@ -26,6 +26,8 @@ type Courier struct {
 	mu       sync.Mutex
 	owned    map[uint32]bool
 	services map[uint32][]*eventstore.Service
+	// addressed are the services of what is asked of this node by its id, while Run runs.
+	addressed []*eventstore.Service
 	// local decides for this node, open begins to answer for a lane: both are nil unless Run runs.
 	local Local
 	open  func(lane uint32) error
@@ -47,8 +49,14 @@ type Local interface {
 type Options struct {
 	Post     *eventstore.Post
 	Topology eventstore.Topology
-	// InFlightMax bounds the commands of other nodes that are being decided for one lane; 0 means 4,096. Beyond it, they get an
-	// *eventstore.QueueFullError.
+	// NodeID is this node's, 1 to 64 characters of A-Z a-z 0-9 _ -: others ask it by that. Empty means that it is asked only for the
+	// lanes that it decides.
+	NodeID string
+	// OwnerOf returns the id of the node that decides a lane as far as this one knows, "" when it does not know. It is called for
+	// each command, and again when that did not find its lane. Nil means that it never knows.
+	OwnerOf func(lane uint32) string
+	// InFlightMax bounds the commands of other nodes that are being decided for one lane, on each of its two subjects; 0 means
+	// 4,096. Beyond it, they get an *eventstore.QueueFullError.
 	InFlightMax int
 	// AnswerWait is how long the first answer to a command may take before the same is asked again, if that is harmless: the answer may
 	// be lost, or the node that was to give it. It doubles each time, up to 8 times as much. 0 means 1 s.
@@ -101,6 +109,12 @@ func New(options Options) (*Courier, error) {
 	setDefault(&options.AnswerWait, time.Second)
 	setDefault(&options.OwnerWait, 5*time.Second)
 	setDefault(&options.BudgetMax, 30*time.Second)
+	if options.NodeID != "" && !eventstore.ValidNodeID(options.NodeID) {
+		return nil, fmt.Errorf("%q cannot name a node: it is not 1 to %d characters of A-Z a-z 0-9 _ -", options.NodeID, eventstore.NodeIDLenMax)
+	}
+	if options.OwnerOf == nil {
+		options.OwnerOf = func(uint32) string { return "" }
+	}
 	if options.Principal == nil {
 		options.Principal = func(context.Context) string { return "" }
 	}
@@ -119,24 +133,24 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
-// Submit implements lanes.Remote: it asks whoever decides the lane. A request whose answer was lost is asked again if that is harmless,
-// see repeatable; while nobody decides the lane, it waits. Both end with ctx. Errors are those of lanes.Commands; in an
+// Submit implements lanes.Remote: it asks the node that decides the lane. A request whose answer was lost is asked again if that is
+// harmless, see repeatable; while nobody decides the lane, it waits. Both end with ctx. Errors are those of lanes.Commands; in an
 // *eventstore.UnavailableError, eventstore.ErrAnswerLost says that the request may have taken effect, and eventstore.ErrNobodyAnswers or
 // a *lanes.NotOwnerError that it has not.
 func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request) (lanes.Reply, error) {
 	question := encode(make([]byte, 0, bytesUsual), &command{
 		needs: protocol, request: request, refuseNew: request.Refusal != nil, principal: c.options.Principal(ctx),
 	}, walkCommand)
-	subject := eventstore.CommandSubject(lane)
 	bounded, cancel := context.WithTimeout(ctx, c.options.BudgetMax)
 	defer cancel()
-	search := searching{pause: pauseMin, until: time.Now().Add(c.options.OwnerWait)}
+	search := searching{lane: lane, pause: pauseMin, until: time.Now().Add(c.options.OwnerWait)}
+	search.ask(c.options.OwnerOf(lane))
 	var wait time.Duration // All the time there is, if it cannot be asked again.
 	if repeatable(&request) {
 		wait = c.options.AnswerWait
 	}
 	for {
-		data, err := c.options.Post.Ask(bounded, subject, question, wait)
+		data, err := c.options.Post.Ask(bounded, search.subject(), question, wait)
 		var notOwner *lanes.NotOwnerError
 		switch {
 		case err == nil:
@@ -144,10 +158,15 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 			if !errors.As(outcome, &notOwner) {
 				return reply, outcome
 			}
-			err = outcome
+			if err = outcome; search.follow(notOwner.Owner) {
+				continue
+			}
 		case ctx.Err() != nil:
 			return lanes.Reply{}, ctx.Err()
 		case errors.Is(err, eventstore.ErrNobodyAnswers):
+			if search.askAnybody() { // It is gone, or its program is an older one.
+				continue
+			}
 		case errors.Is(err, eventstore.ErrBusy):
 			return lanes.Reply{}, &eventstore.QueueFullError{Lane: lane, RetryAfter: busyAfter}
 		case errors.Is(err, eventstore.ErrAnswerLost):
@@ -155,6 +174,7 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 				return lanes.Reply{}, c.unavailable(lane, err)
 			}
 			wait = min(2*wait, c.options.AnswerWait<<answerWaitDoublings)
+			search.askAnybody()
 			continue
 		default:
 			return lanes.Reply{}, fmt.Errorf("ask for a command in lane %d: %w", lane, err)
@@ -165,6 +185,7 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 			}
 			return lanes.Reply{}, c.unavailable(lane, err)
 		}
+		search.ask(c.options.OwnerOf(lane))
 	}
 }
 
@@ -189,10 +210,52 @@ func (c *Courier) outcome(lane uint32, request *lanes.Request, data []byte) (lan
 	return *got.reply, nil
 }
 
-// searching is the wait for somebody who decides a lane.
+// searching is the search for whoever decides a lane. A command is asked of one node by its id, so that each question has one answer,
+// also while the lane moves: the interest of servers in the lane's subject follows a hand-over later than the hand-over, and until
+// then delivers to nobody what is asked there. "Not mine" of a node that was asked by its id means that nobody has taken the command.
+// Only where the node is not known, or is not heard of, whoever answers for the lane is asked.
 type searching struct {
-	pause time.Duration
-	until time.Time
+	lane uint32
+	// node is who is asked, "" for whoever answers for the lane.
+	node string
+	// followed says that the node was named by another one since the last pause.
+	followed bool
+	pause    time.Duration
+	until    time.Time
+}
+
+func (s *searching) subject() string {
+	if s.node == "" {
+		return eventstore.CommandSubject(s.lane)
+	}
+	return eventstore.NodeCommandSubject(s.lane, s.node)
+}
+
+// ask has a node asked, "" for whoever answers. What is no node's id is passed over: a subject is made of it.
+func (s *searching) ask(node string) {
+	s.node, s.followed = "", false
+	if eventstore.ValidNodeID(node) {
+		s.node = node
+	}
+}
+
+// follow has the node asked that the one asked before has named. It reports false when there is no such, or when it was followed since the
+// last pause: two nodes that each name the other one are not asked in turn without end.
+func (s *searching) follow(node string) bool {
+	if s.followed || node == s.node || !eventstore.ValidNodeID(node) {
+		return false
+	}
+	s.node, s.followed = node, true
+	return true
+}
+
+// askAnybody has whoever answers asked, and reports false when that was done already.
+func (s *searching) askAnybody() bool {
+	if s.node == "" {
+		return false
+	}
+	s.node, s.followed = "", true
+	return true
 }
 
 // goesOn pauses, and reports false when there is no time left for it.

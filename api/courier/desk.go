@@ -12,8 +12,8 @@ import (
 	"github.com/weirhq/weir/eventstore"
 )
 
-// Run answers other nodes for the lanes that this node decides, until ctx ends; what it has taken then is still decided. An error says
-// that the connection is closed.
+// Run answers other nodes until ctx ends: for the lanes that this node decides, and, by the node's id, for every lane, of which it names the
+// owner if it is another one. What it has taken when ctx ends is still decided. An error says that the connection is closed.
 func (c *Courier) Run(ctx context.Context, local Local) error {
 	// A command that was taken is decided within its own time, also when this node stops.
 	deciding := context.WithoutCancel(ctx)
@@ -23,6 +23,16 @@ func (c *Courier) Run(ctx context.Context, local Local) error {
 	for lane, owned := range c.owned {
 		if owned {
 			c.begin(lane)
+		}
+	}
+	if c.options.NodeID != "" {
+		for lane := range c.options.Topology.Lanes {
+			service, err := c.answer(deciding, local, lane, eventstore.NodeCommandSubject(lane, c.options.NodeID))
+			if err != nil {
+				c.fail(err)
+				break
+			}
+			c.addressed = append(c.addressed, service)
 		}
 	}
 	c.mu.Unlock()
@@ -36,6 +46,8 @@ func (c *Courier) Run(ctx context.Context, local Local) error {
 	for lane := range c.services {
 		c.end(lane)
 	}
+	c.close(c.addressed)
+	c.addressed = nil
 	c.mu.Unlock()
 	c.closing.Wait()
 	return err
@@ -61,27 +73,34 @@ func (c *Courier) Own(lane uint32, owned bool) {
 // begin answers for a lane from now on. REQUIRES: c.mu, Run runs.
 func (c *Courier) begin(lane uint32) {
 	if err := c.open(lane); err != nil {
-		select {
-		case c.failed <- err:
-		default: // One is enough.
-		}
+		c.fail(err)
+	}
+}
+
+// fail ends Run. The first error is enough.
+func (c *Courier) fail(err error) {
+	select {
+	case c.failed <- err:
+	default:
 	}
 }
 
 // end answers no more for a lane than what is on its way here. REQUIRES: c.mu.
 func (c *Courier) end(lane uint32) {
-	for _, service := range c.services[lane] {
-		service.Stop()
-		c.closing.Go(service.Close)
-	}
+	c.close(c.services[lane])
 	delete(c.services, lane)
 }
 
+// close lets nothing come to services any more than is on its way here. It does not wait. REQUIRES: c.mu.
+func (c *Courier) close(services []*eventstore.Service) {
+	for _, service := range services {
+		service.Stop()
+		c.closing.Go(service.Close)
+	}
+}
+
 func (c *Courier) serve(ctx context.Context, local Local, lane uint32) error {
-	commands, err := c.options.Post.Serve(ctx, eventstore.CommandSubject(lane), c.options.InFlightMax, func(ctx context.Context, question []byte) []byte {
-		outcome := c.decide(ctx, local, lane, question)
-		return encode(make([]byte, 0, bytesUsual), &outcome, walkAnswer)
-	})
+	commands, err := c.answer(ctx, local, lane, eventstore.CommandSubject(lane))
 	if err != nil {
 		return err
 	}
@@ -92,6 +111,14 @@ func (c *Courier) serve(ctx context.Context, local Local, lane uint32) error {
 	}
 	c.services[lane] = append(c.services[lane], messages)
 	return nil
+}
+
+// answer answers commands for a lane on a subject.
+func (c *Courier) answer(ctx context.Context, local Local, lane uint32, subject string) (*eventstore.Service, error) {
+	return c.options.Post.Serve(ctx, subject, c.options.InFlightMax, func(ctx context.Context, question []byte) []byte {
+		outcome := c.decide(ctx, local, lane, question)
+		return encode(make([]byte, 0, bytesUsual), &outcome, walkAnswer)
+	})
 }
 
 // errRefusedAsAsked stands for a request's own Refusal, which stays with whoever sent the request.

@@ -39,6 +39,7 @@ type cluster struct {
 // A node is a Set and its Courier.
 type node struct {
 	*lanes.Set
+	id      string
 	courier *Courier
 	post    *eventstore.Post
 	conn    *nats.Conn
@@ -79,7 +80,7 @@ func (c *cluster) advance(d time.Duration) {
 // join starts a node that decides the lanes which own says. change may change the options of its Courier.
 func (c *cluster) join(t testing.TB, own func(uint32) bool, change func(*Options)) *node {
 	t.Helper()
-	n := &node{}
+	n := &node{id: fmt.Sprintf("n%d", len(c.nodes))}
 	n.held.Store(true)
 	var err error
 	if n.conn, err = nats.Connect(c.server.ClientURL()); err != nil {
@@ -87,7 +88,10 @@ func (c *cluster) join(t testing.TB, own func(uint32) bool, change func(*Options
 	}
 	n.post = eventstore.NewPost(n.conn, eventstore.PostOptions{})
 	topology := eventstore.Topology{Lanes: uint32(len(c.logs))}
-	options := Options{Post: n.post, Topology: topology, OwnerWait: 10 * time.Second, Logger: slog.New(slog.DiscardHandler)}
+	options := Options{
+		Post: n.post, Topology: topology, NodeID: n.id, OwnerOf: func(lane uint32) string { return n.OwnerOf(lane) },
+		OwnerWait: 10 * time.Second, Logger: slog.New(slog.DiscardHandler),
+	}
 	if change != nil {
 		change(&options)
 	}
@@ -688,7 +692,129 @@ func TestUnitsMoveBetweenTheLanesOfTwoNodes(t *testing.T) {
 	}
 }
 
-// A lane goes back and forth between two nodes while others ask for orders: each is answered, and decided once.
+// move hands a lane over as package ownership does: the others hear of it, each in its own time.
+func (c *cluster) move(t testing.TB, lane uint32, from, to *node) {
+	t.Helper()
+	if err := from.Park(t.Context(), lane); err != nil {
+		t.Fatal(err)
+	}
+	from.Stop(lane, to.id)
+	to.Start(lane, to.held.Load)
+	for _, other := range c.nodes {
+		if other != from && other != to {
+			other.Stop(lane, to.id)
+		}
+	}
+	eventually(t, to.id+" serves", func() bool { return to.Status(lane).Serving })
+}
+
+// hole hears questions on a subject and answers none, as a server does that still believes that somebody beyond it listens.
+func (c *cluster) hole(t *testing.T, subject string) (heard func() int64) {
+	t.Helper()
+	conn, err := nats.Connect(c.server.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	var questions atomic.Int64
+	if _, err := conn.Subscribe(subject, func(*nats.Msg) { questions.Add(1) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return questions.Load
+}
+
+func TestACallDuringAMoveIsNotLostWhereServersBelieveInTheOldOwner(t *testing.T) {
+	c := newCluster(t, 1)
+	owner, next := c.join(t, all, nil), c.join(t, none, nil)
+	front := c.join(t, none, func(o *Options) { o.AnswerWait = time.Hour }) // An answer that is waited for in vain fails the test.
+	s := &shop{t: t, cluster: c, submit: owner.Submit, kinds: map[reflect.Type]bool{}}
+	s.do(domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1299}})
+	front.Stop(0, owner.id)
+	heard := c.hole(t, eventstore.CommandSubject(0))
+	if err := owner.Park(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	before := owner.conn.Stats().InMsgs
+	outcomes := make(chan error, 1)
+	go func() {
+		_, err := front.Submit(context.Background(), asked(t, "op", "", domain.ReceiveStock{SKU: "mug", Units: 1}))
+		outcomes <- err
+	}()
+	eventually(t, "the old owner is asked", func() bool { return owner.conn.Stats().InMsgs > before || heard() > 0 })
+	owner.Stop(0, next.id)
+	next.Start(0, next.held.Load)
+	select {
+	case err := <-outcomes:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the command was asked where nobody answers")
+	}
+}
+
+func TestANodeThatIsAskedForTheLaneOfAnotherNamesItAndIsNotAskedAgain(t *testing.T) {
+	c := newCluster(t, 1)
+	owner, wrong := c.join(t, all, nil), c.join(t, none, nil)
+	front := c.join(t, none, nil)
+	wrong.Stop(0, owner.id)
+	front.Stop(0, wrong.id)
+	before := wrong.conn.Stats().InMsgs
+	if _, err := front.Submit(t.Context(), asked(t, "op", "p", domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1}})); err != nil {
+		t.Fatal(err)
+	}
+	if questions := wrong.conn.Stats().InMsgs - before; questions != 1 {
+		t.Errorf("the wrong node was asked %d times, want once", questions)
+	}
+}
+
+func TestTwoNodesThatNameEachOtherAreNotAskedInTurnWithoutEnd(t *testing.T) {
+	c := newCluster(t, 1)
+	one, two := c.join(t, none, nil), c.join(t, none, nil)
+	front := c.join(t, none, func(o *Options) { o.OwnerWait = 100 * time.Millisecond })
+	one.Stop(0, two.id)
+	two.Stop(0, one.id)
+	front.Stop(0, one.id)
+	before := one.conn.Stats().InMsgs + two.conn.Stats().InMsgs
+	_, err := front.Submit(t.Context(), asked(t, "alice", "r1", order("alice", "mug", 1)))
+	var notOwner *lanes.NotOwnerError
+	if gone := (*eventstore.UnavailableError)(nil); !errors.As(err, &gone) || !errors.As(err, &notOwner) {
+		t.Fatalf("got %v, want an *UnavailableError for a *NotOwnerError", err)
+	}
+	// Two before the first pause and after each; no pause ends after 100 ms, and they take 5 + 10 + 20 + 40 ms or half of that.
+	if questions := one.conn.Stats().InMsgs + two.conn.Stats().InMsgs - before; questions < 2 || questions > 16 {
+		t.Errorf("one command made %d questions to nodes that do not decide it", questions)
+	}
+}
+
+func TestANodeOfAnOlderProgramIsAskedByItsLane(t *testing.T) {
+	c := newCluster(t, 1)
+	owner := c.join(t, all, func(o *Options) { o.NodeID = "" })
+	front := c.join(t, none, nil)
+	front.Stop(0, owner.id)
+	if _, err := front.Submit(t.Context(), asked(t, "op", "p", domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1}})); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnIDThatIsNoneMakesNoSubject(t *testing.T) {
+	c := newCluster(t, 1)
+	c.join(t, all, nil)
+	front := c.join(t, none, nil)
+	for i, id := range []string{"*", ">", "a b", "a.b", "\r\n", strings.Repeat("x", 65)} {
+		front.Stop(0, id)
+		product := domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1}}
+		if _, err := front.Submit(t.Context(), asked(t, "op", fmt.Sprint("p", i), product)); err != nil {
+			t.Errorf("owner %q: %v", id, err)
+		}
+	}
+}
+
+// A lane goes back and forth between two nodes while others ask for orders: each is answered, and decided once; so is what nobody may
+// repeat since it has no request id.
 func TestALaneMovesWhileOthersAskAndNobodyNotices(t *testing.T) {
 	c := newCluster(t, 1)
 	two := []*node{c.join(t, all, nil), c.join(t, none, nil)}
@@ -696,10 +822,30 @@ func TestALaneMovesWhileOthersAskAndNobodyNotices(t *testing.T) {
 	s := &shop{t: t, cluster: c, submit: two[0].Submit, kinds: map[reflect.Type]bool{}}
 	s.do(domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1299}})
 	s.do(domain.ReceiveStock{SKU: "mug", Units: 1_000_000})
+	s.do(domain.PutProduct{SKU: "cup", Title: "Cup", Price: domain.Money{Currency: "EUR", Minor: 400}})
+	for _, n := range c.nodes[1:] {
+		n.Stop(0, two[0].id)
+	}
 	stop := make(chan struct{})
 	var asking sync.WaitGroup
 	var mu sync.Mutex
 	ids := map[domain.OrderID]string{}
+	var slowest time.Duration
+	received := int64(0)
+	asking.Go(func() { // As many units of a product of its own as were acknowledged are there at the end.
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := fronts[0].Submit(context.Background(), asked(t, "op", "", domain.ReceiveStock{SKU: "cup", Units: 1})); err != nil {
+				t.Errorf("a receipt without a request id: %v", err)
+				return
+			}
+			received++
+		}
+	})
 	for worker := range 6 {
 		asking.Go(func() {
 			for i := 0; ; i++ {
@@ -710,7 +856,9 @@ func TestALaneMovesWhileOthersAskAndNobodyNotices(t *testing.T) {
 				}
 				user := fmt.Sprintf("user%d", worker)
 				request := asked(t, user, fmt.Sprintf("q%d", i), order(user, "mug", 1))
+				began := time.Now()
 				first, err := fronts[(worker+i)%3].Submit(context.Background(), request)
+				took := time.Since(began)
 				if err != nil {
 					t.Errorf("%s of %s: %v", request.RequestID, user, err)
 					return
@@ -721,6 +869,7 @@ func TestALaneMovesWhileOthersAskAndNobodyNotices(t *testing.T) {
 					return
 				}
 				mu.Lock()
+				slowest = max(slowest, took)
 				if other, taken := ids[first.Order.ID]; taken {
 					t.Errorf("%s of %s made the order of %s", request.RequestID, user, other)
 				}
@@ -734,20 +883,23 @@ func TestALaneMovesWhileOthersAskAndNobodyNotices(t *testing.T) {
 		defer mu.Unlock()
 		return len(ids)
 	}
-	const moves = 10
+	const moves = 50
 	for move := range moves {
 		from, to := two[move%2], two[(move+1)%2]
 		before := ordered()
 		eventually(t, "orders are taken", func() bool { return ordered() > before+5 || t.Failed() })
-		if err := from.Park(t.Context(), 0); err != nil {
-			t.Fatal(err)
-		}
-		to.Start(0, to.held.Load)
-		from.Stop(0, "the other one")
-		eventually(t, "the other node serves", func() bool { return to.Status(0).Serving })
+		c.move(t, 0, from, to)
 	}
 	close(stop)
 	asking.Wait()
+	t.Logf("%d orders in %d moves, the slowest took %s; %d receipts", len(ids), moves, slowest, received)
+	s.submit = two[moves%2].Submit
+	if left := s.do(order("alice", "cup", received)); left.Order.ID.IsZero() {
+		t.Errorf("of %d receipts of one unit that were acknowledged, some are not there", received)
+	}
+	if again := s.do(order("alice", "cup", 1)); !again.Order.ID.IsZero() {
+		t.Errorf("of %d receipts of one unit, one took effect twice", received)
+	}
 	if len(ids) < 5*moves {
 		t.Errorf("%d orders in %d moves: that shows little", len(ids), moves)
 	}

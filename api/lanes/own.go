@@ -122,6 +122,14 @@ func (s *Set) Owned(lane uint32) bool {
 	return seat.state != seatAway
 }
 
+// OwnerOf returns the id of the node that decides a lane which is not here, as far as this node was told; "" when it was not.
+func (s *Set) OwnerOf(lane uint32) string {
+	seat := s.seats[lane]
+	seat.mu.Lock()
+	defer seat.mu.Unlock()
+	return seat.owner
+}
+
 // Status says how this node stands to a lane.
 func (s *Set) Status(lane uint32) eventstore.LaneStatus { return s.seats[lane].status() }
 

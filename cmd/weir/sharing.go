@@ -56,7 +56,7 @@ func (o *sharingOptions) add(cmd *cobra.Command) {
 
 // finish checks the flags.
 func (o *sharingOptions) finish() error {
-	if o.nodeID != "" && !ownership.ValidNodeID(o.nodeID) {
+	if o.nodeID != "" && !eventstore.ValidNodeID(o.nodeID) {
 		return usagef("--node-id %q is not 1 to 64 characters of A-Z a-z 0-9 _ -", o.nodeID)
 	}
 	if o.leaseTTL < ownership.LeaseTTLMin {
@@ -80,7 +80,7 @@ func (n *node) openNodeID() error {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return n.options.data.explain(err)
-	case !ownership.ValidNodeID(known):
+	case !eventstore.ValidNodeID(known):
 		return &problem{code: exitData, what: fmt.Sprintf("%s does not hold a node's id", file), next: "write the id into it that the node had, or remove the file"}
 	case n.options.sharing.nodeID != "" && n.options.sharing.nodeID != known:
 		return usagef("--node-id %s: data directory %s is that of node %s", n.options.sharing.nodeID, n.options.data, known).
@@ -106,7 +106,7 @@ func newNodeID() string {
 	}
 	host, _, _ = strings.Cut(host, ".")
 	host = strings.Map(func(r rune) rune {
-		if ownership.ValidNodeID(string(r)) {
+		if eventstore.ValidNodeID(string(r)) {
 			return r
 		}
 		return '-'
@@ -130,6 +130,7 @@ func (n *node) openSharing(context.Context) (err error) {
 func (n *node) openCourier() (err error) {
 	n.courier, err = courier.New(courier.Options{
 		Post: eventstore.NewPost(n.log.nc, eventstore.PostOptions{}), Topology: n.log.topology, Logger: n.logger,
+		NodeID: n.options.sharing.nodeID, OwnerOf: func(lane uint32) string { return n.lanes.OwnerOf(lane) },
 		Principal: func(ctx context.Context) string {
 			if caller := identity.FromContext(ctx); caller != nil {
 				return caller.Subject

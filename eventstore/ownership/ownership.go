@@ -24,7 +24,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -146,8 +145,8 @@ func New(nc *nats.Conn, options Options) (*Node, error) {
 	if err := options.Topology.Validate(); err != nil {
 		return nil, err
 	}
-	if !ValidNodeID(options.NodeID) {
-		return nil, fmt.Errorf("%q cannot name a node: it is not 1 to %d characters of A-Z a-z 0-9 _ -", options.NodeID, nodeIDLenMax)
+	if !eventstore.ValidNodeID(options.NodeID) {
+		return nil, fmt.Errorf("%q cannot name a node: it is not 1 to %d characters of A-Z a-z 0-9 _ -", options.NodeID, eventstore.NodeIDLenMax)
 	}
 	if options.LeaseTTL == 0 {
 		options.LeaseTTL = LeaseTTLDefault
@@ -179,14 +178,6 @@ func New(nc *nats.Conn, options Options) (*Node, error) {
 		Bucket: PlacementBucket, Description: "Weir: where an operator wants lanes", Storage: jetstream.FileStorage, Replicas: replicas,
 	}, n.logger, n.look)
 	return n, nil
-}
-
-// nodeIDLenMax is the longest id of a node.
-const nodeIDLenMax = 64
-
-// ValidNodeID reports whether an id can name a node: it is a key of a bucket, and part of others.
-func ValidNodeID(id string) bool {
-	return id != "" && len(id) <= nodeIDLenMax && strings.Trim(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-") == ""
 }
 
 // beatEvery is how often leases are renewed, and the node says that it is there.
