@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -195,12 +197,14 @@ func (f *fleet) during(ctx context.Context, b *bench, orders bool, do func(ctx c
 	driving, stop := context.WithCancel(ctx)
 	defer stop()
 	group, driving := errgroup.WithContext(driving)
-	drive := func(source load.Source, err error, p *phase) {
+	drive := func(kind string, source load.Source, err error, p *phase) {
 		group.Go(func() error {
 			if err != nil {
 				return err
 			}
-			err := (&drive{addr: f.gateway.Addr, source: source, rate: nodesRate, duration: most, connections: b.Connections, phases: []*phase{p}, failed: t.failed}).run(driving)
+			d := &drive{addr: f.gateway.Addr, source: source, rate: nodesRate, duration: most, connections: b.Connections, phases: []*phase{p}}
+			d.failed = func(status int, body []byte) { t.failed(kind, status, body) }
+			err := d.run(driving)
 			if driving.Err() != nil && ctx.Err() == nil {
 				return nil // It was to end.
 			}
@@ -209,10 +213,10 @@ func (f *fleet) during(ctx context.Context, b *bench, orders bool, do func(ctx c
 	}
 	if orders {
 		source, err := f.placing()
-		drive(source, err, &t.orders)
+		drive("order", source, err, &t.orders)
 	}
 	source, err := f.reads()
-	drive(source, err, &t.reads)
+	drive("read", source, err, &t.reads)
 	group.Go(func() error {
 		defer stop()
 		if err := pause(driving, b.Warmup); err != nil {
@@ -227,10 +231,10 @@ func (f *fleet) during(ctx context.Context, b *bench, orders bool, do func(ctx c
 }
 
 // failed notes why a call was not answered with 200.
-func (t *traffic) failed(status int, body []byte) {
+func (t *traffic) failed(kind string, status int, body []byte) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.why[fmt.Sprintf("%d %s", status, reasonOf(body))]++
+	t.why[fmt.Sprintf("%s: %d %s", kind, status, reasonOf(body))]++
 }
 
 // reasonOf is what a reply says in short: the code of its error, and the reason.
@@ -266,8 +270,8 @@ func (t *traffic) report(b *bench, name string, aim float64) {
 		b.report.check(fmt.Sprintf("%s: %s that failed, of %.0f", name, kind.name, kind.calls()), float64(kind.bad.Count()), "calls", 0, true)
 		b.report.check(fmt.Sprintf("%s: %s that were answered", name, kind.name), 100*(1-kind.badShare()), "%", aim, false)
 	}
-	for why, count := range t.why {
-		b.say("  %s: %d× %s", name, count, why)
+	for _, why := range slices.Sorted(maps.Keys(t.why)) {
+		b.say("  %s: %d× %s", name, t.why[why], why)
 	}
 }
 
@@ -285,8 +289,7 @@ func (f *fleet) picks(ctx context.Context, node string) (uint64, error) {
 	return 0, nil
 }
 
-// lastPick makes something happen to a node, and returns how long after its beginning the node got its last call, as long as it is not there
-// again. It looks until ended is closed.
+// lastPick makes something happen to a node, and returns how long after its beginning the node got its last call, and looks until ended is closed.
 func (f *fleet) lastPick(ctx context.Context, node string, begin func() error, ended <-chan struct{}) (last time.Duration, err error) {
 	seen, err := f.picks(ctx, node)
 	if err != nil {
@@ -399,11 +402,16 @@ func (b *bench) nodesWithoutNATS(ctx context.Context, f *fleet) error {
 	if err != nil {
 		return err
 	}
-	t, err = f.during(ctx, b, true, func(ctx context.Context) error {
-		nodes, err := stream.Stream(ctx, "KV_"+registry.BucketDefault)
-		if err != nil {
-			return err
+	var nodes jetstream.Stream
+	if err := f.await(ctx, "the nodes do not make their list again", func(ctx context.Context) (listed bool, err error) {
+		if nodes, err = stream.Stream(ctx, "KV_"+registry.BucketDefault); errors.Is(err, jetstream.ErrStreamNotFound) {
+			return false, nil // It is kept in memory, which NATS has lost.
 		}
+		return err == nil && nodes.CachedInfo().State.Msgs >= nodesBehind, err
+	}); err != nil {
+		return err
+	}
+	t, err = f.during(ctx, b, true, func(ctx context.Context) error {
 		if err := nodes.Purge(ctx); err != nil {
 			return err
 		}

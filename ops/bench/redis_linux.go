@@ -91,8 +91,12 @@ func (b *bench) publish(ctx context.Context, store *projections.Store, addr stri
 	defer func() { err = errors.Join(err, client.Close()) }()
 
 	turns := []func(context.Context, time.Duration) (float64, error){
-		func(ctx context.Context, length time.Duration) (float64, error) { return publishFor(ctx, mirror, orders, at, length) },
-		func(ctx context.Context, length time.Duration) (float64, error) { return setFor(ctx, client, orders, values, length) },
+		func(ctx context.Context, length time.Duration) (float64, error) {
+			return publishFor(ctx, mirror, orders, at, length)
+		},
+		func(ctx context.Context, length time.Duration) (float64, error) {
+			return setFor(ctx, client, orders, values, length)
+		},
 	}
 	for _, turn := range turns { // What is written for the first time is new to Redis, and a publisher fills it at its start.
 		if _, err := turn(ctx, max(b.Warmup, time.Second)); err != nil {

@@ -61,6 +61,7 @@ func run(ctx context.Context, options Options, out, progress io.Writer) (err err
 		"cluster": b.cluster, "hop": b.hop, "failover": b.failover,
 		"gateway-cost": b.gatewayCost, "gateway-faults": b.gatewayFaults, "gateway-overload": b.gatewayOverload,
 		"gateway-edge": b.gatewayEdge, "gateway-plans": b.gatewayPlans, "gateway-limits": b.gatewayLimits, "gateway-nodes": b.gatewayNodes,
+		"gateway-failback": b.gatewayFailback,
 	}
 	for _, name := range slices.Concat(Groups, GatewayGroups, ClusterGroups) {
 		if !slices.Contains(b.Only, name) && (len(b.Only) > 0 || !slices.Contains(Groups, name)) {
