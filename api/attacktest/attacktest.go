@@ -207,6 +207,16 @@ func (r reply) String() string {
 // send makes one HTTP request. Headers come in pairs; an empty token sends none.
 func (r *rig) send(t *testing.T, method, path, token string, body io.Reader, headers ...string) reply {
 	t.Helper()
+	got, err := r.try(t, method, path, token, body, headers...)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return got
+}
+
+// try is send for a target that may cut the connection.
+func (r *rig) try(t *testing.T, method, path, token string, body io.Reader, headers ...string) (reply, error) {
+	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, r.URL+path, body)
 	if err != nil {
 		t.Fatal(err)
@@ -219,14 +229,11 @@ func (r *rig) send(t *testing.T, method, path, token string, body io.Reader, hea
 	}
 	response, err := r.http.Do(request)
 	if err != nil {
-		t.Fatalf("%s %s: %v", method, path, err)
+		return reply{}, err
 	}
 	defer response.Body.Close()
 	data, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatalf("%s %s: %v", method, path, err)
-	}
-	return reply{response.StatusCode, response.Header, data}
+	return reply{response.StatusCode, response.Header, data}, err
 }
 
 // call sends a message in binary.
