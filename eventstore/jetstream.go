@@ -307,7 +307,7 @@ func (s *JetStream) acknowledged(reply *nats.Msg) {
 func appendOutcome(lane uint32, number uint64, reply *nats.Msg) error {
 	if len(reply.Data) == 0 {
 		// Nobody listens: the server has no such stream now, or its leader is changing.
-		return fmt.Errorf("%w: the stream did not answer (status %s)", ErrUnknownOutcome, reply.Header.Get("Status"))
+		return fmt.Errorf("%w: %w (status %s)", ErrUnknownOutcome, ErrLogAway, reply.Header.Get("Status"))
 	}
 	var ack struct {
 		Error     *jetstream.APIError `json:"error"`
