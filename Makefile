@@ -84,8 +84,8 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 	./weir bench $(ARGS)
 
 .PHONY: gateway-bench
-gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave (about four minutes; flags in ARGS).
-	./weir bench --only gateway-cost,gateway-faults,gateway-overload $(ARGS)
+gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave, and of nodes (about eight minutes; flags in ARGS).
+	./weir bench --only gateway-cost,gateway-faults,gateway-overload,gateway-edge,gateway-plans,gateway-limits,gateway-nodes,gateway-failback $(ARGS)
 
 .PHONY: cluster-bench
 cluster-bench: build ## Measure three nodes and three NATS servers, the hop to another node, and failovers (about twenty minutes; flags in ARGS).

@@ -178,6 +178,7 @@ func NewHandler(options Options) *Handler {
 		connect.WithCodec(newJSONCodec("json", limits.NestingMax)),
 		connect.WithCodec(newJSONCodec("json; charset=utf-8", limits.NestingMax)),
 		connect.WithRecover(h.recovered),
+		connect.WithInterceptors(streamErrors{}),
 	}
 	authenticated := append(open[:len(open):len(open)], connect.WithRequestGate(h.authenticate))
 	operators := append(authenticated[:len(authenticated):len(authenticated)], connect.WithRequestGate(operatorsOnly))
@@ -212,11 +213,17 @@ func NewHandler(options Options) *Handler {
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	answer := &explained{ResponseWriter: w, handler: h, request: r}
+	h.serve(answer, r)
+	answer.finish()
+}
+
+func (h *Handler) serve(w *explained, r *http.Request) {
 	for _, m := range [...]*mount{
 		&h.orders, &h.payments, &h.catalog, &h.campaigns, &h.coupons, &h.points, &h.reports, &h.users, &h.hooks, &h.clusters, &h.health, &h.reflectV1, &h.reflectV1Alpha,
 	} {
 		if m.handler != nil && strings.HasPrefix(r.URL.Path, m.path) {
-			h.bound(w, r)
+			h.bound(w.ResponseWriter, r)
 			if badBase64(r) {
 				_ = h.errors.Write(w, r, invalidArgument("message", "it is not URL-safe base64").connectError())
 				return

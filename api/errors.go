@@ -37,6 +37,7 @@ const (
 	ReasonUnknownProduct        = Reason(domain.ReasonUnknownProduct)
 	ReasonProductNotFound       = Reason("PRODUCT_NOT_FOUND")
 	ReasonEndpointNotFound      = Reason("ENDPOINT_NOT_FOUND")
+	ReasonEndpointLimit         = Reason(domain.ReasonEndpointLimit)
 	ReasonEventNotFound         = Reason("EVENT_NOT_FOUND")
 	ReasonOrderNotFound         = Reason(domain.ReasonOrderNotFound)
 	ReasonOrderExpired          = Reason(domain.ReasonOrderExpired)
@@ -68,6 +69,11 @@ const (
 	ReasonDeadlineExceeded      = Reason("DEADLINE_EXCEEDED")
 	ReasonCanceled              = Reason("CANCELED")
 	ReasonInternal              = Reason("INTERNAL")
+	ReasonMethodUnknown         = Reason("METHOD_UNKNOWN")
+	ReasonNotACall              = Reason("NOT_A_CALL")
+	ReasonEncodingUnknown       = Reason("ENCODING_UNKNOWN")
+	ReasonRequestUnreadable     = Reason("REQUEST_UNREADABLE")
+	ReasonRequestTooLarge       = Reason("REQUEST_TOO_LARGE")
 	ReasonNodeNotFound          = Reason("NODE_NOT_FOUND")
 	ReasonNodeDrained           = Reason("NODE_DRAINED")
 	ReasonLastNode              = Reason("LAST_NODE")
@@ -97,6 +103,7 @@ var reasons = map[Reason]struct {
 	ReasonUnknownProduct:        {connect.CodeFailedPrecondition, false, []string{"sku"}},
 	ReasonProductNotFound:       {connect.CodeNotFound, false, []string{"sku"}},
 	ReasonEndpointNotFound:      {connect.CodeNotFound, false, []string{"endpoint_id"}},
+	ReasonEndpointLimit:         {connect.CodeFailedPrecondition, false, []string{"limit"}},
 	ReasonEventNotFound:         {connect.CodeNotFound, false, nil},
 	ReasonOrderNotFound:         {connect.CodeNotFound, false, []string{"order_id"}},
 	ReasonOrderExpired:          {connect.CodeFailedPrecondition, false, []string{"order_id"}},
@@ -128,6 +135,11 @@ var reasons = map[Reason]struct {
 	ReasonDeadlineExceeded:      {connect.CodeDeadlineExceeded, false, nil},
 	ReasonCanceled:              {connect.CodeCanceled, false, nil},
 	ReasonInternal:              {connect.CodeInternal, false, nil},
+	ReasonMethodUnknown:         {connect.CodeUnimplemented, false, nil},
+	ReasonNotACall:              {connect.CodeUnimplemented, false, nil},
+	ReasonEncodingUnknown:       {connect.CodeUnimplemented, false, nil},
+	ReasonRequestUnreadable:     {connect.CodeInvalidArgument, false, nil},
+	ReasonRequestTooLarge:       {connect.CodeResourceExhausted, false, nil},
 	ReasonNodeNotFound:          {connect.CodeNotFound, false, []string{"node_id"}},
 	ReasonNodeDrained:           {connect.CodeFailedPrecondition, false, []string{"node_id"}},
 	ReasonLastNode:              {connect.CodeFailedPrecondition, false, []string{"node_id"}},

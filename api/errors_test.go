@@ -148,6 +148,7 @@ func TestEveryErrorOfALaneOrAViewHasItsCodeAndReason(t *testing.T) {
 		{&domain.FulfilmentStateError{OrderID: id, Fulfilment: domain.FulfilmentShipped}, ReasonFulfilmentState, 0, false},
 		{&domain.OrderPartNotFoundError{Part: "refund", ID: "r"}, ReasonOrderPartNotFound, 0, false},
 		{&domain.OrderLimitError{Part: "notes", Limit: 100}, ReasonOrderLimit, 0, false},
+		{&domain.EndpointLimitError{Limit: 64}, ReasonEndpointLimit, 0, false},
 		{&domain.RefundExceedsCapturedError{PaymentID: "p"}, ReasonRefundExceedsCaptured, 0, false},
 		{&domain.UnitsExceededError{SKU: "a", Want: 2, Left: 1}, ReasonUnitsExceeded, 0, false},
 		{&domain.AmountMismatchError{PaymentID: "p"}, ReasonAmountMismatch, 0, false},

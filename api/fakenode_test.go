@@ -98,6 +98,8 @@ func (n *fakeNode) Used(use domain.Use) int64 { return n.uses[use] }
 
 func (n *fakeNode) KeyErased(string, domain.KeyID) bool { return false }
 
+func (n *fakeNode) WebhookEndpoints(string) (int, bool) { return 0, false }
+
 // Supply says that the node's lane is the only one.
 func (n *fakeNode) Supply(string) domain.Supply { return domain.Supply{Lanes: 1} }
 

@@ -20,6 +20,7 @@ func (*hot) KeyErased(string, domain.KeyID) bool       { return false }
 func (h *hot) Stock(string) domain.Account             { return h.account }
 func (h *hot) Campaign(string) (domain.Campaign, bool) { return h.campaign, true }
 func (h *hot) Coupon(string) (domain.Coupon, bool)     { return domain.Coupon{}, false }
+func (*hot) WebhookEndpoints(string) (int, bool)       { return 0, false }
 func (h *hot) Used(domain.Use) int64                   { return 0 }
 func (*hot) Supply(string) domain.Supply               { return domain.Supply{Lanes: 1} }
 func hotState() (*hot, domain.PlaceOrder)              { return hotWith(1) }

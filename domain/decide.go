@@ -69,7 +69,7 @@ func Decide(s State, c Command, at time.Time) ([]Event, error) {
 	case EraseUser:
 		return c.decide(s)
 	case PutWebhookEndpoint:
-		return c.decide()
+		return c.decide(s)
 	case DeleteWebhookEndpoint:
 		return c.decide()
 	}

@@ -229,6 +229,8 @@ type State interface {
 	Used(use Use) int64
 	// KeyErased reports whether this key of the user was erased.
 	KeyErased(userID string, key KeyID) bool
+	// WebhookEndpoints returns how many endpoints there are, and whether this one is among them.
+	WebhookEndpoints(id string) (count int, known bool)
 	// Supply returns what this lane knows of units of the SKU that it does not have. It is asked for only when the lane
 	// has too few.
 	Supply(sku string) Supply

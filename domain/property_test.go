@@ -426,6 +426,8 @@ func (broken) Product(sku string) (domain.Product, bool) {
 
 func (broken) KeyErased(string, domain.KeyID) bool { return false }
 
+func (broken) WebhookEndpoints(string) (int, bool) { return 0, false }
+
 func (b broken) Stock(string) domain.Account { return b.account }
 
 func (broken) Campaign(pool string) (domain.Campaign, bool) {

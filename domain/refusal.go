@@ -42,6 +42,9 @@ const (
 	ReasonCouponExpired       Reason = "COUPON_EXPIRED"
 	ReasonCouponMinSubtotal   Reason = "COUPON_MIN_SUBTOTAL"
 	ReasonCouponLimit         Reason = "COUPON_LIMIT"
+
+	// Of webhook endpoints.
+	ReasonEndpointLimit Reason = "ENDPOINT_LIMIT"
 )
 
 // A Refusal is a business answer: the domain understood and says no. It is returned, and never logged as an error. The

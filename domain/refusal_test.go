@@ -31,6 +31,7 @@ func TestEveryRefusalSaysItsReasonAndItsFacts(t *testing.T) {
 		{&domain.FulfilmentStateError{OrderID: id}, "FULFILMENT_STATE", domain.ErrFulfilmentState, "fulfilment", "none"},
 		{&domain.OrderPartNotFoundError{Part: "refund", ID: long}, "ORDER_PART_NOT_FOUND", domain.ErrOrderPartNotFound, "id", strings.Repeat("é", 32) + "…"},
 		{&domain.OrderLimitError{Part: "notes", Limit: 100}, "ORDER_LIMIT", domain.ErrOrderLimit, "limit", "100"},
+		{&domain.EndpointLimitError{Limit: 64}, "ENDPOINT_LIMIT", domain.ErrEndpointLimit, "limit", "64"},
 		{&domain.RefundExceedsCapturedError{PaymentID: long, Left: domain.Money{Currency: "EUR", Minor: 5}}, "REFUND_EXCEEDS_CAPTURED", domain.ErrRefundExceedsCaptured, "left", "0.05 EUR"},
 		{&domain.UnitsExceededError{SKU: long, Want: 3, Left: 1}, "UNITS_EXCEEDED", domain.ErrUnitsExceeded, "left", "1"},
 		{&domain.AmountMismatchError{PaymentID: "p", Got: domain.Money{Currency: "EUR", Minor: 5}}, "AMOUNT_MISMATCH", domain.ErrAmountMismatch, "got", "0.05 EUR"},

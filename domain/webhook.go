@@ -1,9 +1,15 @@
 package domain
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+	"strconv"
+)
 
-// Limits of what is said of a webhook endpoint.
+// Limits of webhook endpoints.
 const (
+	// EndpointsMax is how many endpoints there may be: each of them follows every lane (I8).
+	EndpointsMax = 64
 	// EndpointIDLenMax is the longest id, in characters of a-z 0-9 -.
 	EndpointIDLenMax = 40
 	// EndpointURLBytesMax is the longest URL.
@@ -57,7 +63,30 @@ type WebhookEndpointDeleted struct {
 func (WebhookEndpointPut) isEvent()     {}
 func (WebhookEndpointDeleted) isEvent() {}
 
-func (c PutWebhookEndpoint) decide() ([]Event, error) {
+// ErrEndpointLimit is the sentinel of an EndpointLimitError.
+var ErrEndpointLimit = errors.New("endpoint limit")
+
+// EndpointLimitError refuses one webhook endpoint more than there may be (I8). What is there can be changed.
+type EndpointLimitError struct{ Limit int }
+
+func (e *EndpointLimitError) Error() string {
+	return fmt.Sprintf("there are %d endpoints already, which is the most", e.Limit)
+}
+
+// Unwrap returns ErrEndpointLimit.
+func (e *EndpointLimitError) Unwrap() error { return ErrEndpointLimit }
+
+// Reason returns ReasonEndpointLimit.
+func (e *EndpointLimitError) Reason() Reason { return ReasonEndpointLimit }
+
+// Facts returns the limit.
+func (e *EndpointLimitError) Facts() map[string]string {
+	return map[string]string{"limit": strconv.Itoa(e.Limit)}
+}
+
+func (*EndpointLimitError) isRefusal() {}
+
+func (c PutWebhookEndpoint) decide(s State) ([]Event, error) {
 	if err := checkEndpointID(c.EndpointID); err != nil {
 		return nil, err
 	}
@@ -80,6 +109,9 @@ func (c PutWebhookEndpoint) decide() ([]Event, error) {
 	}
 	if err := checkText("by", c.By, SubjectBytesMax); err != nil {
 		return nil, err
+	}
+	if count, known := s.WebhookEndpoints(c.EndpointID); !known && count >= EndpointsMax {
+		return nil, &EndpointLimitError{Limit: EndpointsMax}
 	}
 	return []Event{WebhookEndpointPut(c)}, nil
 }

@@ -27,7 +27,9 @@ type lane struct {
 	orders   map[domain.OrderID]domain.Order
 	accounts map[string]domain.Account
 	uses     map[domain.Use]int64
-	erased   map[domain.UserErased]bool // With nobody's name.
+	// endpoints that are there.
+	endpoints map[string]bool
+	erased    map[domain.UserErased]bool // With nobody's name.
 	// verdicts are what the lane was told of SKUs that are sold out: how many more units can come.
 	verdicts map[string]int64
 }
@@ -43,7 +45,7 @@ func newWorld(lanes int) *world {
 		w.lanes = append(w.lanes, &lane{
 			world: w, number: uint32(number),
 			orders: map[domain.OrderID]domain.Order{}, accounts: map[string]domain.Account{}, verdicts: map[string]int64{},
-			uses: map[domain.Use]int64{}, erased: map[domain.UserErased]bool{},
+			uses: map[domain.Use]int64{}, endpoints: map[string]bool{}, erased: map[domain.UserErased]bool{},
 		})
 	}
 	return w
@@ -76,6 +78,8 @@ func (l *lane) Used(use domain.Use) int64 { return l.uses[use] }
 func (l *lane) KeyErased(userID string, key domain.KeyID) bool {
 	return l.erased[domain.UserErased{UserID: userID, Key: key}]
 }
+
+func (l *lane) WebhookEndpoints(id string) (int, bool) { return len(l.endpoints), l.endpoints[id] }
 
 func (l *lane) Supply(sku string) domain.Supply {
 	free, soldOut := l.verdicts[sku]
@@ -118,6 +122,12 @@ func (w *world) evolve(lane int, e domain.Event) error {
 	}
 	if erased, ok := e.(domain.UserErased); ok {
 		l.erased[domain.UserErased{UserID: erased.UserID, Key: erased.Key}] = true
+	}
+	if put, ok := e.(domain.WebhookEndpointPut); ok {
+		l.endpoints[put.EndpointID] = true
+	}
+	if deleted, ok := e.(domain.WebhookEndpointDeleted); ok {
+		delete(l.endpoints, deleted.EndpointID)
 	}
 	for sku := range domain.SKUs(e) {
 		l.accounts[sku] = l.accounts[sku].Evolve(e, sku)

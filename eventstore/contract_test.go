@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/ops/freeports"
 )
 
 // The contract that every Log satisfies, on each implementation.
@@ -541,7 +541,7 @@ func connectTo(t testing.TB, server *embedded.Server) *nats.Conn {
 func startCluster(t *testing.T) []*embedded.Server {
 	t.Helper()
 	bound(t)
-	routes := freeAddresses(t, 3)
+	routes := freeports.Addresses(t, 3)
 	var servers []*embedded.Server
 	for i, route := range routes {
 		servers = append(servers, startServer(t, embedded.Options{
@@ -550,21 +550,6 @@ func startCluster(t *testing.T) []*embedded.Server {
 		}))
 	}
 	return servers
-}
-
-// freeAddresses returns addresses of 127.0.0.1 that nobody listens on.
-func freeAddresses(t *testing.T, count int) []string {
-	t.Helper()
-	var addresses []string
-	for range count {
-		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close()
-		addresses = append(addresses, listener.Addr().String())
-	}
-	return addresses
 }
 
 // waitForJetStream waits until the cluster has a leader and can place that many replicas.

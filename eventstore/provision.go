@@ -179,6 +179,10 @@ func (p *provision) begin(ctx context.Context) error {
 	for info := range names.Info() {
 		var lane uint32
 		if n, _ := fmt.Sscanf(info.Config.Name, "ORDERS-%d", &lane); n == 1 && info.State.LastSeq > 0 {
+			// The record is older than any commit: if it is there now, another node made everything since it was asked for.
+			if _, _, err := readClusterRecord(ctx, p.nc); !errors.Is(err, ErrNotProvisioned) {
+				return errors.Join(errProvisionAgain, err)
+			}
 			return &MissingLogError{Lane: lane, Reason: fmt.Sprintf("it has %d commits, but the server has no record of the cluster", info.State.LastSeq)}
 		}
 	}

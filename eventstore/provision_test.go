@@ -266,6 +266,20 @@ func TestTwoNodesMayProvisionAtOnce(t *testing.T) {
 	}
 }
 
+// Between a node's question for the record and its look at the streams another node may make all of them, and write.
+func TestANodeThatWasOvertakenAtTheStartLooksAgain(t *testing.T) {
+	server := startServer(t, embedded.Options{Dir: provisionedImage(t)})
+	nc := connectTo(t, server)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overtaken := &provision{nc: nc, js: js, options: ProvisionOptions{Topology: Topology{Lanes: 2}, Replicas: 1}, reached: provisionReached}
+	if err := overtaken.begin(t.Context()); !errors.Is(err, errProvisionAgain) {
+		t.Fatalf("got %v, want %v", err, errProvisionAgain)
+	}
+}
+
 // A server that comes back to its cluster says that there is no record, until it has heard of it from the others.
 func TestARecordThatAClusterDoesNotKnowYetIsAskedForAgain(t *testing.T) {
 	server, nc := plainServer(t, "weir")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/ops/freeports"
 )
 
 // A trio is three servers of one cluster that are stopped and started again, each on its directory and with its ports.
@@ -37,7 +38,7 @@ func newTrio(t *testing.T) *trio {
 	t.Helper()
 	bound(t)
 	c := &trio{t: t}
-	routes := freeAddresses(t, 3)
+	routes := freeports.Addresses(t, 3)
 	for i := range c.options {
 		c.options[i] = embedded.Options{
 			Dir: filepath.Join(t.TempDir(), "log"), ServerName: fmt.Sprintf("n%d", i+1),

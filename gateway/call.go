@@ -49,6 +49,10 @@ type call struct {
 	stream     io.Reader
 	controller *http.ResponseController
 	grace      time.Duration
+	// upload is that body on its way, nil before. mayLeave is whether there may be so much of it after the answer that the server closes the
+	// connection.
+	upload   *upload
+	mayLeave bool
 }
 
 type callKey struct{}
@@ -124,14 +128,16 @@ func (c *call) readBody(w http.ResponseWriter, r *http.Request) error {
 		c.body = []byte{}
 		return nil
 	}
-	if c.protocol == wire.Plain {
-		r.Body = http.MaxBytesReader(w, r.Body, plainBytesMax)
-		return nil
-	}
-	if !c.unary() {
+	if c.protocol == wire.Plain || !c.unary() {
+		// The request keeps the server's own body: by that the server knows whether there is more of it when the call is over. It would take
+		// what is left for the next request of the connection.
 		c.stream, c.controller = r.Body, http.NewResponseController(w)
+		if c.protocol == wire.Plain {
+			c.stream = http.MaxBytesReader(w, r.Body, plainBytesMax)
+		}
 		if r.ProtoMajor == 1 {
 			c.grace = uploadGrace
+			c.mayLeave = r.ContentLength < 0 || r.ContentLength > leftBytesMax
 		}
 		return nil
 	}
@@ -158,6 +164,9 @@ func (c *call) readBody(w http.ResponseWriter, r *http.Request) error {
 	r.Body = io.NopCloser(bytes.NewReader(text))
 	return nil
 }
+
+// leftBytesMax is how much of a request a server reads after the answer, so that there can be another one on the connection.
+const leftBytesMax = 256 << 10
 
 // plainBytesMax bounds the body of what is no RPC.
 const plainBytesMax = 1 << 20

@@ -162,11 +162,12 @@ func New(options Options) (*Gateway, error) {
 	}
 	g.pass = g.edge.Wrap(http.HandlerFunc(g.admit))
 	g.proxy = &httputil.ReverseProxy{
-		Rewrite:      g.rewrite,
-		Transport:    roundTripper{g},
-		ErrorHandler: g.refuse,
-		BufferPool:   &buffers{},
-		ErrorLog:     slog.NewLogLogger(g.logger.Handler(), slog.LevelDebug),
+		Rewrite:        g.rewrite,
+		Transport:      roundTripper{g},
+		ModifyResponse: leave,
+		ErrorHandler:   g.refuse,
+		BufferPool:     &buffers{},
+		ErrorLog:       slog.NewLogLogger(g.logger.Handler(), slog.LevelDebug),
 	}
 	if err := g.Apply(options.Policy); err != nil {
 		return nil, err
@@ -395,6 +396,15 @@ func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 		pr.Out.ContentLength = int64(len(call.body))
 		pr.Out.TransferEncoding = nil
 	}
+}
+
+// leave tells a client whose node answers before it has read the request that there will be no other request on the connection: the server
+// reads the rest of this one only up to a bound.
+func leave(response *http.Response) error {
+	if c := callOf(response.Request.Context()); c.mayLeave && c.upload != nil && !c.upload.atEnd.Load() {
+		response.Header.Set("Connection", "close")
+	}
+	return nil
 }
 
 // refuse is what the proxy calls when no upstream answered.

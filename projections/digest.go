@@ -21,7 +21,7 @@ type Comparison struct {
 	Lanes       []LaneComparison
 }
 
-// Equal reports whether they are, save for what Other heals.
+// Equal reports whether they are, save for what Other heals, or what was parked in Other.
 func (c *Comparison) Equal() bool { return c.DifferencesTotal() == 0 }
 
 // DifferencesTotal counts the keys that differ, over all lanes.
@@ -42,6 +42,15 @@ func (c *Comparison) Heals() int {
 	return total
 }
 
+// Healed counts the keys that Other, which is kept, has parked and Live has not, over all lanes.
+func (c *Comparison) Healed() int {
+	total := 0
+	for i := range c.Lanes {
+		total += len(c.Lanes[i].Healed)
+	}
+	return total
+}
+
 // A LaneComparison compares one lane's part of two generations, both at one position.
 type LaneComparison struct {
 	Lane     uint32
@@ -53,10 +62,11 @@ type LaneComparison struct {
 	// DifferencesTotal counts the keys that differ; Differences are the first of them, DifferencesMax at most.
 	DifferencesTotal uint64
 	Differences      []Difference
-	// Heals are the parked keys of Live that Other does not have parked. With their events taken in, HealedKeys keys of Live are as
-	// Other has them: they count as equal.
-	Heals      []string
-	HealedKeys uint64
+	// Heals are the parked keys of Live that Other does not have parked. Healed are those of Other that Live does not have
+	// parked, when Other answered before and is kept: it parked them, and a replay or a rebuild has taken them in since. With their
+	// events taken in, HealedKeys keys are the same in both: they count as equal.
+	Heals, Healed []string
+	HealedKeys    uint64
 }
 
 // digests are the digests of a lane's part of a view, by partition: the exclusive or of the SHA-256 of each key and value.
@@ -92,9 +102,9 @@ func digest(ctx context.Context, from pebble.Reader, projection *Projection, p p
 const ctxCheckEvery = 1024
 
 // compareGenerations compares a lane's part of two generations of a view: by digest, and key by key where those differ or where what
-// is parked says that they do. healed is what live would hold without that.
+// is parked says that they do. healed is what they would hold without that.
 func compareGenerations(
-	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heal,
+	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heals,
 ) (found LaneComparison, err error) {
 	found.Lane = lane
 	old, young := prefixOf(projection.space, live, lane), prefixOf(projection.space, other, lane)
@@ -118,11 +128,10 @@ func compareGenerations(
 	c := comparer{
 		projection: projection, names: names, got: side{from, old}, want: side{from, young},
 		skip: func(suffix []byte) bool {
-			_, heals := healed.values[string(suffix)]
-			return heals || !differ[projection.partition(suffix)]
+			return healed.changes(suffix) || !differ[projection.partition(suffix)]
 		},
 	}
-	if err := healed.compare(from, &c, &found); err != nil {
+	if err := healed.compare(&c, &found); err != nil {
 		return found, err
 	}
 	if len(found.Partitions) > 0 {

@@ -15,36 +15,58 @@ import (
 // generation of the view has not parked. Two generations that differ by that alone are of one log, and the other one is whole
 // where the first is not.
 type heal struct {
-	// parked keys that the other generation has not, sorted.
+	// parked keys that the other generation has not, sorted. There are none when it does not take them in.
 	parked []string
-	// worse are keys that only the other generation has parked, sorted.
-	worse []string
 	// values by key, less its prefix; nil for one that would be removed.
 	values map[string][]byte
 }
 
-// healOf takes parked events of a generation in, in memory, as Replay would in the store. events are those of the parked keys
+// heals are those of two generations that are compared.
+type heals struct {
+	live, other heal
+	// worse are keys that only the other generation has parked, and that count as differences, sorted.
+	worse []string
+}
+
+// healsOf heals, in memory, the generation that answers by another one, and the other one by it if it is kept: what is kept may well
+// have parked what was taken in since, while one that is being built must not park more. events are those of the parked keys
 // that the caller has read before. REQUIRES: between two batches; both generations are fed.
-func (r *Runner) healOf(ctx context.Context, p *Projection, from, other byte, events parkedEvents) (h heal, err error) {
-	parked, err := loadParked(r.db, prefixOf(p.space, from, r.lane))
+func (r *Runner) healsOf(ctx context.Context, p *Projection, live, other byte, kept bool, events parkedEvents) (h heals, err error) {
+	parked, err := loadParked(r.db, prefixOf(p.space, live, r.lane))
 	if err != nil {
-		return heal{}, err
+		return heals{}, err
 	}
 	parkedThere, err := loadParked(r.db, prefixOf(p.space, other, r.lane))
 	if err != nil {
-		return heal{}, err
+		return heals{}, err
 	}
-	h.parked, h.worse = keysWithout(parked, parkedThere), keysWithout(parkedThere, parked)
-	if len(h.parked) == 0 {
-		return h, nil
+	if h.live, err = r.healOf(ctx, p, live, parked, keysWithout(parked, parkedThere), events); err != nil {
+		return heals{}, err
+	}
+	h.worse = keysWithout(parkedThere, parked)
+	if kept {
+		if h.other, err = r.healOf(ctx, p, other, parkedThere, h.worse, events); err != nil {
+			return heals{}, err
+		}
+		if len(h.other.parked) > 0 {
+			h.worse = nil
+		}
+	}
+	return h, nil
+}
+
+// healOf takes the events of parked keys of a generation in, in memory, as Replay would in the store.
+func (r *Runner) healOf(ctx context.Context, p *Projection, generation byte, parked *parkedKeys, names []string, events parkedEvents) (h heal, err error) {
+	if len(names) == 0 {
+		return heal{}, nil
 	}
 	batch := r.db.NewIndexedBatch()
 	defer func() { err = errors.Join(err, batch.Close()) }()
-	scratch, err := openView(p, from, r.db, batch, r.lane, r.topology.Lanes)
+	scratch, err := openView(p, generation, r.db, batch, r.lane, r.topology.Lanes)
 	if err != nil {
 		return heal{}, err
 	}
-	for _, name := range h.parked {
+	for _, name := range names {
 		if err := events.read(ctx, r, parked.byKey[name].events); err != nil {
 			return heal{}, err
 		}
@@ -57,13 +79,14 @@ func (r *Runner) healOf(ctx context.Context, p *Projection, from, other byte, ev
 			}
 			if err != nil {
 				// The other generation took it in, and this one does not: what they hold differs by more than what is parked.
-				return heal{worse: h.worse}, nil
+				return heal{}, nil
 			}
 		}
 	}
 	if err := scratch.applier.finish(); err != nil {
 		return heal{}, err
 	}
+	h.parked = names
 	h.values, err = writtenIn(batch, scratch.prefix)
 	return h, err
 }
@@ -98,26 +121,53 @@ func writtenIn(batch *pebble.Batch, p prefix) (map[string][]byte, error) {
 	}
 }
 
-// compare compares what the other generation has with what a heal makes of this one, for the keys that it writes.
-func (h *heal) compare(from pebble.Reader, c *comparer, found *LaneComparison) error {
+// changes reports whether a heal of either generation writes a key.
+func (h *heals) changes(suffix []byte) bool {
+	_, live := h.live.values[string(suffix)]
+	_, other := h.other.values[string(suffix)]
+	return live || other
+}
+
+// compare compares what the heals make of the two generations, for the keys that they write.
+func (h *heals) compare(c *comparer, found *LaneComparison) error {
 	for _, name := range h.worse {
 		c.differ(nil, "parked key "+name, fmt.Sprintf("it is parked in %s and not in %s", c.names.want, c.names.got))
 	}
-	for _, suffix := range slices.Sorted(maps.Keys(h.values)) {
-		healed := h.values[suffix]
-		want, err := read(from, c.want.key([]byte(suffix)))
-		if err != nil && !errors.Is(err, pebble.ErrNotFound) {
+	written := maps.Clone(h.live.values)
+	if written == nil {
+		written = make(map[string][]byte)
+	}
+	maps.Copy(written, h.other.values)
+	for _, suffix := range slices.Sorted(maps.Keys(written)) {
+		got, err := h.live.value(c.got, suffix)
+		if err != nil {
+			return err
+		}
+		want, err := h.other.value(c.want, suffix)
+		if err != nil {
 			return err
 		}
 		switch {
-		case (want == nil) != (healed == nil):
-			c.differ([]byte(suffix), "", fmt.Sprintf("with its parked events, only one of %s and %s has it", c.names.got, c.names.want))
-		case !bytes.Equal(healed, want):
-			c.differ([]byte(suffix), "", "with its parked events, "+c.describe([]byte(suffix), healed, want))
+		case (got == nil) != (want == nil):
+			c.differ([]byte(suffix), "", fmt.Sprintf("with parked events taken in, only one of %s and %s has it", c.names.got, c.names.want))
+		case !bytes.Equal(got, want):
+			c.differ([]byte(suffix), "", "with parked events taken in, "+c.describe([]byte(suffix), got, want))
 		default:
 			found.HealedKeys++
 		}
 	}
-	found.Heals = h.parked
+	found.Heals, found.Healed = h.live.parked, h.other.parked
 	return nil
+}
+
+// value returns what a generation holds at a key with its heal, nil for nothing.
+func (h *heal) value(of side, suffix string) ([]byte, error) {
+	if value, written := h.values[suffix]; written {
+		return value, nil
+	}
+	value, err := of.read(of.from, suffix)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return nil, nil
+	}
+	return value, err
 }

@@ -23,24 +23,29 @@ type poison struct {
 	mu sync.Mutex
 	// bad says what happens over an event: nothing when it is empty, a panic when it begins with "panic".
 	bad func(p *Projection, c *change) string
+	// generation of the views that fail; 0 is any.
+	generation byte
 }
 
-func (p *poison) set(bad func(p *Projection, c *change) string) {
+func (p *poison) set(bad func(p *Projection, c *change) string) { p.setIn(0, bad) }
+
+func (p *poison) setIn(generation byte, bad func(p *Projection, c *change) string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.bad = bad
+	p.bad, p.generation = bad, generation
 }
 
 type poisonedApplier struct {
 	applier
 	poison     *poison
 	projection *Projection
+	generation byte
 }
 
 func (a poisonedApplier) apply(c *change) error {
 	a.poison.mu.Lock()
 	bad := ""
-	if a.poison.bad != nil {
+	if a.poison.bad != nil && (a.poison.generation == 0 || a.poison.generation == a.generation) {
 		bad = a.poison.bad(a.projection, c)
 	}
 	a.poison.mu.Unlock()
@@ -62,7 +67,7 @@ func poisonViews(t *testing.T, of ...*Projection) *poison {
 		t.Cleanup(func() { projection.open = open })
 		projection.open = func(v *view) (applier, error) {
 			a, err := open(v)
-			return poisonedApplier{a, p, projection}, err
+			return poisonedApplier{a, p, projection, v.generation}, err
 		}
 	}
 	return p

@@ -337,7 +337,7 @@ func (b *Rebuilder) startWork(ctx context.Context, working *sync.WaitGroup) {
 	defer b.mu.Unlock()
 	for _, p := range Projections {
 		job := b.rebuilds[p.space]
-		if job == nil || job.done != nil || job.givenUp || job.record.Paused || job.failure != nil || job.fed && job.record.Held != "" {
+		if job == nil || job.done != nil || job.givenUp || job.record.Paused || job.failure != nil || job.held() {
 			continue
 		}
 		ctx, cancel := context.WithCancel(ctx)
@@ -397,7 +397,7 @@ func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	if held {
 		return nil
 	}
-	comparison, err := b.compare(ctx, job.projection, job.lanes(), func(*Runner) byte { return job.record.Generation })
+	comparison, err := b.compare(ctx, job.projection, job.lanes(), false, func(*Runner) byte { return job.record.Generation })
 	if err != nil {
 		return err
 	}
@@ -415,6 +415,10 @@ func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	b.logger.Warn("a view is rebuilt and does not answer yet", "view", job.projection.Name, "because", job.record.Held)
 	return b.save(job)
 }
+
+// held reports whether it is built and waits for Swap, and nobody works on it any more: whoever is told so may swap. REQUIRES: the
+// Rebuilder's mu is held.
+func (job *rebuild) held() bool { return job.fed && job.done == nil && job.record.Held != "" }
 
 // lanes returns those in which a generation is built beside the one that answers.
 func (job *rebuild) lanes() []uint32 { return job.record.Lanes }
@@ -698,8 +702,9 @@ func (b *Rebuilder) lag() uint64 {
 }
 
 // compare compares the generation that answers with another one, lane by lane, each at one position of its runner. Lanes in
-// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with.
-func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, other func(*Runner) byte) (*Comparison, error) {
+// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with. kept says that
+// the other one is kept, and not being built.
+func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, kept bool, other func(*Runner) byte) (*Comparison, error) {
 	found := &Comparison{Projection: p.Name}
 	for _, lane := range lanes {
 		r := b.runners[lane]
@@ -707,14 +712,14 @@ func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, 
 		var position eventstore.Position
 		live, another := r.live(p), other(r)
 		// What is parked by now is read while the runner goes on; what comes meanwhile is little.
-		events, err := r.eventsParkedBy(ctx, p, live)
+		events, err := r.eventsParkedBy(ctx, p, live, another)
 		if err != nil {
 			return nil, err
 		}
-		var healed heal
+		var healed heals
 		err = r.atBoundary(ctx, func() (err error) {
 			if r.feeds(p, live) && r.feeds(p, another) {
-				if healed, err = r.healOf(ctx, p, live, another, events); err != nil {
+				if healed, err = r.healsOf(ctx, p, live, another, kept, events); err != nil {
 					return err
 				}
 				snapshot, position = b.store.db.NewSnapshot(), r.position.Position

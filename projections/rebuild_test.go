@@ -765,6 +765,66 @@ func TestCommandsThatDoNotFitAreRefused(t *testing.T) {
 	n.verify(s)
 }
 
+// endingContext calls ending when a context that is made of it ends, before that is seen.
+type endingContext struct {
+	context.Context
+	ending func()
+}
+
+func (c endingContext) AfterFunc(f func()) func() bool {
+	inner := context.AfterFunc(c.Context, f)
+	return func() bool {
+		c.ending()
+		return inner()
+	}
+}
+
+// Value hides the context in it from those that would be ended by it directly.
+func (endingContext) Value(any) any { return nil }
+
+// TestWhatIsShownAsHeldCanBeSwapped looks at a rebuild while the work on it ends, when its comparison is over and is noted.
+func TestWhatIsShownAsHeldCanBeSwapped(t *testing.T) {
+	s := newShop(t, seedOf(t), 0, 1)
+	for range 20 {
+		s.step()
+	}
+	n := startNode(t, vfs.NewMem(), s.log)
+	n.reach(s)
+	b := n.rebuilder(s.log)
+	if err := b.Start("orders", RebuildOptions{Swap: SwapManual}); err != nil {
+		t.Fatal(err)
+	}
+	looked := make(chan struct{})
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		err := b.Run(endingContext{ctx, sync.OnceFunc(func() {
+			defer close(looked)
+			statuses := b.Status()
+			err := b.Swap(t.Context(), "orders")
+			if len(statuses) != 1 || statuses[0].State == RebuildHeld && err != nil {
+				t.Errorf("while the work ends: a rebuild that is told as %+v is swapped with %v", statuses, err)
+			}
+		})})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	defer running.Wait()
+	defer stop()
+	select {
+	case <-looked:
+	case <-time.After(patience):
+		t.Fatalf("the work does not end: %+v", b.Status())
+	}
+	if statuses := b.settle(t); len(statuses) != 1 || statuses[0].State != RebuildHeld {
+		t.Fatalf("got %+v, want a rebuild that is held", statuses)
+	}
+	if err := b.Swap(t.Context(), "orders"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestGenerationsGoRoundAndNeverMeet(t *testing.T) {
 	var g generations
 	for _, c := range []struct {

@@ -116,8 +116,10 @@ func (b *Rebuilder) Swap(ctx context.Context, name string) error {
 		switch {
 		case job == nil || !job.stored:
 			return refuse(p, "there is no new generation to swap in: make one with 'projections rebuild %s'", p.Name)
-		case !job.fed || job.done != nil:
+		case !job.fed:
 			return refuse(p, "its new generation is not built yet")
+		case job.done != nil:
+			return refuse(p, "its new generation is being compared with the one that answers: wait until 'projections status' says %s", RebuildHeld)
 		}
 		return b.swap(ctx, job)
 	})
@@ -256,7 +258,7 @@ func (b *Rebuilder) stop(job *rebuild) {
 }
 
 // Compare compares the generation of a view that answers with the one that is built and does not answer yet, or with the one
-// that is kept.
+// that is kept. What the latter has parked and the one that answers has taken in is told apart, and is no difference.
 func (b *Rebuilder) Compare(ctx context.Context, name string) (*Comparison, error) {
 	p, err := find(name)
 	if err != nil {
@@ -280,7 +282,7 @@ func (b *Rebuilder) Compare(ctx context.Context, name string) (*Comparison, erro
 	if len(lanes) == 0 {
 		return nil, refuse(p, "there is only one generation of it: make another one with 'projections rebuild %s --swap manual'", p.Name)
 	}
-	return b.compare(ctx, p, lanes, other)
+	return b.compare(ctx, p, lanes, job == nil, other)
 }
 
 // A RebuildState says how a rebuild stands.
@@ -290,7 +292,7 @@ type RebuildState string
 const (
 	RebuildBuilding RebuildState = "building"
 	RebuildPaused   RebuildState = "paused"
-	// RebuildHeld: it is built, and is swapped by Swap alone.
+	// RebuildHeld: it is built, and is swapped by Swap alone, which does so from now on.
 	RebuildHeld RebuildState = "held"
 	// RebuildFailed: it goes on with Resume, or at the next start.
 	RebuildFailed RebuildState = "failed"
@@ -344,7 +346,7 @@ func (job *rebuild) status() RebuildStatus {
 		s.State, s.Reason = RebuildFailed, job.failure.Error()
 	case job.record.Paused:
 		s.State = RebuildPaused
-	case job.fed && job.record.Held != "":
+	case job.held():
 		s.State, s.Reason = RebuildHeld, job.record.Held
 	}
 	for _, p := range job.parts {

@@ -100,16 +100,18 @@ func (e parkedEvents) read(ctx context.Context, r *Runner, events []EventAt) err
 	return nil
 }
 
-// eventsParkedBy reads the events that a generation of a view has parked.
-func (r *Runner) eventsParkedBy(ctx context.Context, p *Projection, generation byte) (parkedEvents, error) {
-	listed, err := loadParked(r.db, prefixOf(p.space, generation, r.lane))
-	if err != nil {
-		return nil, err
-	}
+// eventsParkedBy reads the events that generations of a view have parked.
+func (r *Runner) eventsParkedBy(ctx context.Context, p *Projection, generations ...byte) (parkedEvents, error) {
 	events := make(parkedEvents)
-	for _, key := range listed.byKey {
-		if err := events.read(ctx, r, key.events); err != nil {
-			return nil, fmt.Errorf("read what view %s has parked: %w", p.Name, err)
+	for _, generation := range generations {
+		listed, err := loadParked(r.db, prefixOf(p.space, generation, r.lane))
+		if err != nil {
+			return nil, err
+		}
+		for _, key := range listed.byKey {
+			if err := events.read(ctx, r, key.events); err != nil {
+				return nil, fmt.Errorf("read what view %s has parked: %w", p.Name, err)
+			}
 		}
 	}
 	return events, nil

@@ -333,6 +333,9 @@ func (s *shop) Supply(string) domain.Supply { return domain.Supply{Home: s.lane,
 // KeyErased implements domain.State.
 func (s *shop) KeyErased(string, domain.KeyID) bool { return false }
 
+// WebhookEndpoints implements domain.State.
+func (s *shop) WebhookEndpoints(string) (int, bool) { return 0, false }
+
 func (s *shop) place(user string, skus ...int) domain.OrderPlaced {
 	var entropy [10]byte
 	binary.BigEndian.PutUint64(entropy[2:], s.random.Uint64())

@@ -142,6 +142,8 @@ func pebbleOptions(options StoreOptions, lock *pebble.Lock) *pebble.Options {
 		// One compaction at a time: the other cores serve, and bulk writes make the log's fsyncs wait.
 		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 1 },
 	}
+	// A table of a new generation belongs between two others' keys, which one file below may hold both of: it is split there.
+	o.Experimental.IngestSplit = func() bool { return true }
 	o.TargetFileSizes[0] = 8 << 20
 	for i := range o.Levels {
 		o.Levels[i].FilterPolicy = bloom.FilterPolicy(bloomBitsPerKey)

@@ -32,7 +32,9 @@ const (
 
 // A tableRun writes what a batch holds of one generation of a view as sorted tables, and adds them to the store in one step, with the
 // generation's progress in a table of its own (I6). That saves the memtable, its flush and, for keys that come after all that
-// were written before, every later compaction: such tables go to the lowest level, where Pebble has nothing of their range above it. One goroutine uses it.
+// were written before, every later compaction: such tables go straight to the lowest level, where a file that reaches over their
+// range is split around it (pebbleOptions). While a compaction of such a file goes on, they go to L0 instead, which is slower and
+// no less true. One goroutine uses it.
 //
 // What is added is durable at once, while batches become so when their memtable is flushed. So after a crash a generation may be
 // ahead of what was written to other keys before; Pebble itself holds back tables that overlap such a batch until it is flushed.

@@ -47,6 +47,7 @@ func walkFailure(w *walk, m *failure) {
 	oneError(w, 52, &m.kind, walkRefusedAsAsked)
 	oneError(w, 53, &m.kind, walkUnsupported)
 	oneError(w, 54, &m.kind, walkFault)
+	oneError(w, 55, &m.kind, walkEndpointLimit)
 }
 
 func walkOutOfStock(w *walk, m *domain.OutOfStockError) {
@@ -102,6 +103,10 @@ func walkOrderPartNotFound(w *walk, m *domain.OrderPartNotFoundError) {
 func walkOrderLimit(w *walk, m *domain.OrderLimitError) {
 	w.text(1, &m.Part)
 	number(w, 2, &m.Limit)
+}
+
+func walkEndpointLimit(w *walk, m *domain.EndpointLimitError) {
+	number(w, 1, &m.Limit)
 }
 
 func walkRefundExceedsCaptured(w *walk, m *domain.RefundExceedsCapturedError) {

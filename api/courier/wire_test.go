@@ -64,7 +64,7 @@ var refusals = []domain.Refusal{
 	&domain.InvalidArgumentError{}, &domain.InvalidIDError{}, &domain.InvalidMoneyError{}, &domain.CampaignNotFoundError{},
 	&domain.CampaignNotOpenError{}, &domain.CampaignClosedError{}, &domain.CampaignMaxPerOrderError{}, &domain.CampaignLimitError{},
 	&domain.CouponInvalidError{}, &domain.CouponNotYetError{}, &domain.CouponExpiredError{}, &domain.CouponMinSubtotalError{},
-	&domain.CouponLimitError{},
+	&domain.CouponLimitError{}, &domain.EndpointLimitError{},
 }
 
 // closedSet returns the names of the types of package domain that have a method, as its source says.

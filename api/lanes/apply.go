@@ -166,6 +166,9 @@ func (m *Machine) settle(envelope *eventstore.Event, event domain.Event) {
 		m.expiring--
 	}
 	m.settleCampaigns(event)
+	if id, _, ok := endpointOf(event); ok {
+		m.endpointsNext.settle(id)
+	}
 	if erased, ok := event.(domain.UserErased); ok {
 		delete(m.erasing, erasedKey{erased.UserID, erased.Key})
 	}
@@ -195,6 +198,14 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 	if erased, ok := event.(domain.UserErased); ok {
 		m.erasures = true
 		return m.batch.Set(m.keys.erased(erased.UserID, erased.Key), encodeErasure(commit.Number, commit.Time), nil)
+	}
+	if id, there, ok := endpointOf(event); ok {
+		if !there {
+			delete(m.endpoints, id)
+			return m.batch.Delete(m.keys.endpoint(id), nil)
+		}
+		m.endpoints[id] = struct{}{}
+		return m.batch.Set(m.keys.endpoint(id), nil, nil)
 	}
 	if grant, ok := event.(domain.StockGranted); ok && grant.ToLane != m.options.Lane {
 		m.moved = m.options.board != nil

@@ -23,6 +23,7 @@ import (
 //	return    number, SKU                    units returned to the home lane and not known to be reclaimed
 //	campaign  stock key of its pool          the campaign, in its SKU's home lane
 //	coupon    code                           the coupon, in its home lane
+//	endpoint  id                             a webhook endpoint is there, in lane 0
 //	use       user 0x00 of what              what a user holds of a campaign or a coupon, as changes to add up
 const (
 	tablePosition  byte = 'p'
@@ -38,6 +39,7 @@ const (
 	tableCampaigns byte = 'c'
 	tableCoupons   byte = 'v'
 	tableUses      byte = 'u'
+	tableEndpoints byte = 'w'
 )
 
 // positionBytes is number, hash and log time.
@@ -92,6 +94,8 @@ func (k *keys) product(sku string) []byte { return k.keep(append(k.start(tablePr
 func (k *keys) campaign(pool string) []byte { return k.keep(append(k.start(tableCampaigns), pool...)) }
 
 func (k *keys) coupon(code string) []byte { return k.keep(append(k.start(tableCoupons), code...)) }
+
+func (k *keys) endpoint(id string) []byte { return k.keep(append(k.start(tableEndpoints), id...)) }
 
 func (k *keys) use(use domain.Use) []byte {
 	b := append(k.start(tableUses), use.UserID...)

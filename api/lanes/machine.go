@@ -45,6 +45,10 @@ type Machine struct {
 	coupons   overlay[string, domain.Coupon]
 	uses      overlay[domain.Use, int64]
 
+	// endpoints are the ids of webhook endpoints, of which there are few; endpointsNext says of some whether they will be there.
+	endpoints     map[string]struct{}
+	endpointsNext overlay[string, bool]
+
 	// erasing are the keys whose erasure is in flight. erasures says that one was ever erased: until then nobody need look.
 	erasing  map[erasedKey]struct{}
 	erasures bool
@@ -159,6 +163,9 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		campaigns: overlay[string, domain.Campaign]{},
 		coupons:   overlay[string, domain.Coupon]{},
 		uses:      overlay[domain.Use, int64]{},
+
+		endpoints:     map[string]struct{}{},
+		endpointsNext: overlay[string, bool]{},
 	}
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("load the state of lane %d: %w", options.Lane, err)
@@ -185,6 +192,12 @@ func (m *Machine) load() error {
 	}
 	if err := m.scan(m.keys.table(tableRequests), func(key, _ []byte) error {
 		m.known.addBytes(key)
+		return nil
+	}); err != nil {
+		return err
+	}
+	if err := m.scan(m.keys.table(tableEndpoints), func(id, _ []byte) error {
+		m.endpoints[string(id)] = struct{}{}
 		return nil
 	}); err != nil {
 		return err
@@ -277,6 +290,34 @@ func (m *Machine) KeyErased(userID string, key domain.KeyID) bool {
 	value, err := m.get(m.keys.erased(userID, key))
 	must(err)
 	return value != nil
+}
+
+// WebhookEndpoints implements domain.State.
+func (m *Machine) WebhookEndpoints(id string) (count int, known bool) {
+	count = len(m.endpoints)
+	for id, spec := range m.endpointsNext {
+		if _, durable := m.endpoints[id]; durable && !spec.value {
+			count--
+		} else if !durable && spec.value {
+			count++
+		}
+	}
+	_, known = m.endpoints[id]
+	if spec, ok := m.endpointsNext[id]; ok {
+		known = spec.value
+	}
+	return count, known
+}
+
+// endpointOf returns the webhook endpoint that an event is about, and whether it is there afterwards.
+func endpointOf(event domain.Event) (id string, there, ok bool) {
+	if put, ok := event.(domain.WebhookEndpointPut); ok {
+		return put.EndpointID, true, true
+	}
+	if deleted, ok := event.(domain.WebhookEndpointDeleted); ok {
+		return deleted.EndpointID, false, true
+	}
+	return "", false, false
 }
 
 // erasedSince reports whether a key of the user was erased after a commit.
@@ -630,6 +671,9 @@ func (m *Machine) speculate(event domain.Event, at time.Time) {
 		m.erasing[erasedKey{erased.UserID, erased.Key}] = struct{}{}
 	}
 	m.speculateCampaigns(event, at)
+	if id, there, ok := endpointOf(event); ok {
+		m.endpointsNext.put(id, there)
+	}
 }
 
 // Rollback implements eventstore.Machine.
@@ -649,6 +693,7 @@ func (m *Machine) Rollback() {
 	clear(m.campaigns)
 	clear(m.coupons)
 	clear(m.uses)
+	clear(m.endpointsNext)
 	m.pending = nil
 	m.expiring = 0
 	m.nextDue = time.Time{}

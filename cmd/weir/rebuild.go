@@ -71,8 +71,10 @@ type viewComparison struct {
 	Answers uint32 `json:"answers"`
 	Other   uint32 `json:"other"`
 	Equal   bool   `json:"equal"`
-	// Heals counts the parked keys of Answers that Other has taken in: they count as equal.
+	// Heals counts the parked keys of Answers that Other has taken in, Healed those of Other, which is kept, that Answers has
+	// taken in: they count as equal.
 	Heals       int              `json:"heals,omitempty"`
+	Healed      int              `json:"healed,omitempty"`
 	Lanes       []comparedLane   `json:"lanes"`
 	Differences []viewDifference `json:"differences"`
 }
@@ -84,8 +86,9 @@ type comparedLane struct {
 	// Partitions that differ, and how many keys of them do.
 	Partitions []uint32 `json:"partitions"`
 	Differ     uint64   `json:"differ"`
-	// Heals are the first parked keys that the other generation has taken in.
-	Heals []string `json:"heals,omitempty"`
+	// Heals are the first parked keys that the other generation has taken in, Healed those of the other one.
+	Heals  []string `json:"heals,omitempty"`
+	Healed []string `json:"healed,omitempty"`
 }
 
 type viewDifference struct {
@@ -128,11 +131,11 @@ func (l *localRebuilds) Compare(ctx context.Context, view string) (viewCompariso
 	if err != nil {
 		return viewComparison{}, explainRebuild(err)
 	}
-	c := viewComparison{View: view, Answers: found.Live, Other: found.Other, Equal: found.Equal(), Heals: found.Heals(), Differences: []viewDifference{}}
+	c := viewComparison{View: view, Answers: found.Live, Other: found.Other, Equal: found.Equal(), Heals: found.Heals(), Healed: found.Healed(), Differences: []viewDifference{}}
 	for _, lane := range found.Lanes {
 		c.Lanes = append(c.Lanes, comparedLane{
 			Lane: lane.Lane, Position: lane.Position.Number, Keys: lane.Keys, Partitions: append([]uint32{}, lane.Partitions...), Differ: lane.DifferencesTotal,
-			Heals: lane.Heals[:min(len(lane.Heals), projections.DifferencesMax)],
+			Heals: lane.Heals[:min(len(lane.Heals), projections.DifferencesMax)], Healed: lane.Healed[:min(len(lane.Healed), projections.DifferencesMax)],
 		})
 		for _, d := range lane.Differences {
 			if len(c.Differences) < projections.DifferencesMax {
@@ -577,7 +580,8 @@ func (p *process) projectionsCompare() *cobra.Command {
 		Long: `Compare the generation that answers reads with the one that is built and waits, or with the one that is kept: the
 digest of each of the 1,024 partitions, and where digests differ, key by key. Both are looked at as of one commit of
 each lane. The first 20 keys that differ are printed. What the other one has taken in and the one that answers has
-parked is told, and is no difference. Exit code 0: they are equal; 3: they differ.
+parked is told, and so is what one that is kept has parked and the one that answers has taken in: neither is a
+difference. Exit code 0: they are equal; 3: they differ.
 
 ` + sourceHelp,
 		Example: `  weir projections compare orders
@@ -630,16 +634,22 @@ func (p *process) printComparison(found *viewComparison) error {
 	for _, d := range found.Differences {
 		fmt.Fprintf(p.stdout, "lane %d, %s: %s\n", d.Lane, printable(d.Key), printable(d.Problem))
 	}
-	if found.Heals == 0 {
-		return nil
+	p.printTakenIn(found, found.Other, found.Answers, found.Heals, func(lane *comparedLane) []string { return lane.Heals })
+	p.printTakenIn(found, found.Answers, found.Other, found.Healed, func(lane *comparedLane) []string { return lane.Healed })
+	return nil
+}
+
+// printTakenIn prints the parked keys of one generation that the other one has taken in.
+func (p *process) printTakenIn(found *viewComparison, by, parkedIn uint32, total int, keys func(*comparedLane) []string) {
+	if total == 0 {
+		return
 	}
-	fmt.Fprintf(p.stdout, "generation %d takes in what generation %d has parked, %d keys, which count as equal:\n", found.Other, found.Answers, found.Heals)
-	for _, lane := range found.Lanes {
-		for _, key := range lane.Heals {
-			fmt.Fprintf(p.stdout, "lane %d, parked key %s\n", lane.Lane, printable(key))
+	fmt.Fprintf(p.stdout, "generation %d takes in what generation %d has parked, %d keys, which count as equal:\n", by, parkedIn, total)
+	for i := range found.Lanes {
+		for _, key := range keys(&found.Lanes[i]) {
+			fmt.Fprintf(p.stdout, "lane %d, parked key %s\n", found.Lanes[i].Lane, printable(key))
 		}
 	}
-	return nil
 }
 
 // partitionsShown bounds the partitions that a line names.

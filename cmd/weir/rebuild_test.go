@@ -74,7 +74,10 @@ func TestGenerationsThatDifferAreExitCode3(t *testing.T) {
 	n.rebuilding.comparison.Equal, n.rebuilding.comparison.Heals = true, 1
 	n.rebuilding.comparison.Lanes[0].Differ, n.rebuilding.comparison.Lanes[0].Heals, n.rebuilding.comparison.Differences = 0, []string{testOrderID}, nil
 	golden(t, "output/projections_compare_heals.table", weir(t, nil, "projections", "compare", "stock", "--data", n.dir).want(t, exitOK).stdout)
-	weir(t, nil, "projections", "compare", "stock", "--data", n.dir).want(t, exitOK)
+	n.rebuilding.comparison.Heals, n.rebuilding.comparison.Healed = 0, 1
+	n.rebuilding.comparison.Lanes[0].Heals, n.rebuilding.comparison.Lanes[0].Healed = nil, []string{testOrderID}
+	golden(t, "output/projections_compare_healed.table", weir(t, nil, "projections", "compare", "stock", "--data", n.dir).want(t, exitOK).stdout)
+	golden(t, "output/projections_compare_healed.json", weir(t, nil, "projections", "compare", "stock", "--data", n.dir, "-o", "json").want(t, exitOK).stdout)
 }
 
 func TestACommandThatTheNodeRefusesChangesNothingAndSaysWhy(t *testing.T) {

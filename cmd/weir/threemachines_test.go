@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/ops/freeports"
 )
 
 // A walk runs what a document says, in a shell and in terminals.
@@ -35,9 +35,6 @@ type walk struct {
 	mu      sync.Mutex
 	servers []*exec.Cmd
 }
-
-// readsAgainMax bounds how often a read is repeated until a node shows what another one decided.
-const readsAgainMax = 50
 
 // walkCommandMax bounds one command of a document.
 const walkCommandMax = time.Minute
@@ -176,13 +173,6 @@ func (w *walk) follow(document string) (commands int) {
 			}
 			settle()
 			got := w.run(command)
-			// A node learns of what another one decided some milliseconds later: what is only read may be read again.
-			for range readsAgainMax {
-				if !strings.HasPrefix(command, "weir order list") || strings.TrimSpace(got) == strings.TrimSpace(want) {
-					break
-				}
-				got = w.run(command)
-			}
 			if want = strings.TrimSpace(want); want != "" && want != "…" && strings.TrimSpace(got) != want {
 				w.t.Fatalf("$ %s\nprinted:\n%s\nthe document says:\n%s", command, got, want)
 			}
@@ -190,21 +180,6 @@ func (w *walk) follow(document string) (commands int) {
 	}
 	settle()
 	return commands
-}
-
-// freePorts returns ports of 127.0.0.1 that nobody listens on.
-func freePorts(t *testing.T, count int) []string {
-	t.Helper()
-	ports := make([]string, count)
-	for i := range ports {
-		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close()
-		_, ports[i], _ = net.SplitHostPort(listener.Addr().String())
-	}
-	return ports
 }
 
 func TestTheWalkThroughOverThreeMachinesWorksAsWritten(t *testing.T) {
@@ -216,9 +191,9 @@ func TestTheWalkThroughOverThreeMachinesWorksAsWritten(t *testing.T) {
 	if !found {
 		t.Fatal("the document has no end for one computer")
 	}
-	ports := freePorts(t, 9)
+	ports := freeports.Take(t, 9)
 	for i, port := range []string{"6221", "6222", "6223", "4221", "4222", "4223", "8081", "8082", "8083"} {
-		document = strings.ReplaceAll(document, ":"+port, ":"+ports[i])
+		document = strings.ReplaceAll(document, ":"+port, fmt.Sprintf(":%d", ports[i]))
 	}
 	if commands := newWalk(t).follow(document); commands < 18 {
 		t.Fatalf("the document has %d commands: the test did not find them", commands)
@@ -240,8 +215,8 @@ func newTestCluster(t *testing.T) *testCluster {
 	t.Helper()
 	c := &testCluster{keys: filepath.Join(t.TempDir(), "keys")}
 	live(t, nil, "cluster", "keys", "127.0.0.1", "--out", c.keys).want(t, exitOK)
-	for _, port := range freePorts(t, 3) {
-		c.routes = append(c.routes, "127.0.0.1:"+port)
+	for _, address := range freeports.Addresses(t, 3) {
+		c.routes = append(c.routes, address)
 		dir := t.TempDir()
 		c.dirs = append(c.dirs, dir)
 		for _, file := range []string{"token.key", "master.key"} {

@@ -28,8 +28,9 @@ type Cluster struct {
 	// Listen is the TCP address (host:port) for the other servers. Routes are the addresses of all of them.
 	Listen string
 	Routes []string
-	// Secret is what the servers and clients of the cluster know and nobody else does: a server whose secret is another one
+	// Secret is what the servers and clients of the cluster know and nobody else does: a server that comes with another one
 	// gets no route, and clients sign in with keys that are made of it. Without one anybody may, which is for tests alone.
+	// A server at one of Routes, which the others dial, proves itself by its certificate (TLS) and is not asked for the secret.
 	Secret Secret
 	// TLS protects the routes, on both of their ends (see RouteTLS), and the client port; nil leaves them in the clear.
 	TLS *tls.Config

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +16,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/weirhq/weir/ops/freeports"
 )
 
 var testSecret = Secret("0123456789abcdef0123456789abcdef")
@@ -37,21 +38,6 @@ func (l *lines) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
-}
-
-// freeAddresses returns addresses of 127.0.0.1 that nobody listens on.
-func freeAddresses(t *testing.T, count int) []string {
-	t.Helper()
-	addresses := make([]string, count)
-	for i := range addresses {
-		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close()
-		addresses[i] = listener.Addr().String()
-	}
-	return addresses
 }
 
 // routeTLS signs a certificate for 127.0.0.1.
@@ -109,7 +95,7 @@ func complete(s *Server) func() bool {
 }
 
 func TestThreeServersBecomeAClusterInAnyOrderAndAfterTheyAllStopped(t *testing.T) {
-	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	routes, authority := freeports.Addresses(t, 3), newAuthority(t)
 	logged := &lines{}
 	options := make([]Options, 3)
 	for i := range options {
@@ -149,7 +135,7 @@ func TestThreeServersBecomeAClusterInAnyOrderAndAfterTheyAllStopped(t *testing.T
 }
 
 func TestAServerWithAnotherSecretOrCertificateGetsNoRoute(t *testing.T) {
-	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	routes, authority := freeports.Addresses(t, 3), newAuthority(t)
 	first := member(t, 0, routes, authority)
 	logged := &lines{}
 	first.Logger = slog.New(slog.NewTextHandler(logged, nil))
@@ -171,23 +157,84 @@ func TestAServerWithAnotherSecretOrCertificateGetsNoRoute(t *testing.T) {
 	} {
 		t.Run(intruder.name, func(t *testing.T) {
 			options := member(t, 2, routes, authority)
+			options.Cluster.Listen = freeports.Addresses(t, 1)[0] // It dials: whom a server dials proves itself by its certificate alone.
 			intruder.change(options.Cluster)
 			before := len(logged.String())
 			bad := start(t, options)
 			defer bad.Shutdown()
-			eventually(t, "the server has refused the intruder", func() bool { return strings.Contains(logged.String()[before:], intruder.logs) })
-			if got := good.Cluster().Servers; len(got) != 2 {
-				t.Fatalf("servers are %v", got)
-			}
-			if got := bad.Cluster().Servers; len(got) != 1 {
-				t.Fatalf("the intruder sees %v", got)
-			}
+			inside, outside := hears(t, good), hears(t, bad)
+			eventually(t, "the server has refused the intruder", func() bool {
+				inside.say(t)
+				outside.say(t)
+				return strings.Contains(logged.String()[before:], intruder.logs)
+			})
+			// Who dials has a route on its list until the other one has refused it.
+			eventually(t, "neither counts the other", func() bool { return len(good.Cluster().Servers) == 2 && len(bad.Cluster().Servers) == 1 })
+			inside.say(t)
+			outside.say(t)
+			inside.heardItself(t)
+			outside.heardItself(t)
 		})
 	}
 }
 
+// A listener hears what is said at any server that its own has a route to.
+type listener struct {
+	nc   *nats.Conn
+	sub  *nats.Subscription
+	said int
+}
+
+func hears(t *testing.T, s *Server) *listener {
+	t.Helper()
+	nc, err := s.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	sub, err := nc.SubscribeSync("said")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &listener{nc: nc, sub: sub}
+}
+
+func (l *listener) say(t *testing.T) {
+	t.Helper()
+	l.said++
+	if err := errors.Join(l.nc.Publish("said", []byte(l.nc.ConnectedServerName())), l.nc.Flush()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// heardItself fails the test unless what was heard is what was said at this server, and nothing else.
+func (l *listener) heardItself(t *testing.T) {
+	t.Helper()
+	heard, own := 0, l.nc.ConnectedServerName()
+	for {
+		pending, _, err := l.sub.Pending()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pending == 0 {
+			break
+		}
+		message, err := l.sub.NextMsg(time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(message.Data) != own {
+			t.Fatalf("%s heard what was said at %s", own, message.Data)
+		}
+		heard++
+	}
+	if heard != l.said {
+		t.Fatalf("%s heard %d messages of the %d that were said there", own, heard, l.said)
+	}
+}
+
 func TestOnlyWhoKnowsTheSecretBecomesAClient(t *testing.T) {
-	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	routes, authority := freeports.Addresses(t, 3), newAuthority(t)
 	options := member(t, 0, routes, authority)
 	options.Listen = "127.0.0.1:0"
 	s := start(t, options)
@@ -231,7 +278,7 @@ func TestOnlyWhoKnowsTheSecretBecomesAClient(t *testing.T) {
 }
 
 func TestADirectoryStaysThatOfItsServer(t *testing.T) {
-	routes, authority := freeAddresses(t, 3), newAuthority(t)
+	routes, authority := freeports.Addresses(t, 3), newAuthority(t)
 	alone := start(t, Options{Dir: t.TempDir()})
 	js, err := jetstream.New(connect(t, alone))
 	if err != nil {

@@ -87,7 +87,7 @@ func TestPeakEWMAAvoidsASlowUpstreamAndComesBack(t *testing.T) {
 	for _, rate := range []int{100, 2000} {
 		seed := rand.Uint64()
 		w := newWorld(t, Config{}, seed, named("a", "b", "c")...)
-		w.run(rate, 5*time.Second, w.anyKey(PeakEWMA), func(string) reply { return w.quick() })
+		w.run(rate, 30*time.Second, w.anyKey(PeakEWMA), func(string) reply { return w.quick() }) // Both percentiles are of 3,000 calls at least.
 		before := w.p99()
 		slow := func(id string) reply {
 			r := w.quick()
@@ -102,7 +102,7 @@ func TestPeakEWMAAvoidsASlowUpstreamAndComesBack(t *testing.T) {
 			t.Errorf("seed %d: at %d calls a second the slow upstream got %.2f%%, p99 is %s and was %s", seed, rate, 100*got, w.p99(), before)
 		}
 		w.run(rate, 20*time.Second, w.anyKey(PeakEWMA), func(string) reply { return w.quick() })
-		w.run(rate, 10*time.Second, w.anyKey(PeakEWMA), func(string) reply { return w.quick() })
+		w.run(rate, 60*time.Second, w.anyKey(PeakEWMA), func(string) reply { return w.quick() }) // One late call is shunned for seconds.
 		if got := w.share("b"); got < 0.2 {
 			t.Errorf("seed %d: at %d calls a second the upstream that is quick again got %.2f%%", seed, rate, 100*got)
 		}

@@ -184,7 +184,7 @@ func (w *world) anyKey(policy Policy) func() Key {
 
 // quick is how a healthy upstream answers.
 func (w *world) quick() reply {
-	return reply{outcome: outcome.Good, after: time.Duration(3+w.random.ExpFloat64()*2) * time.Millisecond}
+	return reply{outcome: outcome.Good, after: time.Duration((3 + w.random.ExpFloat64()*2) * float64(time.Millisecond))}
 }
 
 var policies = []Policy{LaneAffinity, PeakEWMA, WeightedRandom, WeightedRoundRobin, LeastActive, ConsistentHash}

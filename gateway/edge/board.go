@@ -82,8 +82,8 @@ const (
 	leftTrust = 3 * time.Second
 	// buyersMax bounds the users that are remembered for an item; one that more have bought is not refused here.
 	buyersMax = 200_000
-	// searchPage is the size of a page of orders, and searchOverlap how far a search reaches back behind the newest order that is known: the
-	// clocks of lanes differ by less.
+	// searchPage is the size of a page of orders, and searchOverlap how far a search reaches back behind the beginning of the one before: the
+	// clocks of lanes, and of the gateway, differ by less.
 	searchPage    = 100
 	searchOverlap = 10 * time.Second
 	// askersMax bounds the users whose order of an item may have been placed without their knowing, and askerCounts is how long that is the
@@ -110,8 +110,7 @@ type item struct {
 
 	// What follows is that of the goroutine that looks.
 	buyers     map[uint64]struct{}
-	newest     time.Time // of the orders that are known
-	complete   bool
+	searched   time.Time // when the newest search that was complete began, zero before the first
 	tooMany    bool
 	lastFailed bool
 }
@@ -295,11 +294,12 @@ var errNotFresh = errors.New("the orders are not all there yet")
 
 // findBuyers adds those who have orders of the item that were not known. It copies the set before it changes it.
 func (b *Board) findBuyers(ctx context.Context, it *item) error {
+	began := time.Now() // What is placed from now on, the next search finds.
 	search := &orderv1.SearchOrdersRequest{Sku: it.SKU, CampaignId: it.CampaignID, PageSize: searchPage}
-	if it.complete {
-		search.PlacedFrom = timestamppb.New(it.newest.Add(-searchOverlap))
+	if !it.searched.IsZero() {
+		search.PlacedFrom = timestamppb.New(it.searched.Add(-searchOverlap))
 	}
-	set, copied, newest := it.buyers, false, it.newest
+	set, copied := it.buyers, false
 	for pages := 0; ; pages++ {
 		response, err := b.options.Orders.SearchOrders(ctx, search)
 		if err != nil {
@@ -310,9 +310,6 @@ func (b *Board) findBuyers(ctx context.Context, it *item) error {
 		}
 		for _, order := range response.GetOrders() {
 			hash := maphash.String(b.seed, order.GetUserId())
-			if placed := order.GetPlacedAt().AsTime(); placed.After(newest) {
-				newest = placed
-			}
 			if _, known := set[hash]; known {
 				continue
 			}
@@ -329,7 +326,7 @@ func (b *Board) findBuyers(ctx context.Context, it *item) error {
 			break
 		}
 	}
-	it.buyers, it.newest, it.complete = set, newest, true
+	it.buyers, it.searched = set, began
 	return nil
 }
 

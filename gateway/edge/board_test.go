@@ -288,6 +288,30 @@ func TestWhoHasAnOrderGetsItAgainThoughItIsSoldOut(t *testing.T) {
 	})
 }
 
+// A sale may end with many orders in its last seconds. To read all of them again with each look took longer than a look is trusted.
+func TestTheLastOrdersOfASaleAreNotReadAgainForEver(t *testing.T) {
+	const buyers = 20 * searchPage
+	inSale(t, buyers, func(s *sale) {
+		s.store.change(func() {
+			for i := range buyers {
+				s.store.orders = append(s.store.orders, &orderv1.Order{UserId: fmt.Sprint(i), OrderId: "o", PlacedAt: timestamppb.Now()})
+			}
+			s.store.sold = buyers
+		})
+		s.pass(searchOverlap + 2*lookSlowly)
+		var before int
+		s.store.change(func() { before = s.store.searches })
+		s.pass(time.Second)
+		s.store.change(func() {
+			if pages, looksMax := s.store.searches-before, int(time.Second/(lookEvery-lookEvery/5))+1; pages == 0 || pages > looksMax {
+				s.t.Errorf("in a second long after the last order, %d pages of orders were read, want one with each look, at most %d", pages, looksMax)
+			}
+		})
+		s.wantBy(false, "0", "long after it sold out")
+		s.wantBy(true, "stranger", "long after it sold out")
+	})
+}
+
 func TestWhoWasRefusedByANodeIsRefusedHereNext(t *testing.T) {
 	inSale(t, 0, func(s *sale) {
 		s.edge.board.items[itemKey{"mug", s.item.CampaignID}].seen.Store(nil) // As if the board had not looked yet.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/weirhq/weir/ops/freeports"
 )
 
 // patience bounds the waits of tests; only a failing test waits as long.
@@ -61,16 +63,6 @@ func await(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
 // gateway runs global rates against a Redis until the test ends.
 func gateway(t *testing.T, id int, address string) *Globals {
 	t.Helper()
@@ -96,7 +88,7 @@ func gateway(t *testing.T, id int, address string) *Globals {
 
 func TestGatewaysShareAGlobalRateThroughRedisAndDivideItWithout(t *testing.T) {
 	const perSecond, gateways = 2000.0, 3
-	address := freeAddress(t)
+	address := freeports.Addresses(t, 1)[0]
 	kill := startRedis(t, address)
 	var all []*Globals
 	var leases []*lease
@@ -176,7 +168,7 @@ func TestGatewaysShareAGlobalRateThroughRedisAndDivideItWithout(t *testing.T) {
 }
 
 func TestAnEmptiedRedisGivesNothingTwice(t *testing.T) {
-	address := freeAddress(t)
+	address := freeports.Addresses(t, 1)[0]
 	startRedis(t, address)
 	g := gateway(t, 1, address)
 	l := g.lease("m", Rate{PerSecond: 100, Burst: 100})

@@ -383,7 +383,14 @@ func TestThePaceDoesNotCreepUpUnderLastingLoad(t *testing.T) {
 }
 
 func TestUpstreamsThatBecomeSlowerOrQuickerUnderLoadAreUsedInFull(t *testing.T) {
-	seed := seedOf(t)
+	// With the first the baseline stayed at what the slower upstreams took: trials let through so many calls that these took it again.
+	for _, seed := range []uint64{17615130625104696948, seedOf(t)} {
+		becomeSlowerAndQuicker(t, seed)
+	}
+}
+
+func becomeSlowerAndQuicker(t *testing.T, seed uint64) {
+	t.Helper()
 	w := newWorld(seed, 1)
 	stop := false
 	w.offer(2*w.capacity(), w.mixed, &stop)
@@ -403,8 +410,12 @@ func TestUpstreamsThatBecomeSlowerOrQuickerUnderLoadAreUsedInFull(t *testing.T) 
 	if goodput := w.report(t, "quicker", 20*time.Second); goodput < 0.9 {
 		t.Errorf("seed %d: goodput of quicker upstreams is %.3f of capacity, want 0.9", seed, goodput)
 	}
-	if p99 := w.percentile(0.99); p99 > 200*time.Millisecond { // What the slower ones took, and more.
-		t.Errorf("seed %d: p99 stays at %s after upstreams became quicker", seed, p99)
+	// One call in a hundred takes this long by itself, all may wait at the upstreams for as much as the limiter tolerates, on average, and in the
+	// gateway for a place. What the slower upstreams took has no part in it.
+	alone := time.Duration(float64(w.service) * (0.5 + 0.5*math.Log(100)))
+	bound := alone + max(time.Duration(toleranceDefault-1)*w.service, slackDefault) + queueWaitMaxDefault
+	if p99 := w.percentile(0.99); p99 > bound {
+		t.Errorf("seed %d: p99 is %s after upstreams became quicker, want at most %s", seed, p99, bound)
 	}
 	// Half of them stop.
 	w.servers = 5

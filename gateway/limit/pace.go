@@ -70,11 +70,12 @@ const (
 	// busyShare of calls that an upstream turned away because it has too much to do slows down by busyShrink.
 	busyShare  = 0.02
 	busyShrink = 0.9
-	// trialEvery is how often trials are held, and trialShare what is left of the pace for trialLength: less than half, so that a baseline that is
-	// too high falls each time. Calls of a trial that have not ended by trialJudged count for nothing.
+	// trialEvery is how often trials are held, each for trialLength. In one there are as few calls under way that, if calls wait for each other,
+	// they take trialWait of the baseline when without a trial they take Tolerance times as much: well below trialQuicker, so that a baseline
+	// that is too high falls each time. Calls of a trial that have not ended by trialJudged count for nothing.
 	trialEvery  = 10 * time.Second
 	trialEarly  = time.Second
-	trialShare  = 0.4
+	trialWait   = 0.6
 	trialLength = 300 * time.Millisecond
 	trialJudged = 2 * time.Second
 	// trialLoad is the load from which trials are held even if there is no use for more calls: others may have it.
@@ -108,7 +109,7 @@ func (p *pace) places(now int64) int {
 		return math.MaxInt
 	}
 	if p.trial.cuts(now) {
-		return max(1, int(min(p.limit, float64(p.peak))*trialShare))
+		return max(1, int(min(p.limit, float64(p.peak))*trialWait/p.config.Tolerance))
 	}
 	return int(p.limit)
 }

@@ -31,7 +31,7 @@ type Options struct {
 	Duration, Warmup time.Duration
 	// Connections that the load comes over.
 	Connections int
-	// Orders in the log whose rebuild, memory and start are measured, in the groups million and rebuild.
+	// Orders in the log whose rebuild, memory and start are measured, in the groups million and rebuild; redis takes so many at most.
 	Orders int
 	// Failovers of each kind in the group failover.
 	Failovers int
@@ -44,11 +44,11 @@ type Options struct {
 }
 
 // Groups are the names for Options.Only.
-var Groups = []string{"place", "json", "get", "quarter", "lanes", "hot4", "campaign", "pay", "flash", "peers", "visible", "levels", "million", "rebuild"}
+var Groups = []string{"place", "json", "get", "quarter", "lanes", "hot4", "campaign", "pay", "flash", "peers", "visible", "levels", "redis", "million", "rebuild"}
 
 // GatewayGroups are the names for Options.Only of what is measured of the gateway, in front of upstreams that are told how to behave. They run
 // only when they are named.
-var GatewayGroups = []string{"gateway-cost", "gateway-faults", "gateway-overload"}
+var GatewayGroups = []string{"gateway-cost", "gateway-faults", "gateway-overload", "gateway-edge", "gateway-plans", "gateway-limits", "gateway-nodes", "gateway-failback"}
 
 // ClusterGroups are the names for Options.Only of what is measured of nodes that share a log. They run only when they are named.
 var ClusterGroups = []string{"cluster", "hop", "failover"}
@@ -112,6 +112,7 @@ func Command() *cobra.Command {
 		echoCommand("echo", "Serve prebuilt replies", echo.Run),
 		echoCommand("fake", "Serve prebuilt replies, and misbehave when told", echo.RunFake),
 		proxyCommand(),
+		natsCommand(),
 	)
 	return command
 }

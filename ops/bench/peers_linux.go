@@ -53,7 +53,7 @@ func startPeers(ctx context.Context, source, dir string) (started *peers, err er
 		return nil, err
 	}
 	p.databases = append(p.databases, postgres)
-	redis, err := startRedis(ctx, dir)
+	redis, err := startRedis(ctx, dir, durably...)
 	if err != nil {
 		return nil, err
 	}
@@ -185,14 +185,17 @@ func startPostgres(ctx context.Context, dir string) (*launch.Server, string, *sy
 	return process, tools, credential, nil
 }
 
-// startRedis runs a Redis with an append-only file that is fsynced once a second.
-func startRedis(ctx context.Context, dir string) (*launch.Server, error) {
+// durably are settings of a Redis with an append-only file that is fsynced once a second.
+var durably = []string{"--appendonly", "yes", "--appendfsync", "everysec"}
+
+// startRedis runs a Redis in a folder of its own. Without more settings it keeps nothing on disk, as a cache does.
+func startRedis(ctx context.Context, dir string, settings ...string) (*launch.Server, error) {
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
 		return nil, errors.New("redis is not installed (Debian: apt-get install redis-server)")
 	}
-	data := filepath.Join(dir, "redis")
-	if err := os.Mkdir(data, 0o700); err != nil {
+	data, err := os.MkdirTemp(dir, "redis-")
+	if err != nil {
 		return nil, err
 	}
 	addr, err := launch.FreeAddr(ctx)
@@ -203,8 +206,9 @@ func startRedis(ctx context.Context, dir string) (*launch.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	process, err := launch.Start("Redis", addr, nil, exec.Command(binary, "--bind", host, "--port", port, "--dir", data, //nolint:noctx // end ends it.
-		"--save", "", "--appendonly", "yes", "--appendfsync", "everysec"))
+	process, err := launch.Start("Redis", addr, nil, exec.Command(binary, append([]string{ //nolint:noctx // end ends it.
+		"--bind", host, "--port", port, "--dir", data, "--save", "",
+	}, settings...)...))
 	if err != nil {
 		return nil, err
 	}

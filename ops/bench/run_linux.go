@@ -57,9 +57,11 @@ func run(ctx context.Context, options Options, out, progress io.Writer) (err err
 	groups := map[string]func(context.Context) error{
 		"place": b.place, "json": b.json, "get": b.get, "quarter": b.quarter, "lanes": b.lanes,
 		"hot4": b.hot4, "campaign": b.campaign, "pay": b.pay, "flash": b.flash, "peers": b.peers, "million": b.million,
-		"visible": b.visible, "levels": b.levels, "rebuild": b.rebuild,
+		"visible": b.visible, "levels": b.levels, "redis": b.redis, "rebuild": b.rebuild,
 		"cluster": b.cluster, "hop": b.hop, "failover": b.failover,
 		"gateway-cost": b.gatewayCost, "gateway-faults": b.gatewayFaults, "gateway-overload": b.gatewayOverload,
+		"gateway-edge": b.gatewayEdge, "gateway-plans": b.gatewayPlans, "gateway-limits": b.gatewayLimits, "gateway-nodes": b.gatewayNodes,
+		"gateway-failback": b.gatewayFailback,
 	}
 	for _, name := range slices.Concat(Groups, GatewayGroups, ClusterGroups) {
 		if !slices.Contains(b.Only, name) && (len(b.Only) > 0 || !slices.Contains(Groups, name)) {

@@ -362,7 +362,7 @@ func (b *bench) levels(ctx context.Context) error {
 	if err := b.coldReads(ctx, "the view"); err != nil {
 		return err
 	}
-	redis, err := startRedis(ctx, b.dir)
+	redis, err := startRedis(ctx, b.dir, durably...)
 	if err != nil {
 		b.report.LeftOut = append(b.report.LeftOut, fmt.Sprintf("GetOrder from Redis: %v", err))
 		return ctx.Err()

@@ -175,7 +175,7 @@ func TestTLSAndAnACLUserAreEnough(t *testing.T) {
 		"--tls-cert-file", files.server.cert, "--tls-key-file", files.server.key, "--tls-ca-cert-file", files.ca, "--tls-auth-clients", "yes",
 		"--maxmemory", "50mb", "--maxmemory-policy", "volatile-lru",
 		"--user", "default", "off",
-		"--user", "weir", "on", ">secret", "~weir:*", "+get", "+mget", "+getrange", "+set", "+unlink", "+eval", "+evalsha", "+scan", "+info", "+cluster",
+		"--user", "weir", "on", ">secret", "~weir:*", "+get", "+mget", "+set", "+unlink", "+eval", "+evalsha", "+scan", "+info", "+cluster",
 	)
 	set := func(username, password, cert, key, ca string) func(*Options) {
 		return func(o *Options) {

@@ -93,18 +93,20 @@ const (
 )
 
 // writeScript sets each of KEYS to its entry, for its milliseconds, which ARGV has in turn; not if what is there is as of a later
-// commit, or is the mark of an erasure as of the same one. It says how many it has set.
-const writeScript = `local written = 0
+// commit, or is the mark of an erasure as of the same one. It says how many it has set. What is there is read at once, whole: a command
+// costs Redis more than the bytes of an entry do, and publishing waits for Redis. A key may come twice.
+const writeScript = `local sub, byte = string.sub, string.byte
+local written, olds, now = 0, redis.call('MGET', unpack(KEYS)), {}
 for i = 1, #KEYS do
-  local entry, newer = ARGV[2 * i - 1], false
-  local old = redis.call('GETRANGE', KEYS[i], 0, 26)
-  if #old == 27 and string.sub(old, 1, 2) == 'w1' then
-    local number, mine = tonumber(string.sub(old, 3, 18), 16), tonumber(string.sub(entry, 3, 18), 16)
-    newer = number and (number > mine or number == mine and string.byte(old, 27) == 1 and string.byte(entry, 27) ~= 1)
+  local key, entry, newer = KEYS[i], ARGV[2 * i - 1], false
+  local old = now[key] or olds[i]
+  if old and #old >= 27 and sub(old, 1, 2) == 'w1' then
+    local number, mine = tonumber(sub(old, 3, 18), 16), tonumber(sub(entry, 3, 18), 16)
+    newer = number and (number > mine or number == mine and byte(old, 27) == 1 and byte(entry, 27) ~= 1)
   end
   if not newer then
-    redis.call('SET', KEYS[i], entry, 'PX', ARGV[2 * i])
-    written = written + 1
+    redis.call('SET', key, entry, 'PX', ARGV[2 * i])
+    written, now[key] = written + 1, entry
   end
 end
 return written`

@@ -349,7 +349,7 @@ func settingsError(address string, err error) error {
 	case redis.IsPermissionError(err):
 		return &SettingsError{
 			Server: address, Problem: "its user may not do what is needed: " + err.Error(),
-			Next: "allow +get +mget +getrange +set +unlink +eval +evalsha +scan +info +cluster on the keys with our prefix", Cause: err,
+			Next: "allow +get +mget +set +unlink +eval +evalsha +scan +info +cluster on the keys with our prefix", Cause: err,
 		}
 	}
 	return fmt.Errorf("%w at %s: %w", ErrUnreachable, address, err)

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/weirhq/weir/ops/freeports"
 )
 
 // patience bounds the waits of tests; only a failing test waits as long.
@@ -26,9 +28,6 @@ type server struct {
 	kill func() // as kill -9 does; again is harmless
 }
 
-// portTriesMax bounds the ports that startServer tries: another process may take one before the server does.
-const portTriesMax = 10
-
 // startServer starts a Redis that keeps nothing on disk by itself, with more settings if there are any. It ends with the test.
 func startServer(tb testing.TB, settings ...string) *server {
 	tb.Helper()
@@ -36,32 +35,12 @@ func startServer(tb testing.TB, settings ...string) *server {
 		tb.Fatalf("these tests need a real Redis and redis-server is not here: run 'make redis-server' as root, or install it (Debian: apt-get install redis-server)")
 	}
 	dir := tb.TempDir()
-	var said string
-	for range portTriesMax {
-		s := &server{tb: tb, addr: freeAddress(tb), dir: dir}
-		if said = s.start(settings); said == "" {
-			tb.Cleanup(s.kill)
-			return s
-		}
+	s := &server{tb: tb, addr: freeports.Addresses(tb, 1)[0], dir: dir}
+	if said := s.start(settings); said != "" {
+		tb.Fatalf("redis-server does not start: %s", said)
 	}
-	tb.Fatalf("redis-server does not start: %s", said)
-	return nil
-}
-
-func freeAddress(tb testing.TB) string {
-	tb.Helper()
-	for {
-		listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			tb.Fatal(err)
-		}
-		addr := listener.Addr().String()
-		listener.Close()
-		// A server of a cluster listens 10000 ports further up as well.
-		if _, port, _ := net.SplitHostPort(addr); atoi(port) < 55000 {
-			return addr
-		}
-	}
+	tb.Cleanup(s.kill)
+	return s
 }
 
 func atoi(text string) int {

@@ -56,8 +56,6 @@ const (
 	connectionsMax = 32
 	// connectionIdleMax is how long a connection that nobody uses is kept.
 	connectionIdleMax = time.Minute
-	// EndpointsMax bounds the endpoints: each follows every lane.
-	EndpointsMax = 64
 	// DeliveriesMax is how many attempts are remembered of each endpoint; the oldest make room for the newest.
 	DeliveriesMax = 1000
 	// awaitPoll is how often Await looks.

@@ -683,6 +683,7 @@ type Failure struct {
 	//	*Failure_RefusedAsAsked
 	//	*Failure_Unsupported
 	//	*Failure_Fault
+	//	*Failure_EndpointLimit
 	Kind          isFailure_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1083,6 +1084,15 @@ func (x *Failure) GetFault() *Fault {
 	return nil
 }
 
+func (x *Failure) GetEndpointLimit() *EndpointLimit {
+	if x != nil {
+		if x, ok := x.Kind.(*Failure_EndpointLimit); ok {
+			return x.EndpointLimit
+		}
+	}
+	return nil
+}
+
 type isFailure_Kind interface {
 	isFailure_Kind()
 }
@@ -1282,6 +1292,11 @@ type Failure_Fault struct {
 	Fault *Fault `protobuf:"bytes,54,opt,name=fault,proto3,oneof"`
 }
 
+type Failure_EndpointLimit struct {
+	// EndpointLimit refuses one webhook endpoint more than there may be.
+	EndpointLimit *EndpointLimit `protobuf:"bytes,55,opt,name=endpoint_limit,json=endpointLimit,proto3,oneof"`
+}
+
 func (*Failure_OutOfStock) isFailure_Kind() {}
 
 func (*Failure_StockMoving) isFailure_Kind() {}
@@ -1359,6 +1374,8 @@ func (*Failure_RefusedAsAsked) isFailure_Kind() {}
 func (*Failure_Unsupported) isFailure_Kind() {}
 
 func (*Failure_Fault) isFailure_Kind() {}
+
+func (*Failure_EndpointLimit) isFailure_Kind() {}
 
 // EscrowMessage is what the escrow of one lane tells that of another (api/lanes/ESCROW.md). It goes to weir.escrow.LANE, and may be
 // lost, repeated or overtaken.
@@ -5800,6 +5817,52 @@ func (x *OrderLimit) GetLimit() int64 {
 	return 0
 }
 
+// EndpointLimit refuses one webhook endpoint more than there may be.
+type EndpointLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many there may be.
+	Limit         int64 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointLimit) Reset() {
+	*x = EndpointLimit{}
+	mi := &file_weir_node_v1_node_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointLimit) ProtoMessage() {}
+
+func (x *EndpointLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_node_v1_node_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointLimit.ProtoReflect.Descriptor instead.
+func (*EndpointLimit) Descriptor() ([]byte, []int) {
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *EndpointLimit) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
 // RefundExceedsCaptured refuses to give back more than is left.
 type RefundExceedsCaptured struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -5815,7 +5878,7 @@ type RefundExceedsCaptured struct {
 
 func (x *RefundExceedsCaptured) Reset() {
 	*x = RefundExceedsCaptured{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[59]
+	mi := &file_weir_node_v1_node_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5827,7 +5890,7 @@ func (x *RefundExceedsCaptured) String() string {
 func (*RefundExceedsCaptured) ProtoMessage() {}
 
 func (x *RefundExceedsCaptured) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[59]
+	mi := &file_weir_node_v1_node_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5840,7 +5903,7 @@ func (x *RefundExceedsCaptured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefundExceedsCaptured.ProtoReflect.Descriptor instead.
 func (*RefundExceedsCaptured) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{59}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RefundExceedsCaptured) GetPaymentId() string {
@@ -5879,7 +5942,7 @@ type UnitsExceeded struct {
 
 func (x *UnitsExceeded) Reset() {
 	*x = UnitsExceeded{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[60]
+	mi := &file_weir_node_v1_node_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5891,7 +5954,7 @@ func (x *UnitsExceeded) String() string {
 func (*UnitsExceeded) ProtoMessage() {}
 
 func (x *UnitsExceeded) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[60]
+	mi := &file_weir_node_v1_node_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5904,7 +5967,7 @@ func (x *UnitsExceeded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnitsExceeded.ProtoReflect.Descriptor instead.
 func (*UnitsExceeded) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{60}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *UnitsExceeded) GetSku() string {
@@ -5943,7 +6006,7 @@ type AmountMismatch struct {
 
 func (x *AmountMismatch) Reset() {
 	*x = AmountMismatch{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[61]
+	mi := &file_weir_node_v1_node_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5955,7 +6018,7 @@ func (x *AmountMismatch) String() string {
 func (*AmountMismatch) ProtoMessage() {}
 
 func (x *AmountMismatch) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[61]
+	mi := &file_weir_node_v1_node_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5968,7 +6031,7 @@ func (x *AmountMismatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AmountMismatch.ProtoReflect.Descriptor instead.
 func (*AmountMismatch) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{61}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AmountMismatch) GetPaymentId() string {
@@ -6005,7 +6068,7 @@ type MixedCurrencies struct {
 
 func (x *MixedCurrencies) Reset() {
 	*x = MixedCurrencies{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[62]
+	mi := &file_weir_node_v1_node_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6017,7 +6080,7 @@ func (x *MixedCurrencies) String() string {
 func (*MixedCurrencies) ProtoMessage() {}
 
 func (x *MixedCurrencies) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[62]
+	mi := &file_weir_node_v1_node_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6030,7 +6093,7 @@ func (x *MixedCurrencies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MixedCurrencies.ProtoReflect.Descriptor instead.
 func (*MixedCurrencies) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{62}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *MixedCurrencies) GetFirst() string {
@@ -6058,7 +6121,7 @@ type AmountOverflow struct {
 
 func (x *AmountOverflow) Reset() {
 	*x = AmountOverflow{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[63]
+	mi := &file_weir_node_v1_node_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6070,7 +6133,7 @@ func (x *AmountOverflow) String() string {
 func (*AmountOverflow) ProtoMessage() {}
 
 func (x *AmountOverflow) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[63]
+	mi := &file_weir_node_v1_node_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6083,7 +6146,7 @@ func (x *AmountOverflow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AmountOverflow.ProtoReflect.Descriptor instead.
 func (*AmountOverflow) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{63}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AmountOverflow) GetWhat() string {
@@ -6106,7 +6169,7 @@ type InvalidArgument struct {
 
 func (x *InvalidArgument) Reset() {
 	*x = InvalidArgument{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[64]
+	mi := &file_weir_node_v1_node_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6118,7 +6181,7 @@ func (x *InvalidArgument) String() string {
 func (*InvalidArgument) ProtoMessage() {}
 
 func (x *InvalidArgument) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[64]
+	mi := &file_weir_node_v1_node_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6131,7 +6194,7 @@ func (x *InvalidArgument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvalidArgument.ProtoReflect.Descriptor instead.
 func (*InvalidArgument) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{64}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *InvalidArgument) GetArgument() string {
@@ -6161,7 +6224,7 @@ type InvalidID struct {
 
 func (x *InvalidID) Reset() {
 	*x = InvalidID{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[65]
+	mi := &file_weir_node_v1_node_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6173,7 +6236,7 @@ func (x *InvalidID) String() string {
 func (*InvalidID) ProtoMessage() {}
 
 func (x *InvalidID) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[65]
+	mi := &file_weir_node_v1_node_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6186,7 +6249,7 @@ func (x *InvalidID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvalidID.ProtoReflect.Descriptor instead.
 func (*InvalidID) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{65}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *InvalidID) GetText() string {
@@ -6216,7 +6279,7 @@ type InvalidMoney struct {
 
 func (x *InvalidMoney) Reset() {
 	*x = InvalidMoney{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[66]
+	mi := &file_weir_node_v1_node_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6228,7 +6291,7 @@ func (x *InvalidMoney) String() string {
 func (*InvalidMoney) ProtoMessage() {}
 
 func (x *InvalidMoney) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[66]
+	mi := &file_weir_node_v1_node_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6241,7 +6304,7 @@ func (x *InvalidMoney) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvalidMoney.ProtoReflect.Descriptor instead.
 func (*InvalidMoney) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{66}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *InvalidMoney) GetText() string {
@@ -6271,7 +6334,7 @@ type CampaignNotFound struct {
 
 func (x *CampaignNotFound) Reset() {
 	*x = CampaignNotFound{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[67]
+	mi := &file_weir_node_v1_node_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6283,7 +6346,7 @@ func (x *CampaignNotFound) String() string {
 func (*CampaignNotFound) ProtoMessage() {}
 
 func (x *CampaignNotFound) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[67]
+	mi := &file_weir_node_v1_node_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6296,7 +6359,7 @@ func (x *CampaignNotFound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignNotFound.ProtoReflect.Descriptor instead.
 func (*CampaignNotFound) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{67}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *CampaignNotFound) GetCampaignId() string {
@@ -6328,7 +6391,7 @@ type CampaignNotOpen struct {
 
 func (x *CampaignNotOpen) Reset() {
 	*x = CampaignNotOpen{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[68]
+	mi := &file_weir_node_v1_node_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6340,7 +6403,7 @@ func (x *CampaignNotOpen) String() string {
 func (*CampaignNotOpen) ProtoMessage() {}
 
 func (x *CampaignNotOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[68]
+	mi := &file_weir_node_v1_node_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6353,7 +6416,7 @@ func (x *CampaignNotOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignNotOpen.ProtoReflect.Descriptor instead.
 func (*CampaignNotOpen) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{68}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CampaignNotOpen) GetCampaignId() string {
@@ -6390,7 +6453,7 @@ type CampaignClosed struct {
 
 func (x *CampaignClosed) Reset() {
 	*x = CampaignClosed{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[69]
+	mi := &file_weir_node_v1_node_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6402,7 +6465,7 @@ func (x *CampaignClosed) String() string {
 func (*CampaignClosed) ProtoMessage() {}
 
 func (x *CampaignClosed) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[69]
+	mi := &file_weir_node_v1_node_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6415,7 +6478,7 @@ func (x *CampaignClosed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignClosed.ProtoReflect.Descriptor instead.
 func (*CampaignClosed) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{69}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CampaignClosed) GetCampaignId() string {
@@ -6447,7 +6510,7 @@ type CampaignMaxPerOrder struct {
 
 func (x *CampaignMaxPerOrder) Reset() {
 	*x = CampaignMaxPerOrder{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[70]
+	mi := &file_weir_node_v1_node_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6459,7 +6522,7 @@ func (x *CampaignMaxPerOrder) String() string {
 func (*CampaignMaxPerOrder) ProtoMessage() {}
 
 func (x *CampaignMaxPerOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[70]
+	mi := &file_weir_node_v1_node_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6472,7 +6535,7 @@ func (x *CampaignMaxPerOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignMaxPerOrder.ProtoReflect.Descriptor instead.
 func (*CampaignMaxPerOrder) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{70}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CampaignMaxPerOrder) GetCampaignId() string {
@@ -6513,7 +6576,7 @@ type CampaignLimit struct {
 
 func (x *CampaignLimit) Reset() {
 	*x = CampaignLimit{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[71]
+	mi := &file_weir_node_v1_node_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6525,7 +6588,7 @@ func (x *CampaignLimit) String() string {
 func (*CampaignLimit) ProtoMessage() {}
 
 func (x *CampaignLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[71]
+	mi := &file_weir_node_v1_node_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6538,7 +6601,7 @@ func (x *CampaignLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CampaignLimit.ProtoReflect.Descriptor instead.
 func (*CampaignLimit) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{71}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CampaignLimit) GetCampaignId() string {
@@ -6580,7 +6643,7 @@ type CouponInvalid struct {
 
 func (x *CouponInvalid) Reset() {
 	*x = CouponInvalid{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[72]
+	mi := &file_weir_node_v1_node_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6592,7 +6655,7 @@ func (x *CouponInvalid) String() string {
 func (*CouponInvalid) ProtoMessage() {}
 
 func (x *CouponInvalid) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[72]
+	mi := &file_weir_node_v1_node_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6605,7 +6668,7 @@ func (x *CouponInvalid) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CouponInvalid.ProtoReflect.Descriptor instead.
 func (*CouponInvalid) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{72}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CouponInvalid) GetCode() string {
@@ -6628,7 +6691,7 @@ type CouponNotYet struct {
 
 func (x *CouponNotYet) Reset() {
 	*x = CouponNotYet{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[73]
+	mi := &file_weir_node_v1_node_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6640,7 +6703,7 @@ func (x *CouponNotYet) String() string {
 func (*CouponNotYet) ProtoMessage() {}
 
 func (x *CouponNotYet) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[73]
+	mi := &file_weir_node_v1_node_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6653,7 +6716,7 @@ func (x *CouponNotYet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CouponNotYet.ProtoReflect.Descriptor instead.
 func (*CouponNotYet) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{73}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *CouponNotYet) GetCode() string {
@@ -6683,7 +6746,7 @@ type CouponExpired struct {
 
 func (x *CouponExpired) Reset() {
 	*x = CouponExpired{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[74]
+	mi := &file_weir_node_v1_node_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6695,7 +6758,7 @@ func (x *CouponExpired) String() string {
 func (*CouponExpired) ProtoMessage() {}
 
 func (x *CouponExpired) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[74]
+	mi := &file_weir_node_v1_node_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6708,7 +6771,7 @@ func (x *CouponExpired) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CouponExpired.ProtoReflect.Descriptor instead.
 func (*CouponExpired) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{74}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CouponExpired) GetCode() string {
@@ -6740,7 +6803,7 @@ type CouponMinSubtotal struct {
 
 func (x *CouponMinSubtotal) Reset() {
 	*x = CouponMinSubtotal{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[75]
+	mi := &file_weir_node_v1_node_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6752,7 +6815,7 @@ func (x *CouponMinSubtotal) String() string {
 func (*CouponMinSubtotal) ProtoMessage() {}
 
 func (x *CouponMinSubtotal) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[75]
+	mi := &file_weir_node_v1_node_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6765,7 +6828,7 @@ func (x *CouponMinSubtotal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CouponMinSubtotal.ProtoReflect.Descriptor instead.
 func (*CouponMinSubtotal) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{75}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *CouponMinSubtotal) GetCode() string {
@@ -6804,7 +6867,7 @@ type CouponLimit struct {
 
 func (x *CouponLimit) Reset() {
 	*x = CouponLimit{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[76]
+	mi := &file_weir_node_v1_node_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6816,7 +6879,7 @@ func (x *CouponLimit) String() string {
 func (*CouponLimit) ProtoMessage() {}
 
 func (x *CouponLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[76]
+	mi := &file_weir_node_v1_node_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6829,7 +6892,7 @@ func (x *CouponLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CouponLimit.ProtoReflect.Descriptor instead.
 func (*CouponLimit) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{76}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *CouponLimit) GetCode() string {
@@ -6864,7 +6927,7 @@ type KeyErased struct {
 
 func (x *KeyErased) Reset() {
 	*x = KeyErased{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[77]
+	mi := &file_weir_node_v1_node_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6876,7 +6939,7 @@ func (x *KeyErased) String() string {
 func (*KeyErased) ProtoMessage() {}
 
 func (x *KeyErased) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[77]
+	mi := &file_weir_node_v1_node_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6889,7 +6952,7 @@ func (x *KeyErased) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyErased.ProtoReflect.Descriptor instead.
 func (*KeyErased) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{77}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *KeyErased) GetUserId() string {
@@ -6912,7 +6975,7 @@ type KeyReused struct {
 
 func (x *KeyReused) Reset() {
 	*x = KeyReused{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[78]
+	mi := &file_weir_node_v1_node_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6924,7 +6987,7 @@ func (x *KeyReused) String() string {
 func (*KeyReused) ProtoMessage() {}
 
 func (x *KeyReused) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[78]
+	mi := &file_weir_node_v1_node_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6937,7 +7000,7 @@ func (x *KeyReused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyReused.ProtoReflect.Descriptor instead.
 func (*KeyReused) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{78}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *KeyReused) GetUserId() string {
@@ -6967,7 +7030,7 @@ type QueueFull struct {
 
 func (x *QueueFull) Reset() {
 	*x = QueueFull{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[79]
+	mi := &file_weir_node_v1_node_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6979,7 +7042,7 @@ func (x *QueueFull) String() string {
 func (*QueueFull) ProtoMessage() {}
 
 func (x *QueueFull) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[79]
+	mi := &file_weir_node_v1_node_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6992,7 +7055,7 @@ func (x *QueueFull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueFull.ProtoReflect.Descriptor instead.
 func (*QueueFull) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{79}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *QueueFull) GetLane() uint32 {
@@ -7024,7 +7087,7 @@ type Unavailable struct {
 
 func (x *Unavailable) Reset() {
 	*x = Unavailable{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[80]
+	mi := &file_weir_node_v1_node_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7036,7 +7099,7 @@ func (x *Unavailable) String() string {
 func (*Unavailable) ProtoMessage() {}
 
 func (x *Unavailable) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[80]
+	mi := &file_weir_node_v1_node_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7049,7 +7112,7 @@ func (x *Unavailable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unavailable.ProtoReflect.Descriptor instead.
 func (*Unavailable) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{80}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Unavailable) GetLane() uint32 {
@@ -7086,7 +7149,7 @@ type NotOwner struct {
 
 func (x *NotOwner) Reset() {
 	*x = NotOwner{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[81]
+	mi := &file_weir_node_v1_node_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7098,7 +7161,7 @@ func (x *NotOwner) String() string {
 func (*NotOwner) ProtoMessage() {}
 
 func (x *NotOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[81]
+	mi := &file_weir_node_v1_node_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7111,7 +7174,7 @@ func (x *NotOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotOwner.ProtoReflect.Descriptor instead.
 func (*NotOwner) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{81}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *NotOwner) GetLane() uint32 {
@@ -7137,7 +7200,7 @@ type LogFull struct {
 
 func (x *LogFull) Reset() {
 	*x = LogFull{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[82]
+	mi := &file_weir_node_v1_node_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7149,7 +7212,7 @@ func (x *LogFull) String() string {
 func (*LogFull) ProtoMessage() {}
 
 func (x *LogFull) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[82]
+	mi := &file_weir_node_v1_node_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7162,7 +7225,7 @@ func (x *LogFull) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogFull.ProtoReflect.Descriptor instead.
 func (*LogFull) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{82}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{83}
 }
 
 // TooLate says that the time for the command was over before its outcome was known.
@@ -7174,7 +7237,7 @@ type TooLate struct {
 
 func (x *TooLate) Reset() {
 	*x = TooLate{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[83]
+	mi := &file_weir_node_v1_node_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7186,7 +7249,7 @@ func (x *TooLate) String() string {
 func (*TooLate) ProtoMessage() {}
 
 func (x *TooLate) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[83]
+	mi := &file_weir_node_v1_node_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7199,7 +7262,7 @@ func (x *TooLate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TooLate.ProtoReflect.Descriptor instead.
 func (*TooLate) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{83}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{84}
 }
 
 // RefusedAsAsked says that the command was not accepted before, and is refused for the reason that whoever sent it has for that.
@@ -7211,7 +7274,7 @@ type RefusedAsAsked struct {
 
 func (x *RefusedAsAsked) Reset() {
 	*x = RefusedAsAsked{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[84]
+	mi := &file_weir_node_v1_node_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7223,7 +7286,7 @@ func (x *RefusedAsAsked) String() string {
 func (*RefusedAsAsked) ProtoMessage() {}
 
 func (x *RefusedAsAsked) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[84]
+	mi := &file_weir_node_v1_node_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7236,7 +7299,7 @@ func (x *RefusedAsAsked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusedAsAsked.ProtoReflect.Descriptor instead.
 func (*RefusedAsAsked) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{84}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{85}
 }
 
 // Unsupported says that the command needs a newer program than the node runs. Nothing happened.
@@ -7250,7 +7313,7 @@ type Unsupported struct {
 
 func (x *Unsupported) Reset() {
 	*x = Unsupported{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[85]
+	mi := &file_weir_node_v1_node_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7262,7 +7325,7 @@ func (x *Unsupported) String() string {
 func (*Unsupported) ProtoMessage() {}
 
 func (x *Unsupported) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[85]
+	mi := &file_weir_node_v1_node_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7275,7 +7338,7 @@ func (x *Unsupported) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsupported.ProtoReflect.Descriptor instead.
 func (*Unsupported) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{85}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *Unsupported) GetNewest() uint32 {
@@ -7294,7 +7357,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_weir_node_v1_node_proto_msgTypes[86]
+	mi := &file_weir_node_v1_node_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7306,7 +7369,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_weir_node_v1_node_proto_msgTypes[86]
+	mi := &file_weir_node_v1_node_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7319,7 +7382,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{86}
+	return file_weir_node_v1_node_proto_rawDescGZIP(), []int{87}
 }
 
 var File_weir_node_v1_node_proto protoreflect.FileDescriptor
@@ -7373,7 +7436,7 @@ const file_weir_node_v1_node_proto_rawDesc = "" +
 	"\acommand\"d\n" +
 	"\x06Answer\x12)\n" +
 	"\x05reply\x18\x01 \x01(\v2\x13.weir.node.v1.ReplyR\x05reply\x12/\n" +
-	"\afailure\x18\x02 \x01(\v2\x15.weir.node.v1.FailureR\afailure\"\x9f\x15\n" +
+	"\afailure\x18\x02 \x01(\v2\x15.weir.node.v1.FailureR\afailure\"\xe5\x15\n" +
 	"\aFailure\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12<\n" +
 	"\fout_of_stock\x18\x10 \x01(\v2\x18.weir.node.v1.OutOfStockH\x00R\n" +
@@ -7420,7 +7483,8 @@ const file_weir_node_v1_node_proto_rawDesc = "" +
 	"\btoo_late\x183 \x01(\v2\x15.weir.node.v1.TooLateH\x00R\atooLate\x12H\n" +
 	"\x10refused_as_asked\x184 \x01(\v2\x1c.weir.node.v1.RefusedAsAskedH\x00R\x0erefusedAsAsked\x12=\n" +
 	"\vunsupported\x185 \x01(\v2\x19.weir.node.v1.UnsupportedH\x00R\vunsupported\x12+\n" +
-	"\x05fault\x186 \x01(\v2\x13.weir.node.v1.FaultH\x00R\x05faultB\x06\n" +
+	"\x05fault\x186 \x01(\v2\x13.weir.node.v1.FaultH\x00R\x05fault\x12D\n" +
+	"\x0eendpoint_limit\x187 \x01(\v2\x1b.weir.node.v1.EndpointLimitH\x00R\rendpointLimitB\x06\n" +
 	"\x04kind\"\xf1\x01\n" +
 	"\rEscrowMessage\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
@@ -7780,7 +7844,9 @@ const file_weir_node_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"OrderLimit\x12\x12\n" +
 	"\x04part\x18\x01 \x01(\tR\x04part\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\x03R\x05limit\"\x88\x01\n" +
+	"\x05limit\x18\x02 \x01(\x03R\x05limit\"%\n" +
+	"\rEndpointLimit\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\x03R\x05limit\"\x88\x01\n" +
 	"\x15RefundExceedsCaptured\x12\x1d\n" +
 	"\n" +
 	"payment_id\x18\x01 \x01(\tR\tpaymentId\x12'\n" +
@@ -7886,7 +7952,7 @@ func file_weir_node_v1_node_proto_rawDescGZIP() []byte {
 	return file_weir_node_v1_node_proto_rawDescData
 }
 
-var file_weir_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
+var file_weir_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
 var file_weir_node_v1_node_proto_goTypes = []any{
 	(*Command)(nil),               // 0: weir.node.v1.Command
 	(*Answer)(nil),                // 1: weir.node.v1.Answer
@@ -7947,35 +8013,36 @@ var file_weir_node_v1_node_proto_goTypes = []any{
 	(*FulfilmentState)(nil),       // 56: weir.node.v1.FulfilmentState
 	(*OrderPartNotFound)(nil),     // 57: weir.node.v1.OrderPartNotFound
 	(*OrderLimit)(nil),            // 58: weir.node.v1.OrderLimit
-	(*RefundExceedsCaptured)(nil), // 59: weir.node.v1.RefundExceedsCaptured
-	(*UnitsExceeded)(nil),         // 60: weir.node.v1.UnitsExceeded
-	(*AmountMismatch)(nil),        // 61: weir.node.v1.AmountMismatch
-	(*MixedCurrencies)(nil),       // 62: weir.node.v1.MixedCurrencies
-	(*AmountOverflow)(nil),        // 63: weir.node.v1.AmountOverflow
-	(*InvalidArgument)(nil),       // 64: weir.node.v1.InvalidArgument
-	(*InvalidID)(nil),             // 65: weir.node.v1.InvalidID
-	(*InvalidMoney)(nil),          // 66: weir.node.v1.InvalidMoney
-	(*CampaignNotFound)(nil),      // 67: weir.node.v1.CampaignNotFound
-	(*CampaignNotOpen)(nil),       // 68: weir.node.v1.CampaignNotOpen
-	(*CampaignClosed)(nil),        // 69: weir.node.v1.CampaignClosed
-	(*CampaignMaxPerOrder)(nil),   // 70: weir.node.v1.CampaignMaxPerOrder
-	(*CampaignLimit)(nil),         // 71: weir.node.v1.CampaignLimit
-	(*CouponInvalid)(nil),         // 72: weir.node.v1.CouponInvalid
-	(*CouponNotYet)(nil),          // 73: weir.node.v1.CouponNotYet
-	(*CouponExpired)(nil),         // 74: weir.node.v1.CouponExpired
-	(*CouponMinSubtotal)(nil),     // 75: weir.node.v1.CouponMinSubtotal
-	(*CouponLimit)(nil),           // 76: weir.node.v1.CouponLimit
-	(*KeyErased)(nil),             // 77: weir.node.v1.KeyErased
-	(*KeyReused)(nil),             // 78: weir.node.v1.KeyReused
-	(*QueueFull)(nil),             // 79: weir.node.v1.QueueFull
-	(*Unavailable)(nil),           // 80: weir.node.v1.Unavailable
-	(*NotOwner)(nil),              // 81: weir.node.v1.NotOwner
-	(*LogFull)(nil),               // 82: weir.node.v1.LogFull
-	(*TooLate)(nil),               // 83: weir.node.v1.TooLate
-	(*RefusedAsAsked)(nil),        // 84: weir.node.v1.RefusedAsAsked
-	(*Unsupported)(nil),           // 85: weir.node.v1.Unsupported
-	(*Fault)(nil),                 // 86: weir.node.v1.Fault
-	(*timestamppb.Timestamp)(nil), // 87: google.protobuf.Timestamp
+	(*EndpointLimit)(nil),         // 59: weir.node.v1.EndpointLimit
+	(*RefundExceedsCaptured)(nil), // 60: weir.node.v1.RefundExceedsCaptured
+	(*UnitsExceeded)(nil),         // 61: weir.node.v1.UnitsExceeded
+	(*AmountMismatch)(nil),        // 62: weir.node.v1.AmountMismatch
+	(*MixedCurrencies)(nil),       // 63: weir.node.v1.MixedCurrencies
+	(*AmountOverflow)(nil),        // 64: weir.node.v1.AmountOverflow
+	(*InvalidArgument)(nil),       // 65: weir.node.v1.InvalidArgument
+	(*InvalidID)(nil),             // 66: weir.node.v1.InvalidID
+	(*InvalidMoney)(nil),          // 67: weir.node.v1.InvalidMoney
+	(*CampaignNotFound)(nil),      // 68: weir.node.v1.CampaignNotFound
+	(*CampaignNotOpen)(nil),       // 69: weir.node.v1.CampaignNotOpen
+	(*CampaignClosed)(nil),        // 70: weir.node.v1.CampaignClosed
+	(*CampaignMaxPerOrder)(nil),   // 71: weir.node.v1.CampaignMaxPerOrder
+	(*CampaignLimit)(nil),         // 72: weir.node.v1.CampaignLimit
+	(*CouponInvalid)(nil),         // 73: weir.node.v1.CouponInvalid
+	(*CouponNotYet)(nil),          // 74: weir.node.v1.CouponNotYet
+	(*CouponExpired)(nil),         // 75: weir.node.v1.CouponExpired
+	(*CouponMinSubtotal)(nil),     // 76: weir.node.v1.CouponMinSubtotal
+	(*CouponLimit)(nil),           // 77: weir.node.v1.CouponLimit
+	(*KeyErased)(nil),             // 78: weir.node.v1.KeyErased
+	(*KeyReused)(nil),             // 79: weir.node.v1.KeyReused
+	(*QueueFull)(nil),             // 80: weir.node.v1.QueueFull
+	(*Unavailable)(nil),           // 81: weir.node.v1.Unavailable
+	(*NotOwner)(nil),              // 82: weir.node.v1.NotOwner
+	(*LogFull)(nil),               // 83: weir.node.v1.LogFull
+	(*TooLate)(nil),               // 84: weir.node.v1.TooLate
+	(*RefusedAsAsked)(nil),        // 85: weir.node.v1.RefusedAsAsked
+	(*Unsupported)(nil),           // 86: weir.node.v1.Unsupported
+	(*Fault)(nil),                 // 87: weir.node.v1.Fault
+	(*timestamppb.Timestamp)(nil), // 88: google.protobuf.Timestamp
 }
 var file_weir_node_v1_node_proto_depIdxs = []int32{
 	4,   // 0: weir.node.v1.Command.place_order:type_name -> weir.node.v1.PlaceOrder
@@ -8015,107 +8082,108 @@ var file_weir_node_v1_node_proto_depIdxs = []int32{
 	56,  // 34: weir.node.v1.Failure.fulfilment_state:type_name -> weir.node.v1.FulfilmentState
 	57,  // 35: weir.node.v1.Failure.order_part_not_found:type_name -> weir.node.v1.OrderPartNotFound
 	58,  // 36: weir.node.v1.Failure.order_limit:type_name -> weir.node.v1.OrderLimit
-	59,  // 37: weir.node.v1.Failure.refund_exceeds_captured:type_name -> weir.node.v1.RefundExceedsCaptured
-	60,  // 38: weir.node.v1.Failure.units_exceeded:type_name -> weir.node.v1.UnitsExceeded
-	61,  // 39: weir.node.v1.Failure.amount_mismatch:type_name -> weir.node.v1.AmountMismatch
-	62,  // 40: weir.node.v1.Failure.mixed_currencies:type_name -> weir.node.v1.MixedCurrencies
-	63,  // 41: weir.node.v1.Failure.amount_overflow:type_name -> weir.node.v1.AmountOverflow
-	64,  // 42: weir.node.v1.Failure.invalid_argument:type_name -> weir.node.v1.InvalidArgument
-	65,  // 43: weir.node.v1.Failure.invalid_id:type_name -> weir.node.v1.InvalidID
-	66,  // 44: weir.node.v1.Failure.invalid_money:type_name -> weir.node.v1.InvalidMoney
-	67,  // 45: weir.node.v1.Failure.campaign_not_found:type_name -> weir.node.v1.CampaignNotFound
-	68,  // 46: weir.node.v1.Failure.campaign_not_open:type_name -> weir.node.v1.CampaignNotOpen
-	69,  // 47: weir.node.v1.Failure.campaign_closed:type_name -> weir.node.v1.CampaignClosed
-	70,  // 48: weir.node.v1.Failure.campaign_max_per_order:type_name -> weir.node.v1.CampaignMaxPerOrder
-	71,  // 49: weir.node.v1.Failure.campaign_limit:type_name -> weir.node.v1.CampaignLimit
-	72,  // 50: weir.node.v1.Failure.coupon_invalid:type_name -> weir.node.v1.CouponInvalid
-	73,  // 51: weir.node.v1.Failure.coupon_not_yet:type_name -> weir.node.v1.CouponNotYet
-	74,  // 52: weir.node.v1.Failure.coupon_expired:type_name -> weir.node.v1.CouponExpired
-	75,  // 53: weir.node.v1.Failure.coupon_min_subtotal:type_name -> weir.node.v1.CouponMinSubtotal
-	76,  // 54: weir.node.v1.Failure.coupon_limit:type_name -> weir.node.v1.CouponLimit
-	77,  // 55: weir.node.v1.Failure.key_erased:type_name -> weir.node.v1.KeyErased
-	78,  // 56: weir.node.v1.Failure.key_reused:type_name -> weir.node.v1.KeyReused
-	79,  // 57: weir.node.v1.Failure.queue_full:type_name -> weir.node.v1.QueueFull
-	80,  // 58: weir.node.v1.Failure.unavailable:type_name -> weir.node.v1.Unavailable
-	81,  // 59: weir.node.v1.Failure.not_owner:type_name -> weir.node.v1.NotOwner
-	82,  // 60: weir.node.v1.Failure.log_full:type_name -> weir.node.v1.LogFull
-	83,  // 61: weir.node.v1.Failure.too_late:type_name -> weir.node.v1.TooLate
-	84,  // 62: weir.node.v1.Failure.refused_as_asked:type_name -> weir.node.v1.RefusedAsAsked
-	85,  // 63: weir.node.v1.Failure.unsupported:type_name -> weir.node.v1.Unsupported
-	86,  // 64: weir.node.v1.Failure.fault:type_name -> weir.node.v1.Fault
-	30,  // 65: weir.node.v1.PlaceOrder.lines:type_name -> weir.node.v1.LineRequest
-	28,  // 66: weir.node.v1.PutProduct.price:type_name -> weir.node.v1.Money
-	29,  // 67: weir.node.v1.PutProduct.tax:type_name -> weir.node.v1.Tax
-	28,  // 68: weir.node.v1.PutCampaign.price:type_name -> weir.node.v1.Money
-	87,  // 69: weir.node.v1.PutCampaign.opens_at:type_name -> google.protobuf.Timestamp
-	87,  // 70: weir.node.v1.PutCampaign.closes_at:type_name -> google.protobuf.Timestamp
-	32,  // 71: weir.node.v1.PutCoupon.terms:type_name -> weir.node.v1.CouponTerms
-	28,  // 72: weir.node.v1.RecordPaymentResult.amount:type_name -> weir.node.v1.Money
-	28,  // 73: weir.node.v1.RecordStrayPayment.amount:type_name -> weir.node.v1.Money
-	28,  // 74: weir.node.v1.RefundPayment.amount:type_name -> weir.node.v1.Money
-	28,  // 75: weir.node.v1.RecordRefundResult.amount:type_name -> weir.node.v1.Money
-	30,  // 76: weir.node.v1.ShipItems.lines:type_name -> weir.node.v1.LineRequest
-	30,  // 77: weir.node.v1.RequestReturn.lines:type_name -> weir.node.v1.LineRequest
-	30,  // 78: weir.node.v1.ReceiveReturn.restock:type_name -> weir.node.v1.LineRequest
-	87,  // 79: weir.node.v1.CouponTerms.valid_from:type_name -> google.protobuf.Timestamp
-	87,  // 80: weir.node.v1.CouponTerms.valid_until:type_name -> google.protobuf.Timestamp
-	29,  // 81: weir.node.v1.Line.tax:type_name -> weir.node.v1.Tax
-	28,  // 82: weir.node.v1.Payment.amount:type_name -> weir.node.v1.Money
-	87,  // 83: weir.node.v1.Payment.started_at:type_name -> google.protobuf.Timestamp
-	28,  // 84: weir.node.v1.Payment.taken:type_name -> weir.node.v1.Money
-	28,  // 85: weir.node.v1.Refund.amount:type_name -> weir.node.v1.Money
-	31,  // 86: weir.node.v1.Shipment.lines:type_name -> weir.node.v1.Release
-	87,  // 87: weir.node.v1.Shipment.shipped_at:type_name -> google.protobuf.Timestamp
-	87,  // 88: weir.node.v1.Shipment.delivered_at:type_name -> google.protobuf.Timestamp
-	31,  // 89: weir.node.v1.Return.lines:type_name -> weir.node.v1.Release
-	31,  // 90: weir.node.v1.Return.restocked:type_name -> weir.node.v1.Release
-	87,  // 91: weir.node.v1.Return.requested_at:type_name -> google.protobuf.Timestamp
-	87,  // 92: weir.node.v1.Return.received_at:type_name -> google.protobuf.Timestamp
-	87,  // 93: weir.node.v1.Note.at:type_name -> google.protobuf.Timestamp
-	33,  // 94: weir.node.v1.Order.lines:type_name -> weir.node.v1.Line
-	28,  // 95: weir.node.v1.Order.total:type_name -> weir.node.v1.Money
-	87,  // 96: weir.node.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
-	87,  // 97: weir.node.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
-	87,  // 98: weir.node.v1.Order.updated_at:type_name -> google.protobuf.Timestamp
-	34,  // 99: weir.node.v1.Order.payments:type_name -> weir.node.v1.Payment
-	35,  // 100: weir.node.v1.Order.refunds:type_name -> weir.node.v1.Refund
-	36,  // 101: weir.node.v1.Order.shipments:type_name -> weir.node.v1.Shipment
-	37,  // 102: weir.node.v1.Order.returns:type_name -> weir.node.v1.Return
-	38,  // 103: weir.node.v1.Order.notes:type_name -> weir.node.v1.Note
-	28,  // 104: weir.node.v1.Product.price:type_name -> weir.node.v1.Money
-	29,  // 105: weir.node.v1.Product.tax:type_name -> weir.node.v1.Tax
-	87,  // 106: weir.node.v1.Product.updated_at:type_name -> google.protobuf.Timestamp
-	28,  // 107: weir.node.v1.Campaign.price:type_name -> weir.node.v1.Money
-	87,  // 108: weir.node.v1.Campaign.opens_at:type_name -> google.protobuf.Timestamp
-	87,  // 109: weir.node.v1.Campaign.closes_at:type_name -> google.protobuf.Timestamp
-	87,  // 110: weir.node.v1.Campaign.updated_at:type_name -> google.protobuf.Timestamp
-	32,  // 111: weir.node.v1.Coupon.terms:type_name -> weir.node.v1.CouponTerms
-	87,  // 112: weir.node.v1.Coupon.updated_at:type_name -> google.protobuf.Timestamp
-	87,  // 113: weir.node.v1.Reply.at:type_name -> google.protobuf.Timestamp
-	39,  // 114: weir.node.v1.Reply.order:type_name -> weir.node.v1.Order
-	40,  // 115: weir.node.v1.Reply.product:type_name -> weir.node.v1.Product
-	41,  // 116: weir.node.v1.Reply.campaign:type_name -> weir.node.v1.Campaign
-	42,  // 117: weir.node.v1.Reply.coupon:type_name -> weir.node.v1.Coupon
-	43,  // 118: weir.node.v1.Reply.received:type_name -> weir.node.v1.StockReceived
-	45,  // 119: weir.node.v1.Reply.erased:type_name -> weir.node.v1.UserErased
-	44,  // 120: weir.node.v1.Reply.granted:type_name -> weir.node.v1.StockGranted
-	46,  // 121: weir.node.v1.Reply.endpoint:type_name -> weir.node.v1.WebhookEndpointPut
-	31,  // 122: weir.node.v1.StockMoving.pledges:type_name -> weir.node.v1.Release
-	28,  // 123: weir.node.v1.RefundExceedsCaptured.want:type_name -> weir.node.v1.Money
-	28,  // 124: weir.node.v1.RefundExceedsCaptured.left:type_name -> weir.node.v1.Money
-	28,  // 125: weir.node.v1.AmountMismatch.want:type_name -> weir.node.v1.Money
-	28,  // 126: weir.node.v1.AmountMismatch.got:type_name -> weir.node.v1.Money
-	87,  // 127: weir.node.v1.CampaignNotOpen.opens_at:type_name -> google.protobuf.Timestamp
-	87,  // 128: weir.node.v1.CampaignClosed.closed_at:type_name -> google.protobuf.Timestamp
-	87,  // 129: weir.node.v1.CouponNotYet.valid_from:type_name -> google.protobuf.Timestamp
-	87,  // 130: weir.node.v1.CouponExpired.valid_until:type_name -> google.protobuf.Timestamp
-	28,  // 131: weir.node.v1.CouponMinSubtotal.want:type_name -> weir.node.v1.Money
-	28,  // 132: weir.node.v1.CouponMinSubtotal.subtotal:type_name -> weir.node.v1.Money
-	133, // [133:133] is the sub-list for method output_type
-	133, // [133:133] is the sub-list for method input_type
-	133, // [133:133] is the sub-list for extension type_name
-	133, // [133:133] is the sub-list for extension extendee
-	0,   // [0:133] is the sub-list for field type_name
+	60,  // 37: weir.node.v1.Failure.refund_exceeds_captured:type_name -> weir.node.v1.RefundExceedsCaptured
+	61,  // 38: weir.node.v1.Failure.units_exceeded:type_name -> weir.node.v1.UnitsExceeded
+	62,  // 39: weir.node.v1.Failure.amount_mismatch:type_name -> weir.node.v1.AmountMismatch
+	63,  // 40: weir.node.v1.Failure.mixed_currencies:type_name -> weir.node.v1.MixedCurrencies
+	64,  // 41: weir.node.v1.Failure.amount_overflow:type_name -> weir.node.v1.AmountOverflow
+	65,  // 42: weir.node.v1.Failure.invalid_argument:type_name -> weir.node.v1.InvalidArgument
+	66,  // 43: weir.node.v1.Failure.invalid_id:type_name -> weir.node.v1.InvalidID
+	67,  // 44: weir.node.v1.Failure.invalid_money:type_name -> weir.node.v1.InvalidMoney
+	68,  // 45: weir.node.v1.Failure.campaign_not_found:type_name -> weir.node.v1.CampaignNotFound
+	69,  // 46: weir.node.v1.Failure.campaign_not_open:type_name -> weir.node.v1.CampaignNotOpen
+	70,  // 47: weir.node.v1.Failure.campaign_closed:type_name -> weir.node.v1.CampaignClosed
+	71,  // 48: weir.node.v1.Failure.campaign_max_per_order:type_name -> weir.node.v1.CampaignMaxPerOrder
+	72,  // 49: weir.node.v1.Failure.campaign_limit:type_name -> weir.node.v1.CampaignLimit
+	73,  // 50: weir.node.v1.Failure.coupon_invalid:type_name -> weir.node.v1.CouponInvalid
+	74,  // 51: weir.node.v1.Failure.coupon_not_yet:type_name -> weir.node.v1.CouponNotYet
+	75,  // 52: weir.node.v1.Failure.coupon_expired:type_name -> weir.node.v1.CouponExpired
+	76,  // 53: weir.node.v1.Failure.coupon_min_subtotal:type_name -> weir.node.v1.CouponMinSubtotal
+	77,  // 54: weir.node.v1.Failure.coupon_limit:type_name -> weir.node.v1.CouponLimit
+	78,  // 55: weir.node.v1.Failure.key_erased:type_name -> weir.node.v1.KeyErased
+	79,  // 56: weir.node.v1.Failure.key_reused:type_name -> weir.node.v1.KeyReused
+	80,  // 57: weir.node.v1.Failure.queue_full:type_name -> weir.node.v1.QueueFull
+	81,  // 58: weir.node.v1.Failure.unavailable:type_name -> weir.node.v1.Unavailable
+	82,  // 59: weir.node.v1.Failure.not_owner:type_name -> weir.node.v1.NotOwner
+	83,  // 60: weir.node.v1.Failure.log_full:type_name -> weir.node.v1.LogFull
+	84,  // 61: weir.node.v1.Failure.too_late:type_name -> weir.node.v1.TooLate
+	85,  // 62: weir.node.v1.Failure.refused_as_asked:type_name -> weir.node.v1.RefusedAsAsked
+	86,  // 63: weir.node.v1.Failure.unsupported:type_name -> weir.node.v1.Unsupported
+	87,  // 64: weir.node.v1.Failure.fault:type_name -> weir.node.v1.Fault
+	59,  // 65: weir.node.v1.Failure.endpoint_limit:type_name -> weir.node.v1.EndpointLimit
+	30,  // 66: weir.node.v1.PlaceOrder.lines:type_name -> weir.node.v1.LineRequest
+	28,  // 67: weir.node.v1.PutProduct.price:type_name -> weir.node.v1.Money
+	29,  // 68: weir.node.v1.PutProduct.tax:type_name -> weir.node.v1.Tax
+	28,  // 69: weir.node.v1.PutCampaign.price:type_name -> weir.node.v1.Money
+	88,  // 70: weir.node.v1.PutCampaign.opens_at:type_name -> google.protobuf.Timestamp
+	88,  // 71: weir.node.v1.PutCampaign.closes_at:type_name -> google.protobuf.Timestamp
+	32,  // 72: weir.node.v1.PutCoupon.terms:type_name -> weir.node.v1.CouponTerms
+	28,  // 73: weir.node.v1.RecordPaymentResult.amount:type_name -> weir.node.v1.Money
+	28,  // 74: weir.node.v1.RecordStrayPayment.amount:type_name -> weir.node.v1.Money
+	28,  // 75: weir.node.v1.RefundPayment.amount:type_name -> weir.node.v1.Money
+	28,  // 76: weir.node.v1.RecordRefundResult.amount:type_name -> weir.node.v1.Money
+	30,  // 77: weir.node.v1.ShipItems.lines:type_name -> weir.node.v1.LineRequest
+	30,  // 78: weir.node.v1.RequestReturn.lines:type_name -> weir.node.v1.LineRequest
+	30,  // 79: weir.node.v1.ReceiveReturn.restock:type_name -> weir.node.v1.LineRequest
+	88,  // 80: weir.node.v1.CouponTerms.valid_from:type_name -> google.protobuf.Timestamp
+	88,  // 81: weir.node.v1.CouponTerms.valid_until:type_name -> google.protobuf.Timestamp
+	29,  // 82: weir.node.v1.Line.tax:type_name -> weir.node.v1.Tax
+	28,  // 83: weir.node.v1.Payment.amount:type_name -> weir.node.v1.Money
+	88,  // 84: weir.node.v1.Payment.started_at:type_name -> google.protobuf.Timestamp
+	28,  // 85: weir.node.v1.Payment.taken:type_name -> weir.node.v1.Money
+	28,  // 86: weir.node.v1.Refund.amount:type_name -> weir.node.v1.Money
+	31,  // 87: weir.node.v1.Shipment.lines:type_name -> weir.node.v1.Release
+	88,  // 88: weir.node.v1.Shipment.shipped_at:type_name -> google.protobuf.Timestamp
+	88,  // 89: weir.node.v1.Shipment.delivered_at:type_name -> google.protobuf.Timestamp
+	31,  // 90: weir.node.v1.Return.lines:type_name -> weir.node.v1.Release
+	31,  // 91: weir.node.v1.Return.restocked:type_name -> weir.node.v1.Release
+	88,  // 92: weir.node.v1.Return.requested_at:type_name -> google.protobuf.Timestamp
+	88,  // 93: weir.node.v1.Return.received_at:type_name -> google.protobuf.Timestamp
+	88,  // 94: weir.node.v1.Note.at:type_name -> google.protobuf.Timestamp
+	33,  // 95: weir.node.v1.Order.lines:type_name -> weir.node.v1.Line
+	28,  // 96: weir.node.v1.Order.total:type_name -> weir.node.v1.Money
+	88,  // 97: weir.node.v1.Order.placed_at:type_name -> google.protobuf.Timestamp
+	88,  // 98: weir.node.v1.Order.pay_by:type_name -> google.protobuf.Timestamp
+	88,  // 99: weir.node.v1.Order.updated_at:type_name -> google.protobuf.Timestamp
+	34,  // 100: weir.node.v1.Order.payments:type_name -> weir.node.v1.Payment
+	35,  // 101: weir.node.v1.Order.refunds:type_name -> weir.node.v1.Refund
+	36,  // 102: weir.node.v1.Order.shipments:type_name -> weir.node.v1.Shipment
+	37,  // 103: weir.node.v1.Order.returns:type_name -> weir.node.v1.Return
+	38,  // 104: weir.node.v1.Order.notes:type_name -> weir.node.v1.Note
+	28,  // 105: weir.node.v1.Product.price:type_name -> weir.node.v1.Money
+	29,  // 106: weir.node.v1.Product.tax:type_name -> weir.node.v1.Tax
+	88,  // 107: weir.node.v1.Product.updated_at:type_name -> google.protobuf.Timestamp
+	28,  // 108: weir.node.v1.Campaign.price:type_name -> weir.node.v1.Money
+	88,  // 109: weir.node.v1.Campaign.opens_at:type_name -> google.protobuf.Timestamp
+	88,  // 110: weir.node.v1.Campaign.closes_at:type_name -> google.protobuf.Timestamp
+	88,  // 111: weir.node.v1.Campaign.updated_at:type_name -> google.protobuf.Timestamp
+	32,  // 112: weir.node.v1.Coupon.terms:type_name -> weir.node.v1.CouponTerms
+	88,  // 113: weir.node.v1.Coupon.updated_at:type_name -> google.protobuf.Timestamp
+	88,  // 114: weir.node.v1.Reply.at:type_name -> google.protobuf.Timestamp
+	39,  // 115: weir.node.v1.Reply.order:type_name -> weir.node.v1.Order
+	40,  // 116: weir.node.v1.Reply.product:type_name -> weir.node.v1.Product
+	41,  // 117: weir.node.v1.Reply.campaign:type_name -> weir.node.v1.Campaign
+	42,  // 118: weir.node.v1.Reply.coupon:type_name -> weir.node.v1.Coupon
+	43,  // 119: weir.node.v1.Reply.received:type_name -> weir.node.v1.StockReceived
+	45,  // 120: weir.node.v1.Reply.erased:type_name -> weir.node.v1.UserErased
+	44,  // 121: weir.node.v1.Reply.granted:type_name -> weir.node.v1.StockGranted
+	46,  // 122: weir.node.v1.Reply.endpoint:type_name -> weir.node.v1.WebhookEndpointPut
+	31,  // 123: weir.node.v1.StockMoving.pledges:type_name -> weir.node.v1.Release
+	28,  // 124: weir.node.v1.RefundExceedsCaptured.want:type_name -> weir.node.v1.Money
+	28,  // 125: weir.node.v1.RefundExceedsCaptured.left:type_name -> weir.node.v1.Money
+	28,  // 126: weir.node.v1.AmountMismatch.want:type_name -> weir.node.v1.Money
+	28,  // 127: weir.node.v1.AmountMismatch.got:type_name -> weir.node.v1.Money
+	88,  // 128: weir.node.v1.CampaignNotOpen.opens_at:type_name -> google.protobuf.Timestamp
+	88,  // 129: weir.node.v1.CampaignClosed.closed_at:type_name -> google.protobuf.Timestamp
+	88,  // 130: weir.node.v1.CouponNotYet.valid_from:type_name -> google.protobuf.Timestamp
+	88,  // 131: weir.node.v1.CouponExpired.valid_until:type_name -> google.protobuf.Timestamp
+	28,  // 132: weir.node.v1.CouponMinSubtotal.want:type_name -> weir.node.v1.Money
+	28,  // 133: weir.node.v1.CouponMinSubtotal.subtotal:type_name -> weir.node.v1.Money
+	134, // [134:134] is the sub-list for method output_type
+	134, // [134:134] is the sub-list for method input_type
+	134, // [134:134] is the sub-list for extension type_name
+	134, // [134:134] is the sub-list for extension extendee
+	0,   // [0:134] is the sub-list for field type_name
 }
 
 func init() { file_weir_node_v1_node_proto_init() }
@@ -8189,6 +8257,7 @@ func file_weir_node_v1_node_proto_init() {
 		(*Failure_RefusedAsAsked)(nil),
 		(*Failure_Unsupported)(nil),
 		(*Failure_Fault)(nil),
+		(*Failure_EndpointLimit)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -8196,7 +8265,7 @@ func file_weir_node_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_node_v1_node_proto_rawDesc), len(file_weir_node_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   87,
+			NumMessages:   88,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
