@@ -75,6 +75,7 @@ const (
 	followInactive    = 2 * time.Minute        // after which the server forgets a cursor that asks for nothing
 	requestLook       = 100 * time.Millisecond // between looks at whether the connection broke
 	requestAgain      = time.Second            // after which a question that got no answer is asked again, and then twice as long each time
+	infoAgain         = 500 * time.Millisecond // the same for a question after a stream's state, each time
 	readConfirmations = 3                      // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
@@ -307,7 +308,7 @@ func (s *JetStream) acknowledged(reply *nats.Msg) {
 func appendOutcome(lane uint32, number uint64, reply *nats.Msg) error {
 	if len(reply.Data) == 0 {
 		// Nobody listens: the server has no such stream now, or its leader is changing.
-		return fmt.Errorf("%w: the stream did not answer (status %s)", ErrUnknownOutcome, reply.Header.Get("Status"))
+		return fmt.Errorf("%w: %w (status %s)", ErrUnknownOutcome, ErrLogAway, reply.Header.Get("Status"))
 	}
 	var ack struct {
 		Error     *jetstream.APIError `json:"error"`
@@ -374,7 +375,11 @@ func apiRequest(ctx context.Context, nc *nats.Conn, timeout time.Duration, call 
 			return err
 		}
 	}
-	reply, err := ask(ctx, nc, jetstream.DefaultAPIPrefix+call, body)
+	again := lessAndLess(requestAgain)
+	if strings.HasPrefix(call, "STREAM.INFO.") {
+		again = steadily(infoAgain)
+	}
+	reply, err := ask(ctx, nc, jetstream.DefaultAPIPrefix+call, body, again)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return fmt.Errorf("JetStream does not answer: %w", err)
 	}
@@ -399,23 +404,37 @@ func (r *apiRefusal) refusal() error {
 	return r.Error
 }
 
+// lessAndLess returns waits of which each is twice as long as the one before. A server that is slow answers each copy of a question: else
+// the copies alone could keep it from answering in time.
+func lessAndLess(wait time.Duration) func() time.Duration {
+	return func() time.Duration {
+		now := wait
+		wait *= 2
+		return now
+	}
+}
+
+// steadily returns waits that are all the same: for questions whose answers are so small that copies are no load.
+func steadily(wait time.Duration) func() time.Duration {
+	return func() time.Duration { return wait }
+}
+
 // ask sends a request that changes nothing. It sends it again when the connection broke meanwhile, since its answer may have gone to
-// the old one, and when none comes: nobody answers for a stream while it elects a leader. A server that is slow answers each copy, so
-// each waits twice as long as the one before: else the copies alone could keep it from answering in time.
-func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte) (*nats.Msg, error) {
+// the old one, and when none comes, after each wait that again returns: nobody answers for a stream while it elects a leader.
+func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte, again func() time.Duration) (*nats.Msg, error) {
 	inbox := nc.NewInbox()
 	answers, err := nc.SubscribeSync(inbox)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = answers.Unsubscribe() }() // Fails on a closed connection only.
-	for wait := requestAgain; ; wait *= 2 {
+	for {
 		reconnects := nc.Stats().Reconnects
 		if err := nc.PublishRequest(subject, inbox, body); err != nil {
 			return nil, err
 		}
-		again := time.Now().Add(wait)
-		for reconnects == nc.Stats().Reconnects && time.Now().Before(again) {
+		until := time.Now().Add(again())
+		for reconnects == nc.Stats().Reconnects && time.Now().Before(until) {
 			look, cancel := context.WithTimeout(ctx, requestLook)
 			answer, err := answers.NextMsgWithContext(look)
 			cancel()

@@ -224,12 +224,27 @@ func TestAQuestionThatIsNotAnsweredIsAskedAgainLessAndLess(t *testing.T) {
 	// Asked once a second, it would be asked a fourth time within this.
 	ctx, cancel := context.WithTimeout(t.Context(), 3*requestAgain+requestAgain/2)
 	defer cancel()
-	if _, err := ask(ctx, nc, "slow", nil); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := ask(ctx, nc, "slow", nil, lessAndLess(requestAgain)); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("got %v, want the context's end", err)
 	}
 	if got := asked.Load(); got < 2 || got > 3 {
 		t.Fatalf("asked %d times, want 2 or 3", got)
 	}
+}
+
+// Whoever takes a lane while its stream elects a leader asks for its head, and goes on when there is one.
+func TestAStreamsStateIsAskedForSteadily(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	var asked atomic.Int64
+	if _, err := nc.Subscribe("leaderless", func(*nats.Msg) { asked.Add(1) }); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	go func() {
+		_, _ = ask(ctx, nc, "leaderless", nil, steadily(20*time.Millisecond))
+	}()
+	until(t, "it is asked eight times", func() bool { return asked.Load() >= 8 })
 }
 
 func TestACommitThatIsTooLargeIsRefusedForGood(t *testing.T) {

@@ -340,6 +340,52 @@ func TestALostAcknowledgementIsResolvedOnceStored(t *testing.T) {
 	}
 }
 
+// awayLog is a log that nobody keeps for so many appends: reads are not answered then, so that whoever reads waits.
+type awayLog struct {
+	*MemoryLog
+	away  atomic.Int32
+	reads atomic.Int32
+}
+
+func (l *awayLog) Append(r Record) Pending {
+	if l.away.Add(-1) >= 0 {
+		return &goneAway{}
+	}
+	return l.MemoryLog.Append(r)
+}
+
+func (l *awayLog) Read(ctx context.Context, number uint64) (Record, error) {
+	if l.away.Load() > 0 {
+		l.reads.Add(1)
+		<-ctx.Done()
+		return Record{}, ctx.Err()
+	}
+	return l.MemoryLog.Read(ctx, number)
+}
+
+type goneAway struct{}
+
+func (*goneAway) Done() <-chan struct{} { return closedChannel }
+func (*goneAway) Wait(context.Context) error {
+	return fmt.Errorf("%w: %w", ErrUnknownOutcome, ErrLogAway)
+}
+
+func TestACommitIsOfferedAgainUntilSomebodyKeepsTheLog(t *testing.T) {
+	log := &awayLog{MemoryLog: OpenMemoryLog(0, 1)}
+	var pauses atomic.Int32
+	lane := runLane(t, log, newCounter(), LaneOptions{Writer: WriterOptions{AppendTimeout: time.Hour, Pause: func(context.Context, int) error {
+		pauses.Add(1)
+		return nil
+	}}})
+	log.away.Store(awayMax - 1)
+	if sum, err := lane.Submit(t.Context(), 1); err != nil || sum != 1 {
+		t.Fatalf("got %d, %v, want 1", sum, err)
+	}
+	if reads, paused := log.reads.Load(), pauses.Load(); reads > 0 || paused != awayMax-1 {
+		t.Errorf("%d reads were waited for and %d pauses made, want none and %d", reads, paused, awayMax-1)
+	}
+}
+
 func TestAFullLogRefusesAndTheLaneGoesOn(t *testing.T) {
 	log := OpenMemoryLog(0, 1)
 	lane := runLane(t, log, newCounter(), LaneOptions{})

@@ -73,6 +73,9 @@ var (
 	ErrConflict = errors.New("the log's head is not the expected one")
 	// ErrUnknownOutcome: the append may or may not be stored.
 	ErrUnknownOutcome = errors.New("append outcome unknown")
+	// ErrLogAway comes with ErrUnknownOutcome: nobody takes appends now, as while a stream elects its leader. This attempt was not stored;
+	// an earlier one with the same bytes may have been.
+	ErrLogAway = errors.New("nobody takes appends to the log now")
 	// ErrLogFull: the log has no room; nothing was stored.
 	ErrLogFull = errors.New("the log is full")
 	// ErrNoCommit: there is no commit at that number.

@@ -86,6 +86,13 @@ var ErrFenced = errors.New("another writer has taken the lane")
 // ErrRuleChanged says that the log no longer checks the chain, as it did when the lane was opened. To open it again is all it takes.
 var ErrRuleChanged = errors.New("the log is appended to by another rule from now on")
 
+const (
+	// awayMax bounds how often a commit is offered again that nobody takes, awayPause is how long is waited before, as for that attempt: for 30 s
+	// in all, where a stream takes up to 9 s to elect a leader, and as long again when the first election fails.
+	awayMax   = 300
+	awayPause = 5
+)
+
 // NewWriter returns a writer that does not hold its lane yet.
 func NewWriter[Q, A any](log Log, machine Machine[Q, A], options WriterOptions) *Writer[Q, A] {
 	if options.InFlightMax == 0 {
@@ -396,7 +403,7 @@ func (w *Writer[Q, A]) applied(f *flight[A]) error {
 // It returns nil, ErrFenced, ErrLogFull (certainly not stored), ErrUnknownOutcome (gave up) or *ChainError.
 func (w *Writer[Q, A]) outcome(ctx context.Context, f *flight[A]) error {
 	pending, maybeStored := f.pending, false
-	for attempt := 1; ; attempt++ {
+	for attempt, away := 1, 0; ; {
 		attemptCtx, cancel := context.WithTimeout(ctx, w.options.AppendTimeout)
 		err := pending.Wait(attemptCtx)
 		switch {
@@ -406,6 +413,17 @@ func (w *Writer[Q, A]) outcome(ctx context.Context, f *flight[A]) error {
 		case errors.Is(err, ErrLogFull) && !maybeStored:
 			cancel()
 			return fmt.Errorf("append commit %d to lane %d: %w", f.record.Number, w.options.Lane, ErrLogFull)
+		case errors.Is(err, ErrLogAway) && away < awayMax:
+			// Who would store the commit would also have to say what stands at the number. Offering it again finds out soonest when
+			// there is somebody.
+			cancel()
+			maybeStored = true
+			away++
+			if ctx.Err() != nil || w.options.Pause(ctx, awayPause) != nil {
+				return fmt.Errorf("append commit %d to lane %d, %d attempts: %w", f.record.Number, w.options.Lane, attempt+away, err)
+			}
+			pending = w.log.Append(f.record)
+			continue
 		case errors.Is(err, ErrConflict), errors.Is(err, ErrLogFull), errors.Is(err, ErrUnknownOutcome):
 			// A refusal for the sequence may be our own earlier attempt that was stored, another writer's commit,
 			// or, replicated, another write in flight. What stands at the number tells.
@@ -430,6 +448,7 @@ func (w *Writer[Q, A]) outcome(ctx context.Context, f *flight[A]) error {
 		if ctx.Err() != nil || attempt >= w.options.ResolveAttemptsMax || w.options.Pause(ctx, attempt) != nil {
 			return fmt.Errorf("append commit %d to lane %d, %d attempts: %w", f.record.Number, w.options.Lane, attempt, ErrUnknownOutcome)
 		}
+		attempt++
 		pending = w.log.Append(f.record)
 	}
 }

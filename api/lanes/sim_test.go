@@ -24,8 +24,9 @@ import (
 	"github.com/weirhq/weir/projections"
 )
 
-// The simulation: two nodes that fight over one lane through bad connections to one log, with crashes at any step, lost disks,
-// pauses of 30 s and more, clocks that jump by up to 10 min, and clients that send again. One goroutine, all chance from one seed, so that a
+// The simulation: two nodes that share one lane by leases, or fight over it, through bad connections to one log, with crashes at any step,
+// lost disks, pauses of 30 s and more, leases that cannot be renewed though the log is reached, clocks that jump by up to 10 min, and clients that
+// send again. One goroutine, all chance from one seed, so that a
 // failure is replayed to the byte by
 //
 //	WEIR_SIM_SEED=<seed> WEIR_SIM_SEEDS=1 go test ./api/lanes -run TestSimulation
@@ -39,6 +40,7 @@ import (
 //	I3  every SKU's units are conserved, none negative
 //	I4  one effect a request, one body and one reply a request, also of one that found nothing to do; a payment takes money once and gives back no more
 //	    nothing is written under an epoch that is over
+//	O2  a refusal, which leaves nothing in the log that could be refused, is given by the node that opened the lane last
 //	    deadlines, windows of campaigns and the grace of payments go by log time
 //	I5  at the end, when all is well: no order keeps its units beyond its time
 type simulation struct {
@@ -47,7 +49,9 @@ type simulation struct {
 	plant  plant
 	log    *eventstore.MemoryLog
 	nodes  []*simNode
-	holder *simNode // who opened the lane last, and is left alone with it for a while
+	holder *simNode // who opened the lane last
+	lease  simLease
+	wrong  error // what a node has answered
 	step   int
 	trace  hash.Hash // of what happened, step by step
 
@@ -87,13 +91,20 @@ type simCounts struct {
 	crashes  int // after which something was left of the state
 	overrun  int // pauses during which the other node took the lane
 	jumped   int // clocks that jumped by minutes
+	lapsed   int // answers that were not given, since the lease was over
+}
+
+// A simLease is the lane's lease as the bucket has it.
+type simLease struct {
+	holder *simNode
+	until  int // the step at which it ends
 }
 
 // add adds the counts of another simulation.
 func (c *simCounts) add(o simCounts) {
 	c.replies, c.nothing, c.expired, c.paid, c.refunded = c.replies+o.replies, c.nothing+o.nothing, c.expired+o.expired, c.paid+o.paid, c.refunded+o.refunded
 	c.shipped, c.returned, c.limited, c.refused = c.shipped+o.shipped, c.returned+o.returned, c.limited+o.limited, c.refused+o.refused
-	c.crashes, c.overrun, c.jumped = c.crashes+o.crashes, c.overrun+o.overrun, c.jumped+o.jumped
+	c.crashes, c.overrun, c.jumped, c.lapsed = c.crashes+o.crashes, c.overrun+o.overrun, c.jumped+o.jumped, c.lapsed+o.lapsed
 }
 
 // A plant is a bug put in on purpose: the simulation must find it.
@@ -104,6 +115,10 @@ type plant struct {
 	machine func(*Machine)
 	// ownClock makes the machine decide requests, dueByOwnClock deadlines, by a clock of its own and not by log time.
 	ownClock, dueByOwnClock bool
+	// outlivesLease makes a node answer after its lease is over.
+	outlivesLease bool
+	// revivesLease makes a node renew a lease that is over, and go on with what it had before.
+	revivesLease bool
 }
 
 type simNode struct {
@@ -116,12 +131,17 @@ type simNode struct {
 	waiting []eventstore.Ask[Request, Outcome]
 	// pausedUntil is the step at which a paused node goes on as if nothing had been; 0 once it opened the lane again.
 	pausedUntil int
-	flushed     bool // something is left after a crash
+	// heldUntil is the step at which it no longer uses its lease, cutUntil the one from which on it reaches the leases again.
+	heldUntil, cutUntil int
+	flushed             bool // something is left after a crash
 }
 
 const (
 	simPayWithin    = 40 * time.Second
 	simPaymentGrace = 20 * time.Second
+	// simLeaseSteps is how long a lease lasts; whoever has it stops simLeaseMargin before that.
+	simLeaseSteps  = 12
+	simLeaseMargin = 1
 )
 
 func newSimulation(seed uint64, plant plant) *simulation {
@@ -170,6 +190,9 @@ func (s *simulation) run(steps int) (err error) {
 		if err := s.act(n); err != nil {
 			return err
 		}
+		if s.wrong != nil {
+			return s.wrong
+		}
 		if err := s.check(); err != nil {
 			return err
 		}
@@ -179,8 +202,8 @@ func (s *simulation) run(steps int) (err error) {
 	return s.finish()
 }
 
-// fights says that this world is one of the four in which both nodes want the lane all the time. In the others whoever has it keeps
-// it for a while, as if there were a lease, so that orders come far in their lives.
+// fights says that this world is one of the four in which there are no leases, and both nodes want the lane all the time. In the others
+// whoever has it keeps it for a while, so that orders come far in their lives.
 func (s *simulation) fights() bool { return s.seed%4 == 0 }
 
 // traced adds a step to the trace.
@@ -218,14 +241,32 @@ func (s *simulation) other(n *simNode) *simNode {
 	return s.nodes[0]
 }
 
-// held reports whether the other node has the lane open, as far as it knows, and is to keep it.
-func (s *simulation) held(n *simNode) bool {
-	h := s.holder
-	return h != nil && h != n && !s.paused(h) && h.writer != nil && h.writer.Epoch() != 0 && !s.fights() && s.chance.IntN(6) > 0
+// renew takes the lease of a lane that is free, or makes one that the node has last longer, and reports whether it could. The node counts
+// from before it asked, the bucket from after.
+func (s *simulation) renew(n *simNode) bool {
+	if s.step < n.cutUntil || s.lease.holder != n && s.step < s.lease.until {
+		return false
+	}
+	s.lease = simLease{n, s.step + simLeaseSteps}
+	n.heldUntil = s.step + simLeaseSteps - simLeaseMargin
+	return true
+}
+
+// holds reports whether a node may answer: its lease is certainly nobody else's.
+func (s *simulation) holds(n *simNode) bool {
+	return s.fights() || s.plant.outlivesLease || s.step < n.heldUntil
 }
 
 // act takes one step at one node.
 func (s *simulation) act(n *simNode) error {
+	if n.writer != nil && n.writer.Epoch() != 0 && !s.fights() {
+		if s.chance.IntN(2) == 0 && (s.step < n.heldUntil || s.plant.revivesLease) { // As ownership.Node does.
+			s.renew(n)
+		}
+		if !s.holds(n) && s.chance.IntN(3) == 0 { // It notices.
+			n.writer.StepDown(nil)
+		}
+	}
 	switch dice := s.chance.IntN(100); {
 	case n.writer == nil:
 		return s.start(n)
@@ -248,7 +289,10 @@ func (s *simulation) act(n *simNode) error {
 	case dice < 9 && n.writer.Epoch() != 0 && !s.paused(s.other(n)):
 		n.pausedUntil = s.step + 30 + s.chance.IntN(30)
 		return nil
-	case n.writer.Epoch() == 0 && s.held(n):
+	case dice < 10 && n.writer.Epoch() != 0:
+		n.cutUntil = s.step + simLeaseSteps + s.chance.IntN(30)
+		return nil
+	case n.writer.Epoch() == 0 && !s.fights() && !s.renew(n):
 		return nil
 	case n.writer.Epoch() == 0:
 		switch err := n.writer.Open(context.Background(), s.now(n)); {
@@ -259,7 +303,9 @@ func (s *simulation) act(n *simNode) error {
 		}
 		return nil
 	case dice < 50:
-		n.waiting = append(n.waiting, s.ask(n))
+		if s.holds(n) {
+			n.waiting = append(n.waiting, s.ask(n))
+		}
 		return nil
 	case dice < 75:
 		if n.writer.Ready() {
@@ -377,7 +423,7 @@ func (n *simNode) close() {
 	if n.store != nil {
 		_ = n.store.Close()
 	}
-	n.store, n.writer, n.waiting, n.pausedUntil = nil, nil, nil, 0
+	n.store, n.writer, n.waiting, n.pausedUntil, n.heldUntil = nil, nil, nil, 0, 0
 }
 
 // ask makes a new request, or sends one again.
@@ -387,8 +433,14 @@ func (s *simulation) ask(n *simNode) eventstore.Ask[Request, Outcome] {
 		request.Fingerprint[0] ^= 1
 	}
 	return eventstore.Ask[Request, Outcome]{Question: request, Reply: func(outcome Outcome, err error) {
-		if err != nil {
+		switch {
+		case err != nil:
 			return
+		case !s.holds(n): // As in seat.decide.
+			s.did.lapsed++
+			return
+		case outcome.Refusal != nil && !s.fights() && n.writer.Epoch() != s.epoch:
+			s.wrong = s.failf("%s, which opened the lane at %d, refuses %s: %v; since %d another one has it (O2)", n.name, n.writer.Epoch(), request.RequestID, outcome.Refusal, s.epoch)
 		}
 		if errors.Is(outcome.Refusal, domain.ErrCampaignLimit) || errors.Is(outcome.Refusal, domain.ErrCouponLimit) {
 			s.did.refused++
@@ -890,7 +942,7 @@ func (s *simulation) counts() simCounts {
 // simCountsLeast is the least that hundred seeds do of everything, and a quarter at most of the least that any hundred of 2,000
 // did: what did less has stopped doing it, chance has not.
 var simCountsLeast = simCounts{
-	replies: 500, expired: 100, paid: 38, refunded: 10, shipped: 26, returned: 8, limited: 150, refused: 10, nothing: 8, crashes: 70, overrun: 70, jumped: 13,
+	replies: 500, expired: 100, paid: 38, refunded: 10, shipped: 26, returned: 8, limited: 150, refused: 10, nothing: 8, crashes: 70, overrun: 70, jumped: 13, lapsed: 15,
 }
 
 func TestSimulation(t *testing.T) {
@@ -925,6 +977,7 @@ func TestSimulation(t *testing.T) {
 		{"crashes", did.crashes, least.crashes},
 		{"pauses overrun", did.overrun, least.overrun},
 		{"clocks that jumped", did.jumped, least.jumped},
+		{"answers not given for want of a lease", did.lapsed, least.lapsed},
 	} {
 		if seeds >= 50 && c.done*100 < c.least*int(seeds) {
 			t.Errorf("%d seeds from %d on had %d %s, want at least %d a hundred", seeds, first, c.done, c.what, c.least)
@@ -1009,6 +1062,8 @@ func TestTheSimulationFindsPlantedBugs(t *testing.T) {
 		"go on after a pause as if the lane were held": {log: func(n *simNode, l eventstore.Log) eventstore.Log {
 			return unfencedAfterPause{l, n}
 		}},
+		"answer after the lease is over":          {outlivesLease: true},
+		"renew a lease that is over, and go on":   {revivesLease: true},
 		"decide by a clock of its own":            {ownClock: true},
 		"let orders expire by a clock of its own": {dueByOwnClock: true},
 		"grant a payment under way no grace":      {machine: func(m *Machine) { m.options.PaymentGrace = time.Nanosecond }},

@@ -85,12 +85,14 @@ func (n *Node) renewOne(ctx context.Context, h *hold) {
 	ctx, cancel := context.WithTimeout(ctx, max(n.beatEvery(), LeaseTTLMin))
 	defer cancel()
 	h.mu.Lock()
-	if h.over.Load() {
+	if !h.valid() {
+		// Another node may have had it since, decided and gone: what this one would answer with is of before. It is given up (see step), and
+		// taken anew if it is free, which opens the lane again.
 		h.mu.Unlock()
 		return
 	}
 	err := h.write(ctx, h.value)
-	if errors.Is(err, errMoved) {
+	if errors.Is(err, errMoved) && h.valid() {
 		if r := n.leases.row(leaseKey(h.lane)); decodeLease(r) == nil || n.isOurs(r) {
 			// It has ended in the bucket, or an earlier renewal was taken for lost. By time it is still ours, and the bucket decides.
 			h.revision = r.revision

@@ -488,3 +488,48 @@ func TestAMemberTellsWhatItsNodeSays(t *testing.T) {
 		t.Errorf("got %v", member)
 	}
 }
+
+// A node that was stopped for longer than its lease lasts may find it free again: another one had it, decided, and is gone.
+func TestALeaseThatIsOverIsNotRenewed(t *testing.T) {
+	c := newCluster(t, 1, time.Minute)
+	nc, err := c.server.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	n, err := New(nc, Options{NodeID: "one", Topology: eventstore.Topology{Lanes: 1}, LeaseTTL: c.ttl, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	followed := make(chan struct{})
+	go func() {
+		defer close(followed)
+		n.leases.run(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-followed
+	})
+	var h *hold
+	c.eventually("the lease is taken", func() bool {
+		h, err = n.claim(ctx, 0)
+		return err == nil
+	})
+	n.renewOne(ctx, h)
+	if !h.valid() {
+		t.Fatal("a lease that lasts cannot be renewed")
+	}
+	other := &hold{node: n, lane: 0, revision: h.revision}
+	if err := other.write(ctx, []byte("another node's")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.leases.write(ctx, leaseKey(0), nil, other.revision); err != nil {
+		t.Fatal(err)
+	}
+	h.until.Store(0)
+	n.renewOne(ctx, h)
+	if revision := n.leases.row(leaseKey(0)).revision; h.valid() || revision > other.revision+1 {
+		t.Errorf("a lease that was over is in use again: %t, at revision %d after %d (O2)", h.valid(), revision, other.revision)
+	}
+}
