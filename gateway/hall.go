@@ -12,6 +12,7 @@ import (
 
 	"github.com/weirhq/weir/gateway/edge"
 	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/registry"
 	"github.com/weirhq/weir/gateway/room"
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
@@ -62,6 +63,7 @@ func (g *Gateway) openHall(options Options) (err error) {
 	}
 	g.hall, err = room.New(room.Options{
 		Config: config, Key: options.RoomKey,
+		Rate:  g.lanesRate,
 		Left:  func(campaignID string) (int64, bool) { return unitsLeft(g.board, options.Policy.Board, campaignID) },
 		Share: func() float64 { return shareOf(options) },
 		User:  func(_ context.Context, authorization string) (string, bool) { return options.User(authorization) },
@@ -72,6 +74,36 @@ func (g *Gateway) openHall(options Options) (err error) {
 	g.behind = append(g.behind, g.hall.Run)
 	_, g.waiting = roomv1connect.NewRoomServiceHandler(g.hall, connect.WithReadMaxBytes(roomRequestBytesMax))
 	return nil
+}
+
+// lanesRate is that of the nodes in the registry, 0 without one.
+func (g *Gateway) lanesRate() float64 {
+	if g.registry == nil {
+		return 0
+	}
+	return lanesRate(g.registry.Now().Nodes)
+}
+
+// lanesRate returns how much all lanes do in a second, as their nodes measured it while they had enough to do, 0 while none has. A lane that
+// has not had enough yet counts like the others: a campaign's users are spread over all of them.
+func lanesRate(nodes []registry.Node) float64 {
+	sum, measured, lanes := 0.0, 0, 0
+	for _, node := range nodes {
+		if node.Suspect {
+			continue // Its lanes are somebody else's by now, or nobody's.
+		}
+		for _, lane := range node.Member.GetLanes() {
+			lanes++
+			if perSecond := lane.GetDecidedPerSecond(); perSecond > 0 {
+				measured++
+				sum += float64(perSecond)
+			}
+		}
+	}
+	if measured == 0 {
+		return 0
+	}
+	return sum / float64(measured) * float64(lanes)
 }
 
 // shareOf returns this gateway's part of all that are let in: those that share Redis know of each other.
