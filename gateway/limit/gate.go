@@ -15,20 +15,16 @@ import (
 // Three things act together. The pace (see pace) is how many calls may be under way; it follows how long calls take. The bar is
 // the level below which a call is refused at once, at the price of a few atomic reads; it follows how many calls came of which level
 // and how many were served, so that what passes it is what fits. What passes the bar and finds no place waits, the highest level first, in a
-// short queue; when calls of it are refused, the queue stands, and the bar goes up. A queue that stands and serves everybody in time is that of
-// callers who each wait for an answer before they ask again: to refuse some would have them ask all the more. While the bar refuses calls, the queue
-// stands already when everybody had to wait for longer than queueTarget.
+// short queue; when everybody had to wait for longer than queueTarget, the queue stands, and the bar goes up.
 //
 // Time comes in as a value, in ns since a start, so that a test moves it. Methods may be called by several goroutines.
 type gate struct {
 	config ConcurrencyConfig
 
-	bar atomic.Uint32
-	// barred counts the calls of the window that were below the bar, and barring is whether there were any in the newest one.
-	barred    atomic.Uint32
+	bar       atomic.Uint32
 	windowEnd atomic.Int64
 	asked     [levelsMax]atomic.Uint32
-	// retryAfter by priority, in ns: as long as it takes to serve what is there, and what was refused lately at that priority and above.
+	// retryAfter by priority, in ns: as long as it takes to serve what a second asks for at that priority and above.
 	retryAfter [prioritiesMax]atomic.Int64
 
 	mu       sync.Mutex
@@ -37,7 +33,6 @@ type gate struct {
 	waiting  []*waiter // by rank, the worst first
 	arrivals uint64
 	window   window
-	barring  bool
 	// Smoothed over the last windows.
 	came   [levelsMax]float64
 	served float64
@@ -62,7 +57,6 @@ type window struct {
 	served   int
 	shed     int   // for want of room in the queue, or of patience
 	admitted int   // of all levels
-	barred   int   // refused by the bar
 	waitMin  int64 // the least that an admitted call waited
 	peak     int   // most calls under way
 }
@@ -114,8 +108,6 @@ const (
 	// retryAfterMin and retryAfterMax bound what a refused call is told.
 	retryAfterMin = 100 * time.Millisecond
 	retryAfterMax = 30 * time.Second
-	// retryAfterUnknown is what it is told while nothing ends.
-	retryAfterUnknown = time.Second
 )
 
 // Validate says what is wrong with the configuration.
@@ -185,11 +177,7 @@ func (g *gate) ask(now int64, at level) bool {
 		g.roll(now)
 	}
 	g.asked[at].Add(1)
-	if uint32(at) >= g.bar.Load() {
-		return true
-	}
-	g.barred.Add(1)
-	return false
+	return uint32(at) >= g.bar.Load()
 }
 
 // refusal returns when a call of the level should come again.
@@ -228,7 +216,7 @@ func (g *gate) enter(now int64, at level, settle func(admitted bool)) (admitted 
 	}
 	g.arrivals++
 	queued = &waiter{level: at, number: g.arrivals, since: now, patience: g.config.QueueWaitMax, settle: settle}
-	if bar := level(g.bar.Load()); bar > 0 && g.barring && at.priority() <= bar.priority() {
+	if bar := level(g.bar.Load()); bar > 0 && at.priority() <= bar.priority() {
 		queued.patience = min(queued.patience, queueWaitStanding)
 	}
 	index, _ := slices.BinarySearchFunc(g.waiting, queued, byRank)
@@ -311,13 +299,11 @@ func (g *gate) roll(now int64) {
 	}
 	g.windowEnd.Store(now + int64(windowLength))
 	passed := g.window
-	passed.barred = int(g.barred.Swap(0))
-	g.barring = passed.barred > 0
 	g.window = window{start: now, waitMin: -1, peak: g.underWay}
 
 	trial := g.pace.trial.cuts(now) || g.pace.trial.cuts(g.window.start)
 	full := passed.shed > 0 || g.bar.Load() > 0 || passed.peak >= g.pace.places(now)
-	g.pace.adjust(now, full, passed.peak, passed.served)
+	g.pace.adjust(now, full, passed.peak)
 
 	if now-passed.start >= 2*int64(windowLength) && len(g.waiting) == 0 {
 		g.forget() // Nobody came, ended or waited for a whole window: what the last one saw is over.
@@ -331,7 +317,7 @@ func (g *gate) roll(now int64) {
 	}
 	g.served = g.served*smoothing + float64(passed.served)
 
-	standing := passed.shed > 0 || passed.barred > 0 && passed.waitMin > int64(queueTarget)
+	standing := passed.shed > 0 || passed.waitMin > int64(queueTarget)
 	if !trial { // What is served in one says nothing of what could be.
 		g.moveBar(total, standing)
 	}
@@ -375,20 +361,15 @@ func (g *gate) moveBar(total float64, standing bool) {
 	g.bar.Store(uint32(bar))
 }
 
-// tellWhen computes when those who are refused should come again: when what is under way, and what was asked for lately beyond what was served, is
-// done, at the rate at which calls are served. Where none was served lately nothing is known of that. The lock is held.
+// tellWhen computes when those who are refused should come again. The lock is held.
 func (g *gate) tellWhen() {
-	const lately = float64(windowLength) / (1 - smoothing) // what came and served are the sums of
 	asked := 0.0
 	for i := len(g.came) - 1; i >= 0; i-- {
 		asked += g.came[i]
 		if i%levelsPerPriority == 0 {
-			after := float64(0)
-			switch {
-			case g.served > 0:
-				after = min((float64(g.underWay)+max(0, asked-g.served))/g.served*lately, float64(retryAfterMax))
-			case g.underWay > 0:
-				after = float64(retryAfterUnknown)
+			after := float64(retryAfterMax)
+			if g.served > 0 {
+				after = min(after, asked/g.served*float64(time.Second))
 			}
 			g.retryAfter[level(i).priority()].Store(int64(after))
 		}

@@ -30,8 +30,6 @@ type pace struct {
 	// fresh says that a baseline was found under load and may be far too high: there was no window without load yet, and no trial that found
 	// nothing lower.
 	fresh bool
-	// top is how many calls a window served, at the most, lately.
-	top   float64
 	trial trial
 }
 
@@ -44,14 +42,6 @@ type trial struct {
 }
 
 func (t trial) cuts(now int64) bool { return t.start > 0 && now >= t.start && now < t.end }
-
-// wait returns how much of the baseline its calls are to take if they wait for each other.
-func (t trial) wait() float64 {
-	if t.early {
-		return trialEarlyWait
-	}
-	return trialWait
-}
 
 // A latency is what is known of one method's calls, in ns.
 type latency struct {
@@ -77,23 +67,17 @@ const (
 	shrinkMost = 0.7
 	growLeast  = 0.5
 	growMost   = 2
-	// A window that served less than topKept of the most that one did lately, which is forgotten by topFall each window, has no use for a smaller pace:
-	// calls do not wait for each other then, but for what refusing the others costs, or for processors that callers and gateway share with the node.
-	topFall = 0.95
-	topKept = 0.9
 	// busyShare of calls that an upstream turned away because it has too much to do slows down by busyShrink.
 	busyShare  = 0.02
 	busyShrink = 0.9
 	// trialEvery is how often trials are held, each for trialLength. In one there are as few calls under way that, if calls wait for each other,
 	// they take trialWait of the baseline when without a trial they take Tolerance times as much: well below trialQuicker, so that a baseline
 	// that is too high falls each time. Calls of a trial that have not ended by trialJudged count for nothing.
-	trialEvery = 10 * time.Second
-	trialEarly = time.Second
-	trialWait  = 0.65
-	// trialEarlyWait is that of an early one: it follows a baseline that fell, and may have far to fall still.
-	trialEarlyWait = 0.5
-	trialLength    = 300 * time.Millisecond
-	trialJudged    = 2 * time.Second
+	trialEvery  = 10 * time.Second
+	trialEarly  = time.Second
+	trialWait   = 0.6
+	trialLength = 300 * time.Millisecond
+	trialJudged = 2 * time.Second
 	// trialLoad is the load from which trials are held even if there is no use for more calls: others may have it.
 	trialLoad = 0.9
 	// trialSettle bounds how long the calls from before a trial are waited for.
@@ -125,7 +109,7 @@ func (p *pace) places(now int64) int {
 		return math.MaxInt
 	}
 	if p.trial.cuts(now) {
-		return max(1, int(min(p.limit, float64(p.peak))*p.trial.wait()/p.config.Tolerance))
+		return max(1, int(min(p.limit, float64(p.peak))*trialWait/p.config.Tolerance))
 	}
 	return int(p.limit)
 }
@@ -183,7 +167,7 @@ func (p *pace) load(of func(*latency) tally) float64 {
 }
 
 // adjust ends a window that ends now; full says that there was use for more calls than the pace allowed, peak how many were under way at most.
-func (p *pace) adjust(now int64, full bool, peak, served int) {
+func (p *pace) adjust(now int64, full bool, peak int) {
 	defer p.beginWindow()
 	if p.trial.start > 0 && now >= p.trial.judge {
 		p.judge()
@@ -209,10 +193,6 @@ func (p *pace) adjust(now int64, full bool, peak, served int) {
 			p.fallFrom = 0
 		} else if p.fallFrom == 0 {
 			p.fallFrom = p.limit
-		}
-		if p.top = max(float64(served), p.top*topFall); full && load > 1 && float64(served) < p.top*topKept {
-			limit += math.Sqrt(p.limit) * growMost
-			break
 		}
 		limit *= max(min(1, 1/load), shrinkMost)
 		if full {
