@@ -767,8 +767,8 @@ func TestCommandsThatDoNotFitAreRefused(t *testing.T) {
 
 // endingContext calls ending when a context that is made of it ends, before that is seen.
 type endingContext struct {
-	context.Context
-	ending func()
+	context.Context //nolint:containedctx // It is one.
+	ending          func()
 }
 
 func (c endingContext) AfterFunc(f func()) func() bool {
@@ -798,7 +798,7 @@ func TestWhatIsShownAsHeldCanBeSwapped(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
-		err := b.Run(endingContext{ctx, sync.OnceFunc(func() {
+		err := b.Run(endingContext{ctx, sync.OnceFunc(func() { //nolint:contextcheck // It looks from outside.
 			defer close(looked)
 			statuses := b.Status()
 			err := b.Swap(t.Context(), "orders")
