@@ -57,19 +57,32 @@ func (g *Gateway) checkFailback(p policy.Policy) error {
 			continue
 		}
 		key := "methods: " + name + ": fault.mode failback"
-		if m := g.methods["/"+name]; m != nil && m.requestID == "" {
-			return fmt.Errorf("%s: its requests have no request_id under which a node does them once; use failover or failsafe", key)
-		}
-		if g.keeper == nil {
+		switch m := g.methods["/"+name]; {
+		case m != nil && m.requestID == "":
+			return fmt.Errorf("%s: %s; use failover or failsafe", key, noRequestID)
+		case g.keeper == nil:
 			return &NeedError{Key: key, Option: "Failback"}
 		}
 	}
 	return nil
 }
 
+const noRequestID = "its requests have no request_id under which a node does them once"
+
+// cannotKeep says why no call of a method can be kept for later, "" if calls can.
+func (g *Gateway) cannotKeep(m *method) string {
+	switch {
+	case g.keeper == nil:
+		return "this gateway keeps no calls for later"
+	case m.requestID == "":
+		return noRequestID
+	}
+	return ""
+}
+
 // keepable is whether a call can be kept for later: it is known whose it is, and a node will do it once however often it is sent.
 func (g *Gateway) keepable(c *call) bool {
-	return g.keeper != nil && !c.kept && c.subject != "" && c.body != nil && c.unary() && c.method.requestID != ""
+	return g.cannotKeep(c.method) == "" && !c.kept && c.subject != "" && c.body != nil && c.unary()
 }
 
 // keep has a call made later, and returns the answer that says so.

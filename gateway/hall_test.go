@@ -1,10 +1,21 @@
 package gateway
 
 import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/weirhq/weir/gateway/fault"
+	"github.com/weirhq/weir/gateway/plan"
+	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/registry"
+	"github.com/weirhq/weir/gateway/room"
 	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
 
 func TestARoomLetsInWhatLanesWereMeasuredToDo(t *testing.T) {
@@ -28,6 +39,86 @@ func TestARoomLetsInWhatLanesWereMeasuredToDo(t *testing.T) {
 	} {
 		if got := lanesRate(c.nodes); got != c.want {
 			t.Errorf("%s: %v a second, want %v", name, got, c.want)
+		}
+	}
+}
+
+// aKeeper says that calls are kept for later.
+type aKeeper struct{ Keeper }
+
+func TestPlansSwitchWhatAGatewayHas(t *testing.T) {
+	const place = orderv1connect.OrderServicePlaceOrderProcedure
+	var unset fault.Mode
+	upstream, err := url.Parse("http://127.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bare, err := New(Options{Upstreams: []*url.URL{upstream}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	full, err := New(Options{
+		Upstreams: []*url.URL{upstream}, Failback: aKeeper{}, RoomKey: bytes.Repeat([]byte("k"), 32),
+		Subject: func(http.Header) string { return "ann" }, User: func(string) (string, bool) { return "ann", true },
+		Policy: policy.Policy{Room: room.Config{Campaigns: []room.Campaign{{CampaignID: "flash", ClosesAt: time.Now().Add(time.Hour)}}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, place, http.NoBody)
+	waits := func() bool { return full.checkPass()(request, "ann", "flash") != nil }
+	for _, c := range []struct {
+		name, plan string
+		waits      bool
+		mode       fault.Mode
+		lacking    []string // of the gateway that has everything
+		bare       []string
+	}{
+		{"none", "", true, unset, nil, nil},
+		{"the room is open", "waiting_rooms: {flash: false, other: false}", false, unset, nil, nil},
+		{
+			"a room for another one", "waiting_rooms: {flash: true, other: true}", true, unset,
+			[]string{"waiting_rooms: other"},
+			[]string{"waiting_rooms: flash", "waiting_rooms: other"},
+		},
+		{"orders are kept", "faults: {weir.order.v1.OrderService/PlaceOrder: failback}", true, fault.Failback, nil, []string{"keeps no calls for later"}},
+		{
+			"reads are kept", "faults: {weir.order.v1.OrderService/GetOrder: failback}", true, unset,
+			[]string{"no request_id"},
+			[]string{"keeps no calls for later"},
+		},
+	} {
+		set := plan.NewSet(0, nil, Procedures())
+		if c.plan != "" {
+			parsed, err := plan.Parse([]byte("name: p\n" + c.plan))
+			if err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			set = plan.NewSet(1, []plan.Applied{{Plan: parsed, Revision: 1, At: time.Now(), Until: time.Now().Add(time.Hour)}}, Procedures())
+		}
+		for _, of := range []struct {
+			g    *Gateway
+			want []string
+		}{{full, c.lacking}, {bare, c.bare}} {
+			if err := of.g.applyPlans(set); err != nil {
+				t.Fatalf("%s: %v", c.name, err)
+			}
+			lacking := of.g.rules.Load().planned.lacking
+			if len(lacking) != len(of.want) {
+				t.Errorf("%s: lacking are %q, want %q", c.name, lacking, of.want)
+				continue
+			}
+			for i, want := range of.want {
+				if !strings.Contains(lacking[i], want) {
+					t.Errorf("%s: lacking are %q, want %q", c.name, lacking, of.want)
+				}
+			}
+		}
+		if got := waits(); got != c.waits {
+			t.Errorf("%s: an order without a pass is refused: %t, want %t", c.name, got, c.waits)
+		}
+		if got := full.rules.Load().methods[full.methods[place]].Fault.Mode; got != c.mode {
+			t.Errorf("%s: the mode of PlaceOrder is %v, want %v", c.name, got, c.mode)
 		}
 	}
 }

@@ -101,8 +101,8 @@ func (g *Gateway) overlay(p policy.Policy, set *plan.Set) (policy.Policy, planne
 	for _, m := range slices.SortedFunc(maps.Values(g.methods), func(a, b *method) int { return strings.Compare(a.name, b.name) }) {
 		says, name := set.Method(m.name), strings.TrimPrefix(m.name, "/")
 		p.Methods[name] = methodOver(base, m.name, says)
-		if says.Fault == fault.Failback.String() {
-			lacks("faults: %s stays as it is: this gateway keeps no calls for later", name)
+		if why := g.cannotKeep(m); why != "" && says.Fault == fault.Failback.String() {
+			lacks("faults: %s stays as it is: %s", name, why)
 			p.Methods[name] = methodOver(base, m.name, &plan.Method{Rate: says.Rate, User: says.User, Global: says.Global})
 		}
 		if off := says.Off; off != nil {
@@ -124,7 +124,9 @@ func (g *Gateway) overlay(p policy.Policy, set *plan.Set) (policy.Policy, planne
 		p.Edge.SoldOut = *sold
 	}
 	for _, campaign := range slices.Sorted(maps.Keys(set.WaitingRooms)) {
-		lacks("waiting_rooms: %s: this gateway has no waiting room", campaign)
+		if set.WaitingRooms[campaign] && (g.hall == nil || !slices.Contains(g.hall.Campaigns(), campaign)) {
+			lacks("waiting_rooms: %s: this gateway has no waiting room for it", campaign)
+		}
 	}
 	if set.Concurrency != (plan.Concurrency{}) {
 		p.Concurrency = p.Concurrency.Within(set.Concurrency.Min, set.Concurrency.Max)
