@@ -62,6 +62,7 @@ type Gateway struct {
 	changing sync.Mutex
 	// base is the policy that plans lie over. It is changed with the rules.
 	base      policy.Policy
+	started   policy.Policy // with which the gateway was made
 	rules     atomic.Pointer[rules]
 	upstreams atomic.Pointer[upstreams]
 
@@ -169,6 +170,7 @@ func New(options Options) (*Gateway, error) {
 		BufferPool:     &buffers{},
 		ErrorLog:       slog.NewLogLogger(g.logger.Handler(), slog.LevelDebug),
 	}
+	g.started = options.Policy
 	if err := g.Apply(options.Policy); err != nil {
 		return nil, err
 	}
@@ -219,7 +221,13 @@ func (g *Gateway) Apply(p policy.Policy) error {
 	if before := g.rules.Load(); before != nil {
 		set = before.planned.set
 	}
-	return g.use(p, set)
+	if err := g.use(p, set); err != nil {
+		return err
+	}
+	if waiting := g.started.AtStart(p); len(waiting) > 0 {
+		g.logger.Warn("settings of the policy have changed that are used from the next start on", "settings", waiting)
+	}
+	return nil
 }
 
 // use makes rules of a policy and the plans that lie over it. REQUIRES: changing is held.
