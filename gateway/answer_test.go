@@ -23,6 +23,7 @@ import (
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/retry"
+	"github.com/weirhq/weir/ops/freeports"
 )
 
 // trusting draws no conclusions from nodes that fail.
@@ -207,5 +208,30 @@ func TestANodeThatAnswersAndResetsTheConnectionIsHeard(t *testing.T) {
 	}
 	if got := node.other.Load(); got != 0 {
 		t.Errorf("the node got %d requests that nobody made", got)
+	}
+}
+
+// The gateway's own server panicked where it still read the rest of such a request, and looked for the next one: that one had no answer.
+func TestARequestAfterOneThatWasAnsweredEarlyIsAnswered(t *testing.T) {
+	const rounds = 200
+	node := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnsupportedMediaType) }))
+	front, client := inFront(t, trusting, node.URL), http1Client(t)
+	down := inFront(t, trusting, "http://"+freeports.Addresses(t, 1)[0])
+	for round := range rounds {
+		for url, want := range map[string]int{front.URL: http.StatusUnsupportedMediaType, down.URL: http.StatusServiceUnavailable} {
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/webhooks/somebody", strings.NewReader(strings.Repeat("x", 100)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err := client.Do(request)
+			if err != nil {
+				t.Fatalf("round %d: %v", round, err)
+			}
+			_, err = io.Copy(io.Discard, response.Body)
+			_ = response.Body.Close()
+			if err != nil || response.StatusCode != want {
+				t.Fatalf("round %d: the caller got %d, %v, want %d", round, response.StatusCode, err, want)
+			}
+		}
 	}
 }

@@ -49,10 +49,8 @@ type call struct {
 	stream     io.Reader
 	controller *http.ResponseController
 	grace      time.Duration
-	// upload is that body on its way, nil before. mayLeave is whether there may be so much of it after the answer that the server closes the
-	// connection.
-	upload   *upload
-	mayLeave bool
+	// upload is that body on its way, nil before.
+	upload *upload
 }
 
 type callKey struct{}
@@ -137,7 +135,6 @@ func (c *call) readBody(w http.ResponseWriter, r *http.Request) error {
 		}
 		if r.ProtoMajor == 1 {
 			c.grace = uploadGrace
-			c.mayLeave = r.ContentLength < 0 || r.ContentLength > leftBytesMax
 		}
 		return nil
 	}
@@ -164,9 +161,6 @@ func (c *call) readBody(w http.ResponseWriter, r *http.Request) error {
 	r.Body = io.NopCloser(bytes.NewReader(text))
 	return nil
 }
-
-// leftBytesMax is how much of a request a server reads after the answer, so that there can be another one on the connection.
-const leftBytesMax = 256 << 10
 
 // plainBytesMax bounds the body of what is no RPC.
 const plainBytesMax = 1 << 20

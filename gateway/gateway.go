@@ -163,12 +163,15 @@ func New(options Options) (*Gateway, error) {
 	}
 	g.pass = g.edge.Wrap(http.HandlerFunc(g.admit))
 	g.proxy = &httputil.ReverseProxy{
-		Rewrite:        g.rewrite,
-		Transport:      roundTripper{g},
-		ModifyResponse: leave,
-		ErrorHandler:   g.refuse,
-		BufferPool:     &buffers{},
-		ErrorLog:       slog.NewLogLogger(g.logger.Handler(), slog.LevelDebug),
+		Rewrite:   g.rewrite,
+		Transport: roundTripper{g},
+		ModifyResponse: func(response *http.Response) error {
+			callOf(response.Request.Context()).upload.leave(response.Header)
+			return nil
+		},
+		ErrorHandler: g.refuse,
+		BufferPool:   &buffers{},
+		ErrorLog:     slog.NewLogLogger(g.logger.Handler(), slog.LevelDebug),
 	}
 	g.started = options.Policy
 	if err := g.Apply(options.Policy); err != nil {
@@ -406,15 +409,6 @@ func (g *Gateway) rewrite(pr *httputil.ProxyRequest) {
 	}
 }
 
-// leave tells a client whose node answers before it has read the request that there will be no other request on the connection: the server
-// reads the rest of this one only up to a bound.
-func leave(response *http.Response) error {
-	if c := callOf(response.Request.Context()); c.mayLeave && c.upload != nil && !c.upload.atEnd.Load() {
-		response.Header.Set("Connection", "close")
-	}
-	return nil
-}
-
 // refuse is what the proxy calls when no upstream answered.
 func (g *Gateway) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	g.answer(w, r, callOf(r.Context()), err)
@@ -429,6 +423,7 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, call *call, err
 	if told.reason == reasonBodyTooSlow || told.reason == reasonBodyTooLarge {
 		w.Header().Set("Connection", "close") // Rather than read the rest. HTTP/2 ends the stream alone.
 	}
+	call.upload.leave(w.Header())
 	g.metrics.refused(call.method, told.reason)
 	if told.cause != nil && told.reason != reasonLeft {
 		g.logger.LogAttrs(r.Context(), slog.LevelDebug, "call not answered by a node",

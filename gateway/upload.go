@@ -37,10 +37,19 @@ func (u *upload) Read(p []byte) (int, error) {
 		return 0, errUploadEnded
 	}
 	count, err := u.body.Read(p)
-	if err != nil {
+	if errors.Is(err, io.EOF) {
 		u.atEnd.Store(true)
 	}
 	return count, err
+}
+
+// leave tells an HTTP/1.1 client that is answered before its request was read that there will be no other request on the connection. The server
+// looks for the next one while it still reads the rest of this one, which it cannot do in full duplex (it panics), and if the rest does not come,
+// it would take that for the next one. REQUIRES: the headers of the answer are not written yet.
+func (u *upload) leave(answer http.Header) {
+	if u != nil && u.grace > 0 && !u.atEnd.Load() {
+		answer.Set("Connection", "close")
+	}
 }
 
 // Close implements io.Closer.
