@@ -30,11 +30,11 @@ import (
 // orders a second has, a mark is written once for them, and nearly in order.
 //
 // What waits for a payment has no event that others lack. It is listed by order: from when it was placed, or its payment failed,
-// until a payment begins or it ends. An order that has ended may be listed, when its payment was declined or voided after
-// that; no order is missing.
+// until a payment begins or it ends. An order that has ended may be listed, when its payment was declined, voided or found to
+// be stray after that; no order is missing.
 
 var orderMarksProjection = Projection{
-	Name: "order-marks", Version: 2, space: spaceOrderMarks, open: openOrderMarks,
+	Name: "order-marks", Version: 3, space: spaceOrderMarks, open: openOrderMarks,
 	key: func(c *change) string {
 		if !isMarked(c) {
 			return ""
@@ -70,7 +70,7 @@ func isMarked(c *change) bool {
 	case kindOrderChanged:
 		switch c.event.Type {
 		case stored.TypePaymentStarted, stored.TypePaymentAuthorized, stored.TypePaymentRefunded, stored.TypePaymentBecameUnknown,
-			stored.TypePaymentDeclined, stored.TypePaymentVoided, stored.TypeItemsShipped, stored.TypeShipmentDelivered:
+			stored.TypePaymentDeclined, stored.TypePaymentVoided, stored.TypeStrayPaymentFound, stored.TypeItemsShipped, stored.TypeShipmentDelivered:
 			return true
 		}
 	case kindLaneOpened, kindProductPut, kindStockReceived, kindStockGranted, kindStockAllotted, kindStockReturned, kindStockReclaimed,
@@ -103,7 +103,7 @@ func (a *marksApplier) apply(c *change) error {
 		if err := a.markPlaced(c); err != nil {
 			return err
 		}
-	case c.event.Type != stored.TypePaymentDeclined && c.event.Type != stored.TypePaymentVoided:
+	case c.event.Type != stored.TypePaymentDeclined && c.event.Type != stored.TypePaymentVoided && c.event.Type != stored.TypeStrayPaymentFound:
 		a.mark(c.order, markEvent, []byte{entryKind(c.event.Type)})
 	}
 	if err := a.list(c); err != nil {
@@ -127,7 +127,7 @@ func (a *marksApplier) apply(c *change) error {
 // list lists an order that waits for a payment from the event on, and takes one off that no longer does.
 func (a *marksApplier) list(c *change) error {
 	switch c.event.Type {
-	case stored.TypeOrderPlaced, stored.TypePaymentDeclined, stored.TypePaymentVoided:
+	case stored.TypeOrderPlaced, stored.TypePaymentDeclined, stored.TypePaymentVoided, stored.TypeStrayPaymentFound:
 		return a.batch.Set(a.prefix.key(pendingKey(c.order)), []byte{byte(statusOpen)}, nil)
 	case stored.TypePaymentStarted, stored.TypeOrderCancelled, stored.TypeOrderExpired:
 		return a.batch.Delete(a.prefix.key(pendingKey(c.order)), nil)

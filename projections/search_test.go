@@ -57,7 +57,14 @@ func (n *node) searched(query SearchQuery) []domain.OrderID {
 }
 
 func TestASearchFindsWhatTheModelHasOverAllLanes(t *testing.T) {
-	seed := seedOf(t)
+	// In the first an order waits for a payment again after the one that was to be voided was found to be stray.
+	for _, seed := range []uint64{3169208192996558649, seedOf(t)} {
+		searchWhatTheModelHas(t, seed)
+	}
+}
+
+func searchWhatTheModelHas(t *testing.T, seed uint64) {
+	t.Helper()
 	shops := []*shop{newShop(t, seed, 0, 2), newShop(t, seed+1, 1, 2)}
 	n := startNode(t, vfs.NewMem(), shops[0].log, shops[1].log)
 	for _, s := range shops {
