@@ -31,13 +31,14 @@ func TestTheBenchOfTheGatewayReportsEveryRow(t *testing.T) {
 		"gateway-failback": {"the furthest of", "placed once"},
 	}
 	figures := map[string]int{"gateway-cost": 3, "gateway-edge": 2}
+	binary := benchBinary(t)
 	for _, group := range bench.GatewayGroups {
 		t.Run(group, func(t *testing.T) {
 			t.Parallel()
 			if len(rows[group]) == 0 {
 				t.Fatal("no row of the group is named here")
 			}
-			wantRows(t, []string{group}, rows[group], figures[group])
+			wantRows(t, binary, []string{group}, rows[group], figures[group])
 		})
 	}
 }
@@ -47,20 +48,25 @@ func TestTheBenchOfAClusterReportsEveryRow(t *testing.T) {
 	if printed, err := exec.CommandContext(t.Context(), "go", "build", "-o", server, "github.com/nats-io/nats-server/v2").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, printed)
 	}
-	wantRows(t, bench.ClusterGroups, []string{
+	wantRows(t, benchBinary(t), bench.ClusterGroups, []string{
 		"orders/s of three nodes", "R3 : one node", "p50 at that rate", "the hop: processor", "the hop: p50", "through another node : to the owner's",
 		"when the lane is moved, p99 of 1", "when its node is killed, p99 of 1", "when a stream's leader is killed, p99 of 1", "calls around a move, p99",
 	}, 7, "--nats-server", server, "--failovers", "1")
 }
 
-// wantRows runs groups of the benchmark for as short as they go, and checks that the report has rows of these names and so many figures of load.
-func wantRows(t *testing.T, groups, rows []string, figures int, flags ...string) {
+func benchBinary(t *testing.T) string {
 	t.Helper()
 	builtBinary = true
 	binary, err := weirBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return binary
+}
+
+// wantRows runs groups of the benchmark for as short as they go, and checks that the report has rows of these names and so many figures of load.
+func wantRows(t *testing.T, binary string, groups, rows []string, figures int, flags ...string) {
+	t.Helper()
 	var stdout, stderr bytes.Buffer
 	arguments := []string{
 		"bench", "--only", strings.Join(groups, ","), "-o", "json", "--runs", "1", "--duration", "100ms", "--warmup", "100ms", "--connections", "16",
