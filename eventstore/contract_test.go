@@ -87,6 +87,14 @@ func jetStreamRig(nc *nats.Conn, replicas int) contractRig {
 			return err
 		})
 		log := openLanes(t, nc, own, lanes)
+		// A server learns a moment after the stream was made that its leader listens: until then nobody takes appends there.
+		elsewhere := chainOf(t, own, Genesis(own, 1024), 2, 100)[1]
+		eventually(t, "the stream's leader takes appends", func() error {
+			if err := log.Append(elsewhere).Wait(t.Context()); !errors.Is(err, ErrConflict) {
+				return fmt.Errorf("an append elsewhere than at the head: got %w, want a conflict", err)
+			}
+			return nil
+		})
 		return log, own
 	}
 	return contractRig{

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -79,14 +80,22 @@ func (w *world) bucket() jetstream.KeyValue {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	bucket, err := stream.CreateOrUpdateKeyValue(w.t.Context(), jetstream.KeyValueConfig{
-		Bucket: BucketDefault, TTL: ttl, LimitMarkerTTL: ttl, Storage: jetstream.FileStorage,
-	})
-	if err != nil {
-		w.t.Fatal(err)
+	for end := time.Now().Add(patience); ; {
+		bucket, err := stream.CreateOrUpdateKeyValue(w.t.Context(), jetstream.KeyValueConfig{
+			Bucket: BucketDefault, TTL: ttl, LimitMarkerTTL: ttl, Storage: jetstream.FileStorage,
+		})
+		if err == nil {
+			return bucket
+		}
+		var refused *jetstream.APIError // The server removes the folder of a deleted bucket after it said so, and refuses the same one until then.
+		if !errors.As(err, &refused) || refused.ErrorCode != errorCodeStoreFailed || time.Now().After(end) {
+			w.t.Fatal(err)
+		}
 	}
-	return bucket
 }
+
+// errorCodeStoreFailed is that of "error creating store for stream".
+const errorCodeStoreFailed = 10049
 
 // A fakeNode heartbeats until it is killed.
 type fakeNode struct {
