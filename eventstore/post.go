@@ -19,8 +19,8 @@ import (
 //
 // A question may be on its way for long: what a cut network holds back, it delivers when it is joined up again, when whoever asked has
 // long given up, or asked again and was answered. So each answer carries a stamp of whoever gives it, and the next question to
-// the same subject carries that stamp back. It was written after the stamp was: whoever answers tells by its own clock how old it
-// can be, and takes none that may be older than FreshMax. No two clocks are compared.
+// the same subject carries that stamp back, with those of others who answer there. It was written after the stamp was: whoever answers
+// tells by its own clock how old it can be, and takes none that may be older than FreshMax. No two clocks are compared.
 type Post struct {
 	nc      *nats.Conn
 	options PostOptions
@@ -29,7 +29,7 @@ type Post struct {
 	began   time.Time
 
 	mu     sync.Mutex
-	stamps map[string]string // the newest of whoever answers, by subject
+	stamps map[string][]string // the newest of each who answers, by subject, the last to answer first; a list is never changed
 }
 
 // PostOptions configure a Post. The zero value is valid.
@@ -57,13 +57,16 @@ const (
 	statusBusy     = "busy"
 	statusTooLarge = "too-large"
 	statusLate     = "late"
-	// stampHeader of an answer is whoever's stamp that gives it; of a question, the one that the newest answer had, or noStamp.
+	// stampHeader of an answer is whoever's stamp that gives it; of a question, those that the newest answers had, or noStamp.
 	stampHeader = "Weir-Stamp"
 	noStamp     = "-"
 )
 
 // stampsMax bounds the subjects whose stamps are kept. More are asked a second time after each FreshMax.
 const stampsMax = 1 << 12
+
+// answerersMax bounds those whose stamps a question carries. While a lane is handed over two answer for it.
+const answerersMax = 4
 
 // headerBytesMax is what is left for the headers of the largest question or answer that a server takes.
 const headerBytesMax = 4 << 10
@@ -104,7 +107,7 @@ func NewPost(nc *nats.Conn, options PostOptions) *Post {
 	if options.Clock == nil {
 		options.Clock = time.Now
 	}
-	return &Post{nc: nc, options: options, process: rand.Text()[:processLen], began: options.Clock(), stamps: map[string]string{}}
+	return &Post{nc: nc, options: options, process: rand.Text()[:processLen], began: options.Clock(), stamps: map[string][]string{}}
 }
 
 // processLen is the length of what tells stamps of different Posts apart: 60 bits.
@@ -115,37 +118,48 @@ func (p *Post) stamp() string {
 	return p.process + strconv.FormatInt(p.options.Clock().Sub(p.began).Milliseconds(), 10)
 }
 
-// fresh reports whether a question with that stamp was asked at most FreshMax ago, or by a program that knows no stamps.
-func (p *Post) fresh(stamp string) bool {
-	if stamp == "" {
-		return true
+// fresh reports whether a question with those stamps was asked at most FreshMax ago, or by a program that knows no stamps.
+func (p *Post) fresh(stamps []string) bool {
+	for _, stamp := range stamps {
+		if millis, ours := strings.CutPrefix(stamp, p.process); ours {
+			at, err := strconv.ParseInt(millis, 10, 64)
+			return err == nil && p.options.Clock().Sub(p.began)-time.Duration(at)*time.Millisecond <= p.options.FreshMax
+		}
 	}
-	millis, ours := strings.CutPrefix(stamp, p.process)
-	at, err := strconv.ParseInt(millis, 10, 64)
-	return ours && err == nil && p.options.Clock().Sub(p.began)-time.Duration(at)*time.Millisecond <= p.options.FreshMax
+	return len(stamps) == 0
 }
 
-// stampOf returns the newest stamp of whoever answers a subject.
-func (p *Post) stampOf(subject string) string {
+// none is what a question has when nobody is known who answers.
+var none = []string{noStamp}
+
+// stampsOf returns the newest stamps of those who answer a subject.
+func (p *Post) stampsOf(subject string) []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if stamp := p.stamps[subject]; stamp != "" {
-		return stamp
+	if stamps := p.stamps[subject]; len(stamps) > 0 {
+		return stamps
 	}
-	return noStamp
+	return none
 }
 
 // keep keeps the stamp of an answer for the next question.
 func (p *Post) keep(subject, stamp string) {
-	if stamp == "" {
+	if len(stamp) < processLen {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, known := p.stamps[subject]; !known && len(p.stamps) >= stampsMax {
+	before, known := p.stamps[subject]
+	if !known && len(p.stamps) >= stampsMax {
 		clear(p.stamps)
 	}
-	p.stamps[subject] = stamp
+	stamps := []string{stamp}
+	for _, other := range before {
+		if other[:processLen] != stamp[:processLen] && len(stamps) < answerersMax {
+			stamps = append(stamps, other)
+		}
+	}
+	p.stamps[subject] = stamps
 }
 
 // bytesMax is the largest question or answer.
@@ -172,7 +186,7 @@ func (p *Post) Ask(ctx context.Context, subject string, question []byte, wait ti
 	message := &nats.Msg{Subject: subject, Data: question, Header: nats.Header{
 		// At least 1, so that what is asked at the last moment is not taken for having no limit.
 		budgetHeader: {strconv.FormatInt(max(budget.Milliseconds(), 1), 10)},
-		stampHeader:  {p.stampOf(subject)},
+		stampHeader:  p.stampsOf(subject),
 	}}
 	if p.options.Inject != nil {
 		p.options.Inject(ctx, func(key, value string) { message.Header[key] = []string{value} })
@@ -226,7 +240,7 @@ func (p *Post) Serve(ctx context.Context, subject string, inFlightMax int, answe
 		if question.Reply == "" {
 			return // It is no question, then.
 		}
-		if !p.fresh(question.Header.Get(stampHeader)) {
+		if !p.fresh(question.Header.Values(stampHeader)) {
 			p.refuse(question, statusLate)
 			return
 		}
