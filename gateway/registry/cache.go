@@ -3,16 +3,12 @@ package registry
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/weirhq/weir/gateway/lastgood"
 	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
 )
 
@@ -21,9 +17,8 @@ const (
 	// cacheBytesMax bounds the file.
 	cacheBytesMax = 16 << 20
 	// cacheEvery is how often the list is written at most, however often it changes.
-	cacheEvery    = time.Second
-	cacheFileMode = 0o640
-	cacheFormat   = "weir nodes 1"
+	cacheEvery  = time.Second
+	cacheFormat = "weir nodes 1"
 )
 
 // A cacheFile is the list as it is on disk. People read it too.
@@ -77,57 +72,14 @@ func writeCache(path string, snapshot *Snapshot, now time.Time) error {
 		}
 		content.Nodes = append(content.Nodes, member)
 	}
-	text, err := json.MarshalIndent(content, "", "  ")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	file, err := os.OpenFile(path+".tmp", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, cacheFileMode)
-	if err != nil {
-		return err
-	}
-	_, err = file.Write(append(text, '\n'))
-	if err == nil {
-		err = file.Sync()
-	}
-	if err := errors.Join(err, file.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(file.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return lastgood.Write(path, &content)
 }
 
 // readCache returns the nodes that were kept at path: none if there is no such file, or no path.
 func readCache(path string) ([]*clusterv1.Member, error) {
-	if path == "" {
-		return nil, nil
-	}
-	file, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, cacheBytesMax+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if len(text) > cacheBytesMax {
-		return nil, fmt.Errorf("%s has more than %d bytes; remove it", path, cacheBytesMax)
-	}
 	var content cacheFile
-	if err := json.Unmarshal(text, &content); err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w; remove it", path, err)
-	}
-	if content.Format != cacheFormat {
-		return nil, fmt.Errorf("%s has the format %q, want %q; remove it", path, content.Format, cacheFormat)
+	if found, err := lastgood.Read(path, cacheFormat, cacheBytesMax, &content); err != nil || !found {
+		return nil, err
 	}
 	if len(content.Nodes) > nodesMax {
 		return nil, fmt.Errorf("%s has %d nodes, want at most %d; remove it", path, len(content.Nodes), nodesMax)
