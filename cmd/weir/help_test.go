@@ -118,7 +118,7 @@ func TestTheREADMEShowsWhatADevNodePrints(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := &process{stdout: &bytes.Buffer{}, now: func() time.Time { return time.Date(2026, 11, 2, 9, 30, 0, 0, time.UTC) }}
-	lines := devLines{API: "http://" + defaultListen, Node: "http://127.0.0.1:8081", Data: defaultData, Lanes: lanesOfDev}
+	lines := devLines{API: "http://" + defaultListen, Node: "http://127.0.0.1:8081", Data: defaultData, Lanes: lanesOfDev, Sandbox: "http://127.0.0.1:45489"}
 	lines.Customer.User, lines.Customer.Token = devCustomer, "eyJhbGciOi…"
 	lines.Operator.User, lines.Operator.Token = devOperator, "eyJhbGciOi…"
 	printed := strings.ReplaceAll(p.devText(&node{}, lines, true), commandName(), "go run ./cmd/weir")
