@@ -112,6 +112,9 @@ func (e *endpoint) Name() string { return e.name }
 
 // React implements reactors.Reactor: it delivers one event.
 func (e *endpoint) React(ctx context.Context, event reactors.Event) error {
+	if err := e.outbox.caughtUp(ctx); err != nil {
+		return err
+	}
 	if !e.current().wants(event.Type) {
 		return e.note(event.ID, nil) // Types may have changed since it failed.
 	}

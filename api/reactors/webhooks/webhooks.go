@@ -25,6 +25,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -96,6 +97,9 @@ type Options struct {
 type Outbox struct {
 	options Options
 	client  *http.Client
+
+	// current is whether what was said of endpoints before the start is known.
+	current atomic.Bool
 
 	mu        sync.Mutex
 	runner    *reactors.Runner
@@ -307,11 +311,29 @@ func (o *Outbox) endpoint(id string) (*endpoint, error) {
 func (o *Outbox) Await(ctx context.Context, commit uint64, wait time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
+	return o.awaitFollower(ctx, func(s reactors.Status) bool { return s.Position >= commit })
+}
+
+// caughtUp waits until what was said of endpoints before this node started is known here, or until ctx ends. Until then one is not given
+// events: it may want others by now than those that it wanted when the node stopped.
+func (o *Outbox) caughtUp(ctx context.Context) error {
+	if o.current.Load() {
+		return nil
+	}
+	if !o.awaitFollower(ctx, func(s reactors.Status) bool { return s.State == reactors.StateFresh }) {
+		return ctx.Err()
+	}
+	o.current.Store(true)
+	return nil
+}
+
+// awaitFollower waits until the status of EndpointsReactor, which follows lane 0, is as it has to be. It reports false when ctx ends first.
+func (o *Outbox) awaitFollower(ctx context.Context, is func(reactors.Status) bool) bool {
 	tick := time.NewTicker(awaitPoll)
 	defer tick.Stop()
 	for {
 		for _, status := range o.runner.Status() {
-			if status.Reactor == EndpointsReactor && status.Lane == 0 && status.Position >= commit {
+			if status.Reactor == EndpointsReactor && status.Lane == 0 && is(status) {
 				return true
 			}
 		}
