@@ -768,9 +768,10 @@ func TestANodeThatIsAskedForTheLaneOfAnotherNamesItAndIsNotAskedAgain(t *testing
 	front := c.join(t, none, nil)
 	wrong.Stop(0, owner.id)
 	front.Stop(0, wrong.id)
-	if _, err := front.post.Ask(t.Context(), eventstore.NodeCommandSubject(0, wrong.id), nil, 0); !errors.Is(err, eventstore.ErrLate) {
-		t.Fatal(err) // They meet.
-	}
+	eventually(t, "they meet", func() bool { // The server has to have heard that the node listens.
+		_, err := front.post.Ask(t.Context(), eventstore.NodeCommandSubject(0, wrong.id), nil, 0)
+		return errors.Is(err, eventstore.ErrLate)
+	})
 	before := wrong.conn.Stats().InMsgs
 	if _, err := front.Submit(t.Context(), asked(t, "op", "p", domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1}})); err != nil {
 		t.Fatal(err)
