@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"runtime"
 	"slices"
 	"time"
 
@@ -147,6 +148,7 @@ func echoCommand(use, short string, run func(context.Context, echo.Options) erro
 			if err != nil {
 				return err
 			}
+			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // As many as a node has.
 			return run(command.Context(), echo.Options{Listen: listen, PlaceReply: placed, GetReply: got})
 		},
 	}
