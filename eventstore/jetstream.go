@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,6 +81,7 @@ const (
 	requestLook       = 100 * time.Millisecond // between looks at whether the connection broke
 	requestAgain      = time.Second            // after which a question that got no answer is asked again, and then twice as long each time
 	infoAgain         = 500 * time.Millisecond // the same for a question after a stream's state, each time
+	awaitAgain        = 200 * time.Millisecond // the same for a question that only waits for a stream's leader
 	readConfirmations = 3                      // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
@@ -416,6 +418,33 @@ func streamInfo(ctx context.Context, nc *nats.Conn, timeout time.Duration, lane 
 		return info, &MissingLogError{Lane: lane, Reason: "the server has no stream " + StreamName(lane)}
 	}
 	return info, err
+}
+
+// AwaitStream waits until the leader of a stream answers, or a leader of the servers says that there is no such stream.
+func AwaitStream(ctx context.Context, nc *nats.Conn, stream string) error {
+	if err := awaitAnswer(ctx, nc, jetstream.DefaultAPIPrefix+"STREAM.INFO."+stream); err != nil {
+		return fmt.Errorf("await stream %s: %w", stream, err)
+	}
+	return nil
+}
+
+// awaitAnswer asks until there is another answer than that JetStream is not available, as servers without a leader say.
+func awaitAnswer(ctx context.Context, nc *nats.Conn, subject string) error {
+	for {
+		var answer apiRefusal
+		reply, err := ask(ctx, nc, subject, nil, steadily(awaitAgain))
+		switch {
+		case err == nil:
+			if err := json.Unmarshal(reply.Data, &answer); err != nil || answer.Error == nil || answer.Error.Code != http.StatusServiceUnavailable {
+				return nil
+			}
+		case !errors.Is(err, nats.ErrNoResponders):
+			return err
+		}
+		if err := pause(ctx, awaitAgain); err != nil {
+			return err
+		}
+	}
 }
 
 // apiRequest asks JetStream's API, which changes nothing, and decodes the answer.

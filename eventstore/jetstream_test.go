@@ -286,6 +286,37 @@ func TestAQuestionThatIsNotAnsweredIsAskedAgainLessAndLess(t *testing.T) {
 	}
 }
 
+func TestAStreamIsAwaitedUntilItsLeaderAnswers(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	answers := []string{
+		"", "", `{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`, "",
+		`{"type":"io.nats.jetstream.api.v1.stream_info_response"}`,
+	}
+	var asked atomic.Int64
+	if _, err := nc.Subscribe("asked", func(m *nats.Msg) {
+		answer := answers[min(asked.Add(1), int64(len(answers)))-1]
+		if answer == "" {
+			return
+		}
+		if err := m.Respond([]byte(answer)); err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := awaitAnswer(ctx, nc, "asked"); err != nil {
+		t.Fatal(err)
+	}
+	if got := asked.Load(); got != int64(len(answers)) {
+		t.Errorf("asked %d times, want %d", got, len(answers))
+	}
+	if err := AwaitStream(ctx, nc, "NONE"); err != nil {
+		t.Errorf("a stream that is not there: %v, want an answer that says so", err)
+	}
+}
+
 // Whoever takes a lane while its stream elects a leader asks for its head, and goes on when there is one.
 func TestAStreamsStateIsAskedForSteadily(t *testing.T) {
 	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
