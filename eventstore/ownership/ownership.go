@@ -324,12 +324,18 @@ func (n *Node) take(ctx context.Context, lane uint32) {
 	signal(n.beat)
 }
 
-// claim writes this process into the lease.
+// claim writes this process into the lease. It returns errMoved when another node has it.
 func (n *Node) claim(ctx context.Context, lane uint32) (*hold, error) {
 	before := n.leases.row(leaseKey(lane))
 	lease := &clusterv1.Lease{NodeId: n.options.NodeID, ProcessStartTime: timestamppb.New(n.started), Since: timestamppb.Now()}
-	if old := decodeLease(before); old != nil && old.NodeId == n.options.NodeID {
-		lease.FromNodeId = old.FromNodeId
+	if old := decodeLease(before); old != nil {
+		switch {
+		case old.NodeId == n.options.NodeID:
+			lease.FromNodeId = old.FromNodeId
+		case before.live(time.Now(), n.leases.timeToLive()):
+			// The row is newer than the view that the plan was made from, and the write would be on condition of the row (O2).
+			return nil, errMoved
+		}
 	}
 	value, err := proto.Marshal(lease)
 	if err != nil {
@@ -388,9 +394,14 @@ func (n *Node) pass(ctx context.Context, h *hold, to string) (owner string, err 
 		if readErr == nil {
 			r := n.leases.row(leaseKey(h.lane))
 			if r.revision == h.revision {
-				return n.options.NodeID, err
-			}
-			if lease := decodeLease(r); lease != nil {
+				// The write may still be on its way. A renewal takes the revision from it; only then it never passes (O2).
+				renewing, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestMax)
+				renewErr := h.write(renewing, h.value)
+				cancel()
+				if renewErr == nil {
+					return n.options.NodeID, err
+				}
+			} else if lease := decodeLease(r); lease != nil {
 				return lease.NodeId, err
 			}
 		}
