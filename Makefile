@@ -98,6 +98,17 @@ chaos: build ## Torment a node and a cluster under load and check that nothing a
 	go build -o $(BIN)/chaos ./ops/chaos
 	$(BIN)/chaos -weir ./weir -nats-server $(BIN)/nats-server $(ARGS)
 
+.PHONY: skew
+skew: ## Run a node of the version before this one beside one of this version, on one log (the first time builds that version).
+	@previous=$$(ops/previous-version); \
+	if [ ! -x $(BIN)/weir-$$previous ]; then \
+		source=$$(mktemp -d); trap 'rm -rf "$$source"' EXIT; \
+		git archive "$$previous" | tar -x -C "$$source"; \
+		go build -C "$$source" -o $(BIN)/weir-$$previous ./cmd/weir; \
+	fi; \
+	echo "the version before is $$previous"; \
+	WEIR_PREVIOUS=$(BIN)/weir-$$previous go test ./cmd/weir -count=1 -run TestTheVersionBeforeWorksBesideThisOne
+
 .PHONY: conformance
 conformance: tool-connectconformance tool-referenceserver ## Run Connect's whole conformance suite, directly and through the gateway (some minutes).
 	go test ./gateway -count=1 -timeout 30m -run TestConnectConformance -v -conformance-full

@@ -316,7 +316,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.upstreams, "upstream", nil, "base `URL` of a node's API; repeat it for more")
 	addNATSFlag(cmd, &f.nats)
-	f.access.add(cmd)
+	f.access.addGateway(cmd)
 	flags.StringVar(&f.nodesFile, "nodes-file", "", "`FILE` that keeps the list of nodes over a restart; empty keeps it in memory")
 	f.redis.add(cmd)
 	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the process runs")

@@ -262,7 +262,7 @@ type failbackFlags struct {
 
 func (f *failbackFlags) add(cmd *cobra.Command) {
 	addNATSFlag(cmd, &f.nats)
-	f.access.add(cmd)
+	f.access.addGateway(cmd)
 	addGatewaySecretFlag(cmd, &f.secretFile)
 }
 

@@ -14,7 +14,8 @@
 //	    while a machine is suspended; O1 holds then, too.)
 //	O3  A lane is handed over only to a node that is there and warm. From when its owner parks what comes until the lease has passed,
 //	    nothing is decided and nothing refused; if the lease cannot pass, the owner goes on.
-//	O4  No error empties what is known of nodes and leases. What is not heard of ends by its time to live, and only by that.
+//	O4  No error empties what is known of nodes and leases. What is not heard of ends by its time to live, and only by that; and of nodes
+//	    not while nobody can be heard (see hush).
 package ownership
 
 import (
@@ -71,6 +72,13 @@ const (
 	againPassMin = time.Second
 	// beatMin is the least time between two heartbeats, however much changes.
 	beatMin = 20 * time.Millisecond
+	// againSayMin and againRenewMin are the least pauses after a node could not say that it is there, or not renew a lease. They are jittered.
+	againSayMin   = 50 * time.Millisecond
+	againRenewMin = 50 * time.Millisecond
+	// hushBeats is for how many heartbeats a node is not heard itself until it takes the others' silence for a hush, and for how many more
+	// they count when it is heard again. hushMax is how long a hush lasts at most: a bit more than two elections.
+	hushBeats = 2
+	hushMax   = 20 * time.Second
 	// leaveMax bounds how long a node that leaves takes to stop its lanes and to give its leases back.
 	leaveMax = 5 * time.Second
 )
@@ -128,6 +136,7 @@ type Node struct {
 	stopping bool
 	joined   bool
 	heart    heart
+	hush     hush
 }
 
 // A SupersededError says that another process runs under this node's id, and was started later: this one has to go.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -442,6 +443,60 @@ func TestBucketsThatAreGoneAreMadeAgainAndNoLaneMoves(t *testing.T) {
 	if got := one.serving(); !slices.Equal(got, had) {
 		t.Errorf("one serves %v, want %v: nobody has gone", got, had)
 	}
+}
+
+// refuse has a bucket take no writes, or take them again: as while its stream elects a leader, what it holds ends meanwhile.
+func (c *cluster) refuse(bucket string, refused bool) {
+	c.t.Helper()
+	nc, err := c.server.Connect()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	stream, err := js.Stream(c.t.Context(), streamOf(bucket))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	config.MaxMsgSize = -1
+	if refused {
+		config.MaxMsgSize = 1
+	}
+	if _, err := js.UpdateStream(c.t.Context(), config); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func TestWhileNobodyCanBeHeardNobodyCountsAsGone(t *testing.T) {
+	c := newCluster(t, 8, LeaseTTLMin)
+	a, b := c.join("a"), c.join("b")
+	c.eventually("both have their share", func() bool { return c.level(a, b) }, a, b)
+	before := map[*fakeNode][]uint32{a: a.serving(), b: b.serving()}
+	c.refuse(NodesBucket, true)
+	c.refuse(LeasesBucket, true)
+	counts := func(key string) bool { return a.members.row(key).live(time.Now(), a.members.timeToLive()) }
+	c.eventually("no lease is left, and no sign of either", func() bool {
+		return len(a.serving()) == 0 && len(b.serving()) == 0 && !counts("a") && !counts("b")
+	}, a, b)
+	c.mu.Lock()
+	c.said = nil
+	c.mu.Unlock()
+	same := func() bool { return slices.Equal(a.serving(), before[a]) && slices.Equal(b.serving(), before[b]) }
+	c.refuse(LeasesBucket, false)
+	c.eventually("each has its lanes again", same, a, b)
+	c.refuse(NodesBucket, false)
+	c.eventually("both are heard", func() bool { return counts("a") && counts("b") }, a, b)
+	if c.mu.Lock(); slices.ContainsFunc(c.said, func(what string) bool { return strings.Contains(what, "parks") }) {
+		t.Errorf("lanes were handed over: %v", c.said)
+	}
+	c.mu.Unlock()
+	// The hush is over then: who dies now is gone.
+	b.leaveNow()
+	c.eventually("the other has all", func() bool { return len(a.serving()) == 8 }, a)
 }
 
 func TestBucketsAreReadFromTheirLeadersAlone(t *testing.T) {
