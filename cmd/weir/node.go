@@ -282,7 +282,7 @@ func (n *node) openLog(ctx context.Context) (err error) {
 		return err
 	}
 	n.later(n.log.close)
-	return nil
+	return n.log.openBulk(ctx, n.options.log)
 }
 
 func (n *node) openState(ctx context.Context) (err error) {
@@ -310,7 +310,7 @@ func (n *node) openState(ctx context.Context) (err error) {
 		n.runners = append(n.runners, runner)
 	}
 	n.rebuilds, err = projections.NewRebuilder(projections.RebuilderOptions{
-		Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.streams.Log, Asked: n.asked.Load, Logger: n.logger,
+		Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.bulk.Log, Asked: n.asked.Load, Logger: n.logger,
 	})
 	if err != nil {
 		return err
