@@ -227,8 +227,10 @@ func (l *openLog) openBulk(ctx context.Context, options logOptions) (err error) 
 	if err != nil {
 		return err
 	}
-	l.bulk, err = eventstore.OpenJetStream(ctx, l.bulkConn, l.topology, eventstore.JetStreamOptions{})
-	return err
+	return l.beside(ctx, options, func(ctx context.Context) error {
+		l.bulk, err = eventstore.OpenJetStream(ctx, l.bulkConn, l.topology, eventstore.JetStreamOptions{})
+		return err
+	})
 }
 
 // beside opens a bucket or stream beside the log, and makes it when there is none. In a cluster of its own servers it waits until those
