@@ -137,7 +137,8 @@ type node struct {
 	record nodeRecord
 	// settled says that every lane has had a node since this one came, leaving that this one hands its lanes over.
 	settled, leaving atomic.Bool
-	calls            atomic.Int64 // under way
+	calls            atomic.Int64  // under way
+	asked            atomic.Uint64 // calls that came
 	cpu              cpuMeter
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
 	signing identity.SigningKey
@@ -283,7 +284,7 @@ func (n *node) openLog(ctx context.Context) (err error) {
 		return err
 	}
 	n.later(n.log.close)
-	return nil
+	return n.log.openBulk(ctx, n.options.log)
 }
 
 func (n *node) openState(ctx context.Context) (err error) {
@@ -311,7 +312,7 @@ func (n *node) openState(ctx context.Context) (err error) {
 		n.runners = append(n.runners, runner)
 	}
 	n.rebuilds, err = projections.NewRebuilder(projections.RebuilderOptions{
-		Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.streams.Log, Logger: n.logger,
+		Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.bulk.Log, Asked: n.asked.Load, Logger: n.logger,
 	})
 	if err != nil {
 		return err
