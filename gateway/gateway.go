@@ -87,8 +87,8 @@ type Options struct {
 	Board *edge.Board
 	// OperatorToken returns the token of an operator, which that board asks the nodes with.
 	OperatorToken func() (string, error)
-	// RoomKey signs the tickets of waiting rooms: at least 32 random bytes, the same in all gateways.
-	RoomKey []byte
+	// RoomKeys sign the tickets of waiting rooms, the same ones in all gateways. SetRoomKeys changes them.
+	RoomKeys []room.Key
 	// User returns the user whom a verified token is of. Waiting rooms need it.
 	User func(authorization string) (user string, ok bool)
 	// Failback keeps calls of methods whose fault mode is failback, nil for none. Whoever made it runs it, with SendKept. With one, Subject has to verify:

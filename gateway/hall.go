@@ -58,11 +58,11 @@ func (g *Gateway) openHall(options Options) (err error) {
 	if len(config.Campaigns) == 0 {
 		return nil
 	}
-	if options.RoomKey == nil || options.User == nil {
-		return &NeedError{Key: "room", Option: "RoomKey"}
+	if len(options.RoomKeys) == 0 || options.User == nil {
+		return &NeedError{Key: "room", Option: "RoomKeys"}
 	}
 	g.hall, err = room.New(room.Options{
-		Config: config, Key: options.RoomKey,
+		Config: config, Keys: options.RoomKeys,
 		Rate:  g.lanesRate,
 		Left:  func(campaignID string) (int64, bool) { return unitsLeft(g.board, options.Policy.Board, campaignID) },
 		Share: func() float64 { return shareOf(options) },
@@ -74,6 +74,15 @@ func (g *Gateway) openHall(options Options) (err error) {
 	g.behind = append(g.behind, g.hall.Run)
 	_, g.waiting = roomv1connect.NewRoomServiceHandler(g.hall, connect.WithReadMaxBytes(roomRequestBytesMax))
 	return nil
+}
+
+// SetRoomKeys makes the waiting rooms sign and verify with other keys from now on. Whoever waits keeps its place. On an error the keys from before
+// stay; a *room.DrawError says that one of them is needed until a campaign opens. Without rooms it does nothing.
+func (g *Gateway) SetRoomKeys(keys []room.Key) error {
+	if g.hall == nil {
+		return nil
+	}
+	return g.hall.SetKeys(time.Now(), keys)
 }
 
 // lanesRate is that of the nodes in the registry, 0 without one.

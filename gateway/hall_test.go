@@ -58,7 +58,7 @@ func TestPlansSwitchWhatAGatewayHas(t *testing.T) {
 		t.Fatal(err)
 	}
 	full, err := New(Options{
-		Upstreams: []*url.URL{upstream}, Failback: aKeeper{}, RoomKey: bytes.Repeat([]byte("k"), 32),
+		Upstreams: []*url.URL{upstream}, Failback: aKeeper{}, RoomKeys: []room.Key{{Secret: bytes.Repeat([]byte("k"), 32)}},
 		Subject: func(http.Header) string { return "ann" }, User: func(string) (string, bool) { return "ann", true },
 		Policy: policy.Policy{Room: room.Config{Campaigns: []room.Campaign{{CampaignID: "flash", ClosesAt: time.Now().Add(time.Hour)}}}},
 	})

@@ -1,8 +1,8 @@
 // Package room is the waiting room in front of a campaign: when far more users come than can buy, each is told how many come before and how long
 // that will take, and they are let in one after the other, as quickly as orders are served and while there are units left.
 //
-// Gateways share a key and nothing else. A place in the order is not kept anywhere, it is signed into the user's ticket: who comes before the
-// campaign opens gets a number that is drawn by the key from the user's name, so that nobody draws twice and every gateway draws the
+// Gateways share keys and nothing else. A place in the order is not kept anywhere, it is signed into the user's ticket: who comes before the
+// campaign opens gets a number that is drawn by a key from the user's name, so that nobody draws twice and every gateway draws the
 // same; who comes later gets the time of arrival. A gateway that restarts, or that a user changes to, puts the ticket where it belongs among those
 // that it has, and each gateway lets its part of all in. So the order is exact within a gateway, and as even between gateways as users
 // are spread over them.
@@ -19,20 +19,22 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // A Hall has the rooms of a gateway. Its methods may be called by several goroutines.
 type Hall struct {
 	options Options
+	keys    atomic.Pointer[ring]
 	rooms   map[string]*room // by campaign
 }
 
-// Options of a Hall. Key and Campaigns are required.
+// Options of a Hall. Keys, User and Campaigns are required.
 type Options struct {
 	Config
-	// Key signs tickets and draws places: at least 32 random bytes, the same in all gateways.
-	Key []byte
+	// Keys sign tickets and draw places. SetKeys changes them.
+	Keys []Key
 	// Rate returns how many orders all lanes serve in a second, as measured, 0 if that is not known; nil means that it is not.
 	Rate func() float64
 	// Share returns this gateway's part of all that are let in, such as one by the number of gateways; nil means all.
@@ -142,8 +144,9 @@ func New(options Options) (*Hall, error) {
 	if err := options.Validate(); err != nil {
 		return nil, err
 	}
-	if len(options.Key) < keyBytesMin {
-		return nil, fmt.Errorf("room: the key has %d bytes, want at least %d random ones", len(options.Key), keyBytesMin)
+	keys, err := newRing(options.Keys)
+	if err != nil {
+		return nil, err
 	}
 	if options.User == nil {
 		return nil, errors.New("room: there is nobody who verifies tokens: a waiting room needs to know its users")
@@ -159,6 +162,7 @@ func New(options Options) (*Hall, error) {
 		options.Left = func(string) (int64, bool) { return 0, false }
 	}
 	h := &Hall{options: options, rooms: map[string]*room{}}
+	h.keys.Store(keys)
 	for _, campaign := range options.Campaigns {
 		h.rooms[campaign.CampaignID] = newRoom(campaign, options.Config)
 	}

@@ -24,6 +24,20 @@ import (
 
 var testKey = bytes.Repeat([]byte("k"), keyBytesMin)
 
+// testKeys are those of a hall that has one; otherKeys are another's.
+var testKeys, otherKeys = keysOf("k"), keysOf("x")
+
+func keysOf(letter string) []Key { return []Key{{Secret: bytes.Repeat([]byte(letter), keyBytesMin)}} }
+
+func ringOf(t *testing.T, keys ...Key) *ring {
+	t.Helper()
+	r, err := newRing(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // A sale is a hall with one room, in simulated time, whose units the test counts.
 type sale struct {
 	t    *testing.T
@@ -49,7 +63,7 @@ func inSale(t *testing.T, config Config, test func(*sale)) {
 		config.RateShare = 1
 		var err error
 		s.hall, err = New(Options{
-			Config: config, Key: testKey,
+			Config: config, Keys: testKeys,
 			Rate: func() float64 { s.mu.Lock(); defer s.mu.Unlock(); return s.rate },
 			Left: func(string) (int64, bool) { s.mu.Lock(); defer s.mu.Unlock(); return s.left, s.known },
 			User: func(_ context.Context, authorization string) (string, bool) { return authorization, true },
@@ -225,7 +239,7 @@ func TestNoMoreAreLetInThanThereAreUnitsFor(t *testing.T) {
 		s.left = 5
 		s.mu.Unlock()
 		for _, user := range buyers {
-			if err := s.hall.Check(time.Now(), user, "spring", newPass(testKey, "spring", user, time.Now().Add(time.Minute))); err != nil {
+			if err := s.hall.Check(time.Now(), user, "spring", s.hall.keys.Load().pass(time.Now(), "spring", user, time.Now().Add(time.Minute))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -346,7 +360,7 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 			{CampaignID: "spring", OpensAt: time.Now().Add(-time.Hour), ClosesAt: time.Now().Add(time.Hour)},
 			{CampaignID: "autumn", OpensAt: time.Now().Add(-time.Hour), ClosesAt: time.Now().Add(time.Hour)},
 		}},
-		Key: testKey,
+		Keys: testKeys,
 		User: func(_ context.Context, authorization string) (string, bool) {
 			return strings.CutPrefix(authorization, "Bearer ")
 		},
@@ -354,10 +368,10 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	now := time.Now()
-	ticket := newTicket(testKey, "spring", "alice", rank{late: 5, draw: 7})
+	now, keys, others := time.Now(), ringOf(t, testKeys...), ringOf(t, otherKeys...)
+	ticket := keys.ticket(now, "spring", "alice", rank{late: 5, draw: 7})
 	_, signed, _ := strings.Cut(ticket, ".")
-	pass := newPass(testKey, "spring", "alice", now.Add(time.Minute))
+	pass := keys.pass(now, "spring", "alice", now.Add(time.Minute))
 	if err := hall.Check(now, "alice", "spring", pass); err != nil {
 		t.Fatalf("a good pass: %v", err)
 	}
@@ -373,8 +387,8 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 		"another campaign's":  {"alice", "autumn", pass},
 		"a ticket":            {"alice", "spring", ticket},
 		"a ticket's sign":     {"alice", "spring", signed},
-		"a pass that is over": {"alice", "spring", newPass(testKey, "spring", "alice", now.Add(-time.Second))},
-		"another key's":       {"alice", "spring", newPass(bytes.Repeat([]byte("x"), keyBytesMin), "spring", "alice", now.Add(time.Minute))},
+		"a pass that is over": {"alice", "spring", keys.pass(now, "spring", "alice", now.Add(-time.Second))},
+		"another key's":       {"alice", "spring", others.pass(now, "spring", "alice", now.Add(time.Minute))},
 		"a changed pass":      {"alice", "spring", string(flipped)},
 		"a long one":          {"alice", "spring", strings.Repeat("A", 1<<20)},
 		"not text":            {"alice", "spring", "\x00\xff"},
@@ -390,14 +404,13 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 		t.Errorf("after it closed: %v", err)
 	}
 	for name, text := range map[string]string{
-		"another's":       newTicket(testKey, "spring", "bob", rank{}),
+		"another's":       keys.ticket(now, "spring", "bob", rank{}),
 		"renamed":         "autumn." + signed,
 		"a pass":          "spring." + pass,
 		"nothing":         "spring.",
-		"a better number": "spring." + sign(bytes.Repeat([]byte("x"), keyBytesMin), kindTicket, "spring", "alice", 0, 0),
+		"a better number": "spring." + others.sign(now, kindTicket, "spring", "alice", 0, 0),
 	} {
-		campaign, rest, _ := strings.Cut(text, ".")
-		if _, err := verify(testKey, kindTicket, campaign, "alice", rest, 2); err == nil {
+		if _, _, _, err := keys.readTicket(now, "alice", text); err == nil {
 			t.Errorf("%s was taken as a ticket", name)
 		}
 	}
@@ -406,7 +419,7 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 func TestARoomIsServedOverTheWire(t *testing.T) {
 	hall, err := New(Options{
 		Config: Config{Campaigns: []Campaign{{CampaignID: "spring", OpensAt: time.Now().Add(-time.Hour), ClosesAt: time.Now().Add(time.Hour)}}},
-		Key:    testKey,
+		Keys:   testKeys,
 		User: func(_ context.Context, authorization string) (string, bool) {
 			return strings.CutPrefix(authorization, "Bearer ")
 		},
@@ -481,16 +494,16 @@ func TestImpossibleHallsAreRefused(t *testing.T) {
 	good := Campaign{CampaignID: "c", OpensAt: now, ClosesAt: now.Add(1)}
 	for name, options := range map[string]Options{
 		"no key":             {User: user},
-		"a short key":        {User: user, Key: []byte("short")},
-		"nobody verifies":    {Key: testKey},
-		"a bad name":         {User: user, Key: testKey, Config: Config{Campaigns: []Campaign{{CampaignID: "a.b", OpensAt: now, ClosesAt: now.Add(1)}}}},
-		"twice":              {User: user, Key: testKey, Config: Config{Campaigns: []Campaign{good, good}}},
-		"closes before":      {User: user, Key: testKey, Config: Config{Campaigns: []Campaign{{CampaignID: "c", OpensAt: now, ClosesAt: now}}}},
-		"a rate of nothing":  {User: user, Key: testKey, Config: Config{RateShare: -1}},
-		"no default rate":    {User: user, Key: testKey, Config: Config{RateDefault: -1}},
-		"a pass of a moment": {User: user, Key: testKey, Config: Config{PassTTL: 1}},
-		"less than the rest": {User: user, Key: testKey, Config: Config{Overcommit: 0.5}},
-		"no places":          {User: user, Key: testKey, Config: Config{PlacesMax: -1}},
+		"a short key":        {User: user, Keys: []Key{{Secret: []byte("short")}}},
+		"nobody verifies":    {Keys: testKeys},
+		"a bad name":         {User: user, Keys: testKeys, Config: Config{Campaigns: []Campaign{{CampaignID: "a.b", OpensAt: now, ClosesAt: now.Add(1)}}}},
+		"twice":              {User: user, Keys: testKeys, Config: Config{Campaigns: []Campaign{good, good}}},
+		"closes before":      {User: user, Keys: testKeys, Config: Config{Campaigns: []Campaign{{CampaignID: "c", OpensAt: now, ClosesAt: now}}}},
+		"a rate of nothing":  {User: user, Keys: testKeys, Config: Config{RateShare: -1}},
+		"no default rate":    {User: user, Keys: testKeys, Config: Config{RateDefault: -1}},
+		"a pass of a moment": {User: user, Keys: testKeys, Config: Config{PassTTL: 1}},
+		"less than the rest": {User: user, Keys: testKeys, Config: Config{Overcommit: 0.5}},
+		"no places":          {User: user, Keys: testKeys, Config: Config{PlacesMax: -1}},
 	} {
 		if _, err := New(options); err == nil {
 			t.Errorf("%s was accepted", name)

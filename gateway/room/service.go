@@ -35,14 +35,15 @@ func (h *Hall) Enter(ctx context.Context, request *roomv1.EnterRequest) (*roomv1
 	}
 	r := h.rooms[request.GetCampaignId()]
 	if r == nil {
-		return nil, refusal(connect.CodeNotFound, request.GetCampaignId(), "the campaign has no waiting room")
+		return nil, refusal(connect.CodeNotFound, request.GetCampaignId(), causeNoRoom, "the campaign has no waiting room")
 	}
-	p, err := r.enter(user, rankOf(h.options.Key, r.campaign, user, time.Now()))
+	keys, now := h.keys.Load(), time.Now()
+	p, err := r.enter(user, rankOf(keys.draws(), r.campaign, user, now))
 	if err != nil {
 		return nil, h.full(r, err)
 	}
 	return &roomv1.EnterResponse{
-		Ticket: newTicket(h.options.Key, r.campaign.CampaignID, user, p.rank), OpensAt: timestamppb.New(r.campaign.OpensAt),
+		Ticket: keys.ticket(now, r.campaign.CampaignID, user, p.rank), OpensAt: timestamppb.New(r.campaign.OpensAt),
 	}, nil
 }
 
@@ -52,24 +53,40 @@ func (h *Hall) Wait(ctx context.Context, request *roomv1.WaitRequest, stream *co
 	if err != nil {
 		return err
 	}
-	campaignID, signed, _ := strings.Cut(request.GetTicket(), ".")
-	r := h.rooms[campaignID]
-	if r == nil {
-		return refusal(connect.CodeNotFound, "", "the ticket is for no room that there is")
-	}
-	facts, err := verify(h.options.Key, kindTicket, campaignID, user, signed, 2)
+	r, p, signedBy, err := h.place(user, request.GetTicket())
 	if err != nil {
-		return refusal(connect.CodePermissionDenied, campaignID, fmt.Sprintf("ticket: %v", err))
+		return err
 	}
-	p, err := r.enter(user, rank{late: int64(facts[0]), draw: facts[1]})
-	if err != nil {
-		return h.full(r, err)
-	}
-	return r.wait(ctx, p, func(s standing) error { return stream.Send(h.response(campaignID, user, s)) })
+	return r.wait(ctx, p, func(s standing) error { return stream.Send(h.response(r, user, p.rank, signedBy, s)) })
 }
 
-func (h *Hall) response(campaignID, user string, s standing) *roomv1.WaitResponse {
+// place returns the place in a room that a user's ticket stands for, and which key signed the ticket.
+func (h *Hall) place(user, ticket string) (*room, *place, keyID, error) {
+	campaignID, _, _ := strings.Cut(ticket, ".")
+	r := h.rooms[campaignID]
+	if r == nil {
+		return nil, nil, keyID{}, refusal(connect.CodeNotFound, "", causeNoRoom, "the ticket is for no room that there is")
+	}
+	_, at, signedBy, err := h.keys.Load().readTicket(time.Now(), user, ticket)
+	switch {
+	case errors.Is(err, errKeyGone):
+		return nil, nil, signedBy, refusal(connect.CodePermissionDenied, campaignID, causeKeyGone, fmt.Sprintf("ticket: %v; enter again", err))
+	case err != nil:
+		return nil, nil, signedBy, refusal(connect.CodePermissionDenied, campaignID, causeForged, fmt.Sprintf("ticket: %v", err))
+	}
+	p, err := r.enter(user, at)
+	if err != nil {
+		return nil, nil, signedBy, h.full(r, err)
+	}
+	return r, p, signedBy, nil
+}
+
+func (h *Hall) response(r *room, user string, at rank, signedBy keyID, s standing) *roomv1.WaitResponse {
+	keys, now := h.keys.Load(), time.Now()
 	response := &roomv1.WaitResponse{Before: s.before}
+	if _, signs := keys.signing(now); signs != signedBy {
+		response.Ticket = keys.ticket(now, r.campaign.CampaignID, user, at)
+	}
 	if s.eta > 0 {
 		response.Eta = durationpb.New(s.eta)
 	}
@@ -80,7 +97,7 @@ func (h *Hall) response(campaignID, user string, s standing) *roomv1.WaitRespons
 		response.State = roomv1.WaitState_WAIT_STATE_WAITING
 	case Admitted:
 		response.State = roomv1.WaitState_WAIT_STATE_ADMITTED
-		response.Pass, response.PassExpires = newPass(h.options.Key, campaignID, user, s.until), timestamppb.New(s.until)
+		response.Pass, response.PassExpires = keys.pass(now, r.campaign.CampaignID, user, s.until), timestamppb.New(s.until)
 	case SoldOut:
 		response.State = roomv1.WaitState_WAIT_STATE_SOLD_OUT
 	case Closed:
@@ -104,7 +121,7 @@ func (h *Hall) caller(ctx context.Context) (string, error) {
 
 // full says when to try again.
 func (h *Hall) full(r *room, err error) error {
-	refused := refusal(connect.CodeResourceExhausted, r.campaign.CampaignID, err.Error())
+	refused := refusal(connect.CodeResourceExhausted, r.campaign.CampaignID, causeFull, err.Error())
 	if detail, detailErr := connect.NewErrorDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(burst)}); detailErr == nil {
 		refused.AddDetail(detail)
 	}
@@ -119,11 +136,16 @@ func (h *Hall) Check(now time.Time, user, campaignID, pass string) *connect.Erro
 		return nil // Outside of its time the node refuses the order in its own words.
 	}
 	if pass == "" {
-		return refusal(connect.CodeFailedPrecondition, campaignID, "enter the campaign's waiting room first")
+		return refusal(connect.CodeFailedPrecondition, campaignID, causeNoPass, "enter the campaign's waiting room first")
 	}
-	facts, err := verify(h.options.Key, kindPass, campaignID, user, pass, 1)
-	if err != nil || !now.Before(time.Unix(0, int64(facts[0]))) {
-		return refusal(connect.CodeFailedPrecondition, campaignID, fmt.Sprintf("pass: %v; wait with the ticket again", errForged))
+	until, err := h.keys.Load().readPass(now, campaignID, user, pass)
+	switch {
+	case errors.Is(err, errKeyGone):
+		return refusal(connect.CodeFailedPrecondition, campaignID, causeKeyGone, fmt.Sprintf("pass: %v; wait with the ticket again", err))
+	case err != nil:
+		return refusal(connect.CodeFailedPrecondition, campaignID, causeForged, fmt.Sprintf("pass: %v; wait with the ticket again", err))
+	case !now.Before(until):
+		return refusal(connect.CodeFailedPrecondition, campaignID, causeOver, "pass: its time is over; wait with the ticket again")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,11 +155,21 @@ func (h *Hall) Check(now time.Time, user, campaignID, pass string) *connect.Erro
 	return nil
 }
 
-func refusal(code connect.Code, campaignID, message string) *connect.Error {
+// The causes of a refusal, for programs: the metadata "cause" of its ErrorInfo.
+const (
+	causeNoRoom  = "no_room"
+	causeFull    = "full"
+	causeNoPass  = "no_pass"
+	causeForged  = "not_given"
+	causeOver    = "over"
+	causeKeyGone = "key_removed"
+)
+
+func refusal(code connect.Code, campaignID, cause, message string) *connect.Error {
 	err := connect.NewError(code, errors.New(message))
-	info := &errdetails.ErrorInfo{Reason: ReasonWaitingRoom, Domain: ErrorDomain}
+	info := &errdetails.ErrorInfo{Reason: ReasonWaitingRoom, Domain: ErrorDomain, Metadata: map[string]string{"cause": cause}}
 	if campaignID != "" {
-		info.Metadata = map[string]string{"campaign_id": campaignID}
+		info.Metadata["campaign_id"] = campaignID
 	}
 	if detail, detailErr := connect.NewErrorDetail(info); detailErr == nil {
 		err.AddDetail(detail)
