@@ -89,6 +89,8 @@ type Options struct {
 	OperatorToken func() (string, error)
 	// RoomKeys sign the tickets of waiting rooms, the same ones in all gateways. SetRoomKeys changes them.
 	RoomKeys []room.Key
+	// RoomUses is what gateways share of who has used a turn of a waiting room, nil for nothing: then a turn is good for one order at each gateway.
+	RoomUses room.Uses
 	// User returns the user whom a verified token is of. Waiting rooms need it.
 	User func(authorization string) (user string, ok bool)
 	// Failback keeps calls of methods whose fault mode is failback, nil for none. Whoever made it runs it, with SendKept. With one, Subject has to verify:

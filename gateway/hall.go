@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/weirhq/weir/gateway/edge"
 	"github.com/weirhq/weir/gateway/policy"
@@ -16,6 +17,7 @@ import (
 	"github.com/weirhq/weir/gateway/room"
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/room/v1/roomv1connect"
 )
@@ -62,7 +64,7 @@ func (g *Gateway) openHall(options Options) (err error) {
 		return &NeedError{Key: "room", Option: "RoomKeys"}
 	}
 	g.hall, err = room.New(room.Options{
-		Config: config, Keys: options.RoomKeys,
+		Config: config, Keys: options.RoomKeys, Uses: options.RoomUses, Logger: g.logger,
 		Rate:  g.lanesRate,
 		Left:  func(campaignID string) (int64, bool) { return unitsLeft(g.board, options.Policy.Board, campaignID) },
 		Share: func() float64 { return shareOf(options) },
@@ -70,6 +72,16 @@ func (g *Gateway) openHall(options Options) (err error) {
 	})
 	if err != nil {
 		return err
+	}
+	if options.Subject == nil { // A name that somebody made up must not use another's turn.
+		g.subject = func(header http.Header) string {
+			values := header["Authorization"]
+			if len(values) != 1 {
+				return ""
+			}
+			user, _ := options.User(values[0])
+			return user
+		}
 	}
 	g.behind = append(g.behind, g.hall.Run)
 	_, g.waiting = roomv1connect.NewRoomServiceHandler(g.hall, connect.WithReadMaxBytes(roomRequestBytesMax))
@@ -138,17 +150,43 @@ func unitsLeft(board *edge.Board, items []edge.Item, campaignID string) (units i
 	return units, known
 }
 
-// checkPass says why an order of a campaign with a waiting room is not taken, or nil. It is nil if there are no rooms.
-func (g *Gateway) checkPass() func(r *http.Request, user, campaignID string) *connect.Error {
+// checkPass says why an order of a campaign with a waiting room is not taken, or whom to tell how it ended. It is nil if there are no rooms.
+func (g *Gateway) checkPass() func(*http.Request, string, *orderv1.PlaceOrderRequest) (func(connect.Code), *connect.Error) {
 	if g.hall == nil {
 		return nil
 	}
-	return func(r *http.Request, user, campaignID string) *connect.Error {
+	return func(r *http.Request, user string, request *orderv1.PlaceOrderRequest) (func(connect.Code), *connect.Error) {
+		campaignID := request.GetCampaignId()
 		if waits, says := g.rules.Load().planned.set.WaitingRooms[campaignID]; says && !waits {
-			return nil
+			return nil, nil
 		}
-		return g.hall.Check(time.Now(), user, campaignID, r.Header.Get(room.HeaderPass))
+		message, err := proto.MarshalOptions{Deterministic: true}.Marshal(request)
+		if err != nil { // Not valid UTF-8, which the node refuses as well.
+			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("the order cannot be read: %w", err))
+		}
+		done, refused := g.hall.Check(r.Context(), time.Now(), user, campaignID, r.Header.Get(room.HeaderPass), room.OrderOf(message))
+		if done == nil {
+			return nil, refused
+		}
+		call := callOf(r.Context())
+		return func(code connect.Code) { done(call.endOfOrder(code)) }, nil
 	}
+}
+
+// endOfOrder says what is known of an order that was answered with a code: whether it may have been placed.
+func (c *call) endOfOrder(code connect.Code) room.End {
+	switch code {
+	case 0: // The order; or it is kept for later, and holds the turn.
+		return room.Placed
+	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists, connect.CodePermissionDenied, connect.CodeFailedPrecondition,
+		connect.CodeAborted, connect.CodeOutOfRange, connect.CodeUnimplemented, connect.CodeUnauthenticated:
+		return room.Refused // A node said so, after it had looked for an order of this request.
+	case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss, connect.CodeDeadlineExceeded, connect.CodeResourceExhausted, connect.CodeCanceled:
+	}
+	if !c.sent.Load() {
+		return room.Refused
+	}
+	return room.Unknown
 }
 
 // isWaiting is whether a call is one to the waiting room, which no node serves.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -26,6 +27,7 @@ import (
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/registry"
+	"github.com/weirhq/weir/gateway/room"
 )
 
 const (
@@ -433,6 +435,11 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return err
 	}
 	end.behind = append(end.behind, options.Registry.Run)
+	js, err := jetstream.New(connection)
+	if err != nil {
+		return err
+	}
+	options.RoomUses = room.NewNATSUses(js) // Unless there is Redis.
 	plansFile := ""
 	if f.nodesFile != "" {
 		plansFile = filepath.Join(filepath.Dir(f.nodesFile), plansFileName)
@@ -465,6 +472,7 @@ func (f *gatewayFlags) openGlobals(end *front, options *gateway.Options) error {
 		return usagef("%v", err)
 	}
 	end.behind = append(end.behind, options.Globals.Run)
+	options.RoomUses = room.NewRedisUses(client, parsed.Prefix)
 	return nil
 }
 

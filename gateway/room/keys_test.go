@@ -96,7 +96,7 @@ func TestATicketOfTheOldKeyKeepsItsPlaceOverARotation(t *testing.T) {
 	hall, client := served(t, Config{RateDefault: 1}, []Key{oldKey})
 	r := hall.rooms["spring"]
 	for i := range 3 { // Who came before.
-		if _, err := r.enter(fmt.Sprint("before-", i), rank{late: int64(i)}); err != nil {
+		if _, err := r.enter(fmt.Sprint("before-", i), rank{late: int64(i)}, false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -141,8 +141,8 @@ func TestATicketOfTheOldKeyKeepsItsPlaceOverARotation(t *testing.T) {
 	if connect.CodeOf(err) != connect.CodePermissionDenied || causeOf(err) != causeKeyGone {
 		t.Errorf("a ticket of the key that is removed: %v, cause %q", err, causeOf(err))
 	}
-	pass := ringOf(t, oldKey).pass(now, "spring", "alice", now.Add(time.Minute))
-	if err := hall.Check(now, "alice", "spring", pass); err == nil || causeOf(err) != causeKeyGone {
+	pass := ringOf(t, oldKey).pass(now, "spring", "alice", 0, now.Add(time.Minute))
+	if _, err := hall.Check(t.Context(), now, "alice", "spring", pass, Order{}); err == nil || causeOf(err) != causeKeyGone {
 		t.Errorf("a pass of the key that is removed: %v", err)
 	}
 	stream, err = client.Wait(as(t, "alice"), &roomv1.WaitRequest{Ticket: first.GetTicket()})

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"math/rand/v2"
@@ -27,6 +28,7 @@ import (
 type Hall struct {
 	options Options
 	keys    atomic.Pointer[ring]
+	shared  sharedUses
 	rooms   map[string]*room // by campaign
 }
 
@@ -41,6 +43,10 @@ type Options struct {
 	Share func() float64
 	// Left returns how many units of a campaign are to be had, and whether that is known; nil means that it is not.
 	Left func(campaignID string) (units int64, known bool)
+	// Uses is what gateways share of who has used a turn; nil means that each goes by what it knows itself.
+	Uses Uses
+	// Logger; nil means slog's default.
+	Logger *slog.Logger
 	// User returns the user whom the caller's token is of, and false if it is not good. Unlike elsewhere in a gateway it has to be verified:
 	// whoever makes up names would enter a thousand times.
 	User func(ctx context.Context, authorization string) (user string, ok bool)
@@ -162,7 +168,11 @@ func New(options Options) (*Hall, error) {
 		options.Left = func(string) (int64, bool) { return 0, false }
 	}
 	h := &Hall{options: options, rooms: map[string]*room{}}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
 	h.keys.Store(keys)
+	h.shared.uses, h.shared.logger = options.Uses, options.Logger
 	for _, campaign := range options.Campaigns {
 		h.rooms[campaign.CampaignID] = newRoom(campaign, options.Config)
 	}
@@ -230,8 +240,10 @@ type room struct {
 	// passes are those that were given and not used, the oldest first.
 	passes      []*place
 	outstanding int
-	over        chan struct{} // closed while nothing is left
-	soldOut     bool
+	// uses are the turns that were used, by user.
+	uses    map[hash]used
+	over    chan struct{} // closed while nothing is left
+	soldOut bool
 }
 
 // A place is that of one user.
@@ -244,23 +256,25 @@ type place struct {
 	admitted chan struct{} // closed when it is let in
 	pass     time.Time     // until when its pass is good; zero before it is let in
 	unused   bool          // the pass
+	spent    bool          // the turn: an order was placed
 }
 
 func newRoom(campaign Campaign, config Config) *room {
-	return &room{campaign: campaign, config: config, places: map[string]*place{}, over: make(chan struct{})}
+	return &room{campaign: campaign, config: config, places: map[string]*place{}, uses: map[hash]used{}, over: make(chan struct{})}
 }
 
 // errFull says that a room takes nobody more.
 var errFull = errors.New("the waiting room is full")
 
-// enter puts a user where its rank belongs. Who has a place keeps it.
-func (r *room) enter(user string, at rank) (*place, error) {
+// enter puts a user where its rank belongs. Who has a place keeps it, unless it wants another turn again, and has placed an order in that one.
+func (r *room) enter(user string, at rank, again bool) (*place, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if known := r.places[user]; known != nil {
+	known := r.places[user]
+	if known != nil && !(again && known.spent) {
 		return known, nil
 	}
-	if len(r.places) >= r.config.PlacesMax {
+	if known == nil && len(r.places) >= r.config.PlacesMax {
 		return nil, errFull
 	}
 	p := &place{user: user, rank: at, admitted: make(chan struct{})}
@@ -377,7 +391,7 @@ func (r *room) setSoldOut(is bool) {
 // givePass gives a place a pass from now on. The lock is held.
 func (r *room) givePass(p *place, now time.Time) {
 	p.pass = now.Add(r.config.PassTTL)
-	if !p.unused {
+	if !p.unused && !p.spent { // With a spent turn the same order may be asked for again.
 		p.unused = true
 		r.outstanding++
 	}
@@ -401,6 +415,14 @@ func (r *room) use(p *place) {
 	if p.unused {
 		p.unused = false
 		r.outstanding--
+	}
+}
+
+// spend notes that an order was placed at a moment, in µs after the opening, by a user who may have a place here. The lock is held.
+func (r *room) spend(user string, at int64) {
+	if p := r.places[user]; p != nil && time.Duration(p.rank.late).Microseconds() <= at {
+		p.spent = true
+		r.use(p)
 	}
 }
 

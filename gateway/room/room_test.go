@@ -98,7 +98,7 @@ func (s *sale) come(user string) (leave context.CancelFunc) {
 
 func (s *sale) comeAt(user string, at rank) (leave context.CancelFunc) {
 	s.t.Helper()
-	p, err := s.room.enter(user, at)
+	p, err := s.room.enter(user, at, false)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -239,9 +239,12 @@ func TestNoMoreAreLetInThanThereAreUnitsFor(t *testing.T) {
 		s.left = 5
 		s.mu.Unlock()
 		for _, user := range buyers {
-			if err := s.hall.Check(time.Now(), user, "spring", s.hall.keys.Load().pass(time.Now(), "spring", user, time.Now().Add(time.Minute))); err != nil {
+			pass := s.hall.keys.Load().pass(time.Now(), "spring", user, 0, time.Now().Add(time.Minute))
+			done, err := s.hall.Check(t.Context(), time.Now(), user, "spring", pass, OrderOf([]byte(user)))
+			if err != nil {
 				t.Fatal(err)
 			}
+			done(Placed)
 		}
 		pass(5 * time.Second)
 		if got := s.count(); got != 15 { // 8 for the 5 units that are left; 10 have passes.
@@ -342,14 +345,14 @@ func TestATicketKeepsItsPlaceInAnotherGateway(t *testing.T) {
 func TestTheRoomIsBounded(t *testing.T) {
 	r := newRoom(Campaign{}, Config{PlacesMax: 2})
 	for user, want := range map[string]error{"a": nil, "b": nil} {
-		if _, err := r.enter(user, rank{}); !errors.Is(err, want) {
+		if _, err := r.enter(user, rank{}, false); !errors.Is(err, want) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.enter("c", rank{}); !errors.Is(err, errFull) {
+	if _, err := r.enter("c", rank{}, false); !errors.Is(err, errFull) {
 		t.Errorf("error = %v, want that it is full", err)
 	}
-	if _, err := r.enter("a", rank{}); err != nil {
+	if _, err := r.enter("a", rank{}, false); err != nil {
 		t.Errorf("who is in was not found: %v", err)
 	}
 }
@@ -371,8 +374,8 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 	now, keys, others := time.Now(), ringOf(t, testKeys...), ringOf(t, otherKeys...)
 	ticket := keys.ticket(now, "spring", "alice", rank{late: 5, draw: 7})
 	_, signed, _ := strings.Cut(ticket, ".")
-	pass := keys.pass(now, "spring", "alice", now.Add(time.Minute))
-	if err := hall.Check(now, "alice", "spring", pass); err != nil {
+	pass := keys.pass(now, "spring", "alice", 0, now.Add(time.Minute))
+	if _, err := hall.Check(t.Context(), now, "alice", "spring", pass, Order{}); err != nil {
 		t.Fatalf("a good pass: %v", err)
 	}
 	seed := rand.Uint64()
@@ -387,20 +390,20 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 		"another campaign's":  {"alice", "autumn", pass},
 		"a ticket":            {"alice", "spring", ticket},
 		"a ticket's sign":     {"alice", "spring", signed},
-		"a pass that is over": {"alice", "spring", keys.pass(now, "spring", "alice", now.Add(-time.Second))},
-		"another key's":       {"alice", "spring", others.pass(now, "spring", "alice", now.Add(time.Minute))},
+		"a pass that is over": {"alice", "spring", keys.pass(now, "spring", "alice", 0, now.Add(-time.Second))},
+		"another key's":       {"alice", "spring", others.pass(now, "spring", "alice", 0, now.Add(time.Minute))},
 		"a changed pass":      {"alice", "spring", string(flipped)},
 		"a long one":          {"alice", "spring", strings.Repeat("A", 1<<20)},
 		"not text":            {"alice", "spring", "\x00\xff"},
 	} {
-		if err := hall.Check(now, attempt.user, attempt.campaign, attempt.pass); err == nil || err.Code() != connect.CodeFailedPrecondition {
+		if _, err := hall.Check(t.Context(), now, attempt.user, attempt.campaign, attempt.pass, OrderOf([]byte(name))); err == nil || err.Code() != connect.CodeFailedPrecondition {
 			t.Errorf("seed %d: %s was taken: %v", seed, name, err)
 		}
 	}
-	if err := hall.Check(now, "alice", "no-room", ""); err != nil {
+	if _, err := hall.Check(t.Context(), now, "alice", "no-room", "", Order{}); err != nil {
 		t.Errorf("a campaign without a room: %v", err)
 	}
-	if err := hall.Check(now.Add(2*time.Hour), "alice", "spring", ""); err != nil {
+	if _, err := hall.Check(t.Context(), now.Add(2*time.Hour), "alice", "spring", "", Order{}); err != nil {
 		t.Errorf("after it closed: %v", err)
 	}
 	for name, text := range map[string]string{
@@ -462,7 +465,7 @@ func TestARoomIsServedOverTheWire(t *testing.T) {
 	if err := errors.Join(stream.Err(), stream.Close()); err != nil || last.GetState() != roomv1.WaitState_WAIT_STATE_ADMITTED {
 		t.Fatalf("the wait ended with %v, %v; want admitted", last, err)
 	}
-	if err := hall.Check(time.Now(), "alice", "spring", last.GetPass()); err != nil {
+	if _, err := hall.Check(t.Context(), time.Now(), "alice", "spring", last.GetPass(), Order{}); err != nil {
 		t.Errorf("the pass: %v", err)
 	}
 	for name, c := range map[string]struct {

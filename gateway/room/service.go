@@ -38,7 +38,7 @@ func (h *Hall) Enter(ctx context.Context, request *roomv1.EnterRequest) (*roomv1
 		return nil, refusal(connect.CodeNotFound, request.GetCampaignId(), causeNoRoom, "the campaign has no waiting room")
 	}
 	keys, now := h.keys.Load(), time.Now()
-	p, err := r.enter(user, rankOf(keys.draws(), r.campaign, user, now))
+	p, err := r.enter(user, rankOf(keys.draws(), r.campaign, user, now), true)
 	if err != nil {
 		return nil, h.full(r, err)
 	}
@@ -74,7 +74,7 @@ func (h *Hall) place(user, ticket string) (*room, *place, keyID, error) {
 	case err != nil:
 		return nil, nil, signedBy, refusal(connect.CodePermissionDenied, campaignID, causeForged, fmt.Sprintf("ticket: %v", err))
 	}
-	p, err := r.enter(user, at)
+	p, err := r.enter(user, at, false)
 	if err != nil {
 		return nil, nil, signedBy, h.full(r, err)
 	}
@@ -97,7 +97,7 @@ func (h *Hall) response(r *room, user string, at rank, signedBy keyID, s standin
 		response.State = roomv1.WaitState_WAIT_STATE_WAITING
 	case Admitted:
 		response.State = roomv1.WaitState_WAIT_STATE_ADMITTED
-		response.Pass, response.PassExpires = keys.pass(now, r.campaign.CampaignID, user, s.until), timestamppb.New(s.until)
+		response.Pass, response.PassExpires = keys.pass(now, r.campaign.CampaignID, user, at.late, s.until), timestamppb.New(s.until)
 	case SoldOut:
 		response.State = roomv1.WaitState_WAIT_STATE_SOLD_OUT
 	case Closed:
@@ -120,7 +120,7 @@ func (h *Hall) caller(ctx context.Context) (string, error) {
 }
 
 // full says when to try again.
-func (h *Hall) full(r *room, err error) error {
+func (h *Hall) full(r *room, err error) *connect.Error {
 	refused := refusal(connect.CodeResourceExhausted, r.campaign.CampaignID, causeFull, err.Error())
 	if detail, detailErr := connect.NewErrorDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(burst)}); detailErr == nil {
 		refused.AddDetail(detail)
@@ -128,31 +128,62 @@ func (h *Hall) full(r *room, err error) error {
 	return refused
 }
 
-// Check says why an order of a user is not taken without waiting: because the campaign has a room, it is open, and the pass is none of the user's.
-// nil lets it pass. An order that is no campaign's, or of one without a room, passes.
-func (h *Hall) Check(now time.Time, user, campaignID, pass string) *connect.Error {
+// Check says why an order of a user is not taken without waiting: because the campaign has a room, it is open, and the pass is none of the user's, or
+// its turn was used for another order. With no error the order may go on; done, if it is not nil, is to be told once how that ended.
+// An order that is no campaign's, or of one without a room, passes.
+func (h *Hall) Check(ctx context.Context, now time.Time, user, campaignID, pass string, order Order) (done func(End), refused *connect.Error) {
 	r := h.rooms[campaignID]
 	if r == nil || now.Before(r.campaign.OpensAt) || !now.Before(r.campaign.ClosesAt) {
-		return nil // Outside of its time the node refuses the order in its own words.
+		return nil, nil // Outside of its time the node refuses the order in its own words.
 	}
 	if pass == "" {
-		return refusal(connect.CodeFailedPrecondition, campaignID, causeNoPass, "enter the campaign's waiting room first")
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeNoPass, "enter the campaign's waiting room first")
 	}
-	until, err := h.keys.Load().readPass(now, campaignID, user, pass)
+	late, until, err := h.keys.Load().readPass(now, campaignID, user, pass)
 	switch {
 	case errors.Is(err, errKeyGone):
-		return refusal(connect.CodeFailedPrecondition, campaignID, causeKeyGone, fmt.Sprintf("pass: %v; wait with the ticket again", err))
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeKeyGone, fmt.Sprintf("pass: %v; wait with the ticket again", err))
 	case err != nil:
-		return refusal(connect.CodeFailedPrecondition, campaignID, causeForged, fmt.Sprintf("pass: %v; wait with the ticket again", err))
-	case !now.Before(until):
-		return refusal(connect.CodeFailedPrecondition, campaignID, causeOver, "pass: its time is over; wait with the ticket again")
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeForged, fmt.Sprintf("pass: %v; wait with the ticket again", err))
 	}
+	who := hashOf([]byte(user))
+	entered, came := time.Duration(late).Microseconds(), now.Sub(r.campaign.OpensAt).Microseconds()
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p := r.places[user]; p != nil {
-		r.use(p)
+	if has, known := r.uses[who]; !now.Before(until) && !(known && has.order == order.hash) { // Who has used it may ask again what came of it.
+		r.mu.Unlock()
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeOver, "pass: its time is over; wait with the ticket again")
 	}
-	return nil
+	taken, err := r.takeTurn(who, order.hash, entered, came)
+	r.mu.Unlock()
+	if err != nil {
+		return nil, h.full(r, err)
+	}
+	use := r.useOf(who, order.hash, entered, came)
+	if taken && !h.shared.take(ctx, use) {
+		taken = false
+		r.mu.Lock()
+		r.giveBackTurn(who, order.hash)
+		r.spend(user, came)
+		r.mu.Unlock()
+	}
+	if !taken {
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeUsed,
+			"pass: its turn has been used for another order; send that one again as it was, or enter the waiting room again for another turn")
+	}
+	return func(end End) {
+		switch end {
+		case Unknown:
+		case Placed:
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.spend(user, came)
+		case Refused:
+			r.mu.Lock()
+			r.giveBackTurn(who, order.hash)
+			r.mu.Unlock()
+			h.shared.giveBack(ctx, use)
+		}
+	}, nil
 }
 
 // The causes of a refusal, for programs: the metadata "cause" of its ErrorInfo.
@@ -163,6 +194,7 @@ const (
 	causeForged  = "not_given"
 	causeOver    = "over"
 	causeKeyGone = "key_removed"
+	causeUsed    = "used"
 )
 
 func refusal(code connect.Code, campaignID, cause, message string) *connect.Error {

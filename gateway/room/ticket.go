@@ -96,16 +96,16 @@ func (r *ring) readTicket(now time.Time, user, text string) (campaignID string, 
 	return campaignID, rank{late: int64(facts[0]), draw: facts[1]}, signedBy, nil
 }
 
-// pass returns a pass that is good until a moment.
-func (r *ring) pass(now time.Time, campaignID, user string, until time.Time) string {
-	return r.sign(now, kindPass, campaignID, user, uint64(until.UnixNano()))
+// pass returns a pass of a turn, by when its user entered, that is good until a moment.
+func (r *ring) pass(now time.Time, campaignID, user string, late int64, until time.Time) string {
+	return r.sign(now, kindPass, campaignID, user, uint64(late), uint64(until.UnixNano()))
 }
 
-// readPass returns until when a pass is good.
-func (r *ring) readPass(now time.Time, campaignID, user, text string) (until time.Time, err error) {
-	facts, _, err := r.verify(now, kindPass, campaignID, user, text, 1)
+// readPass returns of which turn a pass is, and until when it is good.
+func (r *ring) readPass(now time.Time, campaignID, user, text string) (late int64, until time.Time, err error) {
+	facts, _, err := r.verify(now, kindPass, campaignID, user, text, 2)
 	if err != nil {
-		return time.Time{}, err
+		return 0, time.Time{}, err
 	}
-	return time.Unix(0, int64(facts[0])), nil
+	return int64(facts[0]), time.Unix(0, int64(facts[1])), nil
 }
