@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -93,24 +92,21 @@ func TestImpossibleKeysAreRefused(t *testing.T) {
 func TestATicketOfTheOldKeyKeepsItsPlaceOverARotation(t *testing.T) {
 	now := time.Now()
 	oldKey, newKey := keyAt("a", now, -time.Hour, 0), keyAt("b", now, -time.Minute, 0)
-	hall, client := served(t, Config{RateDefault: 1}, []Key{oldKey})
-	r := hall.rooms["spring"]
-	for i := range 3 { // Who came before.
-		if _, err := r.enter(fmt.Sprint("before-", i), rank{late: int64(i)}, false); err != nil {
-			t.Fatal(err)
-		}
-	}
-	entered, err := client.Enter(as(t, "alice"), &roomv1.EnterRequest{CampaignId: "spring"})
+	_, before := served(t, Config{}, []Key{oldKey})
+	entered, err := before.Enter(as(t, "alice"), &roomv1.EnterRequest{CampaignId: "spring"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	drawn := r.places["alice"].rank
-	if err := hall.SetKeys(now, []Key{newKey, oldKey}); err != nil {
+	_, drawn, _, err := ringOf(t, oldKey).readTicket(now, "alice", entered.GetTicket())
+	if err != nil {
 		t.Fatal(err)
 	}
 	// Another gateway, or the same one after a restart, knows the ticket alone.
-	delete(r.places, "alice")
-	r.queue = r.queue[:3]
+	hall, client := served(t, Config{}, []Key{oldKey})
+	if err := hall.SetKeys(now, []Key{newKey, oldKey}); err != nil {
+		t.Fatal(err)
+	}
+	r := hall.rooms["spring"]
 	stream, err := client.Wait(as(t, "alice"), &roomv1.WaitRequest{Ticket: entered.GetTicket()})
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +115,7 @@ func TestATicketOfTheOldKeyKeepsItsPlaceOverARotation(t *testing.T) {
 		t.Fatal(stream.Err())
 	}
 	first := stream.Msg()
-	if got := r.places["alice"].rank; got != drawn {
+	if got := r.places.at(r.byUser[hashOf([]byte("alice"))]).rank; got != drawn {
 		t.Errorf("its place is %+v after the rotation, %+v before", got, drawn)
 	}
 	_, again, _, err := ringOf(t, newKey).readTicket(now, "alice", first.GetTicket())

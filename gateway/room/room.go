@@ -64,7 +64,7 @@ type Config struct {
 	PassTTL time.Duration `yaml:"pass_ttl"`
 	// Overcommit is how many users may have a pass for each unit that is left; by default 1.2, for not everybody buys.
 	Overcommit float64 `yaml:"overcommit"`
-	// PlacesMax bounds the users in one room; by default PlacesMaxDefault, which takes up to 300 MB.
+	// PlacesMax bounds the users in one room; by default PlacesMaxDefault, about 100 MB. Whoever is one too many is told to come again later.
 	PlacesMax int `yaml:"places_max"`
 }
 
@@ -78,7 +78,7 @@ type Campaign struct {
 // Defaults and limits.
 const (
 	PlacesMaxDefault   = 1 << 20
-	placesMaxMax       = 1 << 24
+	placesMaxMax       = 1 << 24 // 1.6 GB
 	rateShareDefault   = 0.9
 	rateDefaultDefault = 100
 	rateMax            = 1e6
@@ -219,26 +219,30 @@ func (r rank) compare(other rank) int {
 	return cmp.Or(cmp.Compare(r.late, other.late), cmp.Compare(r.draw, other.draw))
 }
 
-// A room is the order of one campaign's users.
+// A room is the order of one campaign's users. What it keeps of each user is placeBytes, of at most Config.PlacesMax of them, and as much
+// again of those who order.
 type room struct {
 	campaign Campaign
 	config   Config
 
-	mu     sync.Mutex
-	places map[string]*place // by user
-	// queue has the places by rank, once opened; before head their turn has come.
-	queue  []*place
-	head   int
+	mu sync.Mutex
+	// places are all that were ever taken, and byUser says whose they are.
+	places slab
+	byUser map[hash]placeID
+	// line has those by rank whose turn has not come.
+	line   line
 	opened bool
+	// stays are those with a stream.
+	stays map[placeID]*stay
 	// returned came back after their turn had come, and are next.
-	returned []*place
+	returned []placeID
 	// cameBack and servedBack count those who were ever put into returned, and taken out.
-	cameBack, servedBack int64
+	cameBack, servedBack uint32
 	// budget is how many may be let in, at rate a second, as of ticked.
 	budget, rate float64
 	ticked       time.Time
 	// passes are those that were given and not used, the oldest first.
-	passes      []*place
+	passes      []placeID
 	outstanding int
 	// uses are the turns that were used, by user.
 	uses    map[hash]used
@@ -246,69 +250,101 @@ type room struct {
 	soldOut bool
 }
 
-// A place is that of one user.
+// placeBytes is how much memory a place takes with all that leads to it, about.
+const placeBytes = 96
+
+// A place is that of one user. There is no pointer in it.
 type place struct {
-	user     string
-	rank     rank
-	waiting  int           // streams
-	passed   bool          // its turn came
-	cameBack int64         // its number among those in returned; 0 for none
+	rank rank
+	// pass is until when its pass is good, in unix ns; 0 before it is let in.
+	pass int64
+	// cameBack is its number among those in returned; 0 for none.
+	cameBack uint32
+	passed   bool // its turn came
+	unused   bool // the pass
+	spent    bool // the turn: an order was placed
+}
+
+// A stay is a place that streams wait at.
+type stay struct {
+	streams  int
 	admitted chan struct{} // closed when it is let in
-	pass     time.Time     // until when its pass is good; zero before it is let in
-	unused   bool          // the pass
-	spent    bool          // the turn: an order was placed
 }
 
 func newRoom(campaign Campaign, config Config) *room {
-	return &room{campaign: campaign, config: config, places: map[string]*place{}, uses: map[hash]used{}, over: make(chan struct{})}
+	r := &room{campaign: campaign, config: config}
+	r.clear()
+	return r
+}
+
+// clear forgets everybody. The lock is held, or nobody else knows the room.
+func (r *room) clear() {
+	r.places, r.byUser, r.stays, r.uses = slab{}, map[hash]placeID{}, map[placeID]*stay{}, map[hash]used{}
+	r.line = line{places: &r.places}
+	r.returned, r.passes, r.outstanding = nil, nil, 0
+	r.over, r.soldOut = make(chan struct{}), false
 }
 
 // errFull says that a room takes nobody more.
 var errFull = errors.New("the waiting room is full")
 
-// enter puts a user where its rank belongs. Who has a place keeps it, unless it wants another turn again, and has placed an order in that one.
-func (r *room) enter(user string, at rank, again bool) (*place, error) {
+// enter puts a user where its rank belongs, and returns the rank of the place. Who has a place keeps it, unless it wants another turn again, and has
+// placed an order in that one.
+func (r *room) enter(user string, at rank, again bool) (placeID, rank, error) {
+	who := hashOf([]byte(user))
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	known := r.places[user]
-	if known != nil && !(again && known.spent) {
-		return known, nil
+	id, known := r.byUser[who]
+	switch {
+	case known && !(again && r.places.at(id).spent):
+		return id, r.places.at(id).rank, nil
+	case known && r.places.at(id).passed && r.places.at(id).cameBack == 0: // Nobody asks for the old place any more.
+		*r.places.at(id) = place{rank: at}
+		r.line.insert(id)
+		return id, at, nil
+	case r.places.made >= r.config.PlacesMax:
+		return 0, rank{}, errFull
 	}
-	if known == nil && len(r.places) >= r.config.PlacesMax {
-		return nil, errFull
-	}
-	p := &place{user: user, rank: at, admitted: make(chan struct{})}
-	r.places[user] = p
-	if !r.opened {
-		r.queue = append(r.queue, p)
-		return p, nil
-	}
-	r.queue = slices.Insert(r.queue, r.head+r.behind(p), p)
-	return p, nil
+	id = r.places.make(place{rank: at})
+	r.byUser[who] = id
+	r.line.insert(id)
+	return id, at, nil
 }
 
-// behind returns how many who wait come before a place. The lock is held.
-func (r *room) behind(p *place) int {
-	index, _ := slices.BinarySearchFunc(r.queue[r.head:], p, func(a, b *place) int { return a.rank.compare(b.rank) })
-	return index
-}
-
-// stay counts a stream that waits at a place, until the function that it returns is called.
-func (r *room) stay(p *place) (leave func()) {
+// stay counts a stream that waits at a place, until leave is called. It returns what is closed when the place is let in.
+func (r *room) stay(id placeID) (admitted <-chan struct{}, leave func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.waiting++
-	if p.passed && p.pass.IsZero() && p.cameBack == 0 {
-		r.cameBack++
-		p.cameBack = r.cameBack
-		r.returned = append(r.returned, p)
+	here := r.stays[id]
+	if here == nil {
+		here = &stay{admitted: make(chan struct{})}
+		r.stays[id] = here
 	}
-	return func() {
+	here.streams++
+	r.comeBack(id)
+	return here.admitted, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		p.waiting--
+		if here.streams--; here.streams == 0 && r.stays[id] == here {
+			delete(r.stays, id)
+		}
 	}
 }
+
+// comeBack makes a place the next one whose turn came while nobody was there. The lock is held.
+func (r *room) comeBack(id placeID) {
+	if int(id) >= r.places.made { // The campaign is over, and everybody forgotten.
+		return
+	}
+	if p := r.places.at(id); p.passed && p.pass == 0 && p.cameBack == 0 {
+		r.cameBack++
+		p.cameBack = r.cameBack
+		r.returned = append(r.returned, id)
+	}
+}
+
+// present is whether somebody waits at a place. The lock is held.
+func (r *room) present(id placeID) bool { return r.stays[id] != nil }
 
 // tick lets in whoever's turn it is: rate users a second, and share of those for whom there are units.
 func (r *room) tick(now time.Time, rate, share float64, left int64) {
@@ -319,10 +355,14 @@ func (r *room) tick(now time.Time, rate, share float64, left int64) {
 		if now.Before(r.campaign.OpensAt) {
 			return
 		}
-		slices.SortFunc(r.queue, func(a, b *place) int { return a.rank.compare(b.rank) })
 		r.opened, r.ticked = true, now
 	}
-	r.setSoldOut(left <= 0 || !now.Before(r.campaign.ClosesAt))
+	closed := !now.Before(r.campaign.ClosesAt)
+	r.setSoldOut(left <= 0 || closed)
+	if closed && len(r.stays) == 0 && r.places.made > 0 {
+		r.clear()
+		r.setSoldOut(true)
+	}
 	r.budget = min(r.budget+rate*now.Sub(r.ticked).Seconds(), max(1, rate*burst.Seconds()))
 	r.ticked = now
 	r.forgetPasses(now)
@@ -330,51 +370,49 @@ func (r *room) tick(now time.Time, rate, share float64, left int64) {
 		return
 	}
 	room := math.Ceil(float64(left)*share*r.config.Overcommit) - float64(r.outstanding)
-	for r.budget >= 1 && room >= 1 {
-		p := r.next()
-		if p == nil {
+	for looks := absentMax; r.budget >= 1 && room >= 1; {
+		id, ok := r.next(&looks)
+		if !ok {
 			return
 		}
 		r.budget--
 		room--
-		p.passed = true
-		r.givePass(p, now)
-		close(p.admitted)
+		r.places.at(id).passed = true
+		r.givePass(id, now)
+		if here := r.stays[id]; here != nil {
+			close(here.admitted)
+			here.admitted = nil
+		}
 	}
 }
 
-// next returns who is let in next, nil if nobody waits. Whoever is not there when its turn comes is passed over, and is next when it comes back.
-// The lock is held.
-func (r *room) next() *place {
-	for len(r.returned) > 0 {
-		p := r.returned[0]
+// absentMax bounds how many who are not there are passed over in one tick: others wait for the lock meanwhile.
+const absentMax = 200_000
+
+// next returns who is let in next, false if nobody is found within so many looks. Whoever is not there when its turn comes is passed over, and is
+// next when it comes back. The lock is held.
+func (r *room) next(looks *int) (placeID, bool) {
+	for ; len(r.returned) > 0 && *looks > 0; *looks-- {
+		id := r.returned[0]
 		r.returned = r.returned[1:]
 		r.servedBack++
+		p := r.places.at(id)
 		p.cameBack = 0
-		if p.waiting > 0 && p.pass.IsZero() {
-			return p
+		if r.present(id) && p.pass == 0 {
+			return id, true
 		}
 	}
-	for r.head < len(r.queue) {
-		p := r.queue[r.head]
-		r.queue[r.head] = nil
-		r.head++
-		p.passed = true
-		if p.waiting > 0 {
-			r.compact()
-			return p
+	for ; *looks > 0; *looks-- {
+		id, ok := r.line.pop()
+		if !ok {
+			return 0, false
+		}
+		r.places.at(id).passed = true
+		if r.present(id) {
+			return id, true
 		}
 	}
-	r.compact()
-	return nil
-}
-
-// compact gives the memory of those before head back, now and then. The lock is held.
-func (r *room) compact() {
-	if r.head > len(r.queue)/2 {
-		r.queue = slices.Clone(r.queue[r.head:])
-		r.head = 0
-	}
+	return 0, false
 }
 
 // setSoldOut tells everybody who waits when nothing is left, and lets them wait again when something is. The lock is held.
@@ -389,20 +427,24 @@ func (r *room) setSoldOut(is bool) {
 }
 
 // givePass gives a place a pass from now on. The lock is held.
-func (r *room) givePass(p *place, now time.Time) {
-	p.pass = now.Add(r.config.PassTTL)
-	if !p.unused && !p.spent { // With a spent turn the same order may be asked for again.
+func (r *room) givePass(id placeID, now time.Time) {
+	p := r.places.at(id)
+	p.pass = now.Add(r.config.PassTTL).UnixNano()
+	if p.spent { // With a spent turn the same order may be asked for again.
+		return
+	}
+	if !p.unused {
 		p.unused = true
 		r.outstanding++
+		r.passes = append(r.passes, id)
 	}
-	r.passes = append(r.passes, p)
 }
 
 // forgetPasses counts passes that are over as used. The lock is held.
 func (r *room) forgetPasses(now time.Time) {
 	for len(r.passes) > 0 {
-		p := r.passes[0]
-		if p.unused && now.Before(p.pass) {
+		p := r.places.at(r.passes[0])
+		if p.unused && now.UnixNano() < p.pass {
 			return
 		}
 		r.use(p)
@@ -419,8 +461,12 @@ func (r *room) use(p *place) {
 }
 
 // spend notes that an order was placed at a moment, in µs after the opening, by a user who may have a place here. The lock is held.
-func (r *room) spend(user string, at int64) {
-	if p := r.places[user]; p != nil && time.Duration(p.rank.late).Microseconds() <= at {
+func (r *room) spend(user hash, at int64) {
+	id, known := r.byUser[user]
+	if !known {
+		return
+	}
+	if p := r.places.at(id); time.Duration(p.rank.late).Microseconds() <= at {
 		p.spent = true
 		r.use(p)
 	}
@@ -447,27 +493,28 @@ type standing struct {
 }
 
 // look returns where a place stands. One who was let in gets a new pass when the old one is over: its turn stays.
-func (r *room) look(now time.Time, p *place) standing {
+func (r *room) look(now time.Time, id placeID) standing {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case !now.Before(r.campaign.ClosesAt):
+	if !now.Before(r.campaign.ClosesAt) { // The place may be forgotten.
 		return standing{state: Closed}
+	}
+	p := r.places.at(id)
+	switch {
 	case !r.opened:
 		return standing{state: NotOpen}
+	case p.pass != 0 && p.spent: // What came of the order can be asked for also once nothing is left.
+		return r.admitted(now, id, p)
 	case r.soldOut:
 		return standing{state: SoldOut}
-	case !p.pass.IsZero():
-		if !now.Before(p.pass) {
-			r.givePass(p, now)
-		}
-		return standing{state: Admitted, until: p.pass}
+	case p.pass != 0:
+		return r.admitted(now, id, p)
 	}
 	s := standing{state: Waiting}
 	if p.passed {
-		s.before = max(0, p.cameBack-r.servedBack-1)
+		s.before = max(0, int64(p.cameBack)-int64(r.servedBack)-1)
 	} else {
-		s.before = int64(len(r.returned) + r.behind(p))
+		s.before = int64(len(r.returned) + r.line.before(p.rank))
 	}
 	if r.rate > 0 {
 		s.eta = time.Duration(float64(s.before+1) / r.rate * float64(time.Second))
@@ -475,16 +522,24 @@ func (r *room) look(now time.Time, p *place) standing {
 	return s
 }
 
+// admitted is where a place stands that was let in. The lock is held.
+func (r *room) admitted(now time.Time, id placeID, p *place) standing {
+	if now.UnixNano() >= p.pass {
+		r.givePass(id, now)
+	}
+	return standing{state: Admitted, until: time.Unix(0, p.pass)}
+}
+
 // wait tells a user where it stands until it is let in or there is nothing to wait for. It returns the error of send, or of ctx.
-func (r *room) wait(ctx context.Context, p *place, send func(standing) error) error {
-	leave := r.stay(p)
+func (r *room) wait(ctx context.Context, id placeID, send func(standing) error) error {
+	admitted, leave := r.stay(id)
 	defer leave()
 	for {
 		r.mu.Lock()
 		over := r.over
 		r.mu.Unlock()
 		now := time.Now()
-		s := r.look(now, p)
+		s := r.look(now, id)
 		if err := send(s); err != nil {
 			return err
 		}
@@ -500,7 +555,7 @@ func (r *room) wait(ctx context.Context, p *place, send func(standing) error) er
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
-		case <-p.admitted:
+		case <-admitted:
 		case <-over:
 		case <-timer.C:
 		}

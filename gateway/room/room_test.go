@@ -98,13 +98,13 @@ func (s *sale) come(user string) (leave context.CancelFunc) {
 
 func (s *sale) comeAt(user string, at rank) (leave context.CancelFunc) {
 	s.t.Helper()
-	p, err := s.room.enter(user, at, false)
+	id, _, err := s.room.enter(user, at, false)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(s.t.Context())
 	s.streams.Go(func() {
-		_ = s.room.wait(ctx, p, func(now standing) error { // Its error is that the test let it leave.
+		_ = s.room.wait(ctx, id, func(now standing) error { // Its error is that the test let it leave.
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.told[user] = append(s.told[user], now)
@@ -345,14 +345,14 @@ func TestATicketKeepsItsPlaceInAnotherGateway(t *testing.T) {
 func TestTheRoomIsBounded(t *testing.T) {
 	r := newRoom(Campaign{}, Config{PlacesMax: 2})
 	for user, want := range map[string]error{"a": nil, "b": nil} {
-		if _, err := r.enter(user, rank{}, false); !errors.Is(err, want) {
+		if _, _, err := r.enter(user, rank{}, false); !errors.Is(err, want) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.enter("c", rank{}, false); !errors.Is(err, errFull) {
+	if _, _, err := r.enter("c", rank{}, false); !errors.Is(err, errFull) {
 		t.Errorf("error = %v, want that it is full", err)
 	}
-	if _, err := r.enter("a", rank{}, false); err != nil {
+	if _, _, err := r.enter("a", rank{}, false); err != nil {
 		t.Errorf("who is in was not found: %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -38,12 +39,12 @@ func (h *Hall) Enter(ctx context.Context, request *roomv1.EnterRequest) (*roomv1
 		return nil, refusal(connect.CodeNotFound, request.GetCampaignId(), causeNoRoom, "the campaign has no waiting room")
 	}
 	keys, now := h.keys.Load(), time.Now()
-	p, err := r.enter(user, rankOf(keys.draws(), r.campaign, user, now), true)
+	_, at, err := r.enter(user, rankOf(keys.draws(), r.campaign, user, now), true)
 	if err != nil {
 		return nil, h.full(r, err)
 	}
 	return &roomv1.EnterResponse{
-		Ticket: keys.ticket(now, r.campaign.CampaignID, user, p.rank), OpensAt: timestamppb.New(r.campaign.OpensAt),
+		Ticket: keys.ticket(now, r.campaign.CampaignID, user, at), OpensAt: timestamppb.New(r.campaign.OpensAt),
 	}, nil
 }
 
@@ -53,39 +54,47 @@ func (h *Hall) Wait(ctx context.Context, request *roomv1.WaitRequest, stream *co
 	if err != nil {
 		return err
 	}
-	r, p, signedBy, err := h.place(user, request.GetTicket())
+	found, err := h.find(user, request.GetTicket())
 	if err != nil {
 		return err
 	}
-	return r.wait(ctx, p, func(s standing) error { return stream.Send(h.response(r, user, p.rank, signedBy, s)) })
+	return found.room.wait(ctx, found.id, func(s standing) error { return stream.Send(h.response(user, found, s)) })
 }
 
-// place returns the place in a room that a user's ticket stands for, and which key signed the ticket.
-func (h *Hall) place(user, ticket string) (*room, *place, keyID, error) {
+// A found place is one that a ticket stands for.
+type found struct {
+	room     *room
+	id       placeID
+	rank     rank
+	signedBy keyID // the ticket
+}
+
+// find returns the place that a user's ticket stands for.
+func (h *Hall) find(user, ticket string) (found, error) {
 	campaignID, _, _ := strings.Cut(ticket, ".")
 	r := h.rooms[campaignID]
 	if r == nil {
-		return nil, nil, keyID{}, refusal(connect.CodeNotFound, "", causeNoRoom, "the ticket is for no room that there is")
+		return found{}, refusal(connect.CodeNotFound, "", causeNoRoom, "the ticket is for no room that there is")
 	}
 	_, at, signedBy, err := h.keys.Load().readTicket(time.Now(), user, ticket)
 	switch {
 	case errors.Is(err, errKeyGone):
-		return nil, nil, signedBy, refusal(connect.CodePermissionDenied, campaignID, causeKeyGone, fmt.Sprintf("ticket: %v; enter again", err))
+		return found{}, refusal(connect.CodePermissionDenied, campaignID, causeKeyGone, fmt.Sprintf("ticket: %v; enter again", err))
 	case err != nil:
-		return nil, nil, signedBy, refusal(connect.CodePermissionDenied, campaignID, causeForged, fmt.Sprintf("ticket: %v", err))
+		return found{}, refusal(connect.CodePermissionDenied, campaignID, causeForged, fmt.Sprintf("ticket: %v", err))
 	}
-	p, err := r.enter(user, at, false)
+	id, at, err := r.enter(user, at, false)
 	if err != nil {
-		return nil, nil, signedBy, h.full(r, err)
+		return found{}, h.full(r, err)
 	}
-	return r, p, signedBy, nil
+	return found{r, id, at, signedBy}, nil
 }
 
-func (h *Hall) response(r *room, user string, at rank, signedBy keyID, s standing) *roomv1.WaitResponse {
+func (h *Hall) response(user string, of found, s standing) *roomv1.WaitResponse {
 	keys, now := h.keys.Load(), time.Now()
 	response := &roomv1.WaitResponse{Before: s.before}
-	if _, signs := keys.signing(now); signs != signedBy {
-		response.Ticket = keys.ticket(now, r.campaign.CampaignID, user, at)
+	if _, signs := keys.signing(now); signs != of.signedBy {
+		response.Ticket = keys.ticket(now, of.room.campaign.CampaignID, user, of.rank)
 	}
 	if s.eta > 0 {
 		response.Eta = durationpb.New(s.eta)
@@ -97,7 +106,7 @@ func (h *Hall) response(r *room, user string, at rank, signedBy keyID, s standin
 		response.State = roomv1.WaitState_WAIT_STATE_WAITING
 	case Admitted:
 		response.State = roomv1.WaitState_WAIT_STATE_ADMITTED
-		response.Pass, response.PassExpires = keys.pass(now, r.campaign.CampaignID, user, at.late, s.until), timestamppb.New(s.until)
+		response.Pass, response.PassExpires = keys.pass(now, of.room.campaign.CampaignID, user, of.rank.late, s.until), timestamppb.New(s.until)
 	case SoldOut:
 		response.State = roomv1.WaitState_WAIT_STATE_SOLD_OUT
 	case Closed:
@@ -119,10 +128,13 @@ func (h *Hall) caller(ctx context.Context) (string, error) {
 	return user, nil
 }
 
+// fullRetry is when to try again to enter a room that is full, at the earliest, and at twice that at the latest: it may have as many outside as inside.
+const fullRetry = 30 * time.Second
+
 // full says when to try again.
 func (h *Hall) full(r *room, err error) *connect.Error {
 	refused := refusal(connect.CodeResourceExhausted, r.campaign.CampaignID, causeFull, err.Error())
-	if detail, detailErr := connect.NewErrorDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(burst)}); detailErr == nil {
+	if detail, detailErr := connect.NewErrorDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(fullRetry + rand.N(fullRetry))}); detailErr == nil {
 		refused.AddDetail(detail)
 	}
 	return refused
@@ -163,7 +175,7 @@ func (h *Hall) Check(ctx context.Context, now time.Time, user, campaignID, pass 
 		taken = false
 		r.mu.Lock()
 		r.giveBackTurn(who, order.hash)
-		r.spend(user, came)
+		r.spend(who, came)
 		r.mu.Unlock()
 	}
 	if !taken {
@@ -176,7 +188,7 @@ func (h *Hall) Check(ctx context.Context, now time.Time, user, campaignID, pass 
 		case Placed:
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			r.spend(user, came)
+			r.spend(who, came)
 		case Refused:
 			r.mu.Lock()
 			r.giveBackTurn(who, order.hash)
