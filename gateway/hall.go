@@ -127,12 +127,21 @@ func lanesRate(nodes []registry.Node) float64 {
 	return sum / float64(measured) * float64(lanes)
 }
 
-// shareOf returns this gateway's part of all that are let in: those that share Redis know of each other.
+// shareOf returns this gateway's part of all that are let in: one by the gateways that there are, as far as Redis, NATS or the policy tell. Too many
+// is the safe side. It is 0 while NATS, which is to tell, was never reached, unless the policy says how many there are.
 func shareOf(options Options) float64 {
-	if options.Globals == nil {
-		return 1
+	gateways := max(1, options.Policy.Room.Gateways)
+	if options.Globals != nil {
+		gateways = max(gateways, options.Globals.Gateways())
 	}
-	return 1 / float64(max(1, options.Globals.Gateways()))
+	if options.Presence != nil {
+		count, known := options.Presence.Gateways()
+		if !known && options.Policy.Room.Gateways == 0 {
+			return 0
+		}
+		gateways = max(gateways, count)
+	}
+	return 1 / float64(gateways)
 }
 
 // unitsLeft returns how many units of a campaign are to be had, of all its products that the board looks at.

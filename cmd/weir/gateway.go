@@ -26,6 +26,7 @@ import (
 	"github.com/weirhq/weir/gateway"
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/presence"
 	"github.com/weirhq/weir/gateway/registry"
 	"github.com/weirhq/weir/gateway/room"
 )
@@ -440,6 +441,8 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return err
 	}
 	options.RoomUses = room.NewNATSUses(js) // Unless there is Redis.
+	options.Presence = presence.New(connection, gatewayID(), end.logger)
+	end.behind = append(end.behind, options.Presence.Run)
 	plansFile := ""
 	if f.nodesFile != "" {
 		plansFile = filepath.Join(filepath.Dir(f.nodesFile), plansFileName)

@@ -39,7 +39,8 @@ type Options struct {
 	Keys []Key
 	// Rate returns how many orders all lanes serve in a second, as measured, 0 if that is not known; nil means that it is not.
 	Rate func() float64
-	// Share returns this gateway's part of all that are let in, such as one by the number of gateways; nil means all.
+	// Share returns this gateway's part of all that are let in, such as one by the number of gateways, and 0 while that is not known: then nobody is let
+	// in. nil means all.
 	Share func() float64
 	// Left returns how many units of a campaign are to be had, and whether that is known; nil means that it is not.
 	Left func(campaignID string) (units int64, known bool)
@@ -66,6 +67,9 @@ type Config struct {
 	Overcommit float64 `yaml:"overcommit"`
 	// PlacesMax bounds the users in one room; by default PlacesMaxDefault, about 100 MB. Whoever is one too many is told to come again later.
 	PlacesMax int `yaml:"places_max"`
+	// Gateways is how many gateways there are at least, each of which lets its part of all in. Those that share Redis or NATS count each other; this
+	// is for others, and for a start while neither is there. By default 1.
+	Gateways int `yaml:"gateways"`
 }
 
 // A Campaign has a room from now on; nobody is let in before it opens.
@@ -87,12 +91,16 @@ const (
 	overcommitDefault  = 1.2
 	overcommitMax      = 100
 	campaignsMax       = 256
+	gatewaysMax        = 4096
 	keyBytesMin        = 32
 	// tickEvery is how often users are let in, and tellEvery how often each is told where it stands.
 	tickEvery = 100 * time.Millisecond
 	tellEvery = time.Second
 	// burst is how much of what was not used is made up for.
 	burst = time.Second
+	// gatherTime is how long a hall that starts while a campaign is open lets nobody in: those who waited at it before come back with their tickets,
+	// in any order, and are put before those who come now.
+	gatherTime = 2 * time.Second
 )
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
@@ -113,6 +121,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("room: overcommit is %v, want 1 to %d", c.Overcommit, overcommitMax)
 	case full.PlacesMax < 1 || full.PlacesMax > placesMaxMax:
 		return fmt.Errorf("room: places_max is %d, want 1 to %d", c.PlacesMax, placesMaxMax)
+	case full.Gateways < 1 || full.Gateways > gatewaysMax:
+		return fmt.Errorf("room: gateways is %d, want 1 to %d", c.Gateways, gatewaysMax)
 	}
 	seen := map[string]bool{}
 	for _, campaign := range c.Campaigns {
@@ -135,6 +145,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.PassTTL, passTTLDefault)
 	orDefault(&c.Overcommit, overcommitDefault)
 	orDefault(&c.PlacesMax, PlacesMaxDefault)
+	orDefault(&c.Gateways, 1)
 	return c
 }
 
@@ -183,6 +194,7 @@ func New(options Options) (*Hall, error) {
 func (h *Hall) Run(ctx context.Context) error {
 	ticker := time.NewTicker(tickEvery)
 	defer ticker.Stop()
+	began := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -200,7 +212,11 @@ func (h *Hall) Run(ctx context.Context) error {
 			if !known {
 				left = math.MaxInt64
 			}
-			r.tick(now, min(rate, rateMax)*share, share, left)
+			mine := min(rate, rateMax) * share
+			if began.After(r.campaign.OpensAt) && now.Sub(began) < gatherTime {
+				mine = 0
+			}
+			r.tick(now, mine, share, left)
 		}
 	}
 }
@@ -366,7 +382,7 @@ func (r *room) tick(now time.Time, rate, share float64, left int64) {
 	r.budget = min(r.budget+rate*now.Sub(r.ticked).Seconds(), max(1, rate*burst.Seconds()))
 	r.ticked = now
 	r.forgetPasses(now)
-	if r.soldOut {
+	if r.soldOut || rate <= 0 {
 		return
 	}
 	room := math.Ceil(float64(left)*share*r.config.Overcommit) - float64(r.outstanding)
