@@ -108,7 +108,7 @@ skew: ## Run a node of the version before this one beside one of this version, o
 		go build -C "$$source" -o $(BIN)/weir-$$previous ./cmd/weir; \
 	fi; \
 	echo "the version before is $$previous"; \
-	WEIR_PREVIOUS=$(BIN)/weir-$$previous go test ./cmd/weir -count=1 -run TestTheVersionBeforeWorksBesideThisOne
+	WEIR_PREVIOUS=$(BIN)/weir-$$previous go test ./cmd/weir -tags skew -count=1 -run TestTheVersionBeforeWorksBesideThisOne
 
 .PHONY: conformance
 conformance: tool-connectconformance tool-referenceserver ## Run Connect's whole conformance suite, directly and through the gateway (some minutes).

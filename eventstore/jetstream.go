@@ -431,20 +431,23 @@ func AwaitStream(ctx context.Context, nc *nats.Conn, stream string) error {
 // awaitAnswer asks until there is another answer than that JetStream is not available, as servers without a leader say.
 func awaitAnswer(ctx context.Context, nc *nats.Conn, subject string) error {
 	for {
-		var answer apiRefusal
 		reply, err := ask(ctx, nc, subject, nil, steadily(awaitAgain))
 		switch {
-		case err == nil:
-			if err := json.Unmarshal(reply.Data, &answer); err != nil || answer.Error == nil || answer.Error.Code != http.StatusServiceUnavailable {
-				return nil
-			}
-		case !errors.Is(err, nats.ErrNoResponders):
+		case err == nil && !unavailable(reply):
+			return nil
+		case err != nil && !errors.Is(err, nats.ErrNoResponders):
 			return err
 		}
 		if err := pause(ctx, awaitAgain); err != nil {
 			return err
 		}
 	}
+}
+
+// unavailable reports whether a reply says that JetStream is not available.
+func unavailable(reply *nats.Msg) bool {
+	var answer apiRefusal
+	return json.Unmarshal(reply.Data, &answer) == nil && answer.Error != nil && answer.Error.Code == http.StatusServiceUnavailable
 }
 
 // apiRequest asks JetStream's API, which changes nothing, and decodes the answer.

@@ -605,8 +605,8 @@ func TestAnUnansweredHandOverCannotHappenLater(t *testing.T) {
 	if _, err := n.leases.write(t.Context(), leaseKey(0), []byte("two's"), before); !errors.Is(err, errMoved) {
 		t.Errorf("the lease passed after its owner had gone on: %v (O2)", err)
 	}
-	if n.renewOne(t.Context(), h); !h.valid() {
-		t.Error("the owner cannot renew its lease any more")
+	if err := n.renewOne(t.Context(), h); err != nil || !h.valid() {
+		t.Errorf("the owner cannot renew its lease any more: %v", err)
 	}
 }
 
@@ -614,9 +614,8 @@ func TestAnUnansweredHandOverCannotHappenLater(t *testing.T) {
 func TestALeaseThatIsOverIsNotRenewed(t *testing.T) {
 	c := newCluster(t, 1, time.Minute)
 	n, h := c.aloneNode()
-	n.renewOne(t.Context(), h)
-	if !h.valid() {
-		t.Fatal("a lease that lasts cannot be renewed")
+	if err := n.renewOne(t.Context(), h); err != nil || !h.valid() {
+		t.Fatalf("a lease that lasts cannot be renewed: %v", err)
 	}
 	other := &hold{node: n, lane: 0, revision: h.revision}
 	if err := other.write(t.Context(), []byte("another node's")); err != nil {
@@ -626,7 +625,9 @@ func TestALeaseThatIsOverIsNotRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.until.Store(0)
-	n.renewOne(t.Context(), h)
+	if err := n.renewOne(t.Context(), h); err != nil {
+		t.Errorf("a lease that is over: %v, want that nothing is tried", err)
+	}
 	if revision := n.leases.row(leaseKey(0)).revision; h.valid() || revision > other.revision+1 {
 		t.Errorf("a lease that was over is in use again: %t, at revision %d after %d (O2)", h.valid(), revision, other.revision)
 	}
