@@ -186,8 +186,10 @@ func (r *tableRun) sort(ctx context.Context) error {
 func (r *tableRun) sortTurns(ctx context.Context) error {
 	order := r.order
 	for from := 0; from < len(order); from += sortedRunMin {
-		if err := r.shift.yield(ctx); err != nil {
-			return err
+		if from%yieldKeys == 0 {
+			if err := r.shift.yield(ctx); err != nil {
+				return err
+			}
 		}
 		run := order[from:min(from+sortedRunMin, len(order))]
 		for i := 1; i < len(run); i++ {
