@@ -177,6 +177,7 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 		}
 		call.protocol.SetTimeout(out.Header, left)
 	}
+	call.sent.Store(true)
 	watch := to.counts.of(call.method).begin()
 	failed := func(err error) attemptResult {
 		told := call.explain(ctx, err)

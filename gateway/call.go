@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/weirhq/weir/gateway/outcome"
@@ -37,6 +38,8 @@ type call struct {
 	kept bool
 	// asked is whether the limiter was asked: it was not if the edge answered.
 	asked bool
+	// sent is whether a node may have seen it, or it is kept for one.
+	sent atomic.Bool
 	// end is how it ended, for those who decide how much can be done.
 	end outcome.Outcome
 	// deadline is when the caller leaves, zero for never; tell is whether the upstream is told, which it is unless what the caller said

@@ -14,8 +14,10 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -647,13 +649,23 @@ func pause(ctx context.Context, wait time.Duration) bool {
 	}
 }
 
-// tune sets the garbage collector. Most of a node's memory is Pebble's, which Go does not count: with Go's default it would
-// collect its small heap all the time.
+// tune sets the garbage collector and the scheduler. Most of a node's memory is Pebble's, which Go does not count: with Go's
+// default it would collect its small heap all the time.
+//
+// A flush of Pebble's, or a mark of the collector's, keeps one of Go's processors busy for 10 ms at a time, and what is runnable
+// there waits; the kernel lets others run sooner. So there is one processor more than the machine gives: ops/PROFILE.md has what
+// that does to the slowest orders.
 func (n *node) tune() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(n.options.gcPercent)
 	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(processors() + 1)
+	}
 }
+
+// processors is how many the machine gives the process, or the part of it that a container has.
+var processors = sync.OnceValue(func() int { return runtime.GOMAXPROCS(0) })
 
 func ignoreClosed(err error) error {
 	if errors.Is(err, http.ErrServerClosed) {

@@ -2,7 +2,7 @@ package limit
 
 import (
 	"context"
-	_ "embed" // the script
+	_ "embed" // the scripts
 	"errors"
 	"fmt"
 	"log/slog"
@@ -205,7 +205,10 @@ func (l *lease) takePart(now int64) (time.Duration, bool) {
 //go:embed lease.lua
 var leaseSource string
 
-var leaseScript = redis.NewScript(leaseSource)
+//go:embed gateways.lua
+var gatewaysSource string
+
+var leaseScript, gatewaysScript = redis.NewScript(leaseSource), redis.NewScript(gatewaysSource)
 
 // Run takes leases until ctx ends, which is no error. It is called once.
 func (g *Globals) Run(ctx context.Context) error {
@@ -272,7 +275,7 @@ func (g *Globals) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leaseTimeoutMax)
 	defer cancel()
 	if len(leases) == 0 {
-		return g.client.Ping(ctx).Err()
+		return g.beThere(ctx)
 	}
 	for _, l := range leases {
 		if err := l.renew(ctx); err != nil {
@@ -280,6 +283,25 @@ func (g *Globals) renew(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// beThere counts this gateway among those that share Redis, which leases do otherwise: waiting rooms need to know how many there are.
+func (g *Globals) beThere(ctx context.Context) error {
+	now := time.Now()
+	count, err := gatewaysScript.Run(ctx, g.client, []string{g.config.Prefix + ":limit:gateways"}, g.id, (g.config.Interval * countsFor).Milliseconds()).Int64()
+	if err != nil {
+		return fmt.Errorf("count the gateways: %w", err)
+	}
+	g.heard(now, count)
+	return nil
+}
+
+// heard notes how many gateways Redis has heard of. One that just came back may not have heard of the others yet.
+func (g *Globals) heard(now time.Time, gateways int64) {
+	if g.away.Load() || now.Sub(g.back) < g.config.Interval*countsFor {
+		gateways = max(gateways, g.gateways.Load())
+	}
+	g.gateways.Store(max(1, gateways))
 }
 
 // renew asks Redis for more of one lease.
@@ -314,11 +336,7 @@ func (l *lease) renew(ctx context.Context) error {
 	if len(reply) != 2 || reply[0] < 0 || reply[1] < 1 {
 		return fmt.Errorf("redis answered %v", reply)
 	}
-	// A Redis that just came back may not have heard of the others yet.
-	if g.away.Load() || now.Sub(g.back) < g.config.Interval*countsFor {
-		reply[1] = max(reply[1], g.gateways.Load())
-	}
-	g.gateways.Store(reply[1])
+	g.heard(now, reply[1])
 	if left == 0 {
 		l.tokens.Store(reply[0]) // Void ones are gone.
 	} else {
@@ -326,7 +344,7 @@ func (l *lease) renew(ctx context.Context) error {
 	}
 	l.low.Store(int64(target / 4))
 	l.until.Store(int64(time.Since(g.start) + 2*g.config.Interval + leaseTimeoutMax))
-	l.ratio.Store(math.Float64bits(l.smooth * float64(reply[1]) / l.rate.PerSecond))
+	l.ratio.Store(math.Float64bits(l.smooth * float64(g.gateways.Load()) / l.rate.PerSecond))
 	return nil
 }
 
