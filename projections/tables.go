@@ -181,13 +181,15 @@ func (r *tableRun) sort(ctx context.Context) error {
 }
 
 // sortTurns sorts by key, and by turn where keys are the same. Orders come nearly in the order of their ids, as these begin with the
-// time: two runs of them, each in order, have few keys between each other's, and only those are merged. A general sort of the
-// standard library took four times as long.
+// time: two runs of them, each in order, have few keys between each other's, and only those are merged. The standard library's sort
+// takes twice as long, and does not rest.
 func (r *tableRun) sortTurns(ctx context.Context) error {
 	order := r.order
 	for from := 0; from < len(order); from += sortedRunMin {
-		if err := r.shift.yield(ctx); err != nil {
-			return err
+		if from%yieldKeys == 0 {
+			if err := r.shift.yield(ctx); err != nil {
+				return err
+			}
 		}
 		run := order[from:min(from+sortedRunMin, len(order))]
 		for i := 1; i < len(run); i++ {
