@@ -229,10 +229,7 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 		to.done(end, watch.end(reply.Code))
 		return attemptResult{Value: reply, Outcome: end}
 	}
-	reply.Guard(func(cause error) (connect.Code, string) {
-		told := call.explain(ctx, cause)
-		return told.code(), told.message
-	}, func(code connect.Code, _ error) { to.done(outcome.OfCode(code), watch.end(code)) })
+	reply.Guard(func(cause error) *connect.Error { return call.explain(ctx, cause).connectError() }, func(code connect.Code, _ error) { to.done(outcome.OfCode(code), watch.end(code)) })
 	return attemptResult{Value: reply, Outcome: end}
 }
 
