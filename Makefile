@@ -84,7 +84,7 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 	./weir bench $(ARGS)
 
 .PHONY: gateway-bench
-gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave, and of nodes (about eight minutes; flags in ARGS).
+gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave, and of nodes (about eight minutes; flags in ARGS, such as --nats-away 10m).
 	./weir bench --only gateway-cost,gateway-faults,gateway-overload,gateway-edge,gateway-plans,gateway-limits,gateway-nodes,gateway-failback $(ARGS)
 	WEIR_ROOM_TICKETS=10000000 go test ./gateway/room -count=1 -run BoundedMemory -v
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -29,15 +30,29 @@ type target struct {
 	*upstream
 	pick   balance.Pick
 	ticket breaker.Ticket
+	// told is whether done was called: what happens to the call later is no news of the upstream.
+	told atomic.Bool
 }
 
 // ID names the upstream.
 func (t *target) ID() string { return t.id }
 
-// done tells how the attempt ended to those who picked the upstream.
+// done tells how the attempt ended to those who picked the upstream. What it says first counts.
 func (t *target) done(end outcome.Outcome, took time.Duration) {
+	if t.told.Swap(true) {
+		return
+	}
 	t.pick.Done(end, took)
 	t.ticket.Done(end, took)
+}
+
+// withdraw, in place of done, tells them that the attempt is no news of the upstream.
+func (t *target) withdraw() {
+	if t.told.Swap(true) {
+		return
+	}
+	t.pick.Done(outcome.Abandoned, 0)
+	t.ticket.Withdraw()
 }
 
 type (
@@ -99,8 +114,14 @@ func (g *Gateway) pick(call *call, tried []string) (*target, error) {
 	key := balance.Key{Policy: call.rules.Balance, Stream: call.streams(), Tried: tried}
 	if call.subject != "" {
 		key.Hash = balance.Hash(call.subject)
-		if known.lanes > 0 {
-			key.Lane, key.HasLane = laneOf(call.subject, known.lanes), true
+		key.Lane, key.HasLane = call.lane, call.hasLane
+	}
+	if call.needsLane() {
+		if call.stranded.Load() > 0 {
+			return nil, errStranded
+		}
+		if after, full := g.strands.refuses(call.lane, call.undecided()); full {
+			return nil, laneUnavailable(after)
 		}
 	}
 	var refused error
@@ -178,12 +199,16 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 		call.protocol.SetTimeout(out.Header, left)
 	}
 	call.sent.Store(true)
+	defer g.watchLane(call, to)()
 	watch := to.counts.of(call.method).begin()
 	failed := func(err error) attemptResult {
 		told := call.explain(ctx, err)
-		end := call.outcomeOf(ctx, told)
+		end, unsent := call.outcomeOf(ctx, told), isUnsent(err, body)
+		if unsent && to.pick.Owns() {
+			call.ownerGone.Store(true)
+		}
 		to.done(end, watch.end(told.code()))
-		return attemptResult{Outcome: end, Err: told, Unsent: isUnsent(err, body)}
+		return attemptResult{Outcome: end, Err: told, Unsent: unsent}
 	}
 	response, err := to.transportFor(call.protocol, call.unary()).RoundTrip(out) //nolint:bodyclose // Whoever gets the reply closes it, or Discard does.
 	if err != nil {
@@ -196,14 +221,16 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 		}
 	}
 	end := outcome.OfCode(reply.Code)
+	if end == outcome.Fault && call.needsLane() && !to.pick.Owns() && call.undecided() {
+		// It said that it found nobody who decides the lane. That is no fault of it, and no other node finds anybody either.
+		to.withdraw()
+		end = outcome.Abandoned
+	}
 	if reply.Ended || !call.protocol.Enveloped() || response.StatusCode != http.StatusOK {
 		to.done(end, watch.end(reply.Code))
 		return attemptResult{Value: reply, Outcome: end}
 	}
-	reply.Guard(func(cause error) (connect.Code, string) {
-		told := call.explain(ctx, cause)
-		return told.code(), told.message
-	}, func(code connect.Code, _ error) { to.done(outcome.OfCode(code), watch.end(code)) })
+	reply.Guard(func(cause error) *connect.Error { return call.explain(ctx, cause).connectError() }, func(code connect.Code, _ error) { to.done(outcome.OfCode(code), watch.end(code)) })
 	return attemptResult{Value: reply, Outcome: end}
 }
 

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/outcome"
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/wire"
@@ -42,6 +43,16 @@ type call struct {
 	sent atomic.Bool
 	// end is how it ended, for those who decide how much can be done.
 	end outcome.Outcome
+	// permit is its place among the calls under way, which it has until left is set.
+	permit limit.Permit
+	left   atomic.Bool
+	// lane decides it if hasLane, as far as its subject says.
+	lane    uint32
+	hasLane bool
+	// stranded are its attempts that wait for a lane that nobody decides.
+	stranded atomic.Int32
+	// ownerGone is whether the node that decides the lane could not be reached.
+	ownerGone atomic.Bool
 	// deadline is when the caller leaves, zero for never; tell is whether the upstream is told, which it is unless what the caller said
 	// is malformed: then it is the node's to refuse it.
 	deadline time.Time
@@ -69,12 +80,25 @@ func callOf(ctx context.Context) *call {
 func (g *Gateway) newCall(rules *rules, r *http.Request) *call {
 	protocol := wire.Detect(r)
 	method := g.methodOfRequest(protocol, r.URL.Path)
+	who := g.caller(r.Header)
 	c := &call{
 		protocol: protocol, method: method, set: rules, rules: rules.methods[method], limits: &rules.policy.Limits, end: outcome.Abandoned,
-		subject: g.subject(r.Header), client: g.limiter.Client(r),
+		subject: who.subject, client: g.limiter.Client(r),
+	}
+	if !who.actsForOthers {
+		c.lane, c.hasLane = g.laneOf(who.subject)
 	}
 	c.proxied = c.client.IsValid() && len(r.Header["X-Forwarded-For"]) > 0 && !strings.HasPrefix(r.RemoteAddr, netip.AddrPortFrom(c.client, 0).Addr().String())
 	return c
+}
+
+// laneOf returns the lane that decides a user's calls, if it is known how many there are.
+func (g *Gateway) laneOf(user string) (lane uint32, known bool) {
+	lanes := g.upstreams.Load().lanes
+	if user == "" || lanes == 0 {
+		return 0, false
+	}
+	return laneOf(user, lanes), true
 }
 
 // unary is whether the call has one request and one reply, as far as can be known before.
@@ -84,6 +108,23 @@ func (c *call) unary() bool {
 
 // streams is whether the reply may last.
 func (c *call) streams() bool { return c.protocol != wire.Plain && !c.unary() }
+
+// needsLane is whether it waits, at any node, for the one that decides its lane. What reads does not.
+func (c *call) needsLane() bool {
+	return c.hasLane && c.unary() && !c.method.reads && c.method != otherMethod
+}
+
+// undecided is whether nobody decides its lane, as far as is known.
+func (c *call) undecided() bool {
+	return c.ownerGone.Load() || c.set.balancer.Undecided(c.lane)
+}
+
+// leave gives back the call's place. What it says first counts.
+func (c *call) leave(end outcome.Outcome) {
+	if !c.left.Swap(true) {
+		c.permit.Done(end)
+	}
+}
 
 // repeatable is whether it may be sent again after an upstream may have seen it.
 func (c *call) repeatable() bool {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"hash/fnv"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -22,34 +23,47 @@ const (
 // What follows from it is only where the call goes and whose limits it counts against. Who forges a subject has the call sent to the node of
 // another user's lane, which refuses it, and spends some of that user's rate at the gateway: the reason why a rate for each client address
 // should stand beside one for each user, and why Options.Subject may verify.
-func SubjectOf(header http.Header) string {
+func SubjectOf(header http.Header) string { return callerOf(header).subject }
+
+// A caller is who makes a call, as far as it says.
+type caller struct {
+	subject string
+	// actsForOthers is whether it may be for any user: then the subject says nothing of the lane.
+	actsForOthers bool
+}
+
+// scopeActAs is in the scope of a token that may act for any user.
+const scopeActAs = "act-as"
+
+func callerOf(header http.Header) caller {
 	values := header["Authorization"]
 	if len(values) != 1 || len(values[0]) > tokenBytesMax {
-		return ""
+		return caller{}
 	}
 	token, bearer := cutBearer(values[0])
 	if !bearer {
-		return ""
+		return caller{}
 	}
 	_, rest, ok := strings.Cut(token, ".")
 	if !ok {
-		return ""
+		return caller{}
 	}
 	claims, _, ok := strings.Cut(rest, ".")
 	if !ok {
-		return ""
+		return caller{}
 	}
 	text, err := base64.RawURLEncoding.DecodeString(claims)
 	if err != nil {
-		return ""
+		return caller{}
 	}
 	var told struct {
 		Subject string `json:"sub"`
+		Scope   string `json:"scope"`
 	}
 	if json.Unmarshal(text, &told) != nil || len(told.Subject) > subjectBytesMax {
-		return ""
+		return caller{}
 	}
-	return told.Subject
+	return caller{subject: told.Subject, actsForOthers: slices.Contains(strings.Fields(told.Scope), scopeActAs)}
 }
 
 func cutBearer(authorization string) (token string, ok bool) {

@@ -85,3 +85,17 @@ func TestTheSubjectIsReadFromATokenAndNothingElse(t *testing.T) {
 		}
 	}
 }
+
+func TestATokenThatActsForOthersSaysNothingOfALane(t *testing.T) {
+	for claims, want := range map[string]caller{
+		`{"sub":"alice"}`:                               {subject: "alice"},
+		`{"sub":"shop","scope":"act-as"}`:               {subject: "shop", actsForOthers: true},
+		`{"sub":"shop","scope":"operator act-as"}`:      {subject: "shop", actsForOthers: true},
+		`{"sub":"alice","scope":"operator not-act-as"}`: {subject: "alice"},
+	} {
+		header := http.Header{"Authorization": {"Bearer e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".x"}}
+		if got := callerOf(header); got != want {
+			t.Errorf("%s: %+v, want %+v", claims, got, want)
+		}
+	}
+}

@@ -148,6 +148,7 @@ func (g *Gateway) SendKept(ctx context.Context, kept failback.Request) failback.
 		protocol: wire.ConnectUnary, method: m, set: rules, rules: rules.methods[m], limits: &rules.policy.Limits, end: outcome.Abandoned,
 		subject: kept.User, kept: true, body: append([]byte{}, kept.Body...),
 	}
+	c.lane, c.hasLane = g.laneOf(kept.User)
 	ctx, cancel := context.WithTimeout(ctx, c.rules.Deadline)
 	defer cancel()
 	c.deadline, c.tell = ctx.Deadline()

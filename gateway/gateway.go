@@ -42,7 +42,7 @@ import (
 // A Gateway serves what its upstreams do. Any number of goroutines may call it.
 type Gateway struct {
 	logger   *slog.Logger
-	subject  func(http.Header) string
+	caller   func(http.Header) caller
 	registry *registry.Registry
 	methods  map[string]*method
 	proxy    *httputil.ReverseProxy
@@ -68,6 +68,8 @@ type Gateway struct {
 	upstreams atomic.Pointer[upstreams]
 
 	calls atomic.Int64
+	// strands are the calls that wait for a lane that nobody decides.
+	strands *strands
 	// connectionsRefused counts the connections that were one too many.
 	connectionsRefused atomic.Int64
 }
@@ -129,12 +131,12 @@ type methodRules struct {
 
 // New returns a gateway. It starts nothing. An error says which option is wrong.
 func New(options Options) (*Gateway, error) {
-	g := &Gateway{logger: options.Logger, subject: options.Subject, registry: options.Registry, keeper: options.Failback, methods: methodsOfSchema(), metrics: newMetrics()}
+	g := &Gateway{logger: options.Logger, caller: callerOf, registry: options.Registry, strands: newStrands(), keeper: options.Failback, methods: methodsOfSchema(), metrics: newMetrics()}
 	if g.logger == nil {
 		g.logger = slog.Default()
 	}
-	if g.subject == nil {
-		g.subject = SubjectOf
+	if options.Subject != nil {
+		g.caller = func(header http.Header) caller { return caller{subject: options.Subject(header)} }
 	}
 	known, err := fixedUpstreams(options.Upstreams, options.Local, options.LocalID)
 	switch {
@@ -374,8 +376,9 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.seen(call, "")
+	call.permit = permit
 	// A panic, which is how the proxy breaks off, ends the call as well.
-	defer func() { permit.Done(call.end) }()
+	defer func() { call.leave(call.end) }()
 	if call.streams() {
 		w = &streamWriter{ResponseWriter: w, controller: http.NewResponseController(w), timeMax: call.limits.StreamWriteTime}
 	}

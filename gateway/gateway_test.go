@@ -344,6 +344,13 @@ func TestAStreamWhoseNodeDiesEndsInProtocol(t *testing.T) {
 		if code := connect.CodeOf(stream.Err()); code != connect.CodeUnavailable || !strings.Contains(stream.Err().Error(), "the node broke off") {
 			t.Errorf("got %v, want unavailable from the gateway", stream.Err())
 		}
+		if _, reason, after := details(t, stream.Err()); reason != "UPSTREAM_BROKE" || after <= 0 {
+			t.Errorf("the end says %q, come again in %s", reason, after)
+		}
+		var told *connect.Error
+		if errors.As(stream.Err(), &told) && (told.Meta().Get("Retry-After") == "" || told.Meta().Get("Grpc-Retry-Pushback-Ms") == "") {
+			t.Errorf("the end has the metadata %v", told.Meta())
+		}
 	})
 }
 

@@ -74,13 +74,16 @@ func (g *Gateway) openHall(options Options) (err error) {
 		return err
 	}
 	if options.Subject == nil { // A name that somebody made up must not use another's turn.
-		g.subject = func(header http.Header) string {
+		g.caller = func(header http.Header) caller {
 			values := header["Authorization"]
 			if len(values) != 1 {
-				return ""
+				return caller{}
 			}
-			user, _ := options.User(values[0])
-			return user
+			user, verified := options.User(values[0])
+			if !verified {
+				return caller{}
+			}
+			return caller{subject: user, actsForOthers: callerOf(header).actsForOthers}
 		}
 	}
 	g.behind = append(g.behind, g.hall.Run)

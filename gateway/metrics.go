@@ -111,6 +111,7 @@ var (
 	ejectedDesc  = prometheus.NewDesc("weir_gateway_upstream_ejected", "1 while an upstream gets no calls.", []string{"upstream"}, nil)
 	placesDesc   = prometheus.NewDesc("weir_gateway_places", "How many calls may be under way at once.", nil, nil)
 	waitingDesc  = prometheus.NewDesc("weir_gateway_waiting", "Calls that wait for a place.", nil, nil)
+	strandedDesc = prometheus.NewDesc("weir_gateway_stranded", "Calls that wait at a node for a lane that nobody decides, and take no place.", nil, nil)
 	edgeDesc     = prometheus.NewDesc("weir_gateway_edge_total", "Calls that the edge answered: turned off, sold out, without a pass, or with an older answer.", []string{"what"}, nil)
 	barDesc      = prometheus.NewDesc("weir_gateway_bar", "Share of the levels of priority that is refused at once.", nil, nil)
 	retriesDesc  = prometheus.NewDesc("weir_gateway_retries_total", "Attempts after a call's first, by whether the budget paid.", []string{"paid"}, nil)
@@ -121,7 +122,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc, planDesc, lackingDesc} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, strandedDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc, planDesc, lackingDesc} {
 		descs <- desc
 	}
 }
@@ -172,6 +173,7 @@ func (g *Gateway) collectStates(metrics chan<- prometheus.Metric) {
 	}
 	gauge(placesDesc, float64(status.Places))
 	gauge(waitingDesc, float64(status.Waiting))
+	gauge(strandedDesc, float64(status.Stranded))
 	gauge(barDesc, status.Bar)
 	counter(retriesDesc, status.RetriesPaid, "yes")
 	counter(retriesDesc, status.RetriesUnpaid, "no")
@@ -204,9 +206,11 @@ type Status struct {
 	// CallsInFlight are the calls under way, those with them that wait or are refused.
 	CallsInFlight int64 `json:"calls_in_flight"`
 	// UnderWay of Places calls are let through, and Waiting wait for a place. Bar is the share of the priorities' levels that is refused at once.
-	UnderWay int     `json:"under_way"`
-	Places   int     `json:"places"`
-	Waiting  int     `json:"waiting"`
+	UnderWay int `json:"under_way"`
+	Places   int `json:"places"`
+	Waiting  int `json:"waiting"`
+	// Stranded are calls that wait at a node for a lane that nobody decides. They take no place.
+	Stranded int     `json:"stranded"`
 	Bar      float64 `json:"bar"`
 	// RetriesPaid and RetriesUnpaid count attempts after a call's first, and those that the budget did not pay for.
 	RetriesPaid   uint64 `json:"retries_paid"`
@@ -268,7 +272,7 @@ func (g *Gateway) Status() Status {
 	limits, retries := g.limiter.Stats(), rules.budget.Stats()
 	status := Status{
 		Upstreams: []UpstreamStatus{}, Methods: []MethodStatus{}, Breakers: []BreakerStatus{}, Refusals: []RefusalStatus{}, CallsInFlight: g.calls.Load(),
-		UnderWay: limits.UnderWay, Places: limits.Places, Waiting: limits.Waiting, Bar: limits.Bar,
+		UnderWay: limits.UnderWay, Places: limits.Places, Waiting: limits.Waiting, Stranded: g.strands.waiting(), Bar: limits.Bar,
 		RetriesPaid: retries.Paid, RetriesUnpaid: retries.Refused,
 		Plans: rules.planned.set.Label, PlansLacking: append([]string{}, rules.planned.lacking...),
 	}

@@ -29,6 +29,8 @@ const (
 	reasonRateLimited    reason = "RATE_LIMITED"
 	reasonOverloaded     reason = "OVERLOADED"
 	reasonBreakerOpen    reason = "BREAKER_OPEN"
+	// reasonLaneUnavailable is that of a node whose lane nobody decides for now.
+	reasonLaneUnavailable reason = "LANE_UNAVAILABLE"
 )
 
 // reasons is the one table from reasons to codes. retry says that the same call may succeed later.
@@ -36,17 +38,18 @@ var reasons = map[reason]struct {
 	code  connect.Code
 	retry bool
 }{
-	reasonNoUpstream:     {connect.CodeUnavailable, true},
-	reasonUpstreamBroke:  {connect.CodeUnavailable, true},
-	reasonTimedOut:       {connect.CodeDeadlineExceeded, false},
-	reasonLeft:           {connect.CodeCanceled, false},
-	reasonBodyTooLarge:   {connect.CodeResourceExhausted, false},
-	reasonBodyTooSlow:    {connect.CodeDeadlineExceeded, false},
-	reasonBodyUnreadable: {connect.CodeInvalidArgument, false},
-	reasonTooManyCalls:   {connect.CodeResourceExhausted, true},
-	reasonRateLimited:    {connect.CodeResourceExhausted, true},
-	reasonOverloaded:     {connect.CodeResourceExhausted, true},
-	reasonBreakerOpen:    {connect.CodeUnavailable, true},
+	reasonNoUpstream:      {connect.CodeUnavailable, true},
+	reasonUpstreamBroke:   {connect.CodeUnavailable, true},
+	reasonTimedOut:        {connect.CodeDeadlineExceeded, false},
+	reasonLeft:            {connect.CodeCanceled, false},
+	reasonBodyTooLarge:    {connect.CodeResourceExhausted, false},
+	reasonBodyTooSlow:     {connect.CodeDeadlineExceeded, false},
+	reasonBodyUnreadable:  {connect.CodeInvalidArgument, false},
+	reasonTooManyCalls:    {connect.CodeResourceExhausted, true},
+	reasonRateLimited:     {connect.CodeResourceExhausted, true},
+	reasonOverloaded:      {connect.CodeResourceExhausted, true},
+	reasonBreakerOpen:     {connect.CodeUnavailable, true},
+	reasonLaneUnavailable: {connect.CodeUnavailable, true},
 }
 
 // When to try again what the gateway cannot say more exactly.

@@ -77,7 +77,9 @@ func (o *gatewayOptions) finish() error {
 }
 
 // devPlaces is how many calls the gateway of a dev node lets through at a time, at the least. It shares its processors with the node and with
-// whoever calls: how long calls take says little of what the node can do, and the node has a bounded queue itself.
+// whoever calls: how long calls take says little of what the node can do, and the node has a bounded queue itself. A pace that grows again when less is
+// served than lately lets such a closed loop through without this floor, and was taken back: it crept up under a load that lasts, which
+// TestThePaceDoesNotCreepUpUnderLastingLoad in gateway/limit shows.
 const devPlaces = 1024
 
 // devPolicy is the policy of a dev node's gateway that has no file.

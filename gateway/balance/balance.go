@@ -220,6 +220,22 @@ type Pick struct {
 // ID returns the upstream's id.
 func (p Pick) ID() string { return p.member.ID }
 
+// Owns reports whether it is for the upstream to decide the call's lane, as far as is known now.
+func (p Pick) Owns() bool {
+	return p.hasLane && p.balancer.table.Load().owners[p.lane].is(p.member)
+}
+
+// Undecided reports whether nobody decides a lane who answers, as far as is known: the upstream that does is ejected, or has not answered since
+// it came back, or says nothing to those that wait; or it has gone, and nobody says that the lane is its own.
+func (b *Balancer) Undecided(lane uint32) bool {
+	m := b.table.Load().owners[lane].member
+	if m == nil || m.ejected.Load() || m.probation.Load() {
+		return true
+	}
+	e := b.config.Ejection
+	return m.waiting.Load() >= int64(e.FrozenCalls) && m.silence(b.clock()) >= e.FrozenAfter/silenceShare
+}
+
 // Done says how the call ended and how long it took. A call that was not made is Abandoned, after 0.
 func (p Pick) Done(result outcome.Outcome, took time.Duration) {
 	b, m, now := p.balancer, p.member, p.balancer.clock()
@@ -330,6 +346,9 @@ type owner struct {
 	*member
 	epoch uint64
 }
+
+// is reports whether it is a member, of whichever table.
+func (o owner) is(m *member) bool { return o.member != nil && o.endpoint == m.endpoint }
 
 func (t *table) byID(id string) *member {
 	for _, m := range t.all {

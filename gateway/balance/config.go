@@ -65,6 +65,9 @@ const (
 	// lanesMax bounds the lanes whose owners are known: there is one lane for each partition at most.
 	lanesMax = 1024
 
+	// silenceShare of FrozenAfter is how long an upstream may say nothing before what waits for it waits for nothing, as it seems.
+	silenceShare = 3
+
 	virtualNodesMax = 4096
 	durationMax     = time.Hour
 	countMax        = 1_000_000

@@ -71,6 +71,7 @@ func (b *Balancer) eject(m *member, reason Reason, now time.Duration) bool {
 		m.ejectedFor = min(2*m.ejectedFor, e.TimeMax)
 	}
 	m.ejectedUntil, m.reason = now+m.ejectedFor, reason
+	m.ejected.Store(true)
 	m.ejections++
 	next := *t
 	b.store(&next)
@@ -97,6 +98,7 @@ func (b *Balancer) readmit(now time.Duration) *table {
 		// The calls that hung before it was ejected may hang on: only trials tell.
 		m.waitingSince.Store(int64(now))
 		m.probation.Store(true)
+		m.ejected.Store(false)
 		b.smoothMu.Lock()
 		m.smooth = 0
 		b.smoothMu.Unlock()

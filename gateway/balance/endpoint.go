@@ -33,6 +33,9 @@ type endpoint struct {
 	// returned is when it answered again, or returnedNever.
 	returned atomic.Int64
 
+	// ejected is whether ejectedUntil is set, for those who take no lock.
+	ejected atomic.Bool
+
 	// Below is guarded by Balancer.mu.
 	ejectedUntil time.Duration // 0 is not ejected
 	ejectedFor   time.Duration

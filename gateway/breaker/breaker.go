@@ -34,7 +34,7 @@ type Breaker struct {
 // Key names a breaker.
 type Key struct{ Upstream, Method string }
 
-// A Ticket is the leave to make one call. Done is called once for each.
+// A Ticket is the leave to make one call. Done or Withdraw is called once for each.
 type Ticket struct {
 	breaker *Breaker // nil counts nowhere
 	era     uint64
@@ -93,8 +93,8 @@ func (b *Breaker) admit(stream bool) (Ticket, error) {
 	return t, nil
 }
 
-// Done says how the call ended and how long it took. REQUIRES: it is called once for each ticket. A call that was admitted and
-// not made is Abandoned.
+// Done says how the call ended and how long it took. REQUIRES: it, or Withdraw, is called once for each ticket. A call that
+// was admitted and not made is Abandoned.
 func (t Ticket) Done(result outcome.Outcome, took time.Duration) {
 	b := t.breaker
 	if b == nil {
@@ -106,6 +106,18 @@ func (t Ticket) Done(result outcome.Outcome, took time.Duration) {
 	before := b.core.state
 	b.core.settle(b.now(), t, result, took, mayOpen)
 	b.count(before)
+}
+
+// Withdraw, in place of Done, says that the call is no news of the upstream, whatever becomes of it: that it is not answered counts no more
+// either.
+func (t Ticket) Withdraw() {
+	b := t.breaker
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.core.withdraw(b.now(), t)
 }
 
 // count notes that the breaker has opened. REQUIRES: b.mu.

@@ -236,6 +236,43 @@ func TestImpatientCallersDoNotHideAHungUpstream(t *testing.T) {
 	}
 }
 
+func TestCallsThatAreWithdrawnAreNoNews(t *testing.T) {
+	c := newClock()
+	b := newSet(t, Config{}, c).Of(placing)
+	// Far more than may be unanswered, and for far longer.
+	var tickets []Ticket
+	for range 5000 {
+		ticket, err := b.Admit()
+		if err != nil {
+			t.Fatalf("after %d that were withdrawn: %v", len(tickets), err)
+		}
+		tickets = append(tickets, ticket)
+		ticket.Withdraw()
+	}
+	c.advance(time.Minute)
+	wantState(t, b, Closed)
+	// Others are counted as ever.
+	trip(t, b)
+	c.advance(time.Minute)
+	for range 100 { // A probe that is withdrawn leaves its room to the next.
+		ticket, err := b.Admit()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticket.Withdraw()
+	}
+	wantState(t, b, HalfOpen)
+	for range 10 {
+		call(t, b, outcome.Good, time.Millisecond)
+	}
+	wantState(t, b, Closed)
+	// Those of an earlier era are nobody's.
+	for _, ticket := range tickets[:10] {
+		ticket.Withdraw()
+	}
+	trip(t, b)
+}
+
 func TestAStreamMayStayOpenForAnHour(t *testing.T) {
 	c := newClock()
 	b := newSet(t, Config{}, c).Of(placing)

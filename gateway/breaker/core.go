@@ -166,6 +166,25 @@ func (c *core) settle(now time.Duration, t Ticket, result outcome.Outcome, took 
 	}
 }
 
+// withdraw takes in that an admitted call does not count.
+func (c *core) withdraw(now time.Duration, t Ticket) {
+	if t.era != c.era {
+		return
+	}
+	switch c.state {
+	case Closed:
+		c.advance(now)
+		if !t.stream {
+			c.end(t)
+			c.unanswered = max(0, c.unanswered-1) // It may be one from before the last answer.
+		}
+	case HalfOpen:
+		c.probing--
+	case Open:
+		panic(fmt.Sprintf("breaker: a call of era %d is withdrawn while open: opening begins another era", t.era))
+	}
+}
+
 // end takes a call from those under way.
 func (c *core) end(t Ticket) {
 	if t.slot <= c.agedTo {

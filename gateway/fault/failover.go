@@ -42,10 +42,15 @@ func failover[U Upstream, R any](ctx context.Context, p *Policy, call Call[U, R]
 			}
 			return result, nil
 		}
-		if !p.pays() || !p.pause(ctx, number) {
+		// A call that reached nobody is no load: when an upstream dies, all that was on its way there comes here at once, and the others have room.
+		if !result.Unsent && !p.pays() || !p.pause(ctx, number) {
 			return result, nil
 		}
 		if upstream, err = call.Pick(tried); err != nil {
+			if result.Unsent { // Then it is as if there had been no attempt.
+				call.discard(result)
+				return Result[R]{}, err
+			}
 			return result, nil //nolint:nilerr // There is no other upstream: how the attempt ended says more.
 		}
 		call.discard(result)

@@ -1,5 +1,6 @@
 // Package fault makes calls that survive the fault of an upstream, each method in its own way: see Mode. Everything is bounded,
-// every attempt after a call's first is paid for by the gateway's retry budget, and when Do returns, no attempt is under way.
+// every attempt after a call's first is paid for by the gateway's retry budget, but under Failover one in place of an upstream that got nothing of the
+// call, and when Do returns, no attempt is under way.
 package fault
 
 import (

@@ -219,7 +219,29 @@ func TestWhatWasNotSentIsAlwaysTriedElsewhere(t *testing.T) {
 		}
 		call := c.call()
 		call.Replayable = false
-		wantValue(t, do(t, newPolicy(t, Config{}, &purse{left: 9}), call), "from b")
+		// It costs the budget nothing: it was no load on anybody.
+		wantValue(t, do(t, newPolicy(t, Config{}, &purse{}), call), "from b")
+	})
+}
+
+func TestWhatWasNotSentEndsWithTheReasonWhyNobodyElseWasCalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster("a", "b")
+		c.script["a"] = func(context.Context) Result[string] {
+			return Result[string]{Outcome: outcome.Fault, Unsent: true, Err: errBroken}
+		}
+		call := c.call()
+		pick := call.Pick
+		errFull := errors.New("as many wait as may")
+		call.Pick = func(tried []string) (node, error) {
+			if len(tried) > 0 {
+				return "", errFull
+			}
+			return pick(tried)
+		}
+		if result, err := Do(t.Context(), newPolicy(t, Config{}, &purse{}), call); !errors.Is(err, errFull) {
+			t.Errorf("got %+v and %v, want %v", result, err, errFull)
+		}
 	})
 }
 

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -17,22 +19,30 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Globals are the rates that hold for all gateways together. Each gateway takes a lease of tokens from Redis ahead of the calls that will
-// need them, so no call waits for it. While Redis is away, each holds to its part: the rate, divided by the gateways that were last seen there.
+// Globals are the rates that hold for all gateways together. Of each, every gateway has its part, as time passes: the rate, divided by the
+// gateways that were last seen in Redis. What it has no use for it gives to the pot that all share there, and what it lacks it takes from that
+// pot, ahead of the calls that will need it: no call waits for Redis.
+//
+// So Redis moves tokens and makes none, and each moment of a gateway's time counts once, whether it can talk to Redis or not. A Redis that dies,
+// freezes, or comes back, with its memory or without, gives nobody anything, and takes no more than the pot. While it is away, each gateway holds to
+// its part.
 type Globals struct {
 	config GlobalConfig
-	client redis.UniversalClient // nil if there is no Redis
 	logger *slog.Logger
 	id     string
-	start  time.Time
+	client redis.UniversalClient // nil if there is no Redis
+	// exchange gives to a pot and takes from it; nil if there is none.
+	exchange func(ctx context.Context, name string, offer offer) (pot, error)
 
 	mu     sync.Mutex
 	leases map[string]*lease
 	wake   chan struct{} // a lease runs low
+	// random draws from 0 to 1, without 1.
+	random func() float64
 
 	gateways atomic.Int64
 	away     atomic.Bool
-	back     time.Time // Run's: since when Redis is not away
+	back     time.Time // Run's: since when Redis is not away, zero if it never was there
 }
 
 // GlobalConfig of Globals; what is zero has a default.
@@ -54,8 +64,8 @@ const (
 	gatewaysMax     = 1 << 16
 	// leaseTimeoutMax bounds a question to Redis.
 	leaseTimeoutMax = 200 * time.Millisecond
-	// awayWaitMax bounds the time between two tries while Redis is away.
-	awayWaitMax = 2 * time.Second
+	// awayWaitMax bounds the time between two tries while Redis is away: who is away for a moment is to be back before it is forgotten.
+	awayWaitMax = 500 * time.Millisecond
 	// lowWaitMin is the least time between two questions for a lease that runs low.
 	lowWaitMin = 10 * time.Millisecond
 	// leaseHeadroom is how much more is taken than was asked for lately.
@@ -64,6 +74,8 @@ const (
 	askedSmoothing = 0.5
 	// countsFor is how many intervals a gateway counts as one after it asked last.
 	countsFor = 10
+	// tokenSlack makes up for what is lost when parts of a token are added.
+	tokenSlack = 1e-9
 )
 
 var prefixPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
@@ -96,7 +108,10 @@ func NewGlobals(config GlobalConfig, id string, client redis.UniversalClient, lo
 	if logger == nil {
 		logger = slog.Default()
 	}
-	g := &Globals{config: config, client: client, id: id, logger: logger, start: time.Now(), leases: map[string]*lease{}, wake: make(chan struct{}, 1)}
+	g := &Globals{config: config, client: client, id: id, logger: logger, leases: map[string]*lease{}, wake: make(chan struct{}, 1), random: rand.Float64}
+	if client != nil {
+		g.exchange = g.exchangeInRedis
+	}
 	g.gateways.Store(int64(config.Gateways))
 	g.away.Store(true)
 	return g, nil
@@ -108,39 +123,48 @@ func (g *Globals) Away() bool { return g.away.Load() }
 // Gateways returns how many gateways there are, as far as is known.
 func (g *Globals) Gateways() int { return int(g.gateways.Load()) }
 
-// A lease is one global rate of this gateway.
+// A lease is what this gateway has of one global rate.
 type lease struct {
 	globals *Globals
 	name    string
 	rate    Rate
 
-	tokens atomic.Int64
-	until  atomic.Int64  // when the tokens are void, in ns since the start of globals; 0 before Redis was asked
-	low    atomic.Int64  // with fewer tokens, more are asked for
-	asked  atomic.Int64  // since they were counted
-	ratio  atomic.Uint64 // of what all ask for to the rate, a float64
-	// Run's.
-	smooth    float64 // calls a second
-	countedAt time.Time
-
-	mu       sync.Mutex
-	part     cell // of the divided rate
-	partRate Rate
+	mu sync.Mutex
+	// held are tokens at hand, each for one call. The gateway's part is among them up to the time of counted.
+	held    float64
+	counted time.Time
+	// target is what it tries to have at hand, and low the mark below which it asks for more.
+	target, low float64
+	// asked are the calls since measured, and asks how many come in a second.
+	asked    int
+	asks     float64
+	measured time.Time
+	// ratio of what all ask for to the rate.
+	ratio float64
 }
 
 // lease returns the lease of a rate. Globals may be nil: then the rate is the gateway's alone.
 func (g *Globals) lease(name string, rate Rate) *lease {
 	if g == nil {
-		return &lease{name: name, rate: rate}
+		return newLease(nil, name, rate)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if known := g.leases[name]; known != nil && known.rate == rate {
 		return known
 	}
-	made := &lease{globals: g, name: name, rate: rate}
+	made := newLease(g, name, rate)
 	g.leases[name] = made
 	return made
+}
+
+// newLease returns a lease with which one call can be made, or a burst if nobody shares the rate: others may have had theirs a moment ago.
+func newLease(g *Globals, name string, rate Rate) *lease {
+	l := &lease{globals: g, name: name, rate: rate, held: 1, counted: time.Now()}
+	if g == nil || g.exchange == nil {
+		_, l.held = l.part()
+	}
+	return l
 }
 
 // keepOnly forgets the leases that a configuration has no more.
@@ -154,68 +178,85 @@ func (g *Globals) keepOnly(config Config) {
 	}
 }
 
-// take takes one token, or says when to come again.
-func (l *lease) take(now int64) (wait time.Duration, ok bool) {
-	l.asked.Add(1)
-	if l.globals == nil || l.globals.away.Load() || l.until.Load() == 0 {
-		return l.takePart(now)
+// part returns this gateway's part of the rate, in tokens a second, and how many of them it may save up.
+func (l *lease) part() (perSecond, burst float64) {
+	gateways := 1.0
+	if l.globals != nil {
+		gateways = float64(max(l.globals.gateways.Load(), int64(l.globals.config.Gateways)))
 	}
-	left := l.tokens.Add(-1)
-	if left < l.low.Load() {
+	perSecond, burst = max(l.rate.PerSecond/gateways, perSecondMin), math.Floor(float64(l.rate.Burst)/gateways)
+	if l.rate.Burst == 0 {
+		burst = perSecond
+	}
+	return perSecond, max(burst, 1)
+}
+
+// count adds the gateway's part since it was counted last. The lock is held.
+func (l *lease) count(now time.Time) {
+	since := now.Sub(l.counted)
+	if since <= 0 {
+		return
+	}
+	l.counted = now
+	perSecond, most := l.part()
+	if l.globals != nil && !l.globals.away.Load() {
+		// What is more than the target goes to the pot soon.
+		most = max(most, l.target+perSecond*l.globals.renewedWithin().Seconds())
+	}
+	l.held += min(perSecond*since.Seconds(), max(0, most-l.held))
+}
+
+// take takes one token, or says when to come again.
+func (l *lease) take(now time.Time) (wait time.Duration, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked++
+	l.count(now)
+	if l.held >= 1-tokenSlack {
+		l.held--
+		ok = true
+	}
+	sharing := l.globals != nil && !l.globals.away.Load()
+	if sharing && l.held < l.low {
 		select {
 		case l.globals.wake <- struct{}{}:
 		default:
 		}
 	}
-	if left >= 0 && int64(time.Since(l.globals.start)) < l.until.Load() {
+	if ok {
 		return 0, true
 	}
-	l.tokens.Add(1)
+	perSecond, _ := l.part()
 	// As long as all gateways' rate takes for what is asked in a second: whoever comes again then finds as many who do.
-	after := time.Duration(math.Float64frombits(l.ratio.Load()) * float64(time.Second))
-	return min(max(after, l.globals.config.Interval), retryAfterMax), false
+	after := max(1-l.held, l.ratio*perSecond) / perSecond
+	if sharing {
+		after = max(after, l.globals.config.Interval.Seconds())
+	}
+	return time.Duration(min(after, retryAfterMax.Seconds()) * float64(time.Second)), false
 }
 
 // giveBack returns a token that was not needed after all.
 func (l *lease) giveBack() {
-	if l.globals != nil && !l.globals.away.Load() {
-		l.tokens.Add(1)
-	}
-}
-
-// takePart takes one event of this gateway's part of the rate.
-func (l *lease) takePart(now int64) (time.Duration, bool) {
-	rate := l.rate
-	if l.globals != nil {
-		gateways := float64(max(l.globals.gateways.Load(), int64(l.globals.config.Gateways)))
-		rate.PerSecond = max(rate.PerSecond/gateways, perSecondMin)
-		if rate.Burst > 0 {
-			rate.Burst = max(1, int(float64(rate.Burst)/gateways))
-		}
-	}
-	interval, tolerance := rate.spacing()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if rate != l.partRate { // What is owed at one rate is not owed at another.
-		l.partRate, l.part = rate, cell(min(int64(l.part), now+interval))
-	}
-	return l.part.take(now, interval, tolerance)
+	l.held++
 }
 
-//go:embed lease.lua
-var leaseSource string
+// renewedWithin is how long it takes at most until a lease is renewed, or Redis is known to be away.
+func (g *Globals) renewedWithin() time.Duration { return 2*g.config.Interval + leaseTimeoutMax }
 
-//go:embed gateways.lua
-var gatewaysSource string
-
-var leaseScript, gatewaysScript = redis.NewScript(leaseSource), redis.NewScript(gatewaysSource)
+// settlesWithin is how long it takes at most until every gateway has noticed that Redis is back, and has been heard of there.
+func (g *Globals) settlesWithin() time.Duration {
+	return countsFor*g.config.Interval + awayWaitMax + 2*leaseTimeoutMax
+}
 
 // Run takes leases until ctx ends, which is no error. It is called once.
 func (g *Globals) Run(ctx context.Context) error {
-	if g.client == nil {
+	if g.exchange == nil {
 		<-ctx.Done()
 		return nil
 	}
+	defer g.leave(ctx)
 	failures := 0
 	for {
 		var wait time.Duration
@@ -231,12 +272,11 @@ func (g *Globals) Run(ctx context.Context) error {
 			failures++
 		} else {
 			if g.away.Swap(false) {
-				g.back = time.Now()
 				g.logger.Info("global rates are shared through Redis", "gateways", g.gateways.Load())
 			}
 			wait, failures = g.config.Interval, 0
 		}
-		wait -= rand.N(wait/4 + 1)
+		wait -= time.Duration(g.random() * float64(wait/4))
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -264,91 +304,185 @@ func (g *Globals) wakeWhen(asking bool) <-chan struct{} {
 	return nil
 }
 
-// renew asks Redis for more of every lease.
+// renew renews every lease.
 func (g *Globals) renew(ctx context.Context) error {
-	g.mu.Lock()
-	leases := make([]*lease, 0, len(g.leases))
-	for _, l := range g.leases {
-		leases = append(leases, l)
-	}
-	g.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, leaseTimeoutMax)
 	defer cancel()
-	if len(leases) == 0 {
+	leases := g.all()
+	if len(leases) == 0 && g.client != nil {
 		return g.beThere(ctx)
 	}
+	// What a Redis that lost its memory, or was not to be reached, has not heard yet of other gateways is no news of them.
+	away, first := g.away.Load(), g.back.IsZero()
+	holds := away || time.Since(g.back) < g.settlesWithin()
+	gateways := int64(0)
 	for _, l := range leases {
-		if err := l.renew(ctx); err != nil {
+		told, err := l.renew(ctx, away)
+		if err != nil {
 			return fmt.Errorf("take a lease of %s: %w", l.name, err)
 		}
+		known := int64(told.gateways)
+		if holds || told.young {
+			known = max(known, g.gateways.Load())
+		}
+		gateways = max(gateways, known)
+		if told.joined && (first || !holds) && !told.young && told.gateways > 1 {
+			l.countFrom(time.Now().Add(g.config.Interval)) // Until then the others have heard, and each has less.
+		}
+	}
+	if gateways > 0 {
+		g.gateways.Store(gateways)
+	}
+	if away {
+		g.back = time.Now()
 	}
 	return nil
 }
 
 // beThere counts this gateway among those that share Redis, which leases do otherwise: waiting rooms need to know how many there are.
 func (g *Globals) beThere(ctx context.Context) error {
-	now := time.Now()
-	count, err := gatewaysScript.Run(ctx, g.client, []string{g.config.Prefix + ":limit:gateways"}, g.id, (g.config.Interval * countsFor).Milliseconds()).Int64()
+	gateways, err := gatewaysScript.Run(ctx, g.client, []string{g.gatewaysKey()}, g.id, (g.config.Interval * countsFor).Milliseconds()).Int64()
 	if err != nil {
 		return fmt.Errorf("count the gateways: %w", err)
 	}
-	g.heard(now, count)
-	return nil
-}
-
-// heard notes how many gateways Redis has heard of. One that just came back may not have heard of the others yet.
-func (g *Globals) heard(now time.Time, gateways int64) {
-	if g.away.Load() || now.Sub(g.back) < g.config.Interval*countsFor {
+	away := g.away.Load()
+	if away || time.Since(g.back) < g.settlesWithin() {
 		gateways = max(gateways, g.gateways.Load())
 	}
 	g.gateways.Store(max(1, gateways))
-}
-
-// renew asks Redis for more of one lease.
-func (l *lease) renew(ctx context.Context) error {
-	g := l.globals
-	interval := g.config.Interval.Seconds()
-	now := time.Now()
-	if elapsed := now.Sub(l.countedAt).Seconds(); l.countedAt.IsZero() || elapsed > 0.5*interval {
-		perSecond := float64(l.asked.Swap(0))
-		if !l.countedAt.IsZero() {
-			perSecond /= elapsed
-		}
-		l.smooth = l.smooth*askedSmoothing + perSecond*(1-askedSmoothing)
-		l.countedAt = now
+	if away {
+		g.back = time.Now()
 	}
-	// Never less than this gateway's part, so that the first calls after a quiet time find some.
-	target := interval * max(l.smooth*leaseHeadroom, l.rate.PerSecond/float64(max(1, g.gateways.Load())))
-	target = min(max(target, 1), l.rate.PerSecond*interval*2+1)
-	most := max(l.rate.PerSecond*interval*2, float64(l.rate.Burst), 1)
-	left := l.tokens.Load()
-	if int64(now.Sub(g.start)) >= l.until.Load() {
-		left = 0
-	}
-	want := max(0, target-float64(max(left, 0)))
-	keys := []string{l.key("rate"), l.key("gateways"), l.key("asks")}
-	reply, err := leaseScript.Run(ctx, g.client, keys, g.id, strconv.FormatFloat(l.rate.PerSecond, 'f', -1, 64),
-		strconv.FormatFloat(most, 'f', -1, 64), strconv.FormatFloat(want, 'f', 3, 64), strconv.FormatFloat(l.smooth, 'f', 3, 64),
-		(g.config.Interval * countsFor).Milliseconds()).Int64Slice()
-	if err != nil {
-		return err
-	}
-	if len(reply) != 2 || reply[0] < 0 || reply[1] < 1 {
-		return fmt.Errorf("redis answered %v", reply)
-	}
-	g.heard(now, reply[1])
-	if left == 0 {
-		l.tokens.Store(reply[0]) // Void ones are gone.
-	} else {
-		l.tokens.Add(reply[0])
-	}
-	l.low.Store(int64(target / 4))
-	l.until.Store(int64(time.Since(g.start) + 2*g.config.Interval + leaseTimeoutMax))
-	l.ratio.Store(math.Float64bits(l.smooth * float64(g.gateways.Load()) / l.rate.PerSecond))
 	return nil
 }
 
-// key names one of the lease's keys. The braces put all of them on one server of a cluster.
-func (l *lease) key(what string) string {
-	return l.globals.config.Prefix + ":limit:{" + l.name + "}:" + what
+// all returns the leases.
+func (g *Globals) all() []*lease {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Collect(maps.Values(g.leases))
+}
+
+// countFrom lets the gateway's part begin at a time. What there is by now stays.
+func (l *lease) countFrom(start time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count(time.Now())
+	l.counted = start
+}
+
+// renew brings a lease to its target. If there is no answer, what was given is gone: it may be in the pot.
+func (l *lease) renew(ctx context.Context, away bool) (pot, error) {
+	offer := l.offer(time.Now(), away)
+	told, err := l.globals.exchange(ctx, l.name, offer)
+	if err != nil {
+		return pot{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held += told.granted
+	l.low = l.target / 4
+	l.ratio = l.asks * float64(told.gateways) / l.rate.PerSecond
+	return told, nil
+}
+
+// offer says what to give to the pot, which is at hand no more, or to take from it.
+func (l *lease) offer(now time.Time, away bool) offer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count(now)
+	interval := l.globals.config.Interval.Seconds()
+	perSecond, _ := l.part()
+	if elapsed := now.Sub(l.measured).Seconds(); l.measured.IsZero() || elapsed > 0.5*interval {
+		asks := float64(l.asked)
+		if !l.measured.IsZero() {
+			asks /= elapsed
+		}
+		l.asks = l.asks*askedSmoothing + asks*(1-askedSmoothing)
+		l.asked, l.measured = 0, now
+		l.ratio = l.asks / perSecond
+	}
+	// Never less than this gateway's part, so that the first calls after a quiet time find some.
+	l.target = min(max(interval*max(l.asks*leaseHeadroom, perSecond), 1), l.rate.PerSecond*interval*2+1)
+	offer := offer{
+		Rate: l.rate.PerSecond, Most: max(l.rate.PerSecond*interval*2, float64(l.rate.Burst), 1),
+		Want: max(0, l.target-l.held), Asks: l.asks,
+	}
+	if !away { // What is saved up meanwhile would be gone with each try.
+		offer.Give = max(0, l.held-l.target)
+		l.held -= offer.Give
+	}
+	return offer
+}
+
+// An offer is what a gateway gives to a pot, and wants of it, in tokens.
+type offer struct {
+	Give, Want float64
+	// Asks is how many calls a second come to this gateway. Rate is that of all together, and Most what the pot holds at most.
+	Asks, Rate, Most float64
+}
+
+// A pot is what all gateways have of one rate together, and nobody has use for; here as one of them is told of it.
+type pot struct {
+	granted  float64
+	gateways int
+	// joined says that this gateway did not count before, and young that the pot is new: then there may be gateways that it has not heard of yet.
+	joined, young bool
+}
+
+//go:embed lease.lua
+var leaseSource string
+
+//go:embed gateways.lua
+var gatewaysSource string
+
+var leaseScript, gatewaysScript = redis.NewScript(leaseSource), redis.NewScript(gatewaysSource)
+
+// exchangeInRedis makes an offer to the pot in Redis.
+func (g *Globals) exchangeInRedis(ctx context.Context, name string, offer offer) (pot, error) {
+	keys := g.keys(name)
+	reply, err := leaseScript.Run(ctx, g.client, keys[:], g.id, offer.Rate, offer.Most, offer.Give, offer.Want, offer.Asks,
+		(g.config.Interval * countsFor).Milliseconds(), g.settlesWithin().Milliseconds()).Slice()
+	if err != nil {
+		return pot{}, err
+	}
+	if len(reply) == 4 {
+		text, isText := reply[0].(string)
+		granted, err := strconv.ParseFloat(text, 64)
+		gateways, isCount := reply[1].(int64)
+		if isText && err == nil && isCount && granted >= 0 && granted <= offer.Want+tokenSlack && gateways >= 1 && gateways <= gatewaysMax {
+			return pot{granted: granted, gateways: int(gateways), joined: reply[2] == int64(1), young: reply[3] == int64(1)}, nil
+		}
+	}
+	return pot{}, fmt.Errorf("redis answered %v to %+v", reply, offer)
+}
+
+// leave has the others divide the rates without this gateway at once.
+func (g *Globals) leave(ctx context.Context) {
+	if g.client == nil || g.away.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTimeoutMax)
+	defer cancel()
+	_, err := g.client.Pipelined(ctx, func(all redis.Pipeliner) error {
+		for _, l := range g.all() {
+			keys := g.keys(l.name)
+			all.ZRem(ctx, keys[1], g.id)
+			all.HDel(ctx, keys[2], g.id)
+		}
+		all.ZRem(ctx, g.gatewaysKey(), g.id)
+		return nil
+	})
+	if err != nil { // It is forgotten soon by itself.
+		g.logger.Debug("this gateway still counts among those that share rates", "error", err)
+	}
+}
+
+// gatewaysKey names the gateways that share no rate.
+func (g *Globals) gatewaysKey() string { return g.config.Prefix + ":limit:gateways" }
+
+// keys names the keys of one rate: the pot, the gateways, and what each is asked for. The braces put all of them on one server of a cluster.
+func (g *Globals) keys(name string) [3]string {
+	prefix := g.config.Prefix + ":limit:{" + name + "}:"
+	return [3]string{prefix + "rate", prefix + "gateways", prefix + "asks"}
 }

@@ -332,7 +332,7 @@ func (l *Limiter) Admit(ctx context.Context, call Call) (Permit, error) {
 		}
 	}
 	if method != nil && method.global != nil {
-		if wait, ok := method.global.take(now); !ok {
+		if wait, ok := method.global.take(clock); !ok {
 			return l.refuse(ByGlobal, priority, wait)
 		}
 	}

@@ -220,7 +220,8 @@ func (r *Registry) publish() {
 }
 
 // Run follows the bucket until ctx ends, which is no error; nothing else ends it. A bucket that is not there yet or cannot be reached is
-// tried again. Nothing that it started runs any more when it returns. Run is called once.
+// tried again. When it returns nothing that it started runs any more, but for the end of a watch while the server is away, which waits until the
+// connection is closed, or for 5 s. Run is called once.
 func (r *Registry) Run(ctx context.Context) error {
 	if r.connection == nil {
 		<-ctx.Done()
@@ -318,7 +319,8 @@ func (r *Registry) round(ctx context.Context, status <-chan nats.Status) error {
 	if err != nil {
 		return fmt.Errorf("watch bucket %s: %w", r.config.Bucket, err)
 	}
-	defer func() { _ = watch.Stop() }() // It may be dead already; its consumer then ends by itself.
+	// To stop the watch asks the server, and waits for as long as requests may take if that is away. The subscription ends with watching in any
+	// case, and a consumer that is left behind ends by itself: nobody waits for that.
 
 	began := time.Now()
 	present := map[string]bool{}

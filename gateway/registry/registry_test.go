@@ -271,6 +271,33 @@ func TestTheListIsKeptWhileNATSIsAway(t *testing.T) {
 	check()
 }
 
+func TestARegistryEndsAtOnceWhileNATSIsAway(t *testing.T) {
+	w := newWorld(t)
+	connection := w.connect()
+	r, err := New(connection, Config{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := w.runThis(r)
+	w.node("a")
+	await(t, r, "a")
+	w.stop()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		stop()
+	}()
+	// A request to a server that is away takes 5 s, unless somebody closes the connection: this waits for less than that, and for far more than is needed.
+	late := time.NewTimer(3 * time.Second)
+	defer late.Stop()
+	select {
+	case <-ended:
+	case <-late.C:
+		t.Error("the registry waits for a server that is away")
+		<-ended
+	}
+}
+
 func TestABucketThatIsPurgedOrLostTakesNobodyOffTheList(t *testing.T) {
 	w := newWorld(t)
 	r, _ := w.run(Config{Settle: 10 * time.Second, Resync: 200 * time.Millisecond})

@@ -1,12 +1,18 @@
 package wire
 
 import (
+	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
 	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 var errorWriter = connect.NewErrorWriter()
@@ -82,30 +88,75 @@ const (
 	envelopeBytes = 5
 )
 
-// endOf returns what ends a stream of the protocol with an error: bytes for its body, or trailers.
-func endOf(p Protocol, code connect.Code, message string) (body []byte, trailer http.Header) {
+// endOf returns what ends a stream of the protocol with an error: bytes for its body, or trailers. Details and metadata of the error are in it.
+func endOf(p Protocol, told *connect.Error) (body []byte, trailer http.Header) {
 	switch p {
 	case GRPC:
-		return nil, http.Header{"Grpc-Status": {strconv.Itoa(int(code))}, "Grpc-Message": {percentEncode(message)}}
+		trailer := told.Meta().Clone()
+		for _, field := range grpcStatusOf(told) {
+			trailer.Set(field.key, field.value)
+		}
+		return nil, trailer
 	case GRPCWeb:
-		return envelope(grpcWebEndFlag, "grpc-status: "+strconv.Itoa(int(code))+"\r\ngrpc-message: "+percentEncode(message)+"\r\n"), nil
+		var lines strings.Builder
+		line := func(key, value string) { lines.WriteString(strings.ToLower(key) + ": " + value + "\r\n") }
+		for _, field := range grpcStatusOf(told) {
+			line(field.key, field.value)
+		}
+		for _, key := range slices.Sorted(maps.Keys(told.Meta())) {
+			for _, value := range told.Meta()[key] {
+				line(key, value)
+			}
+		}
+		return envelope(grpcWebEndFlag, lines.String()), nil
 	case ConnectStream:
+		type detail struct {
+			Type  string `json:"type"`
+			Value string `json:"value"`
+		}
 		var end struct {
 			Error struct {
-				Code    string `json:"code"`
-				Message string `json:"message"`
+				Code    string   `json:"code"`
+				Message string   `json:"message"`
+				Details []detail `json:"details,omitempty"`
 			} `json:"error"`
+			Metadata http.Header `json:"metadata,omitempty"`
 		}
-		end.Error.Code, end.Error.Message = code.String(), message
+		end.Error.Code, end.Error.Message, end.Metadata = told.Code().String(), told.Message(), told.Meta()
+		for _, one := range told.Details() {
+			end.Error.Details = append(end.Error.Details, detail{one.Type(), base64.RawStdEncoding.EncodeToString(one.Bytes())})
+		}
 		text, err := json.Marshal(end)
 		if err != nil {
-			panic("wire: bug: two strings are not JSON: " + err.Error())
+			panic("wire: bug: strings are not JSON: " + err.Error())
 		}
 		return envelope(connectEndFlag, string(text)), nil
 	case Plain, ConnectUnary, ConnectGet:
 	}
 	panic("wire: bug: " + p.String() + " has no end of stream")
 }
+
+type field struct{ key, value string }
+
+// grpcStatusOf is an error as gRPC's trailers have it.
+func grpcStatusOf(told *connect.Error) []field {
+	fields := []field{{"Grpc-Status", strconv.Itoa(int(told.Code()))}, {"Grpc-Message", percentEncode(told.Message())}}
+	if len(told.Details()) == 0 {
+		return fields
+	}
+	whole := &status.Status{Code: int32(told.Code()), Message: told.Message()} //nolint:gosec // There are 16 codes.
+	for _, one := range told.Details() {
+		whole.Details = append(whole.Details, &anypb.Any{TypeUrl: typePrefix + one.Type(), Value: one.Bytes()})
+	}
+	bytes, err := proto.Marshal(whole)
+	if err != nil { // The text is not UTF-8: the code and the message have to do.
+		return fields
+	}
+	return append(fields, field{"Grpc-Status-Details-Bin", connect.EncodeBinaryHeader(bytes)})
+}
+
+// typePrefix is what google.protobuf.Any puts before the name of a type.
+const typePrefix = "type.googleapis.com/"
 
 func envelope(flags byte, message string) []byte {
 	length := len(message)

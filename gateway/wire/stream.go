@@ -13,7 +13,7 @@ import (
 const frameHeldMax = 16 << 10
 
 // An Ending says how a stream that broke is to end.
-type Ending func(cause error) (code connect.Code, message string)
+type Ending func(cause error) *connect.Error
 
 // A stream is the body of an enveloped response. It forwards whole messages, so that it can say at any moment, in the protocol's own
 // words, that there will be no more: a server that dies leaves its callers with an error and not with a connection that was reset.
@@ -140,12 +140,12 @@ func (s *stream) breakOff(read []byte, cause error) (int, error) {
 		}
 		return count, cause
 	}
-	code, message := s.ending(cause)
-	body, trailer := endOf(s.protocol, code, message)
+	told := s.ending(cause)
+	body, trailer := endOf(s.protocol, told)
 	if trailer != nil {
 		s.response.Trailer = trailer
 	}
-	s.tail, s.sawEnd, s.code = body, true, code
+	s.tail, s.sawEnd, s.code = body, true, told.Code()
 	s.finish(cause)
 	return count, nil
 }

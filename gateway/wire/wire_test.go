@@ -314,7 +314,7 @@ func TestAStreamThatBreaksOffEndsInProtocolAfterWholeMessages(t *testing.T) {
 			code   connect.Code
 			broken error
 		)
-		reply.Guard(func(error) (connect.Code, string) { return connect.CodeUnavailable, "gone: 1%" }, func(c connect.Code, err error) {
+		reply.Guard(func(error) *connect.Error { return connect.NewError(connect.CodeUnavailable, errors.New("gone: 1%")) }, func(c connect.Code, err error) {
 			ends++
 			code, broken = c, err
 		})
@@ -325,7 +325,7 @@ func TestAStreamThatBreaksOffEndsInProtocolAfterWholeMessages(t *testing.T) {
 		if ends != 1 || !errors.Is(broken, errCut) {
 			t.Fatalf("the end was told %d times, with %v, want once with the cause", ends, broken)
 		}
-		end, trailer := endOf(p, connect.CodeUnavailable, "gone: 1%")
+		end, trailer := endOf(p, connect.NewError(connect.CodeUnavailable, errors.New("gone: 1%")))
 		if errors.Is(err, errCut) {
 			// Allowed only in the middle of a message that is too long to be held.
 			for i := range len(starts) - 1 {
@@ -365,7 +365,7 @@ func TestAStreamThatEndsPassesAsItIs(t *testing.T) {
 		body := &cutBody{text: text, err: io.EOF, pieces: func() int { return rapid.IntRange(1, 20_000).Draw(t, "piece") }}
 		response := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: body}
 		ends := 0
-		NewReply(p, response).Guard(func(error) (connect.Code, string) { return connect.CodeUnavailable, "" }, func(_ connect.Code, broken error) {
+		NewReply(p, response).Guard(func(error) *connect.Error { return connect.NewError(connect.CodeUnavailable, nil) }, func(_ connect.Code, broken error) {
 			ends++
 			if broken != nil {
 				t.Fatalf("told that %v broke it", broken)
@@ -396,7 +396,7 @@ func TestACallerWhoLeavesAStreamIsNotTheServersFault(t *testing.T) {
 	body := &cutBody{text: envelope(0, "m"), err: io.EOF, pieces: func() int { return 1 << 10 }}
 	response := &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: body}
 	var code connect.Code
-	NewReply(GRPC, response).Guard(func(error) (connect.Code, string) { return connect.CodeUnavailable, "" }, func(c connect.Code, _ error) { code = c })
+	NewReply(GRPC, response).Guard(func(error) *connect.Error { return connect.NewError(connect.CodeUnavailable, nil) }, func(c connect.Code, _ error) { code = c })
 	if err := response.Body.Close(); err != nil || code != connect.CodeCanceled || !body.closed {
 		t.Errorf("got %v, %v, closed %t, want canceled", code, err, body.closed)
 	}

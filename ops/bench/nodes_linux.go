@@ -192,7 +192,7 @@ type traffic struct {
 // during drives the fleet while f runs.
 func (f *fleet) during(ctx context.Context, b *bench, orders bool, do func(ctx context.Context) error) (*traffic, error) {
 	// Long enough for what happens; the end of f ends the load.
-	const most = 10 * time.Minute
+	most := 10*time.Minute + b.NATSAway
 	t := &traffic{orders: phase{to: most}, reads: phase{to: most}, why: map[string]int{}}
 	driving, stop := context.WithCancel(ctx)
 	defer stop()
@@ -376,7 +376,10 @@ func (b *bench) killNode(ctx context.Context, f *fleet) error {
 
 // nodesWithoutNATS kills NATS, and later empties its list of nodes: reads are to go on.
 func (b *bench) nodesWithoutNATS(ctx context.Context, f *fleet) error {
-	away := longRuns * b.Duration / 2
+	away := b.NATSAway
+	if away == 0 {
+		away = longRuns * b.Duration / 2
+	}
 	t, err := f.during(ctx, b, false, func(ctx context.Context) error {
 		if err := f.log.crash(); err != nil {
 			return err
