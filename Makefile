@@ -86,6 +86,7 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 .PHONY: gateway-bench
 gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave, and of nodes (about eight minutes; flags in ARGS, such as --nats-away 10m).
 	./weir bench --only gateway-cost,gateway-faults,gateway-overload,gateway-edge,gateway-plans,gateway-limits,gateway-nodes,gateway-failback $(ARGS)
+	WEIR_ROOM_TICKETS=10000000 go test ./gateway/room -count=1 -run BoundedMemory -v
 
 .PHONY: cluster-bench
 cluster-bench: build ## Measure three nodes and three NATS servers, the hop to another node, and failovers (about twenty minutes; flags in ARGS).
@@ -97,6 +98,17 @@ chaos: build ## Torment a node and a cluster under load and check that nothing a
 	go build -o $(BIN)/nats-server github.com/nats-io/nats-server/v2
 	go build -o $(BIN)/chaos ./ops/chaos
 	$(BIN)/chaos -weir ./weir -nats-server $(BIN)/nats-server $(ARGS)
+
+.PHONY: skew
+skew: ## Run a node of the version before this one beside one of this version, on one log (the first time builds that version).
+	@previous=$$(ops/previous-version); \
+	if [ ! -x $(BIN)/weir-$$previous ]; then \
+		source=$$(mktemp -d); trap 'rm -rf "$$source"' EXIT; \
+		git archive "$$previous" | tar -x -C "$$source"; \
+		go build -C "$$source" -o $(BIN)/weir-$$previous ./cmd/weir; \
+	fi; \
+	echo "the version before is $$previous"; \
+	WEIR_PREVIOUS=$(BIN)/weir-$$previous go test ./cmd/weir -tags skew -count=1 -run TestTheVersionBeforeWorksBesideThisOne
 
 .PHONY: conformance
 conformance: tool-connectconformance tool-referenceserver ## Run Connect's whole conformance suite, directly and through the gateway (some minutes).

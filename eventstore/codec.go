@@ -151,70 +151,90 @@ func DecodeCommit(data []byte) (*Commit, error) {
 	c := &Commit{}
 	text := string(data)
 	events := 0
-	err := eachField(data, func(field protowire.Number, v uint64, from, to int) error {
-		switch field {
-		case commitLane:
-			return setUint32(&c.Lane, v)
-		case commitNumber:
-			c.Number = v
-		case commitEpoch:
-			c.Epoch = v
-		case commitTime:
-			c.Time = time.Unix(0, int64(v)).UTC()
-		case commitPrevHash:
-			if to-from != len(c.PrevHash) {
-				return fmt.Errorf("prev_hash has %d bytes, want %d", to-from, len(c.PrevHash))
-			}
-			copy(c.PrevHash[:], data[from:to])
-		case commitEvents:
+	for at := 0; at < len(data); {
+		f, err := readField(data, at)
+		if err == nil {
+			err = c.set(f, data)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("decode commit: %w", err)
+		}
+		if f.number == commitEvents {
 			events++
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("decode commit: %w", err)
+		at = f.to
 	}
 	if c.Number == 0 {
 		return nil, fmt.Errorf("decode commit: it has no number")
 	}
-	c.Events = make([]Event, 0, events)
-	err = eachField(data, func(field protowire.Number, _ uint64, from, to int) error {
-		if field != commitEvents {
-			return nil
+	c.Events = make([]Event, events)
+	events = 0
+	for at := 0; at < len(data); {
+		f, err := readField(data, at)
+		if err == nil && f.number == commitEvents {
+			err = decodeEvent(&c.Events[events], data[f.from:f.to:f.to], text[f.from:f.to])
+			events++
 		}
-		c.Events = append(c.Events, Event{})
-		return decodeEvent(&c.Events[len(c.Events)-1], data[from:to:to], text[from:to])
-	})
-	if err != nil {
-		return nil, fmt.Errorf("decode commit %d of lane %d: event %d: %w", c.Number, c.Lane, len(c.Events)-1, err)
+		if err != nil {
+			return nil, fmt.Errorf("decode commit %d of lane %d: event %d: %w", c.Number, c.Lane, events-1, err)
+		}
+		at = f.to
 	}
 	return c, nil
 }
 
-func decodeEvent(e *Event, data []byte, text string) error {
-	return eachField(data, func(field protowire.Number, v uint64, from, to int) error {
-		switch field {
-		case eventPartition:
-			return setUint32(&e.Partition, v)
-		case eventUserID:
-			e.UserID = text[from:to]
-		case eventAggregateID:
-			e.AggregateID = text[from:to]
-		case eventRequestID:
-			e.RequestID = text[from:to]
-		case eventFingerprint:
-			e.Fingerprint = data[from:to:to]
-		case eventCausationID:
-			e.CausationID = text[from:to]
-		case eventType:
-			e.Type = text[from:to]
-		case eventVersion:
-			return setUint32(&e.Version, v)
-		case eventPayload:
-			e.Payload = data[from:to:to]
+// set takes in a field of the commit's own.
+func (c *Commit) set(f field, data []byte) error {
+	switch f.number {
+	case commitLane:
+		return setUint32(&c.Lane, f.v)
+	case commitNumber:
+		c.Number = f.v
+	case commitEpoch:
+		c.Epoch = f.v
+	case commitTime:
+		c.Time = time.Unix(0, int64(f.v)).UTC()
+	case commitPrevHash:
+		if f.to-f.from != len(c.PrevHash) {
+			return fmt.Errorf("prev_hash has %d bytes, want %d", f.to-f.from, len(c.PrevHash))
 		}
-		return nil
-	})
+		copy(c.PrevHash[:], data[f.from:f.to])
+	}
+	return nil
+}
+
+func decodeEvent(e *Event, data []byte, text string) error {
+	for at := 0; at < len(data); {
+		f, err := readField(data, at)
+		if err != nil {
+			return err
+		}
+		switch f.number {
+		case eventPartition:
+			err = setUint32(&e.Partition, f.v)
+		case eventUserID:
+			e.UserID = text[f.from:f.to]
+		case eventAggregateID:
+			e.AggregateID = text[f.from:f.to]
+		case eventRequestID:
+			e.RequestID = text[f.from:f.to]
+		case eventFingerprint:
+			e.Fingerprint = data[f.from:f.to:f.to]
+		case eventCausationID:
+			e.CausationID = text[f.from:f.to]
+		case eventType:
+			e.Type = text[f.from:f.to]
+		case eventVersion:
+			err = setUint32(&e.Version, f.v)
+		case eventPayload:
+			e.Payload = data[f.from:f.to:f.to]
+		}
+		if err != nil {
+			return err
+		}
+		at = f.to
+	}
+	return nil
 }
 
 func setUint32(to *uint32, v uint64) error {
@@ -225,38 +245,46 @@ func setUint32(to *uint32, v uint64) error {
 	return nil
 }
 
-// eachField calls f for every field of a message: v is the value of a varint field, data[from:to] the content of a
-// length-delimited one. Fields of other wire types are passed over.
-func eachField(data []byte, f func(field protowire.Number, v uint64, from, to int) error) error {
-	for at := 0; at < len(data); {
-		field, kind, n := protowire.ConsumeTag(data[at:])
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		at += n
-		var v uint64
-		from, to := at, at
-		switch kind {
-		case protowire.VarintType:
-			v, n = protowire.ConsumeVarint(data[at:])
-		case protowire.BytesType:
-			var content []byte
-			content, n = protowire.ConsumeBytes(data[at:])
-			from, to = at+n-len(content), at+n
-		default:
-			n = protowire.ConsumeFieldValue(field, kind, data[at:])
-			if n >= 0 {
-				at += n
-				continue
-			}
-		}
-		if n < 0 {
-			return protowire.ParseError(n)
-		}
-		at += n
-		if err := f(field, v, from, to); err != nil {
-			return err
+// A field is one of a message: v is the value of a varint field, data[from:to] the content of a length-delimited one. The next field
+// begins at to. The number of one of another wire type is 0, which is no field's.
+type field struct {
+	number   protowire.Number
+	v        uint64
+	from, to int
+}
+
+// readField reads the field that begins at data[at].
+func readField(data []byte, at int) (field, error) {
+	// Nearly every tag is one byte, and nearly every short value or length.
+	if at+1 < len(data) && data[at] >= 1<<3 && data[at] < 0x80 && data[at+1] < 0x80 {
+		number, value, from := protowire.Number(data[at]>>3), data[at+1], at+2
+		switch to := from + int(value); {
+		case protowire.Type(data[at]&7) == protowire.VarintType:
+			return field{number: number, v: uint64(value), from: from, to: from}, nil
+		case protowire.Type(data[at]&7) == protowire.BytesType && to <= len(data):
+			return field{number: number, from: from, to: to}, nil
 		}
 	}
-	return nil
+	number, kind, n := protowire.ConsumeTag(data[at:])
+	if n < 0 {
+		return field{}, protowire.ParseError(n)
+	}
+	at += n
+	f := field{number: number}
+	switch kind {
+	case protowire.VarintType:
+		f.v, n = protowire.ConsumeVarint(data[at:])
+		f.from, f.to = at+n, at+n
+	case protowire.BytesType:
+		var content []byte
+		content, n = protowire.ConsumeBytes(data[at:])
+		f.from, f.to = at+n-len(content), at+n
+	default:
+		n = protowire.ConsumeFieldValue(number, kind, data[at:])
+		f = field{from: at + n, to: at + n}
+	}
+	if n < 0 {
+		return field{}, protowire.ParseError(n)
+	}
+	return f, nil
 }

@@ -93,3 +93,22 @@ func FuzzDecodeCommit(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkDecodeCommit reads a commit of 100 events as an order's are.
+func BenchmarkDecodeCommit(b *testing.B) {
+	c := &Commit{Lane: 1, Number: 1 << 20, Epoch: 1 << 19, Time: time.Unix(1_700_000_000, 1).UTC()}
+	for i := range 100 {
+		c.Events = append(c.Events, Event{
+			Partition: uint32(i), UserID: "user-0123456789", AggregateID: fmt.Sprintf("01HF7YAT00%017d", i), RequestID: "0123456789abcdef0123456789abcdef",
+			Fingerprint: make([]byte, 16), Type: "OrderPlaced", Version: 1, Payload: make([]byte, 110),
+		})
+	}
+	record := EncodeCommit(c)
+	b.ReportAllocs()
+	b.SetBytes(int64(len(record.Data)))
+	for b.Loop() {
+		if _, err := DecodeCommit(record.Data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

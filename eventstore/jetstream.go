@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -43,6 +44,9 @@ type JetStream struct {
 type JetStreamOptions struct {
 	// AppendTimeout bounds the wait for an acknowledgement; then the outcome is unknown. 0 means 5 s.
 	AppendTimeout time.Duration
+	// AppendAgain is after how long an append that nobody has answered is published again, and then after twice as long each time, within
+	// AppendTimeout. 0 means 500 ms.
+	AppendAgain time.Duration
 	// RequestTimeout bounds each question to the server. 0 means 5 s.
 	RequestTimeout time.Duration
 	// FollowWindow bounds the bytes that a cursor has read ahead. It is at least twice the largest message. 0 means 16 MiB.
@@ -63,6 +67,7 @@ const (
 	errCodeStoreFailed      jetstream.ErrorCode = 10077 // many reasons, told apart by their text only
 	errCodeHeaderTooLarge   jetstream.ErrorCode = 10097 // header size exceeds maximum allowed
 	errCodeStreamSealed     jetstream.ErrorCode = 10109 // invalid operation on sealed stream
+	errCodeInProcess        jetstream.ErrorCode = 10158 // the same message id is being stored
 	errStoreFailedMaxBytes                      = "maximum bytes exceeded"
 	errStoreFailedMaxMsgs                       = "maximum messages exceeded"
 	errStoreFailedMsgTooBig                     = "message too large"
@@ -76,6 +81,7 @@ const (
 	requestLook       = 100 * time.Millisecond // between looks at whether the connection broke
 	requestAgain      = time.Second            // after which a question that got no answer is asked again, and then twice as long each time
 	infoAgain         = 500 * time.Millisecond // the same for a question after a stream's state, each time
+	awaitAgain        = 200 * time.Millisecond // the same for a question that only waits for a stream's leader
 	readConfirmations = 3                      // before a missing commit below the head counts as a gap
 	readConfirmPause  = 50 * time.Millisecond
 	reopenPauseMax    = time.Second
@@ -96,6 +102,9 @@ func OpenJetStream(ctx context.Context, nc *nats.Conn, topology Topology, option
 func openJetStream(ctx context.Context, nc *nats.Conn, topology Topology, options JetStreamOptions, first, end uint32) (*JetStream, error) {
 	if options.AppendTimeout == 0 {
 		options.AppendTimeout = 5 * time.Second
+	}
+	if options.AppendAgain == 0 {
+		options.AppendAgain = 500 * time.Millisecond
 	}
 	if options.RequestTimeout == 0 {
 		options.RequestTimeout = 5 * time.Second
@@ -222,11 +231,12 @@ func (l *jetStreamLog) Append(record Record) Pending {
 	if record.Number > 1 && !record.Unchained && l.s.replicas[l.lane] == 1 {
 		header[jetstream.ExpectedLastMsgIDHeader] = []string{record.Prev.String()}
 	}
-	p := &publishing{lane: l.lane, number: record.Number, done: make(chan struct{})}
+	p := &publishing{
+		lane: l.lane, number: record.Number, message: nats.Msg{Subject: l.subject, Header: header, Data: record.Data},
+		again: l.s.options.AppendAgain, done: make(chan struct{}),
+	}
 	token := l.s.register(p)
-	err := l.s.nc.PublishMsg(&nats.Msg{
-		Subject: l.subject, Reply: l.s.replyPrefix + token, Header: header, Data: record.Data,
-	})
+	err := l.s.publish(p, token)
 	switch {
 	case err == nil:
 	case errors.Is(err, nats.ErrMaxPayload):
@@ -241,13 +251,16 @@ func (l *jetStreamLog) Append(record Record) Pending {
 type publishing struct {
 	lane    uint32
 	number  uint64
-	timeout *time.Timer
+	message nats.Msg
+	again   time.Duration // until it is published again, if nobody has answered by then; the JetStream's mu is held
+	next    *time.Timer   // publishes it again, or gives up; the JetStream's mu is held
+	until   time.Time     // when it is given up
 	done    chan struct{}
 	outcome error // set before done is closed
 }
 
 func (p *publishing) settle(outcome error) {
-	p.timeout.Stop()
+	p.next.Stop()
 	p.outcome = outcome
 	close(p.done)
 }
@@ -268,17 +281,47 @@ func (p *publishing) Wait(ctx context.Context) error {
 	}
 }
 
+// againMark ends the reply subject of an append that is published again.
+const againMark = "-"
+
 // register makes p wait for a reply to the token that it returns.
 func (s *JetStream) register(p *publishing) (token string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.replies++
 	token = strconv.FormatUint(s.replies, 36)
-	p.timeout = time.AfterFunc(s.options.AppendTimeout, func() {
-		s.settle(token, fmt.Errorf("%w: no acknowledgement within %s", ErrUnknownOutcome, s.options.AppendTimeout))
-	})
+	p.until = time.Now().Add(s.options.AppendTimeout)
+	p.next = time.AfterFunc(min(p.again, s.options.AppendTimeout), func() { s.publishAgain(p, token) })
 	s.waiting[token] = p
 	return token
+}
+
+// publish sends an append on its way, to be answered to the token.
+func (s *JetStream) publish(p *publishing, token string) error {
+	message := p.message
+	message.Reply = s.replyPrefix + token
+	return s.nc.PublishMsg(&message)
+}
+
+// publishAgain publishes an append that nobody has answered once more, the same bytes under the same conditions, or gives it up. What was
+// on its way to a leader that has died is never answered, while its successor would answer at once.
+func (s *JetStream) publishAgain(p *publishing, token string) {
+	s.mu.Lock()
+	if s.waiting[token] != p {
+		s.mu.Unlock()
+		return
+	}
+	left := time.Until(p.until)
+	if left > 0 {
+		p.again *= 2
+		p.next.Reset(min(p.again, left))
+	}
+	s.mu.Unlock()
+	if left <= 0 {
+		s.settle(token, fmt.Errorf("%w: no acknowledgement within %s", ErrUnknownOutcome, s.options.AppendTimeout))
+		return
+	}
+	_ = s.publish(p, token+againMark) // The first time went well, and whether this one did shows by the answer.
 }
 
 // settle gives an append its outcome, unless it has one.
@@ -299,9 +342,22 @@ func (s *JetStream) take(token string) *publishing {
 
 // acknowledged handles the server's reply to an append.
 func (s *JetStream) acknowledged(reply *nats.Msg) {
-	if p := s.take(reply.Subject[len(s.replyPrefix):]); p != nil {
+	token, again := strings.CutSuffix(reply.Subject[len(s.replyPrefix):], againMark)
+	if again && underWay(reply) {
+		return // It was slow and not lost: how it ends is told to an earlier one.
+	}
+	if p := s.take(token); p != nil {
 		p.settle(appendOutcome(p.lane, p.number, reply))
 	}
+}
+
+// underWay reports whether a reply says that a replicated stream is about to store something for which nobody has been answered yet.
+func underWay(reply *nats.Msg) bool {
+	var ack struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	return json.Unmarshal(reply.Data, &ack) == nil && ack.Error != nil &&
+		(ack.Error.ErrorCode == errCodeInProcess || ack.Error.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
 // appendOutcome reads the server's reply to an append. What is not known to be a refusal is unknown.
@@ -362,6 +418,36 @@ func streamInfo(ctx context.Context, nc *nats.Conn, timeout time.Duration, lane 
 		return info, &MissingLogError{Lane: lane, Reason: "the server has no stream " + StreamName(lane)}
 	}
 	return info, err
+}
+
+// AwaitStream waits until the leader of a stream answers, or a leader of the servers says that there is no such stream.
+func AwaitStream(ctx context.Context, nc *nats.Conn, stream string) error {
+	if err := awaitAnswer(ctx, nc, jetstream.DefaultAPIPrefix+"STREAM.INFO."+stream); err != nil {
+		return fmt.Errorf("await stream %s: %w", stream, err)
+	}
+	return nil
+}
+
+// awaitAnswer asks until there is another answer than that JetStream is not available, as servers without a leader say.
+func awaitAnswer(ctx context.Context, nc *nats.Conn, subject string) error {
+	for {
+		reply, err := ask(ctx, nc, subject, nil, steadily(awaitAgain))
+		switch {
+		case err == nil && !unavailable(reply):
+			return nil
+		case err != nil && !errors.Is(err, nats.ErrNoResponders):
+			return err
+		}
+		if err := pause(ctx, awaitAgain); err != nil {
+			return err
+		}
+	}
+}
+
+// unavailable reports whether a reply says that JetStream is not available.
+func unavailable(reply *nats.Msg) bool {
+	var answer apiRefusal
+	return json.Unmarshal(reply.Data, &answer) == nil && answer.Error != nil && answer.Error.Code == http.StatusServiceUnavailable
 }
 
 // apiRequest asks JetStream's API, which changes nothing, and decodes the answer.

@@ -215,6 +215,60 @@ func TestAnAppendWithoutAServerIsUnknown(t *testing.T) {
 	s.Close()
 }
 
+// A leader that was killed with an append on its way to it never answers, and its successor can.
+func TestAnAppendThatNobodyAnswersIsPublishedAgain(t *testing.T) {
+	const inProcess = `{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"}}`
+	for name, answers := range map[string][]string{
+		"the first is lost":                 {"", `{"stream":"ORDERS-00","seq":1}`},
+		"all but the last are lost":         {"", "", "", `{"stream":"ORDERS-00","seq":1,"duplicate":true}`},
+		"the first is slow and told later":  {"", inProcess, "first"},
+		"the second says that it is stored": {"", inProcess, inProcess, `{"stream":"ORDERS-00","seq":1,"duplicate":true}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+			// No stream: this test is the leader.
+			s, err := openJetStream(t.Context(), nc, Topology{Lanes: 1}, JetStreamOptions{AppendTimeout: time.Hour, AppendAgain: time.Millisecond}, 0, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			var first *nats.Msg
+			var arrived atomic.Int64
+			if _, err := nc.Subscribe(SubjectName(0), func(m *nats.Msg) {
+				number := arrived.Add(1)
+				if number == 1 {
+					first = m
+				}
+				if m.Header.Get(jetstream.MsgIDHeader) != first.Header.Get(jetstream.MsgIDHeader) || m.Header.Get(jetstream.ExpectedLastSeqHeader) != "0" || string(m.Data) != string(first.Data) {
+					t.Errorf("attempt %d is not the same: %v", number, m.Header)
+				}
+				answer := answers[min(number, int64(len(answers)))-1]
+				to := m
+				if answer == "first" {
+					to, answer = first, `{"stream":"ORDERS-00","seq":1}`
+				}
+				if answer == "" {
+					return
+				}
+				if err := to.Respond([]byte(answer)); err != nil {
+					t.Error(err)
+				}
+			}); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			pending := s.Log(0).Append(chainOf(t, 0, Genesis(0, 1), 1, 100)[0])
+			if err := pending.Wait(ctx); err != nil {
+				t.Fatalf("after %d attempts: %v", arrived.Load(), err)
+			}
+			if got := arrived.Load(); got < int64(len(answers)) {
+				t.Errorf("it arrived %d times, want %d at least", got, len(answers))
+			}
+		})
+	}
+}
+
 func TestAQuestionThatIsNotAnsweredIsAskedAgainLessAndLess(t *testing.T) {
 	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
 	var asked atomic.Int64
@@ -229,6 +283,37 @@ func TestAQuestionThatIsNotAnsweredIsAskedAgainLessAndLess(t *testing.T) {
 	}
 	if got := asked.Load(); got < 2 || got > 3 {
 		t.Fatalf("asked %d times, want 2 or 3", got)
+	}
+}
+
+func TestAStreamIsAwaitedUntilItsLeaderAnswers(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	answers := []string{
+		"", "", `{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`, "",
+		`{"type":"io.nats.jetstream.api.v1.stream_info_response"}`,
+	}
+	var asked atomic.Int64
+	if _, err := nc.Subscribe("asked", func(m *nats.Msg) {
+		answer := answers[min(asked.Add(1), int64(len(answers)))-1]
+		if answer == "" {
+			return
+		}
+		if err := m.Respond([]byte(answer)); err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := awaitAnswer(ctx, nc, "asked"); err != nil {
+		t.Fatal(err)
+	}
+	if got := asked.Load(); got != int64(len(answers)) {
+		t.Errorf("asked %d times, want %d", got, len(answers))
+	}
+	if err := AwaitStream(ctx, nc, "NONE"); err != nil {
+		t.Errorf("a stream that is not there: %v, want an answer that says so", err)
 	}
 }
 

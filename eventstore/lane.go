@@ -41,7 +41,8 @@ type LaneOptions struct {
 	GroupMin int
 	// TickEvery is how often an idle lane looks at its deadlines; 0 means 200 ms.
 	TickEvery time.Duration
-	// ReopenDelay is the pause before a lane that was fenced or lost its log is opened again; 0 means 1 s. It is jittered.
+	// ReopenDelay is the pause before a lane that was fenced is opened again; 0 means 1 s. One that lost its log is opened again after
+	// reopenDelayMin, and after twice as long with each failure in a row up to this. It is jittered.
 	ReopenDelay time.Duration
 	// DrainBudget bounds how long a stopping lane waits for its commits in flight; 0 means 5 s.
 	DrainBudget time.Duration
@@ -57,6 +58,9 @@ type LaneOptions struct {
 	// Logger is told of openings and step-downs; nil means slog.Default.
 	Logger *slog.Logger
 }
+
+// reopenDelayMin is the first pause before a lane that lost its log is opened again: a log that was away for long may be back by then.
+const reopenDelayMin = 50 * time.Millisecond
 
 // waiting is an ask in the queue.
 type waiting[Q, A any] struct {
@@ -153,9 +157,11 @@ func (l *Lane[Q, A]) Submit(ctx context.Context, question Q) (A, error) {
 func (l *Lane[Q, A]) Run(ctx context.Context) error {
 	defer l.refuseQueued()
 	defer l.closed.Store(true)
+	delay := min(reopenDelayMin, l.options.ReopenDelay)
 	for ctx.Err() == nil && l.options.Held() {
 		err := l.writer.Open(ctx, l.options.Clock())
 		if err == nil {
+			delay = min(reopenDelayMin, l.options.ReopenDelay)
 			l.epoch.Store(l.writer.Epoch())
 			l.serving.Store(true)
 			if l.options.Opened != nil {
@@ -172,12 +178,13 @@ func (l *Lane[Q, A]) Run(ctx context.Context) error {
 			return err
 		}
 		l.options.Logger.Warn("lane stepped down", "lane", l.options.Writer.Lane, "epoch", l.epoch.Load(), "cause", err)
-		pause := time.NewTimer(l.options.ReopenDelay/2 + rand.N(l.options.ReopenDelay))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
+		if errors.Is(err, ErrFenced) {
+			delay = l.options.ReopenDelay // Whoever has it now is to have a chance to keep it.
 		}
-		pause.Stop()
+		if pause(ctx, delay/2+rand.N(delay)) != nil {
+			return nil
+		}
+		delay = min(2*delay, l.options.ReopenDelay)
 	}
 	return nil
 }

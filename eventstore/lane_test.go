@@ -386,6 +386,82 @@ func TestACommitIsOfferedAgainUntilSomebodyKeepsTheLog(t *testing.T) {
 	}
 }
 
+// lossyLog is a log that loses the first append, and answers no reads while nobody keeps what was lost.
+type lossyLog struct {
+	*MemoryLog
+	lost, kept atomic.Bool
+}
+
+func (l *lossyLog) Append(r Record) Pending {
+	if r.Number > 1 && !l.lost.Swap(true) {
+		return settled{ErrUnknownOutcome}
+	}
+	l.kept.Store(l.lost.Load())
+	return l.MemoryLog.Append(r)
+}
+
+func (l *lossyLog) Read(ctx context.Context, number uint64) (Record, error) {
+	if l.lost.Load() && !l.kept.Load() {
+		<-ctx.Done()
+		return Record{}, ctx.Err()
+	}
+	return l.MemoryLog.Read(ctx, number)
+}
+
+func TestACommitOfUnknownOutcomeIsOfferedAgainBeforeAnythingIsRead(t *testing.T) {
+	log := &lossyLog{MemoryLog: OpenMemoryLog(0, 1)}
+	lane := runLane(t, log, newCounter(), LaneOptions{Writer: WriterOptions{AppendTimeout: time.Hour}})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if sum, err := lane.Submit(ctx, 5); err != nil || sum != 5 {
+		t.Fatalf("got %d, %v, want 5: nobody answered a read before it was offered again", sum, err)
+	}
+}
+
+// leaderlessLog is a log whose servers have no common leader: they make no cursor. Its head is unknown for so many questions.
+type leaderlessLog struct {
+	*MemoryLog
+	headless atomic.Int32
+}
+
+var errLeaderless = errors.New("no leader")
+
+func (l *leaderlessLog) Follow(context.Context, uint64) (Cursor, error) { return nil, errLeaderless }
+
+func (l *leaderlessLog) Head(ctx context.Context) (uint64, error) {
+	if l.headless.Add(-1) >= 0 {
+		return 0, errLeaderless
+	}
+	return l.MemoryLog.Head(ctx)
+}
+
+func TestALaneThatIsNearTheHeadIsOpenedWithoutACursor(t *testing.T) {
+	log := &leaderlessLog{MemoryLog: OpenMemoryLog(0, 1)}
+	appendAll(t, log.MemoryLog, chainOf(t, 0, Genesis(0, 1), readSinglyMax, 10))
+	machine := newCounter()
+	writer := NewWriter(Log(log), Machine[int, int](machine), WriterOptions{Lanes: 1})
+	if err := writer.Open(t.Context(), time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if got := machine.position.Number; got != readSinglyMax+1 {
+		t.Fatalf("opened at commit %d, want %d", got, readSinglyMax+1)
+	}
+}
+
+func TestALaneWhoseLogWasAwayIsOpenedSoonAfter(t *testing.T) {
+	log := &leaderlessLog{MemoryLog: OpenMemoryLog(0, 1)}
+	log.headless.Store(4)
+	lane := NewLane(Log(log), Machine[int, int](newCounter()), LaneOptions{ReopenDelay: 24 * time.Hour})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- lane.Run(ctx) }()
+	until(t, "the lane serves", func() bool { _, serving := lane.Serving(); return serving })
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFullLogRefusesAndTheLaneGoesOn(t *testing.T) {
 	log := OpenMemoryLog(0, 1)
 	lane := runLane(t, log, newCounter(), LaneOptions{})

@@ -77,8 +77,13 @@ type Ask[Q, A any] struct {
 	Reply    func(A, error)
 }
 
-// readBehindHeadMax bounds the commits behind the head's hint that are read one by one in an attempt to open.
-const readBehindHeadMax = 64
+const (
+	// readBehindHeadMax bounds the commits behind the head's hint that are read one by one in an attempt to open.
+	readBehindHeadMax = 64
+	// readSinglyMax is up to how many commits before the head are read one by one, too. The lane's stream alone answers that, while a
+	// cursor is made by the servers' common leader, which may have died with the stream's.
+	readSinglyMax = 256
+)
 
 // ErrFenced says that another writer has taken the lane. What was not answered may or may not be in the log.
 var ErrFenced = errors.New("another writer has taken the lane")
@@ -200,7 +205,7 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 	if err := w.sameLog(ctx, reached); err != nil {
 		return err
 	}
-	if head > at.Number {
+	if head > at.Number+readSinglyMax {
 		cursor, err := w.log.Follow(ctx, at.Number+1)
 		if err != nil {
 			return fmt.Errorf("open lane %d: read from commit %d: %w", w.options.Lane, at.Number+1, err)
@@ -220,7 +225,7 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 	// as this one reads. Whether the end is reached is then the log's to say, which refuses a fence that is not there.
 	for behind := 0; behind < readBehindHeadMax; {
 		record, err := w.log.Read(ctx, at.Number+1)
-		if errors.Is(err, ErrNoCommit) && at.Number >= reached.Number {
+		if errors.Is(err, ErrNoCommit) && at.Number >= max(reached.Number, head) {
 			break
 		}
 		if err != nil {
@@ -229,7 +234,7 @@ func (w *Writer[Q, A]) readToHead(ctx context.Context) error {
 		if at, err = w.take(at, record); err != nil {
 			return err
 		}
-		if at.Number > reached.Number {
+		if at.Number > max(reached.Number, head) {
 			behind++
 		}
 	}
@@ -424,6 +429,10 @@ func (w *Writer[Q, A]) outcome(ctx context.Context, f *flight[A]) error {
 			}
 			pending = w.log.Append(f.record)
 			continue
+		case errors.Is(err, ErrUnknownOutcome) && attempt == 1:
+			// Whoever has it, or can store it, says so soonest when it is offered again. A question would have to wait for its answer
+			// while there is nobody.
+			maybeStored = true
 		case errors.Is(err, ErrConflict), errors.Is(err, ErrLogFull), errors.Is(err, ErrUnknownOutcome):
 			// A refusal for the sequence may be our own earlier attempt that was stored, another writer's commit,
 			// or, replicated, another write in flight. What stands at the number tells.

@@ -39,6 +39,8 @@ type call struct {
 	kept bool
 	// asked is whether the limiter was asked: it was not if the edge answered.
 	asked bool
+	// sent is whether a node may have seen it, or it is kept for one.
+	sent atomic.Bool
 	// end is how it ended, for those who decide how much can be done.
 	end outcome.Outcome
 	// permit is its place among the calls under way, which it has until left is set.

@@ -91,6 +91,7 @@ func (g *Gateway) keep(ctx context.Context, request *http.Request, c *call) (*wi
 	if err != nil {
 		return nil, err
 	}
+	c.sent.Store(true)
 	if err := g.keeper.Accept(ctx, kept); err != nil {
 		return nil, err
 	}

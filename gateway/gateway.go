@@ -32,6 +32,7 @@ import (
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/plan"
 	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/presence"
 	"github.com/weirhq/weir/gateway/registry"
 	"github.com/weirhq/weir/gateway/retry"
 	"github.com/weirhq/weir/gateway/room"
@@ -89,10 +90,14 @@ type Options struct {
 	Board *edge.Board
 	// OperatorToken returns the token of an operator, which that board asks the nodes with.
 	OperatorToken func() (string, error)
-	// RoomKey signs the tickets of waiting rooms: at least 32 random bytes, the same in all gateways.
-	RoomKey []byte
+	// RoomKeys sign the tickets of waiting rooms, the same ones in all gateways. SetRoomKeys changes them.
+	RoomKeys []room.Key
+	// RoomUses is what gateways share of who has used a turn of a waiting room, nil for nothing: then a turn is good for one order at each gateway.
+	RoomUses room.Uses
 	// User returns the user whom a verified token is of. Waiting rooms need it.
 	User func(authorization string) (user string, ok bool)
+	// Presence counts the gateways on the same NATS, nil for none. Whoever made it runs it. Waiting rooms divide by it.
+	Presence *presence.Presence
 	// Failback keeps calls of methods whose fault mode is failback, nil for none. Whoever made it runs it, with SendKept. With one, Subject has to verify:
 	// what is kept is kept under the name that it says.
 	Failback Keeper

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/weirhq/weir/gateway/edge"
 	"github.com/weirhq/weir/gateway/policy"
@@ -16,6 +17,7 @@ import (
 	"github.com/weirhq/weir/gateway/room"
 	"github.com/weirhq/weir/proto/weir/campaign/v1/campaignv1connect"
 	"github.com/weirhq/weir/proto/weir/catalog/v1/catalogv1connect"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	"github.com/weirhq/weir/proto/weir/room/v1/roomv1connect"
 )
@@ -58,11 +60,11 @@ func (g *Gateway) openHall(options Options) (err error) {
 	if len(config.Campaigns) == 0 {
 		return nil
 	}
-	if options.RoomKey == nil || options.User == nil {
-		return &NeedError{Key: "room", Option: "RoomKey"}
+	if len(options.RoomKeys) == 0 || options.User == nil {
+		return &NeedError{Key: "room", Option: "RoomKeys"}
 	}
 	g.hall, err = room.New(room.Options{
-		Config: config, Key: options.RoomKey,
+		Config: config, Keys: options.RoomKeys, Uses: options.RoomUses, Logger: g.logger,
 		Rate:  g.lanesRate,
 		Left:  func(campaignID string) (int64, bool) { return unitsLeft(g.board, options.Policy.Board, campaignID) },
 		Share: func() float64 { return shareOf(options) },
@@ -71,9 +73,28 @@ func (g *Gateway) openHall(options Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if options.Subject == nil { // A name that somebody made up must not use another's turn.
+		g.caller = func(header http.Header) caller {
+			values := header["Authorization"]
+			if len(values) != 1 {
+				return caller{}
+			}
+			user, _ := options.User(values[0])
+			return caller{subject: user, actsForOthers: callerOf(header).actsForOthers}
+		}
+	}
 	g.behind = append(g.behind, g.hall.Run)
 	_, g.waiting = roomv1connect.NewRoomServiceHandler(g.hall, connect.WithReadMaxBytes(roomRequestBytesMax))
 	return nil
+}
+
+// SetRoomKeys makes the waiting rooms sign and verify with other keys from now on. Whoever waits keeps its place. On an error the keys from before
+// stay; a *room.DrawError says that one of them is needed until a campaign opens. Without rooms it does nothing.
+func (g *Gateway) SetRoomKeys(keys []room.Key) error {
+	if g.hall == nil {
+		return nil
+	}
+	return g.hall.SetKeys(time.Now(), keys)
 }
 
 // lanesRate is that of the nodes in the registry, 0 without one.
@@ -106,12 +127,21 @@ func lanesRate(nodes []registry.Node) float64 {
 	return sum / float64(measured) * float64(lanes)
 }
 
-// shareOf returns this gateway's part of all that are let in: those that share Redis know of each other.
+// shareOf returns this gateway's part of all that are let in: one by the gateways that there are, as far as Redis, NATS or the policy tell. Too many
+// is the safe side. It is 0 while NATS, which is to tell, was never reached, unless the policy says how many there are.
 func shareOf(options Options) float64 {
-	if options.Globals == nil {
-		return 1
+	gateways := max(1, options.Policy.Room.Gateways)
+	if options.Globals != nil {
+		gateways = max(gateways, options.Globals.Gateways())
 	}
-	return 1 / float64(max(1, options.Globals.Gateways()))
+	if options.Presence != nil {
+		count, known := options.Presence.Gateways()
+		if !known && options.Policy.Room.Gateways == 0 {
+			return 0
+		}
+		gateways = max(gateways, count)
+	}
+	return 1 / float64(gateways)
 }
 
 // unitsLeft returns how many units of a campaign are to be had, of all its products that the board looks at.
@@ -129,17 +159,43 @@ func unitsLeft(board *edge.Board, items []edge.Item, campaignID string) (units i
 	return units, known
 }
 
-// checkPass says why an order of a campaign with a waiting room is not taken, or nil. It is nil if there are no rooms.
-func (g *Gateway) checkPass() func(r *http.Request, user, campaignID string) *connect.Error {
+// checkPass says why an order of a campaign with a waiting room is not taken, or whom to tell how it ended. It is nil if there are no rooms.
+func (g *Gateway) checkPass() func(*http.Request, string, *orderv1.PlaceOrderRequest) (func(connect.Code), *connect.Error) {
 	if g.hall == nil {
 		return nil
 	}
-	return func(r *http.Request, user, campaignID string) *connect.Error {
+	return func(r *http.Request, user string, request *orderv1.PlaceOrderRequest) (func(connect.Code), *connect.Error) {
+		campaignID := request.GetCampaignId()
 		if waits, says := g.rules.Load().planned.set.WaitingRooms[campaignID]; says && !waits {
-			return nil
+			return nil, nil
 		}
-		return g.hall.Check(time.Now(), user, campaignID, r.Header.Get(room.HeaderPass))
+		message, err := proto.MarshalOptions{Deterministic: true}.Marshal(request)
+		if err != nil { // Not valid UTF-8, which the node refuses as well.
+			return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("the order cannot be read: %w", err))
+		}
+		done, refused := g.hall.Check(r.Context(), time.Now(), user, campaignID, r.Header.Get(room.HeaderPass), room.OrderOf(message))
+		if done == nil {
+			return nil, refused
+		}
+		call := callOf(r.Context())
+		return func(code connect.Code) { done(call.endOfOrder(code)) }, nil
 	}
+}
+
+// endOfOrder says what is known of an order that was answered with a code: whether it may have been placed.
+func (c *call) endOfOrder(code connect.Code) room.End {
+	switch code {
+	case 0: // The order; or it is kept for later, and holds the turn.
+		return room.Placed
+	case connect.CodeInvalidArgument, connect.CodeNotFound, connect.CodeAlreadyExists, connect.CodePermissionDenied, connect.CodeFailedPrecondition,
+		connect.CodeAborted, connect.CodeOutOfRange, connect.CodeUnimplemented, connect.CodeUnauthenticated:
+		return room.Refused // A node said so, after it had looked for an order of this request.
+	case connect.CodeUnavailable, connect.CodeInternal, connect.CodeUnknown, connect.CodeDataLoss, connect.CodeDeadlineExceeded, connect.CodeResourceExhausted, connect.CodeCanceled:
+	}
+	if !c.sent.Load() {
+		return room.Refused
+	}
+	return room.Unknown
 }
 
 // isWaiting is whether a call is one to the waiting room, which no node serves.

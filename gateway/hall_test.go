@@ -15,6 +15,7 @@ import (
 	"github.com/weirhq/weir/gateway/registry"
 	"github.com/weirhq/weir/gateway/room"
 	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
 
@@ -58,7 +59,7 @@ func TestPlansSwitchWhatAGatewayHas(t *testing.T) {
 		t.Fatal(err)
 	}
 	full, err := New(Options{
-		Upstreams: []*url.URL{upstream}, Failback: aKeeper{}, RoomKey: bytes.Repeat([]byte("k"), 32),
+		Upstreams: []*url.URL{upstream}, Failback: aKeeper{}, RoomKeys: []room.Key{{Secret: bytes.Repeat([]byte("k"), 32)}},
 		Subject: func(http.Header) string { return "ann" }, User: func(string) (string, bool) { return "ann", true },
 		Policy: policy.Policy{Room: room.Config{Campaigns: []room.Campaign{{CampaignID: "flash", ClosesAt: time.Now().Add(time.Hour)}}}},
 	})
@@ -66,7 +67,10 @@ func TestPlansSwitchWhatAGatewayHas(t *testing.T) {
 		t.Fatal(err)
 	}
 	request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, place, http.NoBody)
-	waits := func() bool { return full.checkPass()(request, "ann", "flash") != nil }
+	waits := func() bool {
+		_, err := full.checkPass()(request, "ann", &orderv1.PlaceOrderRequest{CampaignId: "flash"})
+		return err != nil
+	}
 	for _, c := range []struct {
 		name, plan string
 		waits      bool

@@ -74,7 +74,7 @@ type LaneComparison struct {
 type digests [eventstore.Partitions][sha256.Size]byte
 
 // digest reads a lane's part of a view.
-func digest(ctx context.Context, from pebble.Reader, projection *Projection, p prefix) (_ *digests, keys uint64, err error) {
+func digest(ctx context.Context, from pebble.Reader, projection *Projection, p prefix, shift *shift) (_ *digests, keys uint64, err error) {
 	entries, err := from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
 	if err != nil {
 		return nil, 0, err
@@ -83,8 +83,10 @@ func digest(ctx context.Context, from pebble.Reader, projection *Projection, p p
 	var all digests
 	var pair []byte
 	for valid := entries.First(); valid; valid = entries.Next() {
-		if keys++; keys%ctxCheckEvery == 0 && ctx.Err() != nil {
-			return nil, 0, ctx.Err()
+		if keys++; keys%yieldKeys == 0 {
+			if err := shift.yield(ctx); err != nil {
+				return nil, 0, err
+			}
 		}
 		suffix := entries.Key()[prefixBytes:]
 		pair = binary.BigEndian.AppendUint32(pair[:0], uint32(len(suffix)))
@@ -98,21 +100,21 @@ func digest(ctx context.Context, from pebble.Reader, projection *Projection, p p
 	return &all, keys, entries.Error()
 }
 
-// ctxCheckEvery is after how many keys a long read looks whether it is still wanted.
-const ctxCheckEvery = 1024
+// yieldKeys is after how many keys a long read or write looks whether it is still wanted, and whether others want the processor.
+const yieldKeys = 64
 
 // compareGenerations compares a lane's part of two generations of a view: by digest, and key by key where those differ or where what
 // is parked says that they do. healed is what they would hold without that.
 func compareGenerations(
-	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heals,
+	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heals, shift *shift,
 ) (found LaneComparison, err error) {
 	found.Lane = lane
 	old, young := prefixOf(projection.space, live, lane), prefixOf(projection.space, other, lane)
-	oldDigests, oldKeys, err := digest(ctx, from, projection, old)
+	oldDigests, oldKeys, err := digest(ctx, from, projection, old, shift)
 	if err != nil {
 		return found, err
 	}
-	youngDigests, youngKeys, err := digest(ctx, from, projection, young)
+	youngDigests, youngKeys, err := digest(ctx, from, projection, young, shift)
 	if err != nil {
 		return found, err
 	}
@@ -126,7 +128,7 @@ func compareGenerations(
 	}
 	names := pair{got: fmt.Sprintf("generation %d", live), want: fmt.Sprintf("generation %d", other)}
 	c := comparer{
-		projection: projection, names: names, got: side{from, old}, want: side{from, young},
+		projection: projection, names: names, got: side{from, old}, want: side{from, young}, shift: shift,
 		skip: func(suffix []byte) bool {
 			return healed.changes(suffix) || !differ[projection.partition(suffix)]
 		},
@@ -147,7 +149,8 @@ type comparer struct {
 	names      pair
 	got, want  side
 	// skip passes over keys, by suffix; nil passes over none.
-	skip func(suffix []byte) bool
+	skip  func(suffix []byte) bool
+	shift *shift
 
 	keys             uint64
 	differencesTotal uint64
@@ -187,8 +190,10 @@ func (c *comparer) run(ctx context.Context) (err error) {
 	next(got, got.First())
 	next(want, want.First())
 	for got.Valid() || want.Valid() {
-		if c.keys++; c.keys%ctxCheckEvery == 0 && ctx.Err() != nil {
-			return ctx.Err()
+		if c.keys++; c.keys%yieldKeys == 0 {
+			if err := c.shift.yield(ctx); err != nil {
+				return err
+			}
 		}
 		order := 0
 		switch {

@@ -144,10 +144,10 @@ func (g *generations) next(p *Projection, lanes ...uint32) byte {
 // wipe removes what there is of a generation of a view in a lane.
 func wipe(batch *pebble.Batch, p *Projection, generation byte, lane uint32) error {
 	keys := prefixOf(p.space, generation, lane)
-	parked := parkedPrefix(keys)
+	parked, progress := parkedPrefix(keys), progressKey(p.space, generation, lane)
 	return errors.Join(
 		batch.DeleteRange(parked, keyAfter(parked), nil),
 		batch.DeleteRange(keys[:], keys.end(), nil),
-		batch.Delete(progressKey(p.space, generation, lane), nil),
+		batch.DeleteRange(progress, keyAfter(progress), nil),
 	)
 }

@@ -56,7 +56,7 @@ func (s *Speed) UnmarshalText(text []byte) (err error) {
 	return err
 }
 
-// At whatever speed, a rebuild makes room for the live views.
+// At whatever speed, a rebuild makes room for the live views, and for whoever calls the node.
 const (
 	// lagCommitsMax is the lag of the live views above which a rebuild waits: their objective.
 	lagCommitsMax = 64
@@ -66,42 +66,56 @@ const (
 	lagPausesMax = 200
 	// paceEvents is how many events a step has.
 	paceEvents = 4096
-	// workMax is how long a rebuild in the background works before it pauses as long.
-	workMax = 10 * time.Millisecond
-	// sleepMin is the least that is slept: less is not worth it.
+	// sleepMin is the least that is slept for a number of events a second: less is not worth it.
 	sleepMin = time.Millisecond
+
+	// workMax is how long a rebuild in the background works before it rests as long.
+	workMax = 10 * time.Millisecond
+	// While others want the processors, a rebuild works shortWorkMax at a time and rests at least shortRestMin: whoever comes meanwhile
+	// waits no longer than that for a processor, and not until Go takes the processor away, which is after 10 ms. If a rest ends more than
+	// lateMax after its time, there is more to do than the processors can, and the next rest is twice as long, up to shortRestMax: so
+	// the rebuild ends one day.
+	shortWorkMax = 250 * time.Microsecond
+	shortRestMin = time.Millisecond
+	shortRestMax = 16 * time.Millisecond
+	lateMax      = 2 * time.Millisecond
+	// othersFor is how long others are taken to be there after the last sign of them.
+	othersFor = 20 * time.Millisecond
 )
 
-// pace keeps a rebuild at its speed. All lanes of it share one.
+// pace keeps a rebuild at its speed. All lanes and goroutines of it share one. The zero value is full speed where nobody else is.
 type pace struct {
-	mu      sync.Mutex
-	started time.Time // of the bounded stretch
-	taken   uint64    // events since then
-	step    int       // events since the lag was looked at
-	worked  time.Time // when the work since the last pause began
+	speed Speed
+	// lag is that of the live views, in commits; nil where there are none.
+	lag func() uint64
+	// asked counts what others have asked of this node so far, by calls and commits; nil where nobody does.
+	asked func() uint64
+
+	mu        sync.Mutex
+	started   time.Time     // of the bounded stretch
+	taken     uint64        // events since then
+	step      int           // events since the lag was looked at
+	seen      uint64        // asked, at the last look
+	looked    bool          // there was one
+	othersAt  time.Time     // when asked was last seen to have risen
+	shortRest time.Duration // after work among others; 0 is shortRestMin
 }
 
-// wait is called after events were taken in, and returns when more may be. lag is that of the live views.
-func (p *pace) wait(ctx context.Context, speed Speed, events int, lag func() uint64) error {
+// take is called after events were taken in, and returns when more may be.
+func (p *pace) take(ctx context.Context, events int) error {
 	p.mu.Lock()
 	now := time.Now()
 	var sleep time.Duration
 	if p.started.IsZero() {
-		p.started, p.worked = now, now
+		p.started = now
 	}
 	p.taken += uint64(events)
-	if speed.EventsPerSecond > 0 {
-		due := time.Duration(float64(p.taken) / float64(speed.EventsPerSecond) * float64(time.Second))
+	if p.speed.EventsPerSecond > 0 {
+		due := time.Duration(float64(p.taken) / float64(p.speed.EventsPerSecond) * float64(time.Second))
 		sleep = due - now.Sub(p.started)
 	}
-	if speed.Background && now.Sub(p.worked) >= workMax {
-		sleep = max(sleep, now.Sub(p.worked))
-	}
-	if sleep >= sleepMin {
-		p.worked = now.Add(sleep)
-	}
 	p.step += events
-	look := p.step >= paceEvents
+	look := p.lag != nil && p.step >= paceEvents
 	if look {
 		p.step = 0
 	}
@@ -112,7 +126,7 @@ func (p *pace) wait(ctx context.Context, speed Speed, events int, lag func() uin
 		}
 	}
 	for range lagPausesMax {
-		if !look || lag() <= lagCommitsMax {
+		if !look || p.lag() <= lagCommitsMax {
 			return ctx.Err()
 		}
 		if err := sleepFor(ctx, lagPause); err != nil {
@@ -120,6 +134,82 @@ func (p *pace) wait(ctx context.Context, speed Speed, events int, lag func() uin
 		}
 	}
 	return nil
+}
+
+// A shift is one goroutine's work at a pace. A nil shift never rests.
+type shift struct {
+	pace  *pace
+	began time.Time // after the last rest
+}
+
+// newShift begins to work.
+func (p *pace) newShift() *shift { return &shift{pace: p, began: time.Now()} }
+
+// begin says that what was before was no work: it waited.
+func (s *shift) begin() {
+	if s != nil {
+		s.began = time.Now()
+	}
+}
+
+// yield is called every few dozen microseconds of work. It rests when the shift is over, and returns an error when ctx has ended.
+func (s *shift) yield(ctx context.Context) error {
+	if s == nil {
+		return ctx.Err()
+	}
+	now := time.Now()
+	rest, short := s.pace.restAfter(now.Sub(s.began), now)
+	if rest == 0 {
+		return ctx.Err()
+	}
+	if err := sleepFor(ctx, rest); err != nil {
+		return err
+	}
+	s.began = time.Now()
+	if short {
+		s.pace.rested(s.began.Sub(now) - rest)
+	}
+	return nil
+}
+
+// restAfter returns how long to rest after some work, 0 to go on. short says that it is because others are there.
+func (p *pace) restAfter(work time.Duration, now time.Time) (rest time.Duration, short bool) {
+	if work < shortWorkMax {
+		return 0, false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.speed.Background && work >= workMax {
+		rest = workMax
+	}
+	if p.othersThere(now) {
+		rest, short = max(rest, p.shortRest, shortRestMin), true
+	}
+	return rest, short
+}
+
+// othersThere reports whether this node was asked anything of late. REQUIRES: mu is held.
+func (p *pace) othersThere(now time.Time) bool {
+	if p.asked == nil {
+		return false
+	}
+	asked := p.asked()
+	if p.looked && asked != p.seen {
+		p.othersAt = now
+	}
+	p.seen, p.looked = asked, true
+	return !p.othersAt.IsZero() && now.Sub(p.othersAt) < othersFor
+}
+
+// rested makes rests longer that end late, and shorter again.
+func (p *pace) rested(late time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if late > lateMax {
+		p.shortRest = min(2*max(p.shortRest, shortRestMin), shortRestMax)
+	} else {
+		p.shortRest = max(p.shortRest-p.shortRest/8, shortRestMin)
+	}
 }
 
 func sleepFor(ctx context.Context, wait time.Duration) error {

@@ -1,6 +1,7 @@
 package projections
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -45,6 +46,9 @@ type RebuilderOptions struct {
 	Log      func(lane uint32) eventstore.Log
 	// Parallel is how many lanes are read at a time; 0 means one for each processor.
 	Parallel int
+	// Asked counts what others have asked of this node so far: while that rises, a rebuild makes room. nil means that nobody asks
+	// anything but by the log.
+	Asked func() uint64
 	// Logger is told what begins, ends and fails; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -63,6 +67,7 @@ type Rebuilder struct {
 	topology eventstore.Topology
 	runners  []*Runner
 	log      func(lane uint32) eventstore.Log
+	calls    func() uint64 // nil for none
 	slots    chan struct{} // one for each lane that is read
 	// batchBytes is the size of a batch that is committed, tableBytes of one that is written as tables. They are set before Run, by
 	// tests alone.
@@ -157,7 +162,7 @@ func NewRebuilder(options RebuilderOptions) (*Rebuilder, error) {
 		options.Parallel = runtime.GOMAXPROCS(0)
 	}
 	b := &Rebuilder{
-		store: options.Store, topology: options.Topology, runners: options.Runners, log: options.Log, logger: options.Logger,
+		store: options.Store, topology: options.Topology, runners: options.Runners, log: options.Log, calls: options.Asked, logger: options.Logger,
 		slots: make(chan struct{}, options.Parallel), batchBytes: BulkBytes, tableBytes: tableRunBytes, wake: make(chan struct{}, 1), rebuilds: make(map[byte]*rebuild),
 		sweepAt: time.Now(), // What a crash has left.
 	}
@@ -248,11 +253,11 @@ func (b *Rebuilder) begin(job *rebuild, options RebuildOptions) (err error) {
 	for _, lane := range job.record.Lanes {
 		// What there is of a generation was written with its progress. Where there is nothing, a tombstone would keep the tables of
 		// the new one above it.
-		_, err := read(b.store.db, progressKey(p.space, job.record.Generation, lane))
-		if err == nil {
+		_, at, err := storedProgress(b.store.db, p, job.record.Generation, lane, b.topology.Lanes)
+		if err == nil && at.Number > 0 {
 			err = wipe(batch, p, job.record.Generation, lane)
 		}
-		if err != nil && !errors.Is(err, pebble.ErrNotFound) {
+		if err != nil {
 			return err
 		}
 	}
@@ -342,7 +347,7 @@ func (b *Rebuilder) startWork(ctx context.Context, working *sync.WaitGroup) {
 		}
 		ctx, cancel := context.WithCancel(ctx)
 		done := make(chan struct{})
-		job.cancel, job.done, job.pace = cancel, done, &pace{}
+		job.cancel, job.done, job.pace = cancel, done, b.newPace(job.record.Speed)
 		working.Go(func() {
 			err := b.work(ctx, job)
 			stopped := ctx.Err() != nil
@@ -397,7 +402,7 @@ func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	if held {
 		return nil
 	}
-	comparison, err := b.compare(ctx, job.projection, job.lanes(), false, func(*Runner) byte { return job.record.Generation })
+	comparison, err := b.compare(ctx, job.projection, job.lanes(), false, job.pace, func(*Runner) byte { return job.record.Generation })
 	if err != nil {
 		return err
 	}
@@ -456,7 +461,7 @@ func (b *Rebuilder) build(ctx context.Context, job *rebuild, p *part) error {
 		}
 	}
 	return r.atBoundary(ctx, func() error {
-		f.unpaced = true
+		f.hurry()
 		if err := f.advance(ctx, r.position.Number); err != nil {
 			return err
 		}
@@ -466,7 +471,7 @@ func (b *Rebuilder) build(ctx context.Context, job *rebuild, p *part) error {
 				Reason: fmt.Sprintf("the rebuilt view %s holds %.12s…, the others %.12s…", job.projection.Name, v.progress.Hash, r.position.Hash),
 			}
 		}
-		if err := r.adopt(v); err != nil {
+		if err := errors.Join(f.leaveTables(), r.adopt(v)); err != nil {
 			return err
 		}
 		p.adopted.Store(true)
@@ -482,11 +487,13 @@ type builder struct {
 	view      *view
 	log       eventstore.Log
 	changes   []change
-	// unpaced is set while the lane's runner waits.
-	unpaced bool
+	// shift is nil while the lane's runner waits: then nothing makes room for anybody.
+	shift *shift
 
 	// tables takes large batches; nil when all are committed.
 	tables *tableRun
+	// unflushed says that a batch was committed since the store was flushed. It belongs to whoever writes.
+	unflushed bool
 	// blind says that the applier does not read what is there, so that the next batch may be filled while one is written.
 	blind bool
 	// spare is the batch that is not being filled, nil while it is being written. writing tells what came of that; nil when nothing is.
@@ -502,7 +509,7 @@ type written struct {
 
 // newBuilder opens a generation where it is. Its user closes it.
 func (b *Rebuilder) newBuilder(job *rebuild, p *part) (*builder, error) {
-	f := &builder{rebuilder: b, job: job, part: p, log: b.log(p.runner.lane)}
+	f := &builder{rebuilder: b, job: job, part: p, log: b.log(p.runner.lane), shift: job.pace.newShift()}
 	v, err := openView(job.projection, p.generation, b.store.db, b.store.db.NewBatch(), p.runner.lane, b.topology.Lanes)
 	if err != nil {
 		return nil, err
@@ -511,12 +518,35 @@ func (b *Rebuilder) newBuilder(job *rebuild, p *part) (*builder, error) {
 	if p.inPlace { // Reads see it: it goes on step by step, as durable as the views beside it.
 		return f, nil
 	}
-	f.tables = newTableRun(b.store, v)
+	f.tables = newTableRun(b.store, v, job.pace)
 	v.batch = f.newTableBatch()
 	if _, f.blind = v.applier.(statelessApplier); f.blind {
 		f.spare = f.newTableBatch()
 	}
 	return f, nil
+}
+
+// hurry has the builder make room for nobody any more. REQUIRES: nothing is being written.
+func (f *builder) hurry() {
+	f.shift = nil
+	if f.tables != nil {
+		f.tables.shift = nil
+	}
+}
+
+// leaveTables writes the progress where batches write it from now on, and removes that of the tables.
+func (f *builder) leaveTables() (err error) {
+	if f.tables == nil {
+		return nil
+	}
+	batch := f.rebuilder.store.db.NewBatch()
+	defer func() { err = errors.Join(err, batch.Close()) }()
+	key := f.tables.progress
+	return errors.Join(
+		batch.Set(key, appendProgress(nil, f.view.projection.Version, f.view.progress), nil),
+		batch.DeleteRange(append(bytes.Clone(key), 0), keyAfter(key), nil),
+		batch.Commit(pebble.NoSync),
+	)
 }
 
 // newTableBatch returns a batch that keeps its memory when it was written as tables.
@@ -581,10 +611,10 @@ func (f *builder) read(ctx context.Context, upTo uint64) error {
 				return err
 			}
 		}
-		if f.unpaced {
+		if f.shift == nil {
 			continue
 		}
-		if err := f.job.pace.wait(ctx, f.job.record.Speed, len(f.changes), f.rebuilder.lag); err != nil {
+		if err := errors.Join(f.job.pace.take(ctx, len(f.changes)), f.shift.yield(ctx)); err != nil {
 			return err
 		}
 	}
@@ -671,8 +701,8 @@ func (f *builder) settle() error {
 // write writes a batch and returns an empty one.
 func (f *builder) write(ctx context.Context, batch *pebble.Batch) (*pebble.Batch, error) {
 	name := f.view.projection.Name
-	if f.tables != nil && batch.Len() >= f.rebuilder.tableBytes {
-		added, err := f.tables.add(ctx, batch)
+	if f.tables != nil && batch.Len() >= min(f.rebuilder.tableBytes, tableRunBytesMin) {
+		added, err := f.addTables(ctx, batch)
 		if err != nil {
 			return batch, fmt.Errorf("write view %s: %w", name, err)
 		}
@@ -688,8 +718,38 @@ func (f *builder) write(ctx context.Context, batch *pebble.Batch) (*pebble.Batch
 		batch.Reset()
 		return batch, nil
 	}
+	f.unflushed = true
 	// Pebble may go on reading the memory of a large batch that was committed.
 	return f.newTableBatch(), batch.Close()
+}
+
+// newPace returns the pace of work on a rebuild that begins.
+func (b *Rebuilder) newPace(speed Speed) *pace {
+	return &pace{speed: speed, lag: b.lag, asked: b.asked}
+}
+
+// asked counts what others have asked of this node so far: calls, and commits that became known, whoever has decided them.
+func (b *Rebuilder) asked() (count uint64) {
+	if b.calls != nil {
+		count = b.calls()
+	}
+	for _, r := range b.runners {
+		head, _ := r.follower.Head()
+		count += head
+	}
+	return count
+}
+
+// addTables adds what a batch holds as tables, if they can hold it. What was committed before has to be durable first: after a crash
+// the tables, and their progress, would be there without it.
+func (f *builder) addTables(ctx context.Context, batch *pebble.Batch) (added bool, err error) {
+	if f.unflushed {
+		if err := f.rebuilder.store.Flush(); err != nil {
+			return false, err
+		}
+		f.unflushed = false
+	}
+	return f.tables.add(ctx, batch)
 }
 
 // lag returns how many commits the live views are behind, in the lane where it is the most.
@@ -704,7 +764,7 @@ func (b *Rebuilder) lag() uint64 {
 // compare compares the generation that answers with another one, lane by lane, each at one position of its runner. Lanes in
 // which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with. kept says that
 // the other one is kept, and not being built.
-func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, kept bool, other func(*Runner) byte) (*Comparison, error) {
+func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, kept bool, at *pace, other func(*Runner) byte) (*Comparison, error) {
 	found := &Comparison{Projection: p.Name}
 	for _, lane := range lanes {
 		r := b.runners[lane]
@@ -733,7 +793,7 @@ func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, 
 			continue
 		}
 		found.Live, found.Other = uint32(live), uint32(another)
-		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another, healed)
+		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another, healed, at.newShift())
 		if err := errors.Join(err, snapshot.Close()); err != nil {
 			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
 		}
@@ -818,8 +878,14 @@ func (b *Rebuilder) Sweep() (removed int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, entries.Close()) }()
+	var before []byte
 	for valid := entries.First(); valid; valid = entries.Next() {
 		lane, space, generation := uint32(binary.BigEndian.Uint16(entries.Key()[3:])), entries.Key()[prefixBytes], entries.Key()[prefixBytes+1]
+		of := entries.Key()[:prefixBytes+2]
+		if bytes.Equal(of, before) {
+			continue // Another one of its tables.
+		}
+		before = append(before[:0], of...)
 		for _, p := range Projections {
 			at := b.store.generations.of(space, lane)
 			if p.space != space || generation == at.live || generation == at.kept || b.builds(p, generation, lane) {

@@ -851,16 +851,16 @@ func TestASpeedReadsBackAsItIsWritten(t *testing.T) {
 }
 
 func TestARebuildKeepsItsSpeedAndMakesRoomForTheLiveViews(t *testing.T) {
-	run := func(speed Speed, events int, work time.Duration, lag func() uint64) time.Duration {
+	run := func(p *pace, events int, work time.Duration) time.Duration {
 		var took time.Duration
 		synctest.Test(t, func(t *testing.T) {
 			began := time.Now()
-			p := &pace{}
+			shift := p.newShift()
 			for range events / 10 {
 				if err := sleepFor(t.Context(), work); err != nil { // The work.
 					t.Fatal(err)
 				}
-				if err := p.wait(t.Context(), speed, 10, lag); err != nil {
+				if err := errors.Join(p.take(t.Context(), 10), shift.yield(t.Context())); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -869,22 +869,87 @@ func TestARebuildKeepsItsSpeedAndMakesRoomForTheLiveViews(t *testing.T) {
 		return took
 	}
 	none := func() uint64 { return 0 }
-	if took := run(Speed{EventsPerSecond: 1000}, 10_000, 0, none); took < 9*time.Second || took > 11*time.Second {
+	if took := run(&pace{speed: Speed{EventsPerSecond: 1000}, lag: none}, 10_000, 0); took < 9*time.Second || took > 11*time.Second {
 		t.Errorf("10,000 events at 1,000 a second took %v", took)
 	}
-	if took := run(SpeedFull, 10_000, time.Millisecond, none); took != time.Second {
-		t.Errorf("a second of work at full speed took %v", took)
+	if took := run(&pace{lag: none, asked: none}, 10_000, time.Millisecond); took != time.Second {
+		t.Errorf("a second of work at full speed, beside nobody, took %v", took)
 	}
-	if took := run(SpeedBackground, 10_000, time.Millisecond, none); took < 1900*time.Millisecond || took > 2100*time.Millisecond {
+	if took := run(&pace{speed: SpeedBackground, lag: none}, 10_000, time.Millisecond); took < 1900*time.Millisecond || took > 2100*time.Millisecond {
 		t.Errorf("a second of work in the background took %v, want about two", took)
 	}
-	asked := 0
-	if took := run(SpeedFull, paceEvents+10, 0, func() uint64 { asked++; return lagCommitsMax + 1 - min(uint64(asked/5), 1) }); took != 4*lagPause {
+	// Others ask for something all the time, then for half of the work, then so much that every rest ends late.
+	calls := uint64(0)
+	others := func() uint64 { calls++; return calls }
+	if took := run(&pace{lag: none, asked: others}, 10_000, time.Millisecond); took < 1900*time.Millisecond || took > 2*time.Second {
+		t.Errorf("a second of work among others took %v, want about two", took)
+	}
+	calls = 0
+	until := func() uint64 { calls = min(calls+1, 500); return calls }
+	if took := run(&pace{lag: none, asked: until}, 10_000, time.Millisecond); took < 1500*time.Millisecond || took > 1550*time.Millisecond {
+		t.Errorf("a second of work, half of it among others, took %v, want about one and a half", took)
+	}
+	crowded := &pace{lag: none}
+	crowded.asked = func() uint64 {
+		crowded.shortRest = min(2*max(crowded.shortRest, shortRestMin), shortRestMax) // As rested does.
+		return others()
+	}
+	if took, longest := run(crowded, 10_000, time.Millisecond), time.Second+1000*shortRestMax; took < longest/2 || took > longest {
+		t.Errorf("a second of work among too many others took %v, want at most %v", took, longest)
+	}
+	looks := 0
+	lag := func() uint64 { looks++; return lagCommitsMax + 1 - min(uint64(looks/5), 1) }
+	if took := run(&pace{lag: lag}, paceEvents+10, 0); took != 4*lagPause {
 		t.Errorf("while the live views lag it paused %v, want %v", took, 4*lagPause)
 	}
-	if took := run(SpeedFull, paceEvents+10, 0, func() uint64 { return lagCommitsMax + 1 }); took != lagPausesMax*lagPause {
+	if took := run(&pace{lag: func() uint64 { return lagCommitsMax + 1 }}, paceEvents+10, 0); took != lagPausesMax*lagPause {
 		t.Errorf("it pauses %v for a lag that stays, want %v", took, lagPausesMax*lagPause)
 	}
+}
+
+func TestRestsThatEndLateBecomeLongerWithinBoundsAndShorterAgain(t *testing.T) {
+	p := &pace{}
+	for range 100 {
+		p.rested(lateMax + 1)
+		if p.shortRest <= shortRestMin || p.shortRest > shortRestMax {
+			t.Fatalf("after a rest that ended late the next is %v, want more than %v and at most %v", p.shortRest, shortRestMin, shortRestMax)
+		}
+	}
+	if p.shortRest != shortRestMax {
+		t.Errorf("after a hundred rests that ended late the next is %v, want %v", p.shortRest, shortRestMax)
+	}
+	for range 100 {
+		p.rested(lateMax)
+	}
+	if p.shortRest != shortRestMin {
+		t.Errorf("after a hundred rests that ended in time the next is %v, want %v", p.shortRest, shortRestMin)
+	}
+}
+
+// TestNobodyRestsWhileARunnerWaits: the last commits are taken in between two of its batches.
+func TestNobodyRestsWhileARunnerWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := uint64(0)
+		p := &pace{asked: func() uint64 { asked++; return asked }}
+		f := &builder{shift: p.newShift(), tables: &tableRun{shift: p.newShift()}}
+		began := time.Now()
+		rests := func(shift *shift) time.Duration {
+			time.Sleep(time.Second) // The work.
+			before := time.Now()
+			if err := shift.yield(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return time.Since(before)
+		}
+		rests(f.shift) // Others are noticed.
+		if rests(f.shift) == 0 || rests(f.tables.shift) == 0 {
+			t.Errorf("nobody rests among others")
+		}
+		f.hurry()
+		if rests(f.shift)+rests(f.tables.shift) > 0 {
+			t.Errorf("somebody rests although the runner waits, %v after the begin", time.Since(began))
+		}
+	})
 }
 
 func TestARebuildThatWasGivenUpIsNotTakenUpAgain(t *testing.T) {

@@ -282,7 +282,7 @@ func (b *Rebuilder) Compare(ctx context.Context, name string) (*Comparison, erro
 	if len(lanes) == 0 {
 		return nil, refuse(p, "there is only one generation of it: make another one with 'projections rebuild %s --swap manual'", p.Name)
 	}
-	return b.compare(ctx, p, lanes, job == nil, other)
+	return b.compare(ctx, p, lanes, job == nil, b.newPace(SpeedFull), other)
 }
 
 // A RebuildState says how a rebuild stands.

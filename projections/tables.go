@@ -2,12 +2,12 @@ package projections
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"strconv"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -18,8 +18,12 @@ import (
 // Limits of tables that are written outside the memtable.
 const (
 	// tableRunBytes is the size of the batch whose keys are sorted in memory and written as one run of tables. There are at most
-	// two of them for each lane that is rebuilt: one is filled while the other is written.
-	tableRunBytes = 32 << 20
+	// two of them for each lane that is rebuilt: one is filled while the other is written. tableRunBytesMin is the size below which the
+	// last batch is committed instead.
+	tableRunBytes    = 8 << 20
+	tableRunBytesMin = 256 << 10
+	// sortedRunMin is how many operations are sorted by themselves before they are merged with others.
+	sortedRunMin = 16
 	// tableSublevelsMax is how deep L0 may be for tables to be added: unlike a batch, Pebble never has them wait until it has compacted.
 	tableSublevelsMax = 32
 	// tableBufferBytes is what a write of a table's file has at least, and tableSyncBytes how much of it is written back at a time:
@@ -31,7 +35,7 @@ const (
 )
 
 // A tableRun writes what a batch holds of one generation of a view as sorted tables, and adds them to the store in one step, with the
-// generation's progress in a table of its own (I6). That saves the memtable, its flush and, for keys that come after all that
+// generation's progress in a table of its own (I6), at a key of its own (progressKey). That saves the memtable, its flush and, for keys that come after all that
 // were written before, every later compaction: such tables go straight to the lowest level, where a file that reaches over their
 // range is split around it (pebbleOptions). While a compaction of such a file goes on, they go to L0 instead, which is slower and
 // no less true. One goroutine uses it.
@@ -40,13 +44,15 @@ const (
 // ahead of what was written to other keys before; Pebble itself holds back tables that overlap such a batch until it is flushed.
 type tableRun struct {
 	store    *Store
+	shift    *shift
 	prefix   prefix
-	progress []byte // its key
+	progress []byte // its key in a batch
 	// frontier is the greatest key that was written. Keys up to it may be there already; those beyond it get a table of their own.
 	frontier []byte
 
 	ops    []tableOp  // as the batch has them
 	order  []opInTurn // of the ops in a table
+	aside  []opInTurn // while two runs are merged
 	sorted []tableOp  // one for each key
 	joined []byte     // the values that merges were joined to
 }
@@ -63,18 +69,21 @@ type opInTurn struct {
 	op   uint32
 }
 
-func newTableRun(store *Store, v *view) *tableRun {
-	return &tableRun{store: store, prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane)}
+func newTableRun(store *Store, v *view, pace *pace) *tableRun {
+	return &tableRun{store: store, shift: pace.newShift(), prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane)}
 }
 
 // add adds what the batch holds, and reports true, or leaves it to the caller to commit the batch and reports false: it holds other
 // keys, or L0 is too deep.
 func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, err error) {
-	progress, ok, err := r.read(batch)
+	r.shift.begin()
+	progress, ok, err := r.read(ctx, batch)
 	if err != nil || !ok || len(r.ops) == 0 || r.store.db.Metrics().Levels[0].Sublevels >= tableSublevelsMax {
 		return false, err
 	}
-	r.sort()
+	if err := r.sort(ctx); err != nil {
+		return false, err
+	}
 	beyond := 0
 	if r.frontier != nil {
 		beyond, _ = slices.BinarySearchFunc(r.sorted, r.frontier, func(op tableOp, frontier []byte) int {
@@ -84,7 +93,7 @@ func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, er
 			return 1
 		})
 	}
-	if err := r.store.ingest(ctx, r.sorted[:beyond], r.sorted[beyond:], []tableOp{progress}); err != nil {
+	if err := r.store.ingest(ctx, r.shift, r.sorted[:beyond], r.sorted[beyond:], []tableOp{progress}); err != nil {
 		return false, err
 	}
 	if beyond < len(r.sorted) {
@@ -94,7 +103,7 @@ func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, er
 }
 
 // read lists what the batch does, which ok says that tables can. The keys and values alias the batch.
-func (r *tableRun) read(batch *pebble.Batch) (progress tableOp, ok bool, err error) {
+func (r *tableRun) read(ctx context.Context, batch *pebble.Batch) (progress tableOp, ok bool, err error) {
 	r.ops, r.order = r.ops[:0], r.order[:0]
 	for reader := batch.Reader(); ; {
 		kind, key, value, more, err := reader.Next()
@@ -106,13 +115,22 @@ func (r *tableRun) read(batch *pebble.Batch) (progress tableOp, ok bool, err err
 		default:
 			return progress, false, nil
 		}
+		if len(r.ops)%yieldKeys == 0 {
+			if err := r.shift.yield(ctx); err != nil {
+				return progress, false, err
+			}
+		}
 		op := tableOp{kind, key, value}
 		switch {
 		case bytes.HasPrefix(key, r.prefix[:]):
 			r.order = append(r.order, opInTurn{rankOf(key[prefixBytes:]), uint32(len(r.ops))})
 			r.ops = append(r.ops, op)
 		case bytes.Equal(key, r.progress):
-			progress = op
+			_, at, err := readProgress(value)
+			if err != nil {
+				return progress, false, err
+			}
+			progress = tableOp{kind, binary.BigEndian.AppendUint64(bytes.Clone(r.progress), at.Number), value}
 		default:
 			return progress, false, nil
 		}
@@ -131,18 +149,17 @@ func rankOf(suffix []byte) uint64 {
 
 // sort puts the operations into the order of their keys, and leaves one for each key, as a table holds no more, that does what all
 // of them do in turn.
-func (r *tableRun) sort() {
-	slices.SortFunc(r.order, func(a, b opInTurn) int {
-		if a.rank != b.rank {
-			return cmp.Compare(a.rank, b.rank)
-		}
-		if order := bytes.Compare(r.ops[a.op].key, r.ops[b.op].key); order != 0 {
-			return order
-		}
-		return cmp.Compare(a.op, b.op)
-	})
+func (r *tableRun) sort(ctx context.Context) error {
+	if err := r.sortTurns(ctx); err != nil {
+		return err
+	}
 	r.sorted, r.joined = r.sorted[:0], r.joined[:0]
 	for i, turn := range r.order {
+		if i%yieldKeys == 0 {
+			if err := r.shift.yield(ctx); err != nil {
+				return err
+			}
+		}
 		op := &r.ops[turn.op]
 		if i == 0 || turn.rank != r.order[i-1].rank || !bytes.Equal(op.key, r.sorted[len(r.sorted)-1].key) {
 			r.sorted = append(r.sorted, *op)
@@ -160,11 +177,72 @@ func (r *tableRun) sort() {
 			before.value = r.joined[from:len(r.joined):len(r.joined)]
 		}
 	}
+	return nil
+}
+
+// sortTurns sorts by key, and by turn where keys are the same. Orders come nearly in the order of their ids, as these begin with the
+// time: two runs of them, each in order, have few keys between each other's, and only those are merged. The standard library's sort
+// takes twice as long, and does not rest.
+func (r *tableRun) sortTurns(ctx context.Context) error {
+	order := r.order
+	for from := 0; from < len(order); from += sortedRunMin {
+		if from%yieldKeys == 0 {
+			if err := r.shift.yield(ctx); err != nil {
+				return err
+			}
+		}
+		run := order[from:min(from+sortedRunMin, len(order))]
+		for i := 1; i < len(run); i++ {
+			turn, at := run[i], i
+			for ; at > 0 && r.less(&turn, &run[at-1]); at-- {
+				run[at] = run[at-1]
+			}
+			run[at] = turn
+		}
+	}
+	for size := sortedRunMin; size < len(order); size *= 2 {
+		for from := 0; from+size < len(order); from += 2 * size {
+			r.merge(order[from:min(from+2*size, len(order))], size)
+			if err := r.shift.yield(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// merge merges the first operations of a list with the others. Both are sorted.
+func (r *tableRun) merge(list []opInTurn, first int) {
+	// What comes before all others is in its place, and so is what comes after all of the first.
+	start := sort.Search(first, func(i int) bool { return r.less(&list[first], &list[i]) })
+	if start == first {
+		return
+	}
+	end := first + sort.Search(len(list)-first, func(i int) bool { return !r.less(&list[first+i], &list[first-1]) })
+	r.aside = append(r.aside[:0], list[start:first]...)
+	left, right, to := r.aside, list[first:end], list[start:end]
+	for len(left) > 0 && len(right) > 0 {
+		if r.less(&right[0], &left[0]) {
+			to[0], right = right[0], right[1:]
+		} else {
+			to[0], left = left[0], left[1:]
+		}
+		to = to[1:]
+	}
+	copy(to, left)
+}
+
+// less reports whether a's key comes before b's.
+func (r *tableRun) less(a, b *opInTurn) bool {
+	if a.rank != b.rank {
+		return a.rank < b.rank
+	}
+	return bytes.Compare(r.ops[a.op].key, r.ops[b.op].key) < 0
 }
 
 // ingest writes each list that is not empty as a table, and adds all of them in one durable step. REQUIRES: each list is sorted, and no
 // two of them overlap.
-func (s *Store) ingest(ctx context.Context, lists ...[]tableOp) (err error) {
+func (s *Store) ingest(ctx context.Context, shift *shift, lists ...[]tableOp) (err error) {
 	var paths []string
 	defer func() {
 		if err == nil {
@@ -179,7 +257,7 @@ func (s *Store) ingest(ctx context.Context, lists ...[]tableOp) (err error) {
 			continue
 		}
 		path := s.fs.PathJoin(s.tables, strconv.FormatUint(s.tablesMade.Add(1), 10))
-		if err := s.writeTable(path, ops); err != nil {
+		if err := s.writeTable(ctx, shift, path, ops); err != nil {
 			return fmt.Errorf("write a table of %d keys: %w", len(ops), err)
 		}
 		paths = append(paths, path)
@@ -190,8 +268,8 @@ func (s *Store) ingest(ctx context.Context, lists ...[]tableOp) (err error) {
 	return nil
 }
 
-// writeTable writes one table, durably. What it leaves when it fails is removed by the next OpenStore.
-func (s *Store) writeTable(path string, ops []tableOp) error {
+// writeTable writes one table, durably, or leaves no file.
+func (s *Store) writeTable(ctx context.Context, shift *shift, path string, ops []tableOp) error {
 	file, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
@@ -199,6 +277,11 @@ func (s *Store) writeTable(path string, ops []tableOp) error {
 	file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: tableSyncBytes})
 	w := sstable.NewWriter(&tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}, s.tableOptions)
 	for i := range ops {
+		if i%yieldKeys == 0 {
+			if err = shift.yield(ctx); err != nil {
+				break
+			}
+		}
 		op := &ops[i]
 		switch op.kind {
 		case pebble.InternalKeyKindSet:
@@ -214,7 +297,10 @@ func (s *Store) writeTable(path string, ops []tableOp) error {
 			break
 		}
 	}
-	return errors.Join(err, w.Close())
+	if err = errors.Join(err, w.Close()); err != nil {
+		return errors.Join(err, s.fs.Remove(path))
+	}
+	return nil
 }
 
 // A tableFile is a file that a table is written to, a large piece at a time. It implements objstorage.Writable.

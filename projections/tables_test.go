@@ -22,7 +22,7 @@ func TestTablesHoldWhatTheirBatchesDo(t *testing.T) {
 	for round := range 20 {
 		tables, batches := openMemStore(t), openMemStore(t)
 		v := &view{projection: &ordersProjection, generation: 3, prefix: prefixOf(spaceOrders, 3, 0)}
-		run := newTableRun(tables, v)
+		run := newTableRun(tables, v, &pace{})
 		for step := range 1 + random.IntN(12) {
 			batch := tables.db.NewBatch()
 			for range 1 + random.IntN(60) {
@@ -42,7 +42,8 @@ func TestTablesHoldWhatTheirBatchesDo(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := batch.Set(run.progress, fmt.Append(nil, step), nil); err != nil {
+			at := progress{Position: eventstore.Position{Number: uint64(step + 1)}}
+			if err := batch.Set(run.progress, appendProgress(nil, v.projection.Version, at), nil); err != nil {
 				t.Fatal(err)
 			}
 			same := batches.db.NewBatch()
@@ -59,8 +60,13 @@ func TestTablesHoldWhatTheirBatchesDo(t *testing.T) {
 			} else if added, err := run.add(t.Context(), batch); err != nil || !added {
 				t.Fatalf("seed %d, round %d, step %d: added %v, %v, want a run of tables", seed, round, step, added, err)
 			}
-			if got, want := everything(t, tables), everything(t, batches); got != want {
+			if got, want := contents(t, tables, v.prefix), contents(t, batches, v.prefix); got != want {
 				t.Fatalf("seed %d, round %d, step %d: tables and batches differ:\n%s", seed, round, step, firstDifference(got, want))
+			}
+			for _, store := range []*Store{tables, batches} {
+				if _, stored, err := storedProgress(store.db, v.projection, v.generation, v.lane, 1); err != nil || stored.Number != at.Number {
+					t.Fatalf("seed %d, round %d, step %d: the progress is commit %d, %v, want %d", seed, round, step, stored.Number, err, at.Number)
+				}
 			}
 		}
 		for _, store := range []*Store{tables, batches} {
@@ -80,10 +86,16 @@ func openMemStore(t *testing.T) *Store {
 	return store
 }
 
-// everything writes down what a store holds.
-func everything(t *testing.T, store *Store) string {
+// everything writes down what a store holds, and contents what is there of a generation of a view.
+func everything(t *testing.T, store *Store) string { return listed(t, store, nil) }
+
+func contents(t *testing.T, store *Store, p prefix) string {
+	return listed(t, store, &pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
+}
+
+func listed(t *testing.T, store *Store, within *pebble.IterOptions) string {
 	t.Helper()
-	entries, err := store.db.NewIter(nil)
+	entries, err := store.db.NewIter(within)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,8 +132,8 @@ func TestABatchThatTablesCannotHoldIsLeftToItsCaller(t *testing.T) {
 		},
 		"nothing but the progress": func(*pebble.Batch) error { return nil },
 	} {
-		run, batch := newTableRun(store, v), store.db.NewBatch()
-		if err := batch.Set(run.progress, []byte("p"), nil); err != nil {
+		run, batch := newTableRun(store, v, &pace{}), store.db.NewBatch()
+		if err := batch.Set(run.progress, appendProgress(nil, v.projection.Version, progress{}), nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := fill(batch); err != nil {
@@ -262,6 +274,60 @@ func TestAGenerationThatACrashLeftAheadOfItsRunnerWaitsForIt(t *testing.T) {
 	n.verify(s)
 	stop()
 	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTablesAreNotDurableBeforeTheBatchesOfTheirGeneration: their keys need not meet, so Pebble does not hold the tables back by itself.
+func TestTablesAreNotDurableBeforeTheBatchesOfTheirGeneration(t *testing.T) {
+	s := newShop(t, seedOf(t), 0, 1)
+	fs := vfs.NewCrashableMem()
+	n := openNode(t, fs, s.log)
+	b := n.rebuilder(s.log)
+	job := &rebuild{projection: &ordersProjection, pace: &pace{}}
+	if err := b.begin(job, RebuildOptions{Lanes: []uint32{0}}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := b.newBuilder(job, b.newPart(&ordersProjection, 0, job.record.Generation, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := f.view
+	for number, key := range []string{1: "a", 2: "b"} {
+		if key == "" {
+			continue
+		}
+		b.tableBytes = 1
+		if number == 1 {
+			b.tableBytes = tableRunBytes // Too little for a table.
+		}
+		v.progress.Number = uint64(number)
+		if err := errors.Join(v.batch.Set(v.prefix.key([]byte(key)), nil, nil), v.finish()); err != nil {
+			t.Fatal(err)
+		}
+		if v.batch, err = f.write(t.Context(), v.batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left := fs.CrashClone(vfs.CrashCloneCfg{})
+	if err := errors.Join(v.batch.Close(), n.store.Close()); err != nil {
+		t.Fatal(err)
+	}
+
+	store, err := OpenStore("store", StoreOptions{FS: left})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, at, err := storedProgress(store.db, v.projection, v.generation, 0, 1)
+	if err != nil || at.Number != 2 {
+		t.Fatalf("the crash left the generation at commit %d, %v, want 2, which was written as tables", at.Number, err)
+	}
+	for _, key := range []string{"a", "b"} {
+		if _, err := v.prefix.read(store.db, key); err != nil {
+			t.Errorf("the crash left no key %q: %v", key, err)
+		}
+	}
+	if err := store.Close(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -147,7 +147,9 @@ type progress struct {
 	at time.Time
 }
 
-// progressKey is where the progress of a generation of a view in a lane is kept.
+// progressKey is where the progress of a generation of a view in a lane is kept. Tables of a rebuild are written with one of their own
+// behind it, that key and the number of the commit: what is written to one key again and again cannot go to the lowest level. The
+// furthest of them counts, until the generation is with its runner.
 func progressKey(space, generation byte, lane uint32) []byte {
 	return prefixOf(spaceProgress, firstGeneration, lane).key([]byte{space, generation})
 }
@@ -217,16 +219,28 @@ type view struct {
 // storedProgress returns how far a generation of a view is, and the version that wrote it. One that does not exist is at the
 // lane's genesis, of the projection's version.
 func storedProgress(from pebble.Reader, p *Projection, generation byte, lane, lanes uint32) (version uint32, at progress, err error) {
-	value, err := read(from, progressKey(p.space, generation, lane))
-	switch {
-	case errors.Is(err, pebble.ErrNotFound):
-		version = p.Version
-	case err != nil:
+	first := progressKey(p.space, generation, lane)
+	entries, err := from.NewIter(&pebble.IterOptions{LowerBound: first, UpperBound: keyAfter(first)})
+	if err != nil {
 		return 0, progress{}, fmt.Errorf("read the progress of view %s: %w", p.Name, err)
-	default:
-		if version, at, err = readProgress(value); err != nil {
+	}
+	defer func() { err = errors.Join(err, entries.Close()) }()
+	version = p.Version
+	// The first is that of the batches, the last that of the newest tables.
+	for _, valid := range []func() bool{entries.First, entries.Last} {
+		if !valid() {
+			break
+		}
+		versionHere, here, err := readProgress(entries.Value())
+		if err != nil {
 			return 0, progress{}, err
 		}
+		if here.Number >= at.Number {
+			version, at = versionHere, here
+		}
+	}
+	if err := entries.Error(); err != nil {
+		return 0, progress{}, fmt.Errorf("read the progress of view %s: %w", p.Name, err)
 	}
 	if at.Number == 0 {
 		at.Position = eventstore.Genesis(lane, lanes)

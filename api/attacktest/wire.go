@@ -120,11 +120,12 @@ func bodyOf(token string, length int) string {
 
 // HTTP/2 frames (RFC 9113 §6).
 const (
-	frameData      = 0x0
-	frameHeaders   = 0x1
-	frameRSTStream = 0x3
-	frameSettings  = 0x4
-	frameGoAway    = 0x7
+	frameData         = 0x0
+	frameHeaders      = 0x1
+	frameRSTStream    = 0x3
+	frameSettings     = 0x4
+	frameGoAway       = 0x7
+	frameWindowUpdate = 0x8
 
 	flagEndStream  = 0x1
 	flagEndHeaders = 0x4
@@ -164,7 +165,11 @@ func headerBlock(pairs ...string) []byte {
 func (r *rig) openHTTP2(t *testing.T) net.Conn {
 	t.Helper()
 	conn := r.dial(t)
-	if _, err := conn.Write(append([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), frame(frameSettings, 0, 0, nil)...)); err != nil {
+	// The connection's window is opened wide: without that it has room for some 300 refusals, and the others wait for more.
+	const windowMore = 1 << 30
+	hello := append([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), frame(frameSettings, 0, 0, nil)...)
+	hello = append(hello, frame(frameWindowUpdate, 0, 0, binary.BigEndian.AppendUint32(nil, windowMore))...)
+	if _, err := conn.Write(hello); err != nil {
 		t.Fatal(err)
 	}
 	return conn

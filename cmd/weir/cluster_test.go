@@ -95,26 +95,38 @@ type pair struct {
 	nodes  [2]*devNode
 }
 
-func startPair(t *testing.T, lanes int) *pair {
+// newPair has a server and no node yet.
+func newPair(t *testing.T) *pair {
 	t.Helper()
 	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0", Monitor: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(server.Shutdown)
-	p := &pair{t: t, server: server, dirs: [2]string{t.TempDir(), t.TempDir()}}
+	return &pair{t: t, server: server, dirs: [2]string{t.TempDir(), t.TempDir()}}
+}
+
+func startPair(t *testing.T, lanes int) *pair {
+	t.Helper()
+	p := newPair(t)
 	p.start(0, "--lanes", fmt.Sprint(lanes))
+	p.shareKeys()
+	p.start(1)
+	return p
+}
+
+// shareKeys gives the second node the keys that the first one made.
+func (p *pair) shareKeys() {
+	p.t.Helper()
 	for _, file := range []string{identity.SigningKeyFile, "master.key"} {
 		key, err := os.ReadFile(filepath.Join(p.dirs[0], file))
 		if err == nil {
 			err = os.WriteFile(filepath.Join(p.dirs[1], file), key, 0o600)
 		}
 		if err != nil {
-			t.Fatal(err)
+			p.t.Fatal(err)
 		}
 	}
-	p.start(1)
-	return p
 }
 
 func (p *pair) start(node int, args ...string) {

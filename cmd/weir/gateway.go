@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -25,7 +26,9 @@ import (
 	"github.com/weirhq/weir/gateway"
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/presence"
 	"github.com/weirhq/weir/gateway/registry"
+	"github.com/weirhq/weir/gateway/room"
 )
 
 const (
@@ -243,9 +246,8 @@ type gatewayFlags struct {
 	keys      keyOptions
 	// tokenKeyDir has the nodes' own key of tokens.
 	tokenKeyDir string
-	// secretFile has what all gateways share, and secret is what was in it.
+	// secretFile has what all gateways share.
 	secretFile       string
-	secret           gatewaySecret
 	failbackReplicas int
 	operatorToken    string
 	nodesFile        string
@@ -280,7 +282,8 @@ nobody's; so it does with --token-key-dir, where nodes use a key of their own.
 
 With --operator-token-file the gateway looks at what the policy's board names, and refuses itself what is sold out
 (edge.sold_out). A campaign that the policy names under room has a waiting room: users enter it, wait for their turn,
-and order with a pass. That needs tokens that are verified, and --gateway-secret-file, the same for all gateways.
+and order with a pass. That needs tokens that are verified, and --gateway-secret-file, the same for all gateways. To
+replace that secret, add a line with the new one and 'from TIME' to the file, and 'until TIME' to the line of the old.
 
 A method whose fault mode is failback has its calls kept on NATS when no node does them, and made again until one does.
 That needs --nats, tokens that are verified, and --gateway-secret-file, which seals what is kept: make it once for all
@@ -318,7 +321,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags := cmd.Flags()
 	flags.StringArrayVar(&f.upstreams, "upstream", nil, "base `URL` of a node's API; repeat it for more")
 	addNATSFlag(cmd, &f.nats)
-	f.access.add(cmd)
+	f.access.addGateway(cmd)
 	flags.StringVar(&f.nodesFile, "nodes-file", "", "`FILE` that keeps the list of nodes over a restart; empty keeps it in memory")
 	f.redis.add(cmd)
 	flags.StringVar(&f.keys.file, "jwt-keys", "", "`FILE` with the public keys of tokens, PEM or JWKS; a change of it is taken in while the process runs")
@@ -435,6 +438,13 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return err
 	}
 	end.behind = append(end.behind, options.Registry.Run)
+	js, err := jetstream.New(connection)
+	if err != nil {
+		return err
+	}
+	options.RoomUses = room.NewNATSUses(js) // Unless there is Redis.
+	options.Presence = presence.New(connection, gatewayID(), end.logger)
+	end.behind = append(end.behind, options.Presence.Run)
 	plansFile := ""
 	if f.nodesFile != "" {
 		plansFile = filepath.Join(filepath.Dir(f.nodesFile), plansFileName)
@@ -467,6 +477,7 @@ func (f *gatewayFlags) openGlobals(end *front, options *gateway.Options) error {
 		return usagef("%v", err)
 	}
 	end.behind = append(end.behind, options.Globals.Run)
+	options.RoomUses = room.NewRedisUses(client, parsed.Prefix)
 	return nil
 }
 
@@ -524,22 +535,95 @@ func (p *process) announceGateway(cmd *cobra.Command, f *front) error {
 }
 
 func (p *process) gatewayCheckCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "check FILE",
-		Short: "Say whether a file is a good policy",
+	var secretFile string
+	cmd := &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Say whether a file is a good policy, or has good secrets",
 		Long: `Read a policy as the gateway would, and say what is wrong with it: a key that is not known with its line and the
-nearest one that is, a value that is none, values that contradict each other. Nothing is changed.`,
-		Example: `  weir gateway check /etc/weir/gateway.yaml`,
-		Args:    exactArgs("FILE"),
+nearest one that is, a value that is none, values that contradict each other. Nothing is changed.
+
+With --gateway-secret-file, look at that file too, or alone: whether only its owner can read it, whether there is always
+one secret that is used, and which one is used now and until when each is good. Secrets are never printed; each has an
+id, which is in the tickets that it signs.`,
+		Example: `  weir gateway check /etc/weir/gateway.yaml
+  weir gateway check --gateway-secret-file /etc/weir/gateway.secret`,
+		Args: atMostArgs("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, _, err := openPolicy(args[0]); err != nil {
+			if len(args) == 0 && secretFile == "" {
+				return usagef("there is nothing to check").then("give the FILE of a policy, or --gateway-secret-file, or both")
+			}
+			said := gatewayChecked{Good: true}
+			if len(args) > 0 {
+				if _, _, err := openPolicy(args[0]); err != nil {
+					return err
+				}
+				said.File = args[0]
+			}
+			secrets, err := readGatewaySecrets(secretFile)
+			if err != nil {
 				return err
 			}
+			said.Secrets = secrets.describe(p.now())
 			if p.json(cmd) {
-				return writeJSON(p.stdout, map[string]any{"file": args[0], "good": true})
+				return writeJSON(p.stdout, said)
 			}
-			_, err := fmt.Fprintf(p.stdout, "%s is a good policy\n", args[0])
-			return err
+			if said.File != "" {
+				fmt.Fprintf(p.stdout, "%s is a good policy\n", said.File)
+			}
+			if secrets == nil {
+				return nil
+			}
+			fmt.Fprintf(p.stdout, "%s is a good file of secrets\n", secretFile)
+			rows := newTable("SECRET", "STATE", "FROM", "UNTIL")
+			for _, one := range said.Secrets {
+				rows.row(one.ID, one.State, instantText(one.From), instantText(one.Until))
+			}
+			return rows.print(p.stdout, p.painterFor(p.stdout))
 		},
 	}
+	addGatewaySecretFlag(cmd, &secretFile)
+	return cmd
+}
+
+// gatewayChecked is what 'weir gateway check' prints with -o json.
+type gatewayChecked struct {
+	File    string          `json:"file,omitempty"`
+	Good    bool            `json:"good"`
+	Secrets []checkedSecret `json:"secrets,omitempty"`
+}
+
+// A checkedSecret is what may be said of a secret.
+type checkedSecret struct {
+	ID string `json:"id"`
+	// State is later, signs, verifies or over; the oldest one draws places besides.
+	State string     `json:"state"`
+	From  *time.Time `json:"from,omitempty"`
+	Until *time.Time `json:"until,omitempty"`
+}
+
+// describe says of each secret what it is good for now.
+func (s gatewaySecrets) describe(now time.Time) []checkedSecret {
+	var all []checkedSecret
+	for i, key := range s.roomKeys() {
+		one := checkedSecret{ID: key.ID(), State: "verifies"}
+		switch inUse := s.inUse(now); {
+		case !key.Until.IsZero() && !now.Before(key.Until):
+			one.State = "over"
+		case i == inUse:
+			one.State = "signs"
+		case i > inUse:
+			one.State = "later"
+		}
+		if i == 0 {
+			one.State += ", draws"
+		}
+		if !key.From.IsZero() {
+			one.From = &key.From
+		}
+		if !key.Until.IsZero() {
+			one.Until = &key.Until
+		}
+		all = append(all, one)
+	}
+	return all
 }

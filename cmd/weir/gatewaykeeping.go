@@ -2,14 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto/hkdf"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -24,58 +20,20 @@ import (
 )
 
 const (
-	// gatewaySecretBytes is the size of the secret that gateways share, and of the keys that are made of it.
-	gatewaySecretBytes = 32
-	// failbackKeyUse and roomKeyUse say what a key is for: one leaks nothing of the other.
-	failbackKeyUse = "weir gateway failback v1"
-	roomKeyUse     = "weir gateway room v1"
 	// failbackOpenPause is how long a gateway waits before it tries again to open what NATS keeps for it.
 	failbackOpenPause = time.Second
 	// parkedRequestsMax bounds the parked requests that are listed.
 	parkedRequestsMax = 10_000
 )
 
-// A gatewaySecret is what all gateways share, nil for none.
-type gatewaySecret []byte
-
-// readGatewaySecret reads --gateway-secret-file; an empty name is none.
-func readGatewaySecret(file string) (gatewaySecret, error) {
-	if file == "" {
-		return nil, nil
-	}
-	info, err := os.Stat(file)
-	if err != nil {
-		return nil, usagef("--gateway-secret-file: %v", err).then("make one: openssl rand -hex 32 > %s; chmod 600 %[1]s", file)
-	}
-	if info.Mode().Perm()&0o077 != 0 {
-		return nil, usagef("--gateway-secret-file: others than its owner may read %s (mode %04o)", file, info.Mode().Perm()).then("chmod 600 %s, and make a new secret if somebody may have", file)
-	}
-	text, err := readSecret(file)
-	if err != nil {
-		return nil, usagef("--gateway-secret-file: %v", err)
-	}
-	secret, err := hex.DecodeString(text)
-	if err != nil || len(secret) != gatewaySecretBytes {
-		return nil, usagef("--gateway-secret-file: %s does not have %d hexadecimal digits", file, 2*gatewaySecretBytes).then("make one: openssl rand -hex 32 > %s", file)
-	}
-	return secret, nil
-}
-
-// key returns the key for one use.
-func (s gatewaySecret) key(use string) []byte {
-	key, err := hkdf.Key(sha256.New, s, nil, use, gatewaySecretBytes)
-	if err != nil {
-		panic(fmt.Sprintf("a bug: %d bytes are too many for a key: %v", gatewaySecretBytes, err))
-	}
-	return key
-}
-
 // A lateQueue is the queue of requests that are made later, once NATS could be reached for the first time.
 type lateQueue struct {
 	connection *nats.Conn
 	config     failback.Config
-	options    failback.Options
 	opened     atomic.Pointer[failback.Queue]
+
+	mu      sync.Mutex
+	options failback.Options
 }
 
 var errQueueNotOpen = errors.New("the request is not kept for later: NATS was not reached yet")
@@ -87,6 +45,35 @@ func (l *lateQueue) Accept(ctx context.Context, request failback.Request) error 
 		return errQueueNotOpen
 	}
 	return queue.Accept(ctx, request)
+}
+
+// setKeys makes the queue use other keys from now on.
+func (l *lateQueue) setKeys(key []byte, older [][]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.options.Key, l.options.OlderKeys = key, older // For a queue that is opened later.
+	if queue := l.opened.Load(); queue != nil {
+		return queue.SetKeys(key, older...)
+	}
+	return nil
+}
+
+// open opens the queue with the keys of now.
+func (l *lateQueue) open(ctx context.Context) (*failback.Queue, error) {
+	l.mu.Lock()
+	options := l.options
+	l.mu.Unlock()
+	queue, err := failback.Open(ctx, l.connection, l.config, options)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := queue.SetKeys(l.options.Key, l.options.OlderKeys...); err != nil { // They may have changed meanwhile.
+		return nil, err
+	}
+	l.opened.Store(queue)
+	return queue, nil
 }
 
 // Stats implements gateway.Keeper.
@@ -102,9 +89,8 @@ func (l *lateQueue) Stats(ctx context.Context) (failback.Stats, error) {
 func (l *lateQueue) run(ctx context.Context, send failback.Send) error {
 	said := ""
 	for {
-		queue, err := failback.Open(ctx, l.connection, l.config, l.options)
+		queue, err := l.open(ctx)
 		if err == nil {
-			l.opened.Store(queue)
 			return queue.Run(ctx, send)
 		}
 		if ctx.Err() == nil && err.Error() != said {
@@ -122,17 +108,21 @@ func (l *lateQueue) run(ctx context.Context, send failback.Send) error {
 }
 
 // openKeeping makes what keeps calls for later, when there is NATS to keep them and a secret to seal them with.
-func (f *gatewayFlags) openKeeping(end *front, options *gateway.Options) (err error) {
+func (f *gatewayFlags) openKeeping(end *front, options *gateway.Options) error {
 	if f.operatorToken != "" {
 		options.OperatorToken = (&tokenFile{path: f.operatorToken}).token
 		if _, err := options.OperatorToken(); err != nil {
 			return usagef("--operator-token-file: %v", err).then("write a token with the scope operator into it: weir token --help")
 		}
 	}
-	if f.secret, err = readGatewaySecret(f.secretFile); err != nil || f.secret == nil {
+	secrets, err := readGatewaySecrets(f.secretFile)
+	if err != nil || secrets == nil {
 		return err
 	}
-	options.RoomKey = f.secret.key(roomKeyUse)
+	options.RoomKeys = secrets.roomKeys()
+	followed := &followedSecret{file: f.secretFile, logger: end.logger, used: secrets, inUse: secrets.inUse(time.Now())}
+	end.behind = append(end.behind, followed.run)
+	followed.use = func(secrets gatewaySecrets) error { return end.gateway.SetRoomKeys(secrets.roomKeys()) }
 	if end.nats == nil {
 		return nil
 	}
@@ -144,10 +134,23 @@ func (f *gatewayFlags) openKeeping(end *front, options *gateway.Options) (err er
 	if err := config.Validate(); err != nil {
 		return usagef("--failback-replicas: %v", err)
 	}
-	late := &lateQueue{connection: end.nats, config: config, options: failback.Options{Key: f.secret.key(failbackKeyUse), Logger: end.logger}}
+	late := end.keepForLater(end.nats, config, secrets)
 	options.Failback = late
-	end.behind = append(end.behind, func(ctx context.Context) error { return late.run(ctx, end.gateway.SendKept) })
+	followed.use = func(secrets gatewaySecrets) error {
+		if err := end.gateway.SetRoomKeys(secrets.roomKeys()); err != nil {
+			return err
+		}
+		return late.setKeys(secrets.failbackKeys(time.Now()))
+	}
 	return nil
+}
+
+// keepForLater makes the queue of calls that are made later, which the front runs.
+func (f *front) keepForLater(connection *nats.Conn, config failback.Config, secrets gatewaySecrets) *lateQueue {
+	late := &lateQueue{connection: connection, config: config, options: failback.Options{Logger: f.logger}}
+	late.options.Key, late.options.OlderKeys = secrets.failbackKeys(time.Now())
+	f.behind = append(f.behind, func(ctx context.Context) error { return late.run(ctx, f.gateway.SendKept) })
+	return late
 }
 
 // verifies is whether the gateway knows whose a token is.
@@ -221,7 +224,7 @@ func (f *gatewayFlags) explain(err error) error {
 	return usagef("%s: this gateway is not set up for it", need.Key).then("%s", map[string]string{
 		"Board":         "name under board what it is about",
 		"OperatorToken": "give --operator-token-file",
-		"RoomKey":       "give --gateway-secret-file, and --jwt-keys or --token-key-dir",
+		"RoomKeys":      "give --gateway-secret-file, and --jwt-keys or --token-key-dir",
 		"Failback":      "give --nats, --gateway-secret-file, and --jwt-keys or --token-key-dir",
 	}[need.Option])
 }
@@ -262,12 +265,12 @@ type failbackFlags struct {
 
 func (f *failbackFlags) add(cmd *cobra.Command) {
 	addNATSFlag(cmd, &f.nats)
-	f.access.add(cmd)
+	f.access.addGateway(cmd)
 	addGatewaySecretFlag(cmd, &f.secretFile)
 }
 
 func addGatewaySecretFlag(cmd *cobra.Command, file *string) {
-	cmd.Flags().StringVar(file, "gateway-secret-file", "", "`FILE` with the secret that all gateways share, 64 hexadecimal digits")
+	cmd.Flags().StringVar(file, "gateway-secret-file", "", "`FILE` with the secrets that all gateways share: 64 hexadecimal digits a line, perhaps from TIME, until TIME")
 	setting(cmd.Flags(), "gateway-secret-file")
 }
 
@@ -276,11 +279,11 @@ func (f *failbackFlags) with(ctx context.Context, do func(*failback.Queue) error
 	if f.nats == "" {
 		return usagef("requests that are made later lie on NATS").then("give --nats")
 	}
-	secret, err := readGatewaySecret(f.secretFile)
+	secrets, err := readGatewaySecrets(f.secretFile)
 	if err != nil {
 		return err
 	}
-	if secret == nil {
+	if secrets == nil {
 		return usagef("requests that are made later are sealed").then("give --gateway-secret-file, the same as the gateways'")
 	}
 	connection, err := f.access.connect(f.nats)
@@ -288,7 +291,8 @@ func (f *failbackFlags) with(ctx context.Context, do func(*failback.Queue) error
 		return err
 	}
 	defer connection.Close()
-	queue, err := failback.Open(ctx, connection, failback.Config{}, failback.Options{Key: secret.key(failbackKeyUse)})
+	key, older := secrets.failbackKeys(time.Now())
+	queue, err := failback.Open(ctx, connection, failback.Config{}, failback.Options{Key: key, OlderKeys: older})
 	if err != nil {
 		return &problem{code: exitUnavailable, what: err.Error(), next: "check --nats, and that JetStream is there", cause: err}
 	}

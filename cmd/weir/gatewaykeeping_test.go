@@ -264,9 +264,21 @@ func TestAnOrderOfACampaignWithARoomNeedsAPass(t *testing.T) {
 		t.Fatalf("no pass came: %v, %v", stream.Err(), err)
 	}
 	needsPass(bob, pass)
+	// What the node refuses does not use her turn.
+	if status, body, _ := placeAt(t, lines.Gateway, alice, strings.Replace(request, `"quantity":"1"`, `"quantity":"0"`, 1), room.HeaderPass, pass); status != http.StatusBadRequest || strings.Contains(body, room.ReasonWaitingRoom) {
+		t.Errorf("an order of nothing got %d %s", status, body)
+	}
 	status, body, _ := placeAt(t, lines.Gateway, alice, request, room.HeaderPass, pass)
 	if status != http.StatusOK || !strings.Contains(body, `"orderId"`) {
 		t.Errorf("with the pass alice got %d %s", status, body)
+	}
+	// The same request is answered again; another one would be a second order in one turn.
+	if status, again, _ := placeAt(t, lines.Gateway, alice, request, room.HeaderPass, pass); status != http.StatusOK || again != body {
+		t.Errorf("the same request again got %d %s, before %s", status, again, body)
+	}
+	status, body, _ = placeAt(t, lines.Gateway, alice, strings.Replace(request, `"r"`, `"another"`, 1), room.HeaderPass, pass)
+	if status != http.StatusBadRequest || !strings.Contains(body, `"used"`) {
+		t.Errorf("a second order with the pass got %d %s", status, body)
 	}
 	stop().want(t, exitOK)
 }
@@ -288,7 +300,7 @@ func TestAPolicyThatAGatewayIsNotSetUpForIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantText(t, live(t, nil, "gateway", "--upstream", "http://a", "--gateway-secret-file", short).want(t, exitUsage).stderr, "chmod 600")
-	if bytes.Equal(gatewaySecret("a").key(failbackKeyUse), gatewaySecret("a").key(roomKeyUse)) {
+	if one := (gatewaySecret{secret: []byte("a")}); bytes.Equal(one.key(failbackKeyUse), one.key(roomKeyUse)) {
 		t.Error("two uses have one key")
 	}
 }

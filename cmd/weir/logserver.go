@@ -64,6 +64,11 @@ type openLog struct {
 	embedded *embedded.Server
 	nc       *nats.Conn
 	logger   *slog.Logger
+
+	// bulk are the same streams over bulkConn, for whoever reads long stretches: what the lanes' appends are answered does not queue
+	// behind these. Both are nil until openBulk.
+	bulk     *eventstore.JetStream
+	bulkConn *nats.Conn
 }
 
 // connectLog starts the embedded server or connects to another one.
@@ -116,6 +121,12 @@ func (l *openLog) close() error {
 	}
 	if l.streams != nil {
 		l.streams.Close()
+	}
+	if l.bulk != nil {
+		l.bulk.Close()
+	}
+	if l.bulkConn != nil {
+		l.bulkConn.Close()
 	}
 	l.nc.Close()
 	if l.embedded != nil {
@@ -204,6 +215,22 @@ func (l *openLog) open(ctx context.Context, options nodeOptions) (err error) {
 	}
 	l.streams, l.replicas = streams, health.Replicas
 	return nil
+}
+
+// openBulk opens the streams for long reads. REQUIRES: the log is open.
+func (l *openLog) openBulk(ctx context.Context, options logOptions) (err error) {
+	if l.embedded != nil {
+		l.bulkConn, err = l.embedded.Connect()
+	} else {
+		l.bulkConn, err = options.access.stay(options.nats, "weir: long reads")
+	}
+	if err != nil {
+		return err
+	}
+	return l.beside(ctx, options, func(ctx context.Context) error {
+		l.bulk, err = eventstore.OpenJetStream(ctx, l.bulkConn, l.topology, eventstore.JetStreamOptions{})
+		return err
+	})
 }
 
 // beside opens a bucket or stream beside the log, and makes it when there is none. In a cluster of its own servers it waits until those

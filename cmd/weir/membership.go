@@ -321,6 +321,8 @@ type natsAccess struct {
 	key         string
 	// secretFile has the secret of a cluster of embedded servers.
 	secretFile string
+	// gateway says that a gateway signs in there, and not a node.
+	gateway bool
 	// systemCredentials are for the system account.
 	systemCredentials string
 }
@@ -333,6 +335,12 @@ func (a *natsAccess) add(cmd *cobra.Command) {
 	flags.StringVar(&a.key, "nats-key", "", "`FILE` with the key of that certificate")
 	flags.StringVar(&a.secretFile, "cluster-secret-file", "", "`FILE` with the secret of a cluster of Weir's own servers, which they and who connects to them share")
 	setting(flags, "nats-creds", "nats-ca", "nats-cert", "nats-key", "cluster-secret-file")
+}
+
+// addGateway adds the flags for those that sign in as a gateway does.
+func (a *natsAccess) addGateway(cmd *cobra.Command) {
+	a.gateway = true
+	a.add(cmd)
 }
 
 // addSystem adds the flag for those that ask servers about themselves.
@@ -407,9 +415,13 @@ func (a *natsAccess) options() ([]nats.Option, error) {
 	if err != nil {
 		return nil, err
 	}
-	signIn, err := secret.ClientOption()
+	signIn := secret.ClientOption
+	if a.gateway {
+		signIn = secret.GatewayOption
+	}
+	option, err := signIn()
 	if err != nil {
 		return nil, err
 	}
-	return append(options, signIn), nil
+	return append(options, option), nil
 }

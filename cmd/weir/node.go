@@ -14,8 +14,10 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -135,7 +137,8 @@ type node struct {
 	record nodeRecord
 	// settled says that every lane has had a node since this one came, leaving that this one hands its lanes over.
 	settled, leaving atomic.Bool
-	calls            atomic.Int64 // under way
+	calls            atomic.Int64  // under way
+	asked            atomic.Uint64 // calls that came
 	cpu              cpuMeter
 	// signing is the key of the data directory; it makes the tokens that a dev node prints.
 	signing identity.SigningKey
@@ -281,7 +284,7 @@ func (n *node) openLog(ctx context.Context) (err error) {
 		return err
 	}
 	n.later(n.log.close)
-	return nil
+	return n.log.openBulk(ctx, n.options.log)
 }
 
 func (n *node) openState(ctx context.Context) (err error) {
@@ -309,7 +312,7 @@ func (n *node) openState(ctx context.Context) (err error) {
 		n.runners = append(n.runners, runner)
 	}
 	n.rebuilds, err = projections.NewRebuilder(projections.RebuilderOptions{
-		Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.streams.Log, Logger: n.logger,
+		Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.bulk.Log, Asked: n.asked.Load, Logger: n.logger,
 	})
 	if err != nil {
 		return err
@@ -646,13 +649,23 @@ func pause(ctx context.Context, wait time.Duration) bool {
 	}
 }
 
-// tune sets the garbage collector. Most of a node's memory is Pebble's, which Go does not count: with Go's default it would
-// collect its small heap all the time.
+// tune sets the garbage collector and the scheduler. Most of a node's memory is Pebble's, which Go does not count: with Go's
+// default it would collect its small heap all the time.
+//
+// A flush of Pebble's, or a mark of the collector's, keeps one of Go's processors busy for 10 ms at a time, and what is runnable
+// there waits; the kernel lets others run sooner. So there is one processor more than the machine gives: ops/PROFILE.md has what
+// that does to the slowest orders.
 func (n *node) tune() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(n.options.gcPercent)
 	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(processors() + 1)
+	}
 }
+
+// processors is how many the machine gives the process, or the part of it that a container has.
+var processors = sync.OnceValue(func() int { return runtime.GOMAXPROCS(0) })
 
 func ignoreClosed(err error) error {
 	if errors.Is(err, http.ErrServerClosed) {

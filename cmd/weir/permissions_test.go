@@ -19,6 +19,7 @@ import (
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/eventstore/embedded"
 )
 
 // refusals keeps what a server logs of clients that it refuses something.
@@ -163,6 +164,27 @@ func keepACheckpoint(t *testing.T, url string) {
 	}
 	if err := blobs.Remove(t.Context(), "one"); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestServersOfWeirsOwnAllowWhatTheShippedConfigurationDoes(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "ops", "nats", "weir.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish, subscribe := embedded.NodePermissions()
+	for rule, want := range map[string][]string{
+		`(?s)publish \{\s*allow: \[(.*?)\n\s*\]`: publish, `(?s)subscribe: \{ allow: \[(.*?)\]`: subscribe,
+	} {
+		var got []string
+		if allowed := regexp.MustCompile(rule).FindStringSubmatch(string(text)); allowed != nil {
+			for _, subject := range regexp.MustCompile(`"([^"]+)"`).FindAllStringSubmatch(allowed[1], -1) {
+				got = append(got, subject[1])
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: ops/nats/weir.conf allows\n%q\nand servers of Weir's own\n%q", rule, got, want)
+		}
 	}
 }
 

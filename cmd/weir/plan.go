@@ -41,7 +41,7 @@ type planFlags struct {
 // add puts the flags that reach the plans on a command.
 func (f *planFlags) add(cmd *cobra.Command) {
 	addNATSFlag(cmd, &f.nats)
-	f.access.add(cmd)
+	f.access.addGateway(cmd)
 }
 
 // addWords puts the flags of those that change something on a command.

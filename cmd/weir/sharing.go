@@ -178,9 +178,10 @@ func (n *node) advertised() string {
 	return fmt.Sprintf("http://%s", net.JoinHostPort(host, fmt.Sprint(tcp.Port)))
 }
 
-// counted counts the calls under way.
+// counted counts the calls that came, and those under way.
 func (n *node) counted(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n.asked.Add(1)
 		n.calls.Add(1)
 		defer n.calls.Add(-1)
 		handler.ServeHTTP(w, r)

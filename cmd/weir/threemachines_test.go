@@ -31,9 +31,10 @@ type walk struct {
 	shell *exec.Cmd
 	in    io.Writer
 	out   *bufio.Reader
-	// servers that run in terminals.
+	// servers that run in terminals, and what they print beside.
 	mu      sync.Mutex
 	servers []*exec.Cmd
+	stderrs []*bytes.Buffer
 }
 
 // walkCommandMax bounds one command of a document.
@@ -73,9 +74,12 @@ func newWalk(t *testing.T) *walk {
 		_ = w.shell.Wait()
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		for _, server := range w.servers {
+		for i, server := range w.servers {
 			_ = server.Process.Kill() // Some were killed before.
 			_ = server.Wait()
+			if said := w.stderrs[i].String(); strings.Contains(said, "Violation") {
+				t.Errorf("a server of Weir's own refused something that a node does:\n%s", lastOf(said))
+			}
 		}
 	})
 	return w
@@ -124,7 +128,7 @@ func (w *walk) serve(command string) (ready func() string) {
 		w.t.Fatal(err)
 	}
 	w.mu.Lock()
-	w.servers = append(w.servers, server)
+	w.servers, w.stderrs = append(w.servers, server), append(w.stderrs, &stderr)
 	w.mu.Unlock()
 	timer := time.AfterFunc(walkCommandMax, func() { _ = server.Process.Kill() })
 	return func() string {

@@ -39,10 +39,12 @@ type Cluster struct {
 // SecretBytesMin is the least length of a Secret, in bytes.
 const SecretBytesMin = 16
 
-// The accounts of a server that has a secret: the log and its clients are in one, and questions about servers are asked in the other.
+// The accounts of a server that has a secret: the log and its clients are in one, and questions about servers are asked in the other. The
+// users of the log are named by it and by what they are; those that have the account's own name are nodes.
 const (
 	logAccount    = "WEIR"
 	systemAccount = "SYS"
+	gatewayUser   = "WEIR gateway"
 )
 
 // A Secret is a cluster's. What servers and clients prove themselves with is derived from it, so it never travels. It is
@@ -74,14 +76,17 @@ func (s Secret) key(purpose string) (nkeys.KeyPair, error) {
 	return nkeys.FromSeed(seed)
 }
 
-// ClientOption signs a connection in as a client of the log.
+// ClientOption signs a connection in as a node, or as one who reads the log as nodes do (see NodePermissions).
 func (s Secret) ClientOption() (nats.Option, error) { return s.signIn(logAccount) }
+
+// GatewayOption signs a connection in as a gateway, or as one who keeps what gateways do: it may not write what nodes write.
+func (s Secret) GatewayOption() (nats.Option, error) { return s.signIn(gatewayUser) }
 
 // SystemOption signs a connection in to the system account, in which servers are asked about themselves.
 func (s Secret) SystemOption() (nats.Option, error) { return s.signIn(systemAccount) }
 
-func (s Secret) signIn(account string) (nats.Option, error) {
-	pair, err := s.key(account)
+func (s Secret) signIn(user string) (nats.Option, error) {
+	pair, err := s.key(user)
 	if err != nil {
 		return nil, fmt.Errorf("make a key of the cluster's secret: %w", err)
 	}
@@ -94,25 +99,26 @@ func (s Secret) signIn(account string) (nats.Option, error) {
 
 // accounts sets the options up so that only who knows the secret is let in. The accounts come from a configuration text, since the
 // server takes JetStream's limits of an account from there alone. There are three of them, with the global one, that nobody is in: a
-// server with no more than the global and the system account lets everybody into the global one. No client may delete a stream.
+// server with no more than the global and the system account lets everybody into the global one. A node may what it needs, and no more.
 func (s Secret) accounts(options *server.Options) error {
 	public := map[string]string{}
-	for _, account := range []string{logAccount, systemAccount} {
-		pair, err := s.key(account)
+	for _, user := range []string{logAccount, gatewayUser, systemAccount} {
+		pair, err := s.key(user)
 		if err != nil {
 			return err
 		}
-		if public[account], err = pair.PublicKey(); err != nil {
+		if public[user], err = pair.PublicKey(); err != nil {
 			return err
 		}
 	}
 	return options.ProcessConfigString(fmt.Sprintf(`
 accounts {
-  %s { jetstream: enabled, users: [ { nkey: %s, permissions: { publish: { deny: [ "$JS.API.STREAM.DELETE.*", "$JS.API.STREAM.RESTORE.*" ] } } } ] }
+  %s { jetstream: enabled, users: [ { nkey: %s, %s }, { nkey: %s, %s } ] }
   %s { users: [ { nkey: %s } ] }
 }
 system_account: %s
-`, logAccount, public[logAccount], systemAccount, public[systemAccount], systemAccount))
+`, logAccount, public[logAccount], permit("allow", nodePublish, nodeSubscribe), public[gatewayUser], permit("deny", gatewayNever, gatewaySubscribe),
+		systemAccount, public[systemAccount], systemAccount))
 }
 
 // configure adds the cluster to a server's options.

@@ -117,10 +117,10 @@ func TestThreeServersBecomeAClusterInAnyOrderAndAfterTheyAllStopped(t *testing.T
 		eventually(t, "a message is stored on three servers", func() bool {
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
-			if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}, Replicas: 3}); err != nil {
+			if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"weir.log.00"}, Replicas: 3}); err != nil {
 				return false
 			}
-			_, err := js.Publish(ctx, "s", []byte("kept"))
+			_, err := js.Publish(ctx, "weir.log.00", []byte("kept"))
 			return err == nil
 		})
 		for _, s := range servers {
@@ -192,7 +192,7 @@ func hears(t *testing.T, s *Server) *listener {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	sub, err := nc.SubscribeSync("said")
+	sub, err := nc.SubscribeSync("weir.cmd.said")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func hears(t *testing.T, s *Server) *listener {
 func (l *listener) say(t *testing.T) {
 	t.Helper()
 	l.said++
-	if err := errors.Join(l.nc.Publish("said", []byte(l.nc.ConnectedServerName())), l.nc.Flush()); err != nil {
+	if err := errors.Join(l.nc.Publish("weir.cmd.said", []byte(l.nc.ConnectedServerName())), l.nc.Flush()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -274,6 +274,77 @@ func TestOnlyWhoKnowsTheSecretBecomesAClient(t *testing.T) {
 	}
 	if _, err := connect(t, s).Request("$SYS.REQ.SERVER.PING.JSZ", nil, time.Second); err == nil {
 		t.Fatal("a client of the log may ask the system account")
+	}
+}
+
+// What is forbidden to whom: nobody deletes a stream or reads what others are told, and a gateway writes nothing that nodes write.
+func TestClientsMayWhatTheyNeedAndNoMore(t *testing.T) {
+	options := member(t, 0, freeports.Addresses(t, 3), newAuthority(t))
+	options.Cluster.TLS = nil
+	options.Listen = "127.0.0.1:0"
+	s := start(t, options)
+	for name, c := range map[string]struct {
+		option           func() (nats.Option, error)
+		allowed, refused []string
+		subscribed       []string // are refused
+	}{
+		"a node": {
+			testSecret.ClientOption,
+			[]string{"weir.log.00", "$KV.WEIR-LEASES.00", "weir.cmd.1", "$JS.API.STREAM.CREATE.ORDERS-00"},
+			[]string{
+				"weir.other", "orders", "$JS.API.STREAM.DELETE.ORDERS-00", "$JS.API.STREAM.PURGE.ORDERS-00", "$JS.API.STREAM.RESTORE.ORDERS-00",
+				"$JS.API.STREAM.MSG.DELETE.ORDERS-00", "$JS.API.STREAM.LEADER.STEPDOWN.ORDERS-00", "$JS.API.ACCOUNT.PURGE.WEIR", "$KV.WEIR-PLANS.active",
+			},
+			[]string{">", "weir.log.*", "$KV.WEIR-USER-KEYS.*"},
+		},
+		"a gateway": {
+			testSecret.GatewayOption,
+			[]string{"weir.failback.waiting.1", "$KV.WEIR-PLANS.active", "$JS.API.STREAM.CREATE.WEIR-FAILBACK"},
+			[]string{"weir.log.00", "$KV.WEIR-LEASES.00", "$KV.WEIR-USER-KEYS.a", "weir.cmd.1", "$JS.API.STREAM.DELETE.ORDERS-00"},
+			[]string{">", "weir.cmd.*"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			option, err := c.option()
+			if err != nil {
+				t.Fatal(err)
+			}
+			refusals := make(chan error, 64)
+			nc, err := nats.Connect(s.ClientURL(), option, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refusals <- err }))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer nc.Close()
+			refused := func(what string) {
+				t.Helper()
+				select {
+				case err := <-refusals:
+					if !errors.Is(err, nats.ErrPermissionViolation) || !strings.Contains(err.Error(), `"`+what+`"`) {
+						t.Fatalf("%s: %v, want that it is refused", what, err)
+					}
+				case <-time.After(20 * time.Second):
+					t.Fatalf("%s is not refused", what)
+				}
+			}
+			for _, subject := range c.allowed {
+				if err := nc.Publish(subject, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// The server answers in order: were one of those refused, its refusal would come first.
+			for _, subject := range c.refused {
+				if err := nc.Publish(subject, nil); err != nil {
+					t.Fatal(err)
+				}
+				refused(subject)
+			}
+			for _, subject := range c.subscribed {
+				if _, err := nc.SubscribeSync(subject); err != nil {
+					t.Fatal(err)
+				}
+				refused(subject)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package ownership
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,33 +71,32 @@ func (n *Node) renew(ctx context.Context) {
 		var renewing errgroup.Group
 		renewing.SetLimit(renewalsMax)
 		for _, h := range holds {
-			renewing.Go(func() error {
-				n.renewOne(ctx, h)
-				return nil
-			})
+			renewing.Go(func() error { return n.renewOne(ctx, h) })
 		}
-		_ = renewing.Wait() // None returns an error: each lane's ends with its own lease.
+		if renewing.Wait() != nil { // Each lane's ends with its own lease. There is less time left than until the next turn.
+			tick.Reset(againRenewMin + rand.N(againRenewMin))
+		}
 	}
 }
 
-// renewOne renews one lease. One that somebody else has is given up; one that could not be renewed is tried again, and ends by its
-// time (see step).
-func (n *Node) renewOne(ctx context.Context, h *hold) {
-	ctx, cancel := context.WithTimeout(ctx, max(n.beatEvery(), LeaseTTLMin))
+// renewOne renews one lease. One that somebody else has is given up; one that could not be renewed is tried again, which the error asks
+// for, and ends by its time (see step).
+func (n *Node) renewOne(ctx context.Context, h *hold) error {
+	writing, cancel := context.WithTimeout(ctx, max(n.beatEvery(), LeaseTTLMin))
 	defer cancel()
 	h.mu.Lock()
 	if !h.valid() {
 		// Another node may have had it since, decided and gone: what this one would answer with is of before. It is given up (see step), and
 		// taken anew if it is free, which opens the lane again.
 		h.mu.Unlock()
-		return
+		return nil
 	}
-	err := h.write(ctx, h.value)
+	err := h.write(writing, h.value)
 	if errors.Is(err, errMoved) && h.valid() {
 		if r := n.leases.row(leaseKey(h.lane)); decodeLease(r) == nil || n.isOurs(r) {
 			// It has ended in the bucket, or an earlier renewal was taken for lost. By time it is still ours, and the bucket decides.
 			h.revision = r.revision
-			err = h.write(ctx, h.value)
+			err = h.write(writing, h.value)
 		}
 	}
 	h.mu.Unlock()
@@ -115,7 +115,9 @@ func (n *Node) renewOne(ctx context.Context, h *hold) {
 		}
 	default:
 		n.logger.Warn("a lease was not renewed", "lane", h.lane, "error", err)
+		return err
 	}
+	return nil
 }
 
 // isOurs reports whether a lease is this process's.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,12 +22,25 @@ import (
 type heart struct {
 	revision uint64 // 0 before it said anything
 	beats    uint64
+	// said is when the newest that was confirmed was sent.
+	said time.Time
+}
+
+// A hush is a time in which the bucket of nodes could not be written to, as this node's own failures show: while its stream has no leader,
+// nobody can say that it is there. What is not heard then says nothing of the others, so they count as they did before, until all of
+// them had the time to speak again.
+type hush struct {
+	// members are those who were there when it began; nil when there is none.
+	members map[string]*clusterv1.Member
+	// ended is when this node was heard again; zero before.
+	ended time.Time
 }
 
 // sayThere says that the node is there until ctx ends, or until a later process of the same node does.
 func (n *Node) sayThere(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	failing := false
 	for {
 		select {
 		case <-ctx.Done():
@@ -44,14 +58,50 @@ func (n *Node) sayThere(ctx context.Context) error {
 		case errors.As(err, &superseded):
 			return err
 		case err != nil && ctx.Err() == nil:
+			next = againSayMin + rand.N(againSayMin)
 			if !n.Joined() {
 				next = watchRetryMin // The bucket is being opened.
 				break
 			}
-			n.logger.Warn("the node could not say that it is there", "error", err)
+			n.quiet(time.Now())
+			if !failing {
+				n.logger.Warn("the node cannot say that it is there, and tries on", "error", err)
+			}
 		}
+		failing = err != nil
 		timer.Reset(next)
 	}
+}
+
+// quiet takes in that the node could not say that it is there.
+func (n *Node) quiet(now time.Time) {
+	n.mu.Lock()
+	said, hushed := n.heart.said, n.hush.members != nil
+	n.mu.Unlock()
+	if silence := now.Sub(said); hushed || silence <= n.beatEvery()*hushBeats || silence > hushMax {
+		return
+	}
+	members := n.view(said).members
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.hush = hush{members: members}
+}
+
+// heard takes in that the node could say again, at a moment, that it is there. REQUIRES: mu is held.
+func (n *Node) heard(sent time.Time) {
+	n.heart.said = sent
+	if n.hush.members != nil && n.hush.ended.IsZero() {
+		n.hush.ended = time.Now()
+	}
+}
+
+// hushed returns the members that count though nothing is heard of them, nil when there is no hush. REQUIRES: mu is held.
+func (n *Node) hushed(now time.Time) map[string]*clusterv1.Member {
+	over := !n.hush.ended.IsZero() && now.Sub(n.hush.ended) > n.beatEvery()*hushBeats
+	if over || now.Sub(n.heart.said) > hushMax {
+		n.hush = hush{}
+	}
+	return n.hush.members
 }
 
 // sayOnce writes the node's entry.
@@ -81,6 +131,7 @@ func (n *Node) sayOnce(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, max(n.beatEvery(), LeaseTTLMin))
 	defer cancel()
+	sent := time.Now()
 	next, err := n.members.write(ctx, n.options.NodeID, value, revision)
 	if errors.Is(err, errMoved) {
 		known := n.members.row(n.options.NodeID)
@@ -95,6 +146,7 @@ func (n *Node) sayOnce(ctx context.Context) error {
 	}
 	n.mu.Lock()
 	n.heart.revision = next
+	n.heard(sent)
 	n.mu.Unlock()
 	n.look()
 	return nil
@@ -125,6 +177,8 @@ type view struct {
 	// whole says that all buckets were read.
 	whole   bool
 	members map[string]*clusterv1.Member
+	// silent are those of the members who only count because of a hush.
+	silent  map[string]bool
 	drained map[string]bool
 	pins    map[uint32]string
 	// leases has, for each lane, the lease that counts, nil when there is none; owners its node, or the one that had it last.
@@ -135,7 +189,7 @@ type view struct {
 // view returns what this node knows.
 func (n *Node) view(now time.Time) *view {
 	v := &view{
-		members: map[string]*clusterv1.Member{}, drained: map[string]bool{}, pins: map[uint32]string{},
+		members: map[string]*clusterv1.Member{}, silent: map[string]bool{}, drained: map[string]bool{}, pins: map[uint32]string{},
 		leases: make([]*clusterv1.Lease, n.options.Topology.Lanes),
 	}
 	rows, members := n.members.all()
@@ -149,7 +203,13 @@ func (n *Node) view(now time.Time) *view {
 	ttl = n.leases.timeToLive()
 	n.mu.Lock()
 	v.owners = slices.Clone(n.last)
+	hushed := n.hushed(now)
 	n.mu.Unlock()
+	for id, member := range hushed {
+		if v.members[id] == nil {
+			v.members[id], v.silent[id] = member, true
+		}
+	}
 	for lane := range n.options.Topology.Lanes {
 		if r := rows[leaseKey(lane)]; r.live(now, ttl) {
 			v.leases[lane] = decodeLease(r)
@@ -206,13 +266,13 @@ func (v *view) mayHave() []string {
 // isWarm reports whether a node is there, and near the head.
 func (v *view) isWarm(node string) bool {
 	member := v.members[node]
-	return member != nil && member.Warm
+	return member != nil && member.Warm && !v.silent[node]
 }
 
 // othersMayHave reports whether lanes may be given to another node.
 func (v *view) othersMayHave(node string) bool {
 	for id, member := range v.members {
-		if id != node && !member.Draining && !v.drained[id] && member.Warm {
+		if id != node && !member.Draining && !v.drained[id] && v.isWarm(id) {
 			return true
 		}
 	}

@@ -14,7 +14,8 @@
 //	    while a machine is suspended; O1 holds then, too.)
 //	O3  A lane is handed over only to a node that is there and warm. From when its owner parks what comes until the lease has passed,
 //	    nothing is decided and nothing refused; if the lease cannot pass, the owner goes on.
-//	O4  No error empties what is known of nodes and leases. What is not heard of ends by its time to live, and only by that.
+//	O4  No error empties what is known of nodes and leases. What is not heard of ends by its time to live, and only by that; and of nodes
+//	    not while nobody can be heard (see hush).
 package ownership
 
 import (
@@ -71,6 +72,13 @@ const (
 	againPassMin = time.Second
 	// beatMin is the least time between two heartbeats, however much changes.
 	beatMin = 20 * time.Millisecond
+	// againSayMin and againRenewMin are the least pauses after a node could not say that it is there, or not renew a lease. They are jittered.
+	againSayMin   = 50 * time.Millisecond
+	againRenewMin = 50 * time.Millisecond
+	// hushBeats is for how many heartbeats a node is not heard itself until it takes the others' silence for a hush, and for how many more
+	// they count when it is heard again. hushMax is how long a hush lasts at most: a bit more than two elections.
+	hushBeats = 2
+	hushMax   = 20 * time.Second
 	// leaveMax bounds how long a node that leaves takes to stop its lanes and to give its leases back.
 	leaveMax = 5 * time.Second
 )
@@ -128,6 +136,7 @@ type Node struct {
 	stopping bool
 	joined   bool
 	heart    heart
+	hush     hush
 }
 
 // A SupersededError says that another process runs under this node's id, and was started later: this one has to go.
@@ -315,12 +324,18 @@ func (n *Node) take(ctx context.Context, lane uint32) {
 	signal(n.beat)
 }
 
-// claim writes this process into the lease.
+// claim writes this process into the lease. It returns errMoved when another node has it.
 func (n *Node) claim(ctx context.Context, lane uint32) (*hold, error) {
 	before := n.leases.row(leaseKey(lane))
 	lease := &clusterv1.Lease{NodeId: n.options.NodeID, ProcessStartTime: timestamppb.New(n.started), Since: timestamppb.Now()}
-	if old := decodeLease(before); old != nil && old.NodeId == n.options.NodeID {
-		lease.FromNodeId = old.FromNodeId
+	if old := decodeLease(before); old != nil {
+		switch {
+		case old.NodeId == n.options.NodeID:
+			lease.FromNodeId = old.FromNodeId
+		case before.live(time.Now(), n.leases.timeToLive()):
+			// The row is newer than the view that the plan was made from, and the write would be on condition of the row (O2).
+			return nil, errMoved
+		}
 	}
 	value, err := proto.Marshal(lease)
 	if err != nil {
@@ -379,9 +394,14 @@ func (n *Node) pass(ctx context.Context, h *hold, to string) (owner string, err 
 		if readErr == nil {
 			r := n.leases.row(leaseKey(h.lane))
 			if r.revision == h.revision {
-				return n.options.NodeID, err
-			}
-			if lease := decodeLease(r); lease != nil {
+				// The write may still be on its way. A renewal takes the revision from it; only then it never passes (O2).
+				renewing, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestMax)
+				renewErr := h.write(renewing, h.value)
+				cancel()
+				if renewErr == nil {
+					return n.options.NodeID, err
+				}
+			} else if lease := decodeLease(r); lease != nil {
 				return lease.NodeId, err
 			}
 		}

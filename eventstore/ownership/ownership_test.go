@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -444,6 +445,60 @@ func TestBucketsThatAreGoneAreMadeAgainAndNoLaneMoves(t *testing.T) {
 	}
 }
 
+// refuse has a bucket take no writes, or take them again: as while its stream elects a leader, what it holds ends meanwhile.
+func (c *cluster) refuse(bucket string, refused bool) {
+	c.t.Helper()
+	nc, err := c.server.Connect()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	stream, err := js.Stream(c.t.Context(), streamOf(bucket))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	config := stream.CachedInfo().Config
+	config.MaxMsgSize = -1
+	if refused {
+		config.MaxMsgSize = 1
+	}
+	if _, err := js.UpdateStream(c.t.Context(), config); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func TestWhileNobodyCanBeHeardNobodyCountsAsGone(t *testing.T) {
+	c := newCluster(t, 8, LeaseTTLMin)
+	a, b := c.join("a"), c.join("b")
+	c.eventually("both have their share", func() bool { return c.level(a, b) }, a, b)
+	before := map[*fakeNode][]uint32{a: a.serving(), b: b.serving()}
+	c.refuse(NodesBucket, true)
+	c.refuse(LeasesBucket, true)
+	counts := func(key string) bool { return a.members.row(key).live(time.Now(), a.members.timeToLive()) }
+	c.eventually("no lease is left, and no sign of either", func() bool {
+		return len(a.serving()) == 0 && len(b.serving()) == 0 && !counts("a") && !counts("b")
+	}, a, b)
+	c.mu.Lock()
+	c.said = nil
+	c.mu.Unlock()
+	same := func() bool { return slices.Equal(a.serving(), before[a]) && slices.Equal(b.serving(), before[b]) }
+	c.refuse(LeasesBucket, false)
+	c.eventually("each has its lanes again", same, a, b)
+	c.refuse(NodesBucket, false)
+	c.eventually("both are heard", func() bool { return counts("a") && counts("b") }, a, b)
+	if c.mu.Lock(); slices.ContainsFunc(c.said, func(what string) bool { return strings.Contains(what, "parks") }) {
+		t.Errorf("lanes were handed over: %v", c.said)
+	}
+	c.mu.Unlock()
+	// The hush is over then: who dies now is gone.
+	b.leaveNow()
+	c.eventually("the other has all", func() bool { return len(a.serving()) == 8 }, a)
+}
+
 func TestBucketsAreReadFromTheirLeadersAlone(t *testing.T) {
 	c := newCluster(t, 1, time.Second)
 	nc, err := c.server.Connect()
@@ -489,25 +544,26 @@ func TestAMemberTellsWhatItsNodeSays(t *testing.T) {
 	}
 }
 
-// A node that was stopped for longer than its lease lasts may find it free again: another one had it, decided, and is gone.
-func TestALeaseThatIsOverIsNotRenewed(t *testing.T) {
-	c := newCluster(t, 1, time.Minute)
+// aloneNode returns a node that follows the leases, and has lane 0's, but carries out no plan.
+func (c *cluster) aloneNode() (*Node, *hold) {
+	c.t.Helper()
 	nc, err := c.server.Connect()
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	t.Cleanup(nc.Close)
-	n, err := New(nc, Options{NodeID: "one", Topology: eventstore.Topology{Lanes: 1}, LeaseTTL: c.ttl, Logger: slog.New(slog.DiscardHandler)})
+	c.t.Cleanup(nc.Close)
+	f := &fakeNode{c: c, id: "one", held: map[uint32]func() bool{}, park: map[uint32]bool{}, told: map[uint32]string{}}
+	n, err := New(nc, Options{NodeID: "one", Topology: eventstore.Topology{Lanes: c.lanes}, Lanes: f, LeaseTTL: c.ttl, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
+	ctx, stop := context.WithCancel(c.t.Context())
 	followed := make(chan struct{})
 	go func() {
 		defer close(followed)
 		n.leases.run(ctx)
 	}()
-	t.Cleanup(func() {
+	c.t.Cleanup(func() {
 		stop()
 		<-followed
 	})
@@ -516,19 +572,62 @@ func TestALeaseThatIsOverIsNotRenewed(t *testing.T) {
 		h, err = n.claim(ctx, 0)
 		return err == nil
 	})
-	n.renewOne(ctx, h)
-	if !h.valid() {
-		t.Fatal("a lease that lasts cannot be renewed")
+	return n, h
+}
+
+// The plan was made from what was known before the lane was handed over, and is carried out after: it took the lease away again.
+func TestALeaseThatPassedSinceThePlanWasMadeIsNotTakenBack(t *testing.T) {
+	c := newCluster(t, 1, time.Minute)
+	n, h := c.aloneNode()
+	if owner, err := n.pass(t.Context(), h, "two"); owner != "two" || err != nil {
+		t.Fatalf("the lane is %q's: %v", owner, err)
+	}
+	passed := n.leases.row(leaseKey(0)).revision
+	if _, err := n.claim(t.Context(), 0); !errors.Is(err, errMoved) {
+		t.Errorf("the lease of another node was taken: %v (O2)", err)
+	}
+	if revision := n.leases.row(leaseKey(0)).revision; revision != passed {
+		t.Errorf("the lease is at revision %d, want %d", revision, passed)
+	}
+}
+
+// Whoever passes a lease and hears nothing goes on with the lane only when the lease cannot pass any more.
+func TestAnUnansweredHandOverCannotHappenLater(t *testing.T) {
+	c := newCluster(t, 1, time.Minute)
+	n, h := c.aloneNode()
+	before := h.revision
+	unsent, cancel := context.WithCancel(t.Context())
+	cancel()
+	if owner, err := n.pass(unsent, h, "two"); owner != "one" || err == nil {
+		t.Fatalf("the lane is %q's: %v, want one's and an error", owner, err)
+	}
+	// What was on its way arrives.
+	if _, err := n.leases.write(t.Context(), leaseKey(0), []byte("two's"), before); !errors.Is(err, errMoved) {
+		t.Errorf("the lease passed after its owner had gone on: %v (O2)", err)
+	}
+	if err := n.renewOne(t.Context(), h); err != nil || !h.valid() {
+		t.Errorf("the owner cannot renew its lease any more: %v", err)
+	}
+}
+
+// A node that was stopped for longer than its lease lasts may find it free again: another one had it, decided, and is gone.
+func TestALeaseThatIsOverIsNotRenewed(t *testing.T) {
+	c := newCluster(t, 1, time.Minute)
+	n, h := c.aloneNode()
+	if err := n.renewOne(t.Context(), h); err != nil || !h.valid() {
+		t.Fatalf("a lease that lasts cannot be renewed: %v", err)
 	}
 	other := &hold{node: n, lane: 0, revision: h.revision}
-	if err := other.write(ctx, []byte("another node's")); err != nil {
+	if err := other.write(t.Context(), []byte("another node's")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.leases.write(ctx, leaseKey(0), nil, other.revision); err != nil {
+	if _, err := n.leases.write(t.Context(), leaseKey(0), nil, other.revision); err != nil {
 		t.Fatal(err)
 	}
 	h.until.Store(0)
-	n.renewOne(ctx, h)
+	if err := n.renewOne(t.Context(), h); err != nil {
+		t.Errorf("a lease that is over: %v, want that nothing is tried", err)
+	}
 	if revision := n.leases.row(leaseKey(0)).revision; h.valid() || revision > other.revision+1 {
 		t.Errorf("a lease that was over is in use again: %t, at revision %d after %d (O2)", h.valid(), revision, other.revision)
 	}

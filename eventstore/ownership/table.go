@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/weirhq/weir/eventstore"
 )
 
 // Limits of a table.
@@ -23,6 +25,8 @@ const (
 	watchRetryMax = 2 * time.Second
 	// requestMax bounds each question to the server.
 	requestMax = 2 * time.Second
+	// leaderMax is how long a bucket is waited for that answers nobody: elections take up to 9 s.
+	leaderMax = 10 * time.Second
 )
 
 // A table is what this node knows of a bucket. It follows the bucket by a watch, and never empties on an error: what was known
@@ -90,6 +94,17 @@ func (t *table) open(ctx context.Context) (jetstream.KeyValue, error) {
 	return bucket, nil
 }
 
+// awaitLeader waits until somebody answers for the bucket, or says that it is not there. While its stream elects a leader a question gets
+// no answer, and would be waited for in vain long after there is one.
+func (t *table) awaitLeader(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, leaderMax)
+	defer cancel()
+	if err := eventstore.AwaitStream(ctx, t.js.Conn(), streamOf(t.config.Bucket)); err != nil {
+		return fmt.Errorf("open bucket %s: %w", t.config.Bucket, err)
+	}
+	return nil
+}
+
 // readFromLeader has the bucket's leader alone answer reads, which the client that makes a bucket does not ask for: a replica that is
 // behind would take the place of what is known here with what was before.
 func (t *table) readFromLeader(ctx context.Context) error {
@@ -134,6 +149,9 @@ func (t *table) run(ctx context.Context) {
 
 // follow reads the whole bucket and then what changes in it, for resyncEvery.
 func (t *table) follow(ctx context.Context) error {
+	if err := t.awaitLeader(ctx); err != nil {
+		return err
+	}
 	began := time.Now()
 	bucket, err := t.open(ctx)
 	if err != nil {
@@ -141,9 +159,11 @@ func (t *table) follow(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, resyncEvery/2+rand.N(resyncEvery))
 	defer cancel()
+	// The watch lives as long as its context; to make it must not take so long.
+	making := time.AfterFunc(requestMax, cancel)
 	watcher, err := bucket.WatchAll(ctx)
-	if err != nil {
-		return fmt.Errorf("watch bucket %s: %w", t.config.Bucket, err)
+	if err != nil || !making.Stop() {
+		return fmt.Errorf("watch bucket %s: %w", t.config.Bucket, errors.Join(err, ctx.Err()))
 	}
 	defer func() { _ = watcher.Stop() }() // The subscription ends with the connection at the latest.
 	present, whole := map[string]bool{}, false

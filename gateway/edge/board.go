@@ -359,18 +359,24 @@ func (e *Edge) serveOrder(w http.ResponseWriter, r *http.Request, next http.Hand
 			return
 		}
 	}
-	if err := e.notYet(r, request, user); err != nil {
+	done, err := e.notYet(r, request, user)
+	if err != nil {
 		e.counts[countRoom].Add(1)
 		e.refuse(w, r, err)
 		return
 	}
-	if placing == nil {
+	if placing == nil && done == nil {
 		next.ServeHTTP(w, r)
 		return
 	}
 	code := connect.CodeUnknown // Unless it is known.
-	placing.item.askers.begin(now, placing.user)
-	defer func() { placing.item.askers.end(time.Now(), placing.user, code) }()
+	if placing != nil {
+		placing.item.askers.begin(now, placing.user)
+		defer func() { placing.item.askers.end(time.Now(), placing.user, code) }()
+	}
+	if done != nil {
+		defer func() { done(code) }()
+	}
 	reply := &reply{to: w, header: http.Header{}}
 	next.ServeHTTP(reply, r)
 	if reply.passed {
@@ -428,19 +434,19 @@ func (f *refusals) keep(key refusalKey, a *answer) {
 	}
 }
 
-// notYet returns why an order has to wait for its turn, or nil.
-func (e *Edge) notYet(r *http.Request, request *orderv1.PlaceOrderRequest, user string) *connect.Error {
+// notYet returns why an order has to wait for its turn, or whom to tell how it ended, if anybody.
+func (e *Edge) notYet(r *http.Request, request *orderv1.PlaceOrderRequest, user string) (done func(connect.Code), err *connect.Error) {
 	switch {
 	case e.options.Room == nil:
-		return nil
+		return nil, nil
 	case request == nil:
-		return connect.NewError(connect.CodeInvalidArgument, errors.New("the order cannot be read: want JSON or Protobuf, as it is or in gzip, of at most 64 KiB"))
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the order cannot be read: want JSON or Protobuf, as it is or in gzip, of at most 64 KiB"))
 	case request.GetCampaignId() == "":
-		return nil
+		return nil, nil
 	case request.GetUserId() != "": // Whoever orders for another has that one's pass.
 		user = request.GetUserId()
 	}
-	return e.options.Room(r, user, request.GetCampaignId())
+	return e.options.Room(r, user, request)
 }
 
 // placeOrderOf returns the order that a request asks for, nil if it cannot be read.

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
 
@@ -44,9 +45,10 @@ type Options struct {
 	User func(r *http.Request) string
 	// Board knows what is sold out.
 	Board *Board
-	// Room refuses an order of a user in a campaign that has a waiting room, unless it is the user's turn; nil means that there are no rooms. With
-	// one, an order that cannot be looked into is refused: it could be of such a campaign.
-	Room func(r *http.Request, user, campaignID string) *connect.Error
+	// Room refuses an order of a user in a campaign that has a waiting room, unless it is the user's turn; nil means that there are no rooms. What it
+	// returns besides, if anything, is told the code with which the order ended, 0 for success. With it, an order that cannot be looked into is
+	// refused: it could be of such a campaign.
+	Room func(r *http.Request, user string, request *orderv1.PlaceOrderRequest) (done func(connect.Code), err *connect.Error)
 	// StaleBytesMax bounds the answers that are kept, together; 0 means StaleBytesDefault.
 	StaleBytesMax int64
 }

@@ -346,12 +346,12 @@ func TestAnOrderWaitsForItsTurnAndWhatCannotBeReadIsNoWayAround(t *testing.T) {
 	asked := ""
 	e, err := New(Options{
 		User: func(*http.Request) string { return "alice" },
-		Room: func(_ *http.Request, user, campaignID string) *connect.Error {
-			asked = user + " in " + campaignID
-			if campaignID == "open" {
-				return nil
+		Room: func(_ *http.Request, user string, order *orderv1.PlaceOrderRequest) (func(connect.Code), *connect.Error) {
+			asked = user + " in " + order.GetCampaignId()
+			if order.GetCampaignId() == "open" {
+				return func(code connect.Code) { asked += ", ended with " + codeText(code) }, nil
 			}
-			return connect.NewError(connect.CodeFailedPrecondition, errors.New("wait"))
+			return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("wait"))
 		},
 	})
 	if err != nil {
@@ -365,7 +365,7 @@ func TestAnOrderWaitsForItsTurnAndWhatCannotBeReadIsNoWayAround(t *testing.T) {
 		asked                       string
 	}{
 		"no campaign":        {"application/json", "", `{"requestId":"r"}`, true, ""},
-		"its turn":           {"application/json", "", `{"campaignId":"open"}`, true, "alice in open"},
+		"its turn":           {"application/json", "", `{"campaignId":"open"}`, true, "alice in open, ended with ok"},
 		"not its turn":       {"application/json", "", `{"campaignId":"spring"}`, false, "alice in spring"},
 		"the proto name":     {"application/json; charset=utf-8", "", `{"campaign_id":"spring"}`, false, "alice in spring"},
 		"for another":        {"application/json", "", `{"campaignId":"spring","userId":"bob"}`, false, "bob in spring"},
@@ -389,4 +389,11 @@ func TestAnOrderWaitsForItsTurnAndWhatCannotBeReadIsNoWayAround(t *testing.T) {
 			t.Errorf("%s: passed = %t, asked %q; want %t, %q", name, passed, asked, c.passes, c.asked)
 		}
 	}
+}
+
+func codeText(code connect.Code) string {
+	if code == 0 {
+		return "ok"
+	}
+	return code.String()
 }

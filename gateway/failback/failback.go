@@ -144,6 +144,8 @@ type Send func(ctx context.Context, request Request) Answer
 type Options struct {
 	// Key seals requests, 32 bytes, the same in all gateways: they hold what customers wrote, and credentials.
 	Key []byte
+	// OlderKeys open what was sealed with them, before there was Key. SetKeys changes both.
+	OlderKeys [][]byte
 	// Logger is told of what is parked and of what fails; nil means slog.Default().
 	Logger *slog.Logger
 	// Now tells the time; nil means time.Now.
@@ -154,12 +156,23 @@ type Options struct {
 type Queue struct {
 	config  Config
 	options Options
-	seal    sealer
+	seal    atomic.Pointer[sealer]
 
 	js              jetstream.JetStream
 	waiting, parked jetstream.Stream
 
 	stats struct{ accepted, full, attempts, done, parked, failed atomic.Uint64 }
+}
+
+// SetKeys makes the queue seal with another key from now on, and open what was sealed with it or with an older one that is given. What was sealed
+// with a key that is not given is parked, unreadable, when its turn comes. On an error the keys from before stay.
+func (q *Queue) SetKeys(key []byte, older ...[]byte) error {
+	seal, err := newSealer(key, older...)
+	if err != nil {
+		return fmt.Errorf("failback: %w", err)
+	}
+	q.seal.Store(seal)
+	return nil
 }
 
 // A FullError says that a request was not kept because too many wait. Nothing happened.
@@ -190,7 +203,7 @@ func (q *Queue) Accept(ctx context.Context, request Request) error {
 	if err := request.validate(); err != nil {
 		return err
 	}
-	key, record := request.key(), q.seal.seal(request)
+	key, record := request.key(), q.seal.Load().seal(request)
 	if len(record) > q.config.RequestBytesMax {
 		return fmt.Errorf("%w: it has %d bytes of at most %d", ErrTooLarge, len(record), q.config.RequestBytesMax)
 	}
@@ -243,7 +256,7 @@ func (q *Queue) same(ctx context.Context, key string, request Request) (gone boo
 	if err != nil {
 		return false, fmt.Errorf("look at request %s, which waits: %w", key, err)
 	}
-	waiting, err := q.seal.open(key, found.Data)
+	waiting, err := q.seal.Load().open(key, found.Data)
 	if err != nil {
 		return false, fmt.Errorf("look at request %s, which waits: %w", key, err)
 	}
@@ -351,7 +364,7 @@ func (q *Queue) attend(ctx context.Context, message jetstream.Msg, send Send) {
 		return
 	}
 	attempts := int(meta.NumDelivered)
-	request, err := q.seal.open(key, message.Data())
+	request, err := q.seal.Load().open(key, message.Data())
 	reason := ""
 	switch {
 	case err != nil:
@@ -464,7 +477,7 @@ func Open(ctx context.Context, nc *nats.Conn, config Config, options Options) (*
 	if err := config.Validate(); err != nil {
 		return nil, fmt.Errorf("failback: %w", err)
 	}
-	seal, err := newSealer(options.Key)
+	seal, err := newSealer(options.Key, options.OlderKeys...)
 	if err != nil {
 		return nil, fmt.Errorf("failback: %w", err)
 	}
@@ -481,7 +494,8 @@ func Open(ctx context.Context, nc *nats.Conn, config Config, options Options) (*
 	if err != nil {
 		return nil, fmt.Errorf("failback: %w", err)
 	}
-	q := &Queue{config: config.WithDefaults(), options: options, seal: seal, js: js}
+	q := &Queue{config: config.WithDefaults(), options: options, js: js}
+	q.seal.Store(seal)
 	waiting := q.streamConfig(Stream, waitingSubject, "Weir: requests that gateways make again until they are answered")
 	waiting.Retention = jetstream.WorkQueuePolicy
 	parked := q.streamConfig(ParkedStream, parkedSubject, "Weir: requests that gateways gave up")

@@ -525,7 +525,7 @@ func TestWhatIsKeptCannotBeReadWithoutTheKey(t *testing.T) {
 		}
 	}
 	// Nor can one be put in another one's place.
-	if _, err := q.seal.open(request("r2").key(), message.Data); err == nil {
+	if _, err := q.seal.Load().open(request("r2").key(), message.Data); err == nil {
 		t.Error("a record is read under another name")
 	}
 	if _, err := Open(t.Context(), nc, quickly, Options{Key: []byte("short")}); err == nil || !strings.Contains(err.Error(), "32") {
@@ -628,4 +628,29 @@ func BenchmarkPeriod(b *testing.B) {
 	}
 	b.ReportMetric(shortest.Seconds(), "s-shortest")
 	b.ReportMetric(longest.Seconds(), "s-longest")
+}
+
+func TestWhatAnOlderKeySealedIsMadeWhileItIsThere(t *testing.T) {
+	q := openFresh(t, quickly)
+	newer, newest := bytes.Repeat([]byte("n"), 32), bytes.Repeat([]byte("m"), 32)
+	accept(t, q, request("r1"))
+	if err := q.SetKeys(newer, testKey); err != nil {
+		t.Fatal(err)
+	}
+	accept(t, q, request("r1"), request("r2")) // The one is there already.
+	if err := q.SetKeys([]byte("short")); err == nil {
+		t.Error("a short key was taken")
+	}
+	if err := q.SetKeys(newest, newer); err != nil { // Too early for r1.
+		t.Fatal(err)
+	}
+	for id, want := range map[string]bool{"r1": false, "r2": true} {
+		found, err := q.waiting.GetLastMsgForSubject(t.Context(), waitingSubject+request(id).key())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := q.seal.Load().open(request(id).key(), found.Data); (err == nil) != want || (want && got.ID != id) {
+			t.Errorf("%s: %+v, %v, want that it can be read: %t", id, got, err, want)
+		}
+	}
 }

@@ -105,7 +105,7 @@ func (q *Queue) newParked(message *jetstream.RawStreamMsg) Parked {
 		Key: strings.TrimPrefix(message.Subject, parkedSubject), Reason: message.Header.Get(reasonHeader), At: message.Time, position: message.Sequence,
 	}
 	p.Attempts, _ = strconv.Atoi(message.Header.Get(attemptsHeader)) // What is no number was not written by this program.
-	p.Request, p.Unreadable = q.seal.open(p.Key, message.Data)
+	p.Request, p.Unreadable = q.seal.Load().open(p.Key, message.Data)
 	return p
 }
 
@@ -118,7 +118,7 @@ func (q *Queue) Retry(ctx context.Context, key string) error {
 	if p.Unreadable != nil {
 		return fmt.Errorf("request %s is not made again: %w", key, p.Unreadable)
 	}
-	if err := q.keep(ctx, key, p.Request, q.seal.seal(p.Request)); err != nil {
+	if err := q.keep(ctx, key, p.Request, q.seal.Load().seal(p.Request)); err != nil {
 		return err
 	}
 	return q.remove(ctx, p)

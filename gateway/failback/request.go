@@ -54,42 +54,55 @@ func (r Request) same(other Request) bool {
 
 // A sealer makes records of requests that only who has the key can read: format, nonce, and AES-256-GCM of the request as JSON,
 // bound to its name on the server.
-type sealer struct{ aead cipher.AEAD }
+type sealer struct {
+	// aeads open what was sealed with any of the keys. The first one seals.
+	aeads []cipher.AEAD
+}
 
 const formatSealed = 1
 
-func newSealer(key []byte) (sealer, error) {
-	if len(key) != 32 {
-		return sealer{}, fmt.Errorf("the key that seals requests has %d bytes; make one of 32 random bytes, the same for all gateways", len(key))
+func newSealer(key []byte, older ...[]byte) (*sealer, error) {
+	s := &sealer{}
+	for _, key := range append([][]byte{key}, older...) {
+		if len(key) != 32 {
+			return nil, fmt.Errorf("the key that seals requests has %d bytes; make one of 32 random bytes, the same for all gateways", len(key))
+		}
+		block, err := aes.NewCipher(key)
+		if err != nil {
+			return nil, err
+		}
+		aead, err := cipher.NewGCMWithRandomNonce(block)
+		if err != nil {
+			return nil, err
+		}
+		s.aeads = append(s.aeads, aead)
 	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return sealer{}, err
-	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	return sealer{aead}, err
+	return s, nil
 }
 
-func (s sealer) seal(r Request) []byte {
+func (s *sealer) seal(r Request) []byte {
 	plain, err := json.Marshal(r)
 	if err != nil {
 		panic(fmt.Sprintf("failback: strings and bytes do not become JSON: %v", err))
 	}
-	return s.aead.Seal([]byte{formatSealed}, nil, plain, []byte(r.key()))
+	return s.aeads[0].Seal([]byte{formatSealed}, nil, plain, []byte(r.key()))
 }
 
-var errSealed = errors.New("it cannot be opened with this gateway's key, or it is damaged")
+var errSealed = errors.New("it cannot be opened with this gateway's keys, or it is damaged")
 
-func (s sealer) open(key string, record []byte) (r Request, err error) {
+func (s *sealer) open(key string, record []byte) (r Request, err error) {
 	if len(record) == 0 || record[0] != formatSealed {
 		return r, errors.New("it is in a format that this version does not know")
 	}
-	plain, err := s.aead.Open(nil, nil, record[1:], []byte(key))
-	if err != nil {
-		return r, errSealed
+	for _, aead := range s.aeads {
+		plain, err := aead.Open(nil, nil, record[1:], []byte(key))
+		if err != nil {
+			continue
+		}
+		if err := json.Unmarshal(plain, &r); err != nil {
+			return r, fmt.Errorf("it cannot be read: %w", err)
+		}
+		return r, nil
 	}
-	if err := json.Unmarshal(plain, &r); err != nil {
-		return r, fmt.Errorf("it cannot be read: %w", err)
-	}
-	return r, nil
+	return r, errSealed
 }

@@ -309,13 +309,19 @@ func (g *Globals) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leaseTimeoutMax)
 	defer cancel()
 	leases := g.all()
-	if len(leases) == 0 && g.client != nil {
-		return g.client.Ping(ctx).Err()
-	}
 	// What a Redis that lost its memory, or was not to be reached, has not heard yet of other gateways is no news of them.
 	away, first := g.away.Load(), g.back.IsZero()
 	holds := away || time.Since(g.back) < g.settlesWithin()
 	gateways := int64(0)
+	if len(leases) == 0 && g.client != nil {
+		count, err := g.beThere(ctx)
+		if err != nil {
+			return err
+		}
+		if gateways = count; holds {
+			gateways = max(gateways, g.gateways.Load())
+		}
+	}
 	for _, l := range leases {
 		told, err := l.renew(ctx, away)
 		if err != nil {
@@ -337,6 +343,15 @@ func (g *Globals) renew(ctx context.Context) error {
 		g.back = time.Now()
 	}
 	return nil
+}
+
+// beThere counts this gateway among those that share Redis, which leases do otherwise, and returns how many there are: waiting rooms need to know.
+func (g *Globals) beThere(ctx context.Context) (count int64, err error) {
+	count, err = gatewaysScript.Run(ctx, g.client, []string{g.gatewaysKey()}, g.id, (g.config.Interval * countsFor).Milliseconds()).Int64()
+	if err != nil {
+		return 0, fmt.Errorf("count the gateways: %w", err)
+	}
+	return max(1, count), nil
 }
 
 // all returns the leases.
@@ -416,7 +431,10 @@ type pot struct {
 //go:embed lease.lua
 var leaseSource string
 
-var leaseScript = redis.NewScript(leaseSource)
+//go:embed gateways.lua
+var gatewaysSource string
+
+var leaseScript, gatewaysScript = redis.NewScript(leaseSource), redis.NewScript(gatewaysSource)
 
 // exchangeInRedis makes an offer to the pot in Redis.
 func (g *Globals) exchangeInRedis(ctx context.Context, name string, offer offer) (pot, error) {
@@ -445,6 +463,7 @@ func (g *Globals) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTimeoutMax)
 	defer cancel()
 	_, err := g.client.Pipelined(ctx, func(all redis.Pipeliner) error {
+		all.ZRem(ctx, g.gatewaysKey(), g.id)
 		for _, l := range g.all() {
 			keys := g.keys(l.name)
 			all.ZRem(ctx, keys[1], g.id)
@@ -456,6 +475,9 @@ func (g *Globals) leave(ctx context.Context) {
 		g.logger.Debug("this gateway still counts among those that share rates", "error", err)
 	}
 }
+
+// gatewaysKey names the key of the gateways that share no rate.
+func (g *Globals) gatewaysKey() string { return g.config.Prefix + ":limit:gateways" }
 
 // keys names the keys of one rate: the pot, the gateways, and what each is asked for. The braces put all of them on one server of a cluster.
 func (g *Globals) keys(name string) [3]string {

@@ -217,3 +217,24 @@ func TestImpossibleGlobalsAreRefused(t *testing.T) {
 		t.Error("a gateway without an id was accepted")
 	}
 }
+
+func TestGatewaysKnowEachOtherThroughRedisAlsoWithoutARateThatTheyShare(t *testing.T) {
+	address := freeports.Addresses(t, 1)[0]
+	kill := startRedis(t, address)
+	all := []*Globals{gateway(t, 0, address), gateway(t, 1, address), gateway(t, 2, address)}
+	know := func(want int, away bool) func() bool {
+		return func() bool {
+			for _, g := range all {
+				if g.Gateways() != want || g.Away() != away {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	await(t, "each knows of three", know(3, false))
+	kill()
+	await(t, "Redis is away, and each still knows of three", know(3, true))
+	startRedis(t, address)
+	await(t, "Redis is back, and each knows of three", know(3, false))
+}

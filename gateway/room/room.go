@@ -1,8 +1,8 @@
 // Package room is the waiting room in front of a campaign: when far more users come than can buy, each is told how many come before and how long
 // that will take, and they are let in one after the other, as quickly as orders are served and while there are units left.
 //
-// Gateways share a key and nothing else. A place in the order is not kept anywhere, it is signed into the user's ticket: who comes before the
-// campaign opens gets a number that is drawn by the key from the user's name, so that nobody draws twice and every gateway draws the
+// Gateways share keys and nothing else. A place in the order is not kept anywhere, it is signed into the user's ticket: who comes before the
+// campaign opens gets a number that is drawn by a key from the user's name, so that nobody draws twice and every gateway draws the
 // same; who comes later gets the time of arrival. A gateway that restarts, or that a user changes to, puts the ticket where it belongs among those
 // that it has, and each gateway lets its part of all in. So the order is exact within a gateway, and as even between gateways as users
 // are spread over them.
@@ -13,32 +13,41 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math"
 	"math/rand/v2"
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // A Hall has the rooms of a gateway. Its methods may be called by several goroutines.
 type Hall struct {
 	options Options
+	keys    atomic.Pointer[ring]
+	shared  sharedUses
 	rooms   map[string]*room // by campaign
 }
 
-// Options of a Hall. Key and Campaigns are required.
+// Options of a Hall. Keys, User and Campaigns are required.
 type Options struct {
 	Config
-	// Key signs tickets and draws places: at least 32 random bytes, the same in all gateways.
-	Key []byte
+	// Keys sign tickets and draw places. SetKeys changes them.
+	Keys []Key
 	// Rate returns how many orders all lanes serve in a second, as measured, 0 if that is not known; nil means that it is not.
 	Rate func() float64
-	// Share returns this gateway's part of all that are let in, such as one by the number of gateways; nil means all.
+	// Share returns this gateway's part of all that are let in, such as one by the number of gateways, and 0 while that is not known: then nobody is let
+	// in. nil means all.
 	Share func() float64
 	// Left returns how many units of a campaign are to be had, and whether that is known; nil means that it is not.
 	Left func(campaignID string) (units int64, known bool)
+	// Uses is what gateways share of who has used a turn; nil means that each goes by what it knows itself.
+	Uses Uses
+	// Logger; nil means slog's default.
+	Logger *slog.Logger
 	// User returns the user whom the caller's token is of, and false if it is not good. Unlike elsewhere in a gateway it has to be verified:
 	// whoever makes up names would enter a thousand times.
 	User func(ctx context.Context, authorization string) (user string, ok bool)
@@ -56,8 +65,11 @@ type Config struct {
 	PassTTL time.Duration `yaml:"pass_ttl"`
 	// Overcommit is how many users may have a pass for each unit that is left; by default 1.2, for not everybody buys.
 	Overcommit float64 `yaml:"overcommit"`
-	// PlacesMax bounds the users in one room; by default PlacesMaxDefault, which takes up to 300 MB.
+	// PlacesMax bounds the users in one room; by default PlacesMaxDefault, about 100 MB. Whoever is one too many is told to come again later.
 	PlacesMax int `yaml:"places_max"`
+	// Gateways is how many gateways there are at least, each of which lets its part of all in. Those that share Redis or NATS count each other; this
+	// is for others, and for a start while neither is there. By default 1.
+	Gateways int `yaml:"gateways"`
 }
 
 // A Campaign has a room from now on; nobody is let in before it opens.
@@ -70,7 +82,7 @@ type Campaign struct {
 // Defaults and limits.
 const (
 	PlacesMaxDefault   = 1 << 20
-	placesMaxMax       = 1 << 24
+	placesMaxMax       = 1 << 24 // 1.6 GB
 	rateShareDefault   = 0.9
 	rateDefaultDefault = 100
 	rateMax            = 1e6
@@ -79,12 +91,16 @@ const (
 	overcommitDefault  = 1.2
 	overcommitMax      = 100
 	campaignsMax       = 256
+	gatewaysMax        = 4096
 	keyBytesMin        = 32
 	// tickEvery is how often users are let in, and tellEvery how often each is told where it stands.
 	tickEvery = 100 * time.Millisecond
 	tellEvery = time.Second
 	// burst is how much of what was not used is made up for.
 	burst = time.Second
+	// gatherTime is how long a hall that starts while a campaign is open lets nobody in: those who waited at it before come back with their tickets,
+	// in any order, and are put before those who come now.
+	gatherTime = 2 * time.Second
 )
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
@@ -105,6 +121,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("room: overcommit is %v, want 1 to %d", c.Overcommit, overcommitMax)
 	case full.PlacesMax < 1 || full.PlacesMax > placesMaxMax:
 		return fmt.Errorf("room: places_max is %d, want 1 to %d", c.PlacesMax, placesMaxMax)
+	case full.Gateways < 1 || full.Gateways > gatewaysMax:
+		return fmt.Errorf("room: gateways is %d, want 1 to %d", c.Gateways, gatewaysMax)
 	}
 	seen := map[string]bool{}
 	for _, campaign := range c.Campaigns {
@@ -127,6 +145,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.PassTTL, passTTLDefault)
 	orDefault(&c.Overcommit, overcommitDefault)
 	orDefault(&c.PlacesMax, PlacesMaxDefault)
+	orDefault(&c.Gateways, 1)
 	return c
 }
 
@@ -142,8 +161,9 @@ func New(options Options) (*Hall, error) {
 	if err := options.Validate(); err != nil {
 		return nil, err
 	}
-	if len(options.Key) < keyBytesMin {
-		return nil, fmt.Errorf("room: the key has %d bytes, want at least %d random ones", len(options.Key), keyBytesMin)
+	keys, err := newRing(options.Keys)
+	if err != nil {
+		return nil, err
 	}
 	if options.User == nil {
 		return nil, errors.New("room: there is nobody who verifies tokens: a waiting room needs to know its users")
@@ -159,6 +179,11 @@ func New(options Options) (*Hall, error) {
 		options.Left = func(string) (int64, bool) { return 0, false }
 	}
 	h := &Hall{options: options, rooms: map[string]*room{}}
+	if options.Logger == nil {
+		options.Logger = slog.Default()
+	}
+	h.keys.Store(keys)
+	h.shared.uses, h.shared.logger = options.Uses, options.Logger
 	for _, campaign := range options.Campaigns {
 		h.rooms[campaign.CampaignID] = newRoom(campaign, options.Config)
 	}
@@ -169,6 +194,7 @@ func New(options Options) (*Hall, error) {
 func (h *Hall) Run(ctx context.Context) error {
 	ticker := time.NewTicker(tickEvery)
 	defer ticker.Stop()
+	began := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -186,7 +212,11 @@ func (h *Hall) Run(ctx context.Context) error {
 			if !known {
 				left = math.MaxInt64
 			}
-			r.tick(now, min(rate, rateMax)*share, share, left)
+			mine := min(rate, rateMax) * share
+			if began.After(r.campaign.OpensAt) && now.Sub(began) < gatherTime {
+				mine = 0
+			}
+			r.tick(now, mine, share, left)
 		}
 	}
 }
@@ -205,92 +235,132 @@ func (r rank) compare(other rank) int {
 	return cmp.Or(cmp.Compare(r.late, other.late), cmp.Compare(r.draw, other.draw))
 }
 
-// A room is the order of one campaign's users.
+// A room is the order of one campaign's users. What it keeps of each user is placeBytes, of at most Config.PlacesMax of them, and as much
+// again of those who order.
 type room struct {
 	campaign Campaign
 	config   Config
 
-	mu     sync.Mutex
-	places map[string]*place // by user
-	// queue has the places by rank, once opened; before head their turn has come.
-	queue  []*place
-	head   int
+	mu sync.Mutex
+	// places are all that were ever taken, and byUser says whose they are.
+	places slab
+	byUser map[hash]placeID
+	// line has those by rank whose turn has not come.
+	line   line
 	opened bool
+	// stays are those with a stream.
+	stays map[placeID]*stay
 	// returned came back after their turn had come, and are next.
-	returned []*place
+	returned []placeID
 	// cameBack and servedBack count those who were ever put into returned, and taken out.
-	cameBack, servedBack int64
+	cameBack, servedBack uint32
 	// budget is how many may be let in, at rate a second, as of ticked.
 	budget, rate float64
 	ticked       time.Time
 	// passes are those that were given and not used, the oldest first.
-	passes      []*place
+	passes      []placeID
 	outstanding int
-	over        chan struct{} // closed while nothing is left
-	soldOut     bool
+	// uses are the turns that were used, by user.
+	uses    map[hash]used
+	over    chan struct{} // closed while nothing is left
+	soldOut bool
 }
 
-// A place is that of one user.
+// placeBytes is how much memory a place takes with all that leads to it, about.
+const placeBytes = 96
+
+// A place is that of one user. There is no pointer in it.
 type place struct {
-	user     string
-	rank     rank
-	waiting  int           // streams
-	passed   bool          // its turn came
-	cameBack int64         // its number among those in returned; 0 for none
+	rank rank
+	// pass is until when its pass is good, in unix ns; 0 before it is let in.
+	pass int64
+	// cameBack is its number among those in returned; 0 for none.
+	cameBack uint32
+	passed   bool // its turn came
+	unused   bool // the pass
+	spent    bool // the turn: an order was placed
+}
+
+// A stay is a place that streams wait at.
+type stay struct {
+	streams  int
 	admitted chan struct{} // closed when it is let in
-	pass     time.Time     // until when its pass is good; zero before it is let in
-	unused   bool          // the pass
 }
 
 func newRoom(campaign Campaign, config Config) *room {
-	return &room{campaign: campaign, config: config, places: map[string]*place{}, over: make(chan struct{})}
+	r := &room{campaign: campaign, config: config}
+	r.clear()
+	return r
+}
+
+// clear forgets everybody. The lock is held, or nobody else knows the room.
+func (r *room) clear() {
+	r.places, r.byUser, r.stays, r.uses = slab{}, map[hash]placeID{}, map[placeID]*stay{}, map[hash]used{}
+	r.line = line{places: &r.places}
+	r.returned, r.passes, r.outstanding = nil, nil, 0
+	r.over, r.soldOut = make(chan struct{}), false
 }
 
 // errFull says that a room takes nobody more.
 var errFull = errors.New("the waiting room is full")
 
-// enter puts a user where its rank belongs. Who has a place keeps it.
-func (r *room) enter(user string, at rank) (*place, error) {
+// enter puts a user where its rank belongs, and returns the rank of the place. Who has a place keeps it, unless it wants another turn again, and has
+// placed an order in that one.
+func (r *room) enter(user string, at rank, again bool) (placeID, rank, error) {
+	who := hashOf([]byte(user))
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if known := r.places[user]; known != nil {
-		return known, nil
+	id, known := r.byUser[who]
+	switch {
+	case known && !(again && r.places.at(id).spent):
+		return id, r.places.at(id).rank, nil
+	case known && r.places.at(id).passed && r.places.at(id).cameBack == 0: // Nobody asks for the old place any more.
+		*r.places.at(id) = place{rank: at}
+		r.line.insert(id)
+		return id, at, nil
+	case r.places.made >= r.config.PlacesMax:
+		return 0, rank{}, errFull
 	}
-	if len(r.places) >= r.config.PlacesMax {
-		return nil, errFull
-	}
-	p := &place{user: user, rank: at, admitted: make(chan struct{})}
-	r.places[user] = p
-	if !r.opened {
-		r.queue = append(r.queue, p)
-		return p, nil
-	}
-	r.queue = slices.Insert(r.queue, r.head+r.behind(p), p)
-	return p, nil
+	id = r.places.make(place{rank: at})
+	r.byUser[who] = id
+	r.line.insert(id)
+	return id, at, nil
 }
 
-// behind returns how many who wait come before a place. The lock is held.
-func (r *room) behind(p *place) int {
-	index, _ := slices.BinarySearchFunc(r.queue[r.head:], p, func(a, b *place) int { return a.rank.compare(b.rank) })
-	return index
-}
-
-// stay counts a stream that waits at a place, until the function that it returns is called.
-func (r *room) stay(p *place) (leave func()) {
+// stay counts a stream that waits at a place, until leave is called. It returns what is closed when the place is let in.
+func (r *room) stay(id placeID) (admitted <-chan struct{}, leave func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p.waiting++
-	if p.passed && p.pass.IsZero() && p.cameBack == 0 {
-		r.cameBack++
-		p.cameBack = r.cameBack
-		r.returned = append(r.returned, p)
+	here := r.stays[id]
+	if here == nil {
+		here = &stay{admitted: make(chan struct{})}
+		r.stays[id] = here
 	}
-	return func() {
+	here.streams++
+	r.comeBack(id)
+	return here.admitted, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		p.waiting--
+		if here.streams--; here.streams == 0 && r.stays[id] == here {
+			delete(r.stays, id)
+		}
 	}
 }
+
+// comeBack makes a place the next one whose turn came while nobody was there. The lock is held.
+func (r *room) comeBack(id placeID) {
+	if int(id) >= r.places.made { // The campaign is over, and everybody forgotten.
+		return
+	}
+	if p := r.places.at(id); p.passed && p.pass == 0 && p.cameBack == 0 {
+		r.cameBack++
+		p.cameBack = r.cameBack
+		r.returned = append(r.returned, id)
+	}
+}
+
+// present is whether somebody waits at a place. The lock is held.
+func (r *room) present(id placeID) bool { return r.stays[id] != nil }
 
 // tick lets in whoever's turn it is: rate users a second, and share of those for whom there are units.
 func (r *room) tick(now time.Time, rate, share float64, left int64) {
@@ -301,62 +371,64 @@ func (r *room) tick(now time.Time, rate, share float64, left int64) {
 		if now.Before(r.campaign.OpensAt) {
 			return
 		}
-		slices.SortFunc(r.queue, func(a, b *place) int { return a.rank.compare(b.rank) })
 		r.opened, r.ticked = true, now
 	}
-	r.setSoldOut(left <= 0 || !now.Before(r.campaign.ClosesAt))
+	closed := !now.Before(r.campaign.ClosesAt)
+	r.setSoldOut(left <= 0 || closed)
+	if closed && len(r.stays) == 0 && r.places.made > 0 {
+		r.clear()
+		r.setSoldOut(true)
+	}
 	r.budget = min(r.budget+rate*now.Sub(r.ticked).Seconds(), max(1, rate*burst.Seconds()))
 	r.ticked = now
 	r.forgetPasses(now)
-	if r.soldOut {
+	if r.soldOut || rate <= 0 {
 		return
 	}
 	room := math.Ceil(float64(left)*share*r.config.Overcommit) - float64(r.outstanding)
-	for r.budget >= 1 && room >= 1 {
-		p := r.next()
-		if p == nil {
+	for looks := absentMax; r.budget >= 1 && room >= 1; {
+		id, ok := r.next(&looks)
+		if !ok {
 			return
 		}
 		r.budget--
 		room--
-		p.passed = true
-		r.givePass(p, now)
-		close(p.admitted)
+		r.places.at(id).passed = true
+		r.givePass(id, now)
+		if here := r.stays[id]; here != nil {
+			close(here.admitted)
+			here.admitted = nil
+		}
 	}
 }
 
-// next returns who is let in next, nil if nobody waits. Whoever is not there when its turn comes is passed over, and is next when it comes back.
-// The lock is held.
-func (r *room) next() *place {
-	for len(r.returned) > 0 {
-		p := r.returned[0]
+// absentMax bounds how many who are not there are passed over in one tick: others wait for the lock meanwhile.
+const absentMax = 200_000
+
+// next returns who is let in next, false if nobody is found within so many looks. Whoever is not there when its turn comes is passed over, and is
+// next when it comes back. The lock is held.
+func (r *room) next(looks *int) (placeID, bool) {
+	for ; len(r.returned) > 0 && *looks > 0; *looks-- {
+		id := r.returned[0]
 		r.returned = r.returned[1:]
 		r.servedBack++
+		p := r.places.at(id)
 		p.cameBack = 0
-		if p.waiting > 0 && p.pass.IsZero() {
-			return p
+		if r.present(id) && p.pass == 0 {
+			return id, true
 		}
 	}
-	for r.head < len(r.queue) {
-		p := r.queue[r.head]
-		r.queue[r.head] = nil
-		r.head++
-		p.passed = true
-		if p.waiting > 0 {
-			r.compact()
-			return p
+	for ; *looks > 0; *looks-- {
+		id, ok := r.line.pop()
+		if !ok {
+			return 0, false
+		}
+		r.places.at(id).passed = true
+		if r.present(id) {
+			return id, true
 		}
 	}
-	r.compact()
-	return nil
-}
-
-// compact gives the memory of those before head back, now and then. The lock is held.
-func (r *room) compact() {
-	if r.head > len(r.queue)/2 {
-		r.queue = slices.Clone(r.queue[r.head:])
-		r.head = 0
-	}
+	return 0, false
 }
 
 // setSoldOut tells everybody who waits when nothing is left, and lets them wait again when something is. The lock is held.
@@ -371,20 +443,24 @@ func (r *room) setSoldOut(is bool) {
 }
 
 // givePass gives a place a pass from now on. The lock is held.
-func (r *room) givePass(p *place, now time.Time) {
-	p.pass = now.Add(r.config.PassTTL)
+func (r *room) givePass(id placeID, now time.Time) {
+	p := r.places.at(id)
+	p.pass = now.Add(r.config.PassTTL).UnixNano()
+	if p.spent { // With a spent turn the same order may be asked for again.
+		return
+	}
 	if !p.unused {
 		p.unused = true
 		r.outstanding++
+		r.passes = append(r.passes, id)
 	}
-	r.passes = append(r.passes, p)
 }
 
 // forgetPasses counts passes that are over as used. The lock is held.
 func (r *room) forgetPasses(now time.Time) {
 	for len(r.passes) > 0 {
-		p := r.passes[0]
-		if p.unused && now.Before(p.pass) {
+		p := r.places.at(r.passes[0])
+		if p.unused && now.UnixNano() < p.pass {
 			return
 		}
 		r.use(p)
@@ -397,6 +473,18 @@ func (r *room) use(p *place) {
 	if p.unused {
 		p.unused = false
 		r.outstanding--
+	}
+}
+
+// spend notes that an order was placed at a moment, in µs after the opening, by a user who may have a place here. The lock is held.
+func (r *room) spend(user hash, at int64) {
+	id, known := r.byUser[user]
+	if !known {
+		return
+	}
+	if p := r.places.at(id); time.Duration(p.rank.late).Microseconds() <= at {
+		p.spent = true
+		r.use(p)
 	}
 }
 
@@ -421,27 +509,28 @@ type standing struct {
 }
 
 // look returns where a place stands. One who was let in gets a new pass when the old one is over: its turn stays.
-func (r *room) look(now time.Time, p *place) standing {
+func (r *room) look(now time.Time, id placeID) standing {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case !now.Before(r.campaign.ClosesAt):
+	if !now.Before(r.campaign.ClosesAt) { // The place may be forgotten.
 		return standing{state: Closed}
+	}
+	p := r.places.at(id)
+	switch {
 	case !r.opened:
 		return standing{state: NotOpen}
+	case p.pass != 0 && p.spent: // What came of the order can be asked for also once nothing is left.
+		return r.admitted(now, id, p)
 	case r.soldOut:
 		return standing{state: SoldOut}
-	case !p.pass.IsZero():
-		if !now.Before(p.pass) {
-			r.givePass(p, now)
-		}
-		return standing{state: Admitted, until: p.pass}
+	case p.pass != 0:
+		return r.admitted(now, id, p)
 	}
 	s := standing{state: Waiting}
 	if p.passed {
-		s.before = max(0, p.cameBack-r.servedBack-1)
+		s.before = max(0, int64(p.cameBack)-int64(r.servedBack)-1)
 	} else {
-		s.before = int64(len(r.returned) + r.behind(p))
+		s.before = int64(len(r.returned) + r.line.before(p.rank))
 	}
 	if r.rate > 0 {
 		s.eta = time.Duration(float64(s.before+1) / r.rate * float64(time.Second))
@@ -449,16 +538,24 @@ func (r *room) look(now time.Time, p *place) standing {
 	return s
 }
 
+// admitted is where a place stands that was let in. The lock is held.
+func (r *room) admitted(now time.Time, id placeID, p *place) standing {
+	if now.UnixNano() >= p.pass {
+		r.givePass(id, now)
+	}
+	return standing{state: Admitted, until: time.Unix(0, p.pass)}
+}
+
 // wait tells a user where it stands until it is let in or there is nothing to wait for. It returns the error of send, or of ctx.
-func (r *room) wait(ctx context.Context, p *place, send func(standing) error) error {
-	leave := r.stay(p)
+func (r *room) wait(ctx context.Context, id placeID, send func(standing) error) error {
+	admitted, leave := r.stay(id)
 	defer leave()
 	for {
 		r.mu.Lock()
 		over := r.over
 		r.mu.Unlock()
 		now := time.Now()
-		s := r.look(now, p)
+		s := r.look(now, id)
 		if err := send(s); err != nil {
 			return err
 		}
@@ -474,7 +571,7 @@ func (r *room) wait(ctx context.Context, p *place, send func(standing) error) er
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
-		case <-p.admitted:
+		case <-admitted:
 		case <-over:
 		case <-timer.C:
 		}

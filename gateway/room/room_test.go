@@ -24,6 +24,20 @@ import (
 
 var testKey = bytes.Repeat([]byte("k"), keyBytesMin)
 
+// testKeys are those of a hall that has one; otherKeys are another's.
+var testKeys, otherKeys = keysOf("k"), keysOf("x")
+
+func keysOf(letter string) []Key { return []Key{{Secret: bytes.Repeat([]byte(letter), keyBytesMin)}} }
+
+func ringOf(t *testing.T, keys ...Key) *ring {
+	t.Helper()
+	r, err := newRing(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
 // A sale is a hall with one room, in simulated time, whose units the test counts.
 type sale struct {
 	t    *testing.T
@@ -49,7 +63,7 @@ func inSale(t *testing.T, config Config, test func(*sale)) {
 		config.RateShare = 1
 		var err error
 		s.hall, err = New(Options{
-			Config: config, Key: testKey,
+			Config: config, Keys: testKeys,
 			Rate: func() float64 { s.mu.Lock(); defer s.mu.Unlock(); return s.rate },
 			Left: func(string) (int64, bool) { s.mu.Lock(); defer s.mu.Unlock(); return s.left, s.known },
 			User: func(_ context.Context, authorization string) (string, bool) { return authorization, true },
@@ -84,13 +98,13 @@ func (s *sale) come(user string) (leave context.CancelFunc) {
 
 func (s *sale) comeAt(user string, at rank) (leave context.CancelFunc) {
 	s.t.Helper()
-	p, err := s.room.enter(user, at)
+	id, _, err := s.room.enter(user, at, false)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(s.t.Context())
 	s.streams.Go(func() {
-		_ = s.room.wait(ctx, p, func(now standing) error { // Its error is that the test let it leave.
+		_ = s.room.wait(ctx, id, func(now standing) error { // Its error is that the test let it leave.
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.told[user] = append(s.told[user], now)
@@ -225,9 +239,12 @@ func TestNoMoreAreLetInThanThereAreUnitsFor(t *testing.T) {
 		s.left = 5
 		s.mu.Unlock()
 		for _, user := range buyers {
-			if err := s.hall.Check(time.Now(), user, "spring", newPass(testKey, "spring", user, time.Now().Add(time.Minute))); err != nil {
+			pass := s.hall.keys.Load().pass(time.Now(), "spring", user, 0, time.Now().Add(time.Minute))
+			done, err := s.hall.Check(t.Context(), time.Now(), user, "spring", pass, OrderOf([]byte(user)))
+			if err != nil {
 				t.Fatal(err)
 			}
+			done(Placed)
 		}
 		pass(5 * time.Second)
 		if got := s.count(); got != 15 { // 8 for the 5 units that are left; 10 have passes.
@@ -328,14 +345,14 @@ func TestATicketKeepsItsPlaceInAnotherGateway(t *testing.T) {
 func TestTheRoomIsBounded(t *testing.T) {
 	r := newRoom(Campaign{}, Config{PlacesMax: 2})
 	for user, want := range map[string]error{"a": nil, "b": nil} {
-		if _, err := r.enter(user, rank{}); !errors.Is(err, want) {
+		if _, _, err := r.enter(user, rank{}, false); !errors.Is(err, want) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := r.enter("c", rank{}); !errors.Is(err, errFull) {
+	if _, _, err := r.enter("c", rank{}, false); !errors.Is(err, errFull) {
 		t.Errorf("error = %v, want that it is full", err)
 	}
-	if _, err := r.enter("a", rank{}); err != nil {
+	if _, _, err := r.enter("a", rank{}, false); err != nil {
 		t.Errorf("who is in was not found: %v", err)
 	}
 }
@@ -346,7 +363,7 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 			{CampaignID: "spring", OpensAt: time.Now().Add(-time.Hour), ClosesAt: time.Now().Add(time.Hour)},
 			{CampaignID: "autumn", OpensAt: time.Now().Add(-time.Hour), ClosesAt: time.Now().Add(time.Hour)},
 		}},
-		Key: testKey,
+		Keys: testKeys,
 		User: func(_ context.Context, authorization string) (string, bool) {
 			return strings.CutPrefix(authorization, "Bearer ")
 		},
@@ -354,11 +371,11 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	now := time.Now()
-	ticket := newTicket(testKey, "spring", "alice", rank{late: 5, draw: 7})
+	now, keys, others := time.Now(), ringOf(t, testKeys...), ringOf(t, otherKeys...)
+	ticket := keys.ticket(now, "spring", "alice", rank{late: 5, draw: 7})
 	_, signed, _ := strings.Cut(ticket, ".")
-	pass := newPass(testKey, "spring", "alice", now.Add(time.Minute))
-	if err := hall.Check(now, "alice", "spring", pass); err != nil {
+	pass := keys.pass(now, "spring", "alice", 0, now.Add(time.Minute))
+	if _, err := hall.Check(t.Context(), now, "alice", "spring", pass, Order{}); err != nil {
 		t.Fatalf("a good pass: %v", err)
 	}
 	seed := rand.Uint64()
@@ -373,31 +390,30 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 		"another campaign's":  {"alice", "autumn", pass},
 		"a ticket":            {"alice", "spring", ticket},
 		"a ticket's sign":     {"alice", "spring", signed},
-		"a pass that is over": {"alice", "spring", newPass(testKey, "spring", "alice", now.Add(-time.Second))},
-		"another key's":       {"alice", "spring", newPass(bytes.Repeat([]byte("x"), keyBytesMin), "spring", "alice", now.Add(time.Minute))},
+		"a pass that is over": {"alice", "spring", keys.pass(now, "spring", "alice", 0, now.Add(-time.Second))},
+		"another key's":       {"alice", "spring", others.pass(now, "spring", "alice", 0, now.Add(time.Minute))},
 		"a changed pass":      {"alice", "spring", string(flipped)},
 		"a long one":          {"alice", "spring", strings.Repeat("A", 1<<20)},
 		"not text":            {"alice", "spring", "\x00\xff"},
 	} {
-		if err := hall.Check(now, attempt.user, attempt.campaign, attempt.pass); err == nil || err.Code() != connect.CodeFailedPrecondition {
+		if _, err := hall.Check(t.Context(), now, attempt.user, attempt.campaign, attempt.pass, OrderOf([]byte(name))); err == nil || err.Code() != connect.CodeFailedPrecondition {
 			t.Errorf("seed %d: %s was taken: %v", seed, name, err)
 		}
 	}
-	if err := hall.Check(now, "alice", "no-room", ""); err != nil {
+	if _, err := hall.Check(t.Context(), now, "alice", "no-room", "", Order{}); err != nil {
 		t.Errorf("a campaign without a room: %v", err)
 	}
-	if err := hall.Check(now.Add(2*time.Hour), "alice", "spring", ""); err != nil {
+	if _, err := hall.Check(t.Context(), now.Add(2*time.Hour), "alice", "spring", "", Order{}); err != nil {
 		t.Errorf("after it closed: %v", err)
 	}
 	for name, text := range map[string]string{
-		"another's":       newTicket(testKey, "spring", "bob", rank{}),
+		"another's":       keys.ticket(now, "spring", "bob", rank{}),
 		"renamed":         "autumn." + signed,
 		"a pass":          "spring." + pass,
 		"nothing":         "spring.",
-		"a better number": "spring." + sign(bytes.Repeat([]byte("x"), keyBytesMin), kindTicket, "spring", "alice", 0, 0),
+		"a better number": "spring." + others.sign(now, kindTicket, "spring", "alice", 0, 0),
 	} {
-		campaign, rest, _ := strings.Cut(text, ".")
-		if _, err := verify(testKey, kindTicket, campaign, "alice", rest, 2); err == nil {
+		if _, _, _, err := keys.readTicket(now, "alice", text); err == nil {
 			t.Errorf("%s was taken as a ticket", name)
 		}
 	}
@@ -406,7 +422,7 @@ func TestNoForgedReplayedOrSharedTicketSkipsTheRoom(t *testing.T) {
 func TestARoomIsServedOverTheWire(t *testing.T) {
 	hall, err := New(Options{
 		Config: Config{Campaigns: []Campaign{{CampaignID: "spring", OpensAt: time.Now().Add(-time.Hour), ClosesAt: time.Now().Add(time.Hour)}}},
-		Key:    testKey,
+		Keys:   testKeys,
 		User: func(_ context.Context, authorization string) (string, bool) {
 			return strings.CutPrefix(authorization, "Bearer ")
 		},
@@ -449,7 +465,7 @@ func TestARoomIsServedOverTheWire(t *testing.T) {
 	if err := errors.Join(stream.Err(), stream.Close()); err != nil || last.GetState() != roomv1.WaitState_WAIT_STATE_ADMITTED {
 		t.Fatalf("the wait ended with %v, %v; want admitted", last, err)
 	}
-	if err := hall.Check(time.Now(), "alice", "spring", last.GetPass()); err != nil {
+	if _, err := hall.Check(t.Context(), time.Now(), "alice", "spring", last.GetPass(), Order{}); err != nil {
 		t.Errorf("the pass: %v", err)
 	}
 	for name, c := range map[string]struct {
@@ -481,16 +497,16 @@ func TestImpossibleHallsAreRefused(t *testing.T) {
 	good := Campaign{CampaignID: "c", OpensAt: now, ClosesAt: now.Add(1)}
 	for name, options := range map[string]Options{
 		"no key":             {User: user},
-		"a short key":        {User: user, Key: []byte("short")},
-		"nobody verifies":    {Key: testKey},
-		"a bad name":         {User: user, Key: testKey, Config: Config{Campaigns: []Campaign{{CampaignID: "a.b", OpensAt: now, ClosesAt: now.Add(1)}}}},
-		"twice":              {User: user, Key: testKey, Config: Config{Campaigns: []Campaign{good, good}}},
-		"closes before":      {User: user, Key: testKey, Config: Config{Campaigns: []Campaign{{CampaignID: "c", OpensAt: now, ClosesAt: now}}}},
-		"a rate of nothing":  {User: user, Key: testKey, Config: Config{RateShare: -1}},
-		"no default rate":    {User: user, Key: testKey, Config: Config{RateDefault: -1}},
-		"a pass of a moment": {User: user, Key: testKey, Config: Config{PassTTL: 1}},
-		"less than the rest": {User: user, Key: testKey, Config: Config{Overcommit: 0.5}},
-		"no places":          {User: user, Key: testKey, Config: Config{PlacesMax: -1}},
+		"a short key":        {User: user, Keys: []Key{{Secret: []byte("short")}}},
+		"nobody verifies":    {Keys: testKeys},
+		"a bad name":         {User: user, Keys: testKeys, Config: Config{Campaigns: []Campaign{{CampaignID: "a.b", OpensAt: now, ClosesAt: now.Add(1)}}}},
+		"twice":              {User: user, Keys: testKeys, Config: Config{Campaigns: []Campaign{good, good}}},
+		"closes before":      {User: user, Keys: testKeys, Config: Config{Campaigns: []Campaign{{CampaignID: "c", OpensAt: now, ClosesAt: now}}}},
+		"a rate of nothing":  {User: user, Keys: testKeys, Config: Config{RateShare: -1}},
+		"no default rate":    {User: user, Keys: testKeys, Config: Config{RateDefault: -1}},
+		"a pass of a moment": {User: user, Keys: testKeys, Config: Config{PassTTL: 1}},
+		"less than the rest": {User: user, Keys: testKeys, Config: Config{Overcommit: 0.5}},
+		"no places":          {User: user, Keys: testKeys, Config: Config{PlacesMax: -1}},
 	} {
 		if _, err := New(options); err == nil {
 			t.Errorf("%s was accepted", name)

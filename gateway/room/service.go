@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -35,14 +36,15 @@ func (h *Hall) Enter(ctx context.Context, request *roomv1.EnterRequest) (*roomv1
 	}
 	r := h.rooms[request.GetCampaignId()]
 	if r == nil {
-		return nil, refusal(connect.CodeNotFound, request.GetCampaignId(), "the campaign has no waiting room")
+		return nil, refusal(connect.CodeNotFound, request.GetCampaignId(), causeNoRoom, "the campaign has no waiting room")
 	}
-	p, err := r.enter(user, rankOf(h.options.Key, r.campaign, user, time.Now()))
+	keys, now := h.keys.Load(), time.Now()
+	_, at, err := r.enter(user, rankOf(keys.draws(), r.campaign, user, now), true)
 	if err != nil {
 		return nil, h.full(r, err)
 	}
 	return &roomv1.EnterResponse{
-		Ticket: newTicket(h.options.Key, r.campaign.CampaignID, user, p.rank), OpensAt: timestamppb.New(r.campaign.OpensAt),
+		Ticket: keys.ticket(now, r.campaign.CampaignID, user, at), OpensAt: timestamppb.New(r.campaign.OpensAt),
 	}, nil
 }
 
@@ -52,24 +54,48 @@ func (h *Hall) Wait(ctx context.Context, request *roomv1.WaitRequest, stream *co
 	if err != nil {
 		return err
 	}
-	campaignID, signed, _ := strings.Cut(request.GetTicket(), ".")
-	r := h.rooms[campaignID]
-	if r == nil {
-		return refusal(connect.CodeNotFound, "", "the ticket is for no room that there is")
-	}
-	facts, err := verify(h.options.Key, kindTicket, campaignID, user, signed, 2)
+	found, err := h.find(user, request.GetTicket())
 	if err != nil {
-		return refusal(connect.CodePermissionDenied, campaignID, fmt.Sprintf("ticket: %v", err))
+		return err
 	}
-	p, err := r.enter(user, rank{late: int64(facts[0]), draw: facts[1]})
-	if err != nil {
-		return h.full(r, err)
-	}
-	return r.wait(ctx, p, func(s standing) error { return stream.Send(h.response(campaignID, user, s)) })
+	return found.room.wait(ctx, found.id, func(s standing) error { return stream.Send(h.response(user, found, s)) })
 }
 
-func (h *Hall) response(campaignID, user string, s standing) *roomv1.WaitResponse {
+// A found place is one that a ticket stands for.
+type found struct {
+	room     *room
+	id       placeID
+	rank     rank
+	signedBy keyID // the ticket
+}
+
+// find returns the place that a user's ticket stands for.
+func (h *Hall) find(user, ticket string) (found, error) {
+	campaignID, _, _ := strings.Cut(ticket, ".")
+	r := h.rooms[campaignID]
+	if r == nil {
+		return found{}, refusal(connect.CodeNotFound, "", causeNoRoom, "the ticket is for no room that there is")
+	}
+	_, at, signedBy, err := h.keys.Load().readTicket(time.Now(), user, ticket)
+	switch {
+	case errors.Is(err, errKeyGone):
+		return found{}, refusal(connect.CodePermissionDenied, campaignID, causeKeyGone, fmt.Sprintf("ticket: %v; enter again", err))
+	case err != nil:
+		return found{}, refusal(connect.CodePermissionDenied, campaignID, causeForged, fmt.Sprintf("ticket: %v", err))
+	}
+	id, at, err := r.enter(user, at, false)
+	if err != nil {
+		return found{}, h.full(r, err)
+	}
+	return found{r, id, at, signedBy}, nil
+}
+
+func (h *Hall) response(user string, of found, s standing) *roomv1.WaitResponse {
+	keys, now := h.keys.Load(), time.Now()
 	response := &roomv1.WaitResponse{Before: s.before}
+	if _, signs := keys.signing(now); signs != of.signedBy {
+		response.Ticket = keys.ticket(now, of.room.campaign.CampaignID, user, of.rank)
+	}
 	if s.eta > 0 {
 		response.Eta = durationpb.New(s.eta)
 	}
@@ -80,7 +106,7 @@ func (h *Hall) response(campaignID, user string, s standing) *roomv1.WaitRespons
 		response.State = roomv1.WaitState_WAIT_STATE_WAITING
 	case Admitted:
 		response.State = roomv1.WaitState_WAIT_STATE_ADMITTED
-		response.Pass, response.PassExpires = newPass(h.options.Key, campaignID, user, s.until), timestamppb.New(s.until)
+		response.Pass, response.PassExpires = keys.pass(now, of.room.campaign.CampaignID, user, of.rank.late, s.until), timestamppb.New(s.until)
 	case SoldOut:
 		response.State = roomv1.WaitState_WAIT_STATE_SOLD_OUT
 	case Closed:
@@ -102,42 +128,92 @@ func (h *Hall) caller(ctx context.Context) (string, error) {
 	return user, nil
 }
 
+// fullRetry is when to try again to enter a room that is full, at the earliest, and at twice that at the latest: it may have as many outside as inside.
+const fullRetry = 30 * time.Second
+
 // full says when to try again.
-func (h *Hall) full(r *room, err error) error {
-	refused := refusal(connect.CodeResourceExhausted, r.campaign.CampaignID, err.Error())
-	if detail, detailErr := connect.NewErrorDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(burst)}); detailErr == nil {
+func (h *Hall) full(r *room, err error) *connect.Error {
+	refused := refusal(connect.CodeResourceExhausted, r.campaign.CampaignID, causeFull, err.Error())
+	if detail, detailErr := connect.NewErrorDetail(&errdetails.RetryInfo{RetryDelay: durationpb.New(fullRetry + rand.N(fullRetry))}); detailErr == nil {
 		refused.AddDetail(detail)
 	}
 	return refused
 }
 
-// Check says why an order of a user is not taken without waiting: because the campaign has a room, it is open, and the pass is none of the user's.
-// nil lets it pass. An order that is no campaign's, or of one without a room, passes.
-func (h *Hall) Check(now time.Time, user, campaignID, pass string) *connect.Error {
+// Check says why an order of a user is not taken without waiting: because the campaign has a room, it is open, and the pass is none of the user's, or
+// its turn was used for another order. With no error the order may go on; done, if it is not nil, is to be told once how that ended.
+// An order that is no campaign's, or of one without a room, passes.
+func (h *Hall) Check(ctx context.Context, now time.Time, user, campaignID, pass string, order Order) (done func(End), refused *connect.Error) {
 	r := h.rooms[campaignID]
 	if r == nil || now.Before(r.campaign.OpensAt) || !now.Before(r.campaign.ClosesAt) {
-		return nil // Outside of its time the node refuses the order in its own words.
+		return nil, nil // Outside of its time the node refuses the order in its own words.
 	}
 	if pass == "" {
-		return refusal(connect.CodeFailedPrecondition, campaignID, "enter the campaign's waiting room first")
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeNoPass, "enter the campaign's waiting room first")
 	}
-	facts, err := verify(h.options.Key, kindPass, campaignID, user, pass, 1)
-	if err != nil || !now.Before(time.Unix(0, int64(facts[0]))) {
-		return refusal(connect.CodeFailedPrecondition, campaignID, fmt.Sprintf("pass: %v; wait with the ticket again", errForged))
+	late, until, err := h.keys.Load().readPass(now, campaignID, user, pass)
+	switch {
+	case errors.Is(err, errKeyGone):
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeKeyGone, fmt.Sprintf("pass: %v; wait with the ticket again", err))
+	case err != nil:
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeForged, fmt.Sprintf("pass: %v; wait with the ticket again", err))
 	}
+	who := hashOf([]byte(user))
+	entered, came := time.Duration(late).Microseconds(), now.Sub(r.campaign.OpensAt).Microseconds()
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p := r.places[user]; p != nil {
-		r.use(p)
+	if has, known := r.uses[who]; !now.Before(until) && !(known && has.order == order.hash) { // Who has used it may ask again what came of it.
+		r.mu.Unlock()
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeOver, "pass: its time is over; wait with the ticket again")
 	}
-	return nil
+	taken, err := r.takeTurn(who, order.hash, entered, came)
+	r.mu.Unlock()
+	if err != nil {
+		return nil, h.full(r, err)
+	}
+	use := r.useOf(who, order.hash, entered, came)
+	if taken && !h.shared.take(ctx, use) {
+		taken = false
+		r.mu.Lock()
+		r.giveBackTurn(who, order.hash)
+		r.spend(who, came)
+		r.mu.Unlock()
+	}
+	if !taken {
+		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeUsed,
+			"pass: its turn has been used for another order; send that one again as it was, or enter the waiting room again for another turn")
+	}
+	return func(end End) {
+		switch end {
+		case Unknown:
+		case Placed:
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.spend(who, came)
+		case Refused:
+			r.mu.Lock()
+			r.giveBackTurn(who, order.hash)
+			r.mu.Unlock()
+			h.shared.giveBack(ctx, use)
+		}
+	}, nil
 }
 
-func refusal(code connect.Code, campaignID, message string) *connect.Error {
+// The causes of a refusal, for programs: the metadata "cause" of its ErrorInfo.
+const (
+	causeNoRoom  = "no_room"
+	causeFull    = "full"
+	causeNoPass  = "no_pass"
+	causeForged  = "not_given"
+	causeOver    = "over"
+	causeKeyGone = "key_removed"
+	causeUsed    = "used"
+)
+
+func refusal(code connect.Code, campaignID, cause, message string) *connect.Error {
 	err := connect.NewError(code, errors.New(message))
-	info := &errdetails.ErrorInfo{Reason: ReasonWaitingRoom, Domain: ErrorDomain}
+	info := &errdetails.ErrorInfo{Reason: ReasonWaitingRoom, Domain: ErrorDomain, Metadata: map[string]string{"cause": cause}}
 	if campaignID != "" {
-		info.Metadata = map[string]string{"campaign_id": campaignID}
+		info.Metadata["campaign_id"] = campaignID
 	}
 	if detail, detailErr := connect.NewErrorDetail(info); detailErr == nil {
 		err.AddDetail(detail)

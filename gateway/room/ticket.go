@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
+	"strings"
 	"time"
 )
 
@@ -14,48 +15,56 @@ const (
 	kindTicket byte = 1
 	kindPass   byte = 2
 	kindDraw   byte = 3
+	kindID     byte = 4
 )
 
 // ticketBytesMax bounds the text of a ticket or a pass.
 const ticketBytesMax = 512
 
-// errForged says that a ticket or a pass is not one of ours, or not the caller's, or over.
-var errForged = errors.New("it is not one that was given to this user for this campaign, or it is over")
+// errForged says that a ticket or a pass is not one of ours, or not the caller's.
+var errForged = errors.New("it is not one that was given to this user for this campaign")
 
 // sign returns a text that stands for facts of a user in a campaign: bytes that only who has the key can make. User and campaign are not in it,
 // but in what is signed: the text is of use to nobody else.
-func sign(key []byte, kind byte, campaignID, user string, facts ...uint64) string {
-	var text []byte
+func (r *ring) sign(now time.Time, kind byte, campaignID, user string, facts ...uint64) string {
+	key, id := r.signing(now)
+	text := id[:]
 	for _, fact := range facts {
 		text = binary.BigEndian.AppendUint64(text, fact)
 	}
-	mac := seal(key, kind, campaignID, user, text)
+	mac := seal(key.Secret, kind, campaignID, user, text)
 	return base64.RawURLEncoding.EncodeToString(append(text, mac...))
 }
 
-// verify returns the facts of a text that sign made.
-func verify(key []byte, kind byte, campaignID, user, text string, count int) ([]uint64, error) {
+// verify returns the facts of a text that sign made, and which key signed it. Its errors are errForged and errKeyGone.
+func (r *ring) verify(now time.Time, kind byte, campaignID, user, text string, count int) ([]uint64, keyID, error) {
 	if len(text) > ticketBytesMax {
-		return nil, errForged
+		return nil, keyID{}, errForged
 	}
+	size := keyIDBytes + 8*count
 	data, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(data) != 8*count+sha256.Size {
-		return nil, errForged
+	if err != nil || len(data) != size+sha256.Size {
+		return nil, keyID{}, errForged
 	}
-	signed, mac := data[:8*count], data[8*count:]
-	if !hmac.Equal(mac, seal(key, kind, campaignID, user, signed)) {
-		return nil, errForged
+	id := keyID(data[:keyIDBytes])
+	key, err := r.verifying(id, now)
+	if err != nil {
+		return nil, id, err
+	}
+	signed, mac := data[:size], data[size:]
+	if !hmac.Equal(mac, seal(key.Secret, kind, campaignID, user, signed)) {
+		return nil, id, errForged
 	}
 	facts := make([]uint64, count)
 	for i := range facts {
-		facts[i] = binary.BigEndian.Uint64(signed[8*i:])
+		facts[i] = binary.BigEndian.Uint64(signed[keyIDBytes+8*i:])
 	}
-	return facts, nil
+	return facts, id, nil
 }
 
 // seal returns the HMAC-SHA256 of what a text stands for. Lengths go in, so that no two things are written alike.
-func seal(key []byte, kind byte, campaignID, user string, text []byte) []byte {
-	mac := hmac.New(sha256.New, key)
+func seal(secret []byte, kind byte, campaignID, user string, text []byte) []byte {
+	mac := hmac.New(sha256.New, secret)
 	mac.Write([]byte{kind})
 	for _, part := range [...]string{campaignID, user, string(text)} {
 		mac.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
@@ -65,18 +74,38 @@ func seal(key []byte, kind byte, campaignID, user string, text []byte) []byte {
 }
 
 // rankOf returns the rank of a user who enters a campaign's room now.
-func rankOf(key []byte, campaign Campaign, user string, now time.Time) rank {
+func rankOf(secret []byte, campaign Campaign, user string, now time.Time) rank {
 	return rank{
 		late: max(0, int64(now.Sub(campaign.OpensAt))),
-		draw: binary.BigEndian.Uint64(seal(key, kindDraw, campaign.CampaignID, user, nil)),
+		draw: binary.BigEndian.Uint64(seal(secret, kindDraw, campaign.CampaignID, user, nil)),
 	}
 }
 
-// newTicket returns the ticket of a rank. It begins with the campaign, which the holder's gateway needs to know.
-func newTicket(key []byte, campaignID, user string, at rank) string {
-	return campaignID + "." + sign(key, kindTicket, campaignID, user, uint64(at.late), at.draw)
+// ticket returns the ticket of a rank. It begins with the campaign, which the holder's gateway needs to know.
+func (r *ring) ticket(now time.Time, campaignID, user string, at rank) string {
+	return campaignID + "." + r.sign(now, kindTicket, campaignID, user, uint64(at.late), at.draw)
 }
 
-func newPass(key []byte, campaignID, user string, until time.Time) string {
-	return sign(key, kindPass, campaignID, user, uint64(until.UnixNano()))
+// readTicket returns the rank that a ticket stands for, and which key signed it.
+func (r *ring) readTicket(now time.Time, user, text string) (campaignID string, at rank, signedBy keyID, err error) {
+	campaignID, signed, _ := strings.Cut(text, ".")
+	facts, signedBy, err := r.verify(now, kindTicket, campaignID, user, signed, 2)
+	if err != nil {
+		return campaignID, rank{}, signedBy, err
+	}
+	return campaignID, rank{late: int64(facts[0]), draw: facts[1]}, signedBy, nil
+}
+
+// pass returns a pass of a turn, by when its user entered, that is good until a moment.
+func (r *ring) pass(now time.Time, campaignID, user string, late int64, until time.Time) string {
+	return r.sign(now, kindPass, campaignID, user, uint64(late), uint64(until.UnixNano()))
+}
+
+// readPass returns of which turn a pass is, and until when it is good.
+func (r *ring) readPass(now time.Time, campaignID, user, text string) (late int64, until time.Time, err error) {
+	facts, _, err := r.verify(now, kindPass, campaignID, user, text, 2)
+	if err != nil {
+		return 0, time.Time{}, err
+	}
+	return int64(facts[0]), time.Unix(0, int64(facts[1])), nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"runtime"
 	"slices"
 	"time"
 
@@ -52,8 +53,9 @@ var Groups = []string{"place", "json", "get", "quarter", "lanes", "hot4", "campa
 // only when they are named.
 var GatewayGroups = []string{"gateway-cost", "gateway-faults", "gateway-overload", "gateway-edge", "gateway-plans", "gateway-limits", "gateway-nodes", "gateway-failback"}
 
-// ClusterGroups are the names for Options.Only of what is measured of nodes that share a log. They run only when they are named.
-var ClusterGroups = []string{"cluster", "hop", "failover"}
+// ClusterGroups are the names for Options.Only of what is measured of nodes that share a log. They run only when they are named. failover is
+// all that begin so.
+var ClusterGroups = []string{"cluster", "hop", "failover", "failover-move", "failover-node", "failover-leader", "failover-stop"}
 
 // DefaultOptions measure everything in about fifteen minutes.
 func DefaultOptions() Options {
@@ -108,8 +110,8 @@ func Command() *cobra.Command {
 	flags.IntVar(&options.Connections, "connections", options.Connections, "connections that the load comes over")
 	flags.IntVar(&options.Orders, "orders", options.Orders, "orders in the log for the groups million and rebuild")
 	flags.IntVar(&options.Failovers, "failovers", options.Failovers, "failovers of each kind in the group failover (half a minute for one of each)")
-	flags.StringVar(&options.NATSServer, "nats-server", options.NATSServer, "nats-server for the groups cluster, hop and failover (default: the one in the path)")
 	flags.DurationVar(&options.NATSAway, "nats-away", options.NATSAway, "how long NATS is away in the group gateway-nodes (default: six runs)")
+	flags.StringVar(&options.NATSServer, "nats-server", options.NATSServer, "nats-server for the groups of clusters (default: the one in the path)")
 	flags.StringVar(&options.Dir, "dir", options.Dir, "where data directories are made and removed (default: the system's for temporary files)")
 	command.AddCommand(
 		echoCommand("echo", "Serve prebuilt replies", echo.Run),
@@ -150,6 +152,7 @@ func echoCommand(use, short string, run func(context.Context, echo.Options) erro
 			if err != nil {
 				return err
 			}
+			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1) // As many as a node has.
 			return run(command.Context(), echo.Options{Listen: listen, PlaceReply: placed, GetReply: got})
 		},
 	}

@@ -34,70 +34,89 @@ const (
 	calmMax = time.Minute
 	// moveMax bounds the wait until a move is known.
 	moveMax = 10 * time.Second
-	// leaderSilenceMax is what a stream's leader that is killed may cost, moveCostMax a planned move.
+	// leaderSilenceMax is what a stream's leader that is killed may cost, leaderStopMax one that passes its streams on before it stops,
+	// moveCostMax a planned move.
 	leaderSilenceMax = 10 * time.Second
+	leaderStopMax    = time.Second
 	moveCostMax      = 200 * time.Millisecond
 	// takeoverMax is how long after its lease a lane may be without a node.
 	takeoverMax = time.Second
 )
 
-// failover is for how long a lane acknowledges no order when its node is killed, when the server is killed that leads a stream, and when
-// it is moved, each Options.Failovers times; and what a move does to the calls meanwhile.
-func (b *bench) failover(ctx context.Context) error {
-	return b.withCluster(ctx, 3, 3, func(c *launch.Cluster) error {
-		p, err := newPulse(c)
+// A strike is what happens to a cluster that has to fail over.
+type strike struct {
+	name string
+	do   func(context.Context, *launch.Cluster) error
+	// aim is for how long a lane may acknowledge no order then; 0 is none.
+	aim time.Duration
+}
+
+var (
+	laneMoved     = strike{"the lane is moved", moveAnyLane, moveCostMax}
+	nodeKilled    = strike{"its node is killed", killAnyNode, ownership.LeaseTTLDefault + takeoverMax}
+	leaderKilled  = strike{"a stream's leader is killed", killAnyLeader, leaderSilenceMax}
+	leaderStopped = strike{"a stream's leader is stopped", stopAnyLeader, leaderStopMax}
+)
+
+// failover is for how long a lane acknowledges no order when the strikes happen, each Options.Failovers times; and what a move does to the
+// calls meanwhile.
+func (b *bench) failover(strikes ...strike) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return b.withCluster(ctx, 3, 3, func(c *launch.Cluster) error {
+			p, err := newPulse(c)
+			if err != nil {
+				return err
+			}
+			beating, stop := context.WithCancel(ctx)
+			defer p.all.Wait()
+			defer stop()
+			p.begin(beating)
+			if _, err := p.calm(ctx); err != nil {
+				return err
+			}
+			for _, strike := range strikes {
+				if err := b.strike(ctx, c, p, strike); err != nil {
+					return fmt.Errorf("%s: %w", strike.name, err)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// strike makes one kind happen again and again, and reports on it.
+func (b *bench) strike(ctx context.Context, c *launch.Cluster, p *pulse, kind strike) error {
+	var silences, calls []time.Duration
+	failed := 0
+	for turn := range b.Failovers {
+		struck := time.Now()
+		if err := kind.do(ctx, c); err != nil {
+			return err
+		}
+		silence, err := p.calmSince(ctx, struck)
 		if err != nil {
 			return err
 		}
-		beating, stop := context.WithCancel(ctx)
-		defer p.all.Wait()
-		defer stop()
-		p.begin(beating)
+		took, lost := p.calls(struck)
+		silences, calls, failed = append(silences, silence), append(calls, took...), failed+lost
+		b.say("  %2d  %-28s no order in a lane for %v, slowest call %v", turn+1, kind.name, silence.Round(time.Millisecond), slices.Max(took).Round(time.Millisecond))
+		if err := c.Heal(ctx); err != nil {
+			return fmt.Errorf("heal: %w", err)
+		}
 		if _, err := p.calm(ctx); err != nil {
 			return err
 		}
-		for _, kind := range []struct {
-			name   string
-			strike func(context.Context, *launch.Cluster) error
-			aim    time.Duration
-		}{
-			{"the lane is moved", moveAnyLane, moveCostMax},
-			{"its node is killed", killAnyNode, ownership.LeaseTTLDefault + takeoverMax},
-			{"a stream's leader is killed", killAnyLeader, leaderSilenceMax},
-		} {
-			var silences, calls []time.Duration
-			failed := 0
-			for turn := range b.Failovers {
-				struck := time.Now()
-				if err := kind.strike(ctx, c); err != nil {
-					return fmt.Errorf("%s: %w", kind.name, err)
-				}
-				silence, err := p.calmSince(ctx, struck)
-				if err != nil {
-					return fmt.Errorf("%s: %w", kind.name, err)
-				}
-				took, lost := p.calls(struck)
-				silences, calls, failed = append(silences, silence), append(calls, took...), failed+lost
-				b.say("  %2d  %-28s no order in a lane for %v, slowest call %v", turn+1, kind.name, silence.Round(time.Millisecond), slices.Max(took).Round(time.Millisecond))
-				if err := c.Heal(ctx); err != nil {
-					return fmt.Errorf("%s: heal: %w", kind.name, err)
-				}
-				if _, err := p.calm(ctx); err != nil {
-					return err
-				}
-			}
-			slices.Sort(silences)
-			b.report.check(fmt.Sprintf("no order in a lane when %s, p50 of %d", kind.name, b.Failovers), at(silences, 0.5).Seconds()*1000, "ms", 0, true)
-			b.report.check(fmt.Sprintf("no order in a lane when %s, p99 of %d", kind.name, b.Failovers), at(silences, 0.99).Seconds()*1000, "ms", kind.aim.Seconds()*1000, true)
-			if kind.aim == moveCostMax {
-				slices.Sort(calls)
-				b.report.check(fmt.Sprintf("calls around a move, p99 of %d", len(calls)), at(calls, 0.99).Seconds()*1000, "ms", kind.aim.Seconds()*1000, true)
-				b.report.check("calls around a move, the slowest", at(calls, 1).Seconds()*1000, "ms", 0, true)
-				b.report.check("calls around a move that did not succeed at once", float64(failed), "calls", noneFailed, true)
-			}
-		}
-		return nil
-	})
+	}
+	slices.Sort(silences)
+	b.report.check(fmt.Sprintf("no order in a lane when %s, p50 of %d", kind.name, b.Failovers), at(silences, 0.5).Seconds()*1000, "ms", 0, true)
+	b.report.check(fmt.Sprintf("no order in a lane when %s, p99 of %d", kind.name, b.Failovers), at(silences, 0.99).Seconds()*1000, "ms", kind.aim.Seconds()*1000, true)
+	if kind.aim == moveCostMax {
+		slices.Sort(calls)
+		b.report.check(fmt.Sprintf("calls around a move, p99 of %d", len(calls)), at(calls, 0.99).Seconds()*1000, "ms", kind.aim.Seconds()*1000, true)
+		b.report.check("calls around a move, the slowest", at(calls, 1).Seconds()*1000, "ms", 0, true)
+		b.report.check("calls around a move that did not succeed at once", float64(failed), "calls", noneFailed, true)
+	}
+	return nil
 }
 
 // noneFailed is an aim of no failures: 0 would be none.
@@ -147,8 +166,16 @@ func killAnyNode(ctx context.Context, c *launch.Cluster) error {
 	return fmt.Errorf("there is no node %q", owner)
 }
 
-// killAnyLeader kills the server that leads the stream of a lane.
+// killAnyLeader kills the server that leads the stream of a lane, stopAnyLeader tells it to stop.
 func killAnyLeader(ctx context.Context, c *launch.Cluster) error {
+	return endAnyLeader(ctx, c, (*launch.NATS).Crash)
+}
+
+func stopAnyLeader(ctx context.Context, c *launch.Cluster) error {
+	return endAnyLeader(ctx, c, (*launch.NATS).End)
+}
+
+func endAnyLeader(ctx context.Context, c *launch.Cluster, end func(*launch.NATS) error) error {
 	seen, err := c.Look(ctx, 0)
 	if err != nil {
 		return err
@@ -156,7 +183,7 @@ func killAnyLeader(ctx context.Context, c *launch.Cluster) error {
 	leader := seen.GetLanes()[rand.IntN(clusterLanes)].GetStreamLeader()
 	for _, s := range c.Servers {
 		if s.ServerName == leader {
-			return s.Crash()
+			return end(s)
 		}
 	}
 	return fmt.Errorf("there is no server %q", leader)

@@ -39,6 +39,8 @@ const (
 	minorityCalls = 8
 	// refusesData is how a node ends whose log is shorter than what it knows.
 	refusesData = "exit status 8"
+	// brokenLog is in what is said of a log whose commits do not follow each other (I2).
+	brokenLog = "is damaged at commit"
 	// leadMax is how long a server may take to lead a stream.
 	leadMax = 30 * time.Second
 	// tornMax is how much of the end of a file is lost.
@@ -131,6 +133,7 @@ func withProxies(_ context.Context, c *cluster, options Options, o *launch.Clust
 		if err != nil {
 			return "", err
 		}
+		made.unfenced = options.Unfenced
 		c.behind = append(c.behind, made)
 		return made.listener.Addr().String(), nil
 	}
@@ -270,7 +273,7 @@ type strike struct {
 
 // The strikes by name, and strikeNames in the order in which they run.
 var (
-	strikeNames   = []string{"node", "leader", "all", "pause-node", "pause-server", "state", "lost", "damage", "cut", "power", "move", "rolling"}
+	strikeNames   = []string{"node", "leader", "all", "pause-node", "pause-server", "state", "lost", "late", "damage", "cut", "power", "move", "rolling"}
 	strikesByName = map[string]*strike{
 		"node":         {comes: killNode, says: "kill -9 of one of three nodes"},
 		"leader":       {comes: killLeader, says: "kill -9 of the server that leads a stream"},
@@ -279,6 +282,7 @@ var (
 		"pause-server": {comes: pauseServer, says: "SIGSTOP of the server that leads a stream"},
 		"state":        {comes: loseState, says: "a node is killed and its state, views and all, is gone"},
 		"lost":         {comes: loseReplies, prepare: withProxies, says: "5% of the replies of three nodes are lost, and some of the servers' to them"},
+		"late":         {comes: delay, prepare: withProxies, says: "what a node sends to the servers arrives when its leases are long over"},
 		"damage":       {comes: damage, says: "a server is killed, and a file of a stream of its is cut short or has a bit flipped"},
 		"cut":          {comes: cut, prepare: withHosts, inside: true, says: "a node and its server are cut off from the others; root, network namespaces"},
 		"power":        {comes: cutPower, prepare: withDisks, inside: true, says: "the power of one server or of all is cut; root, loop devices"},
@@ -422,6 +426,21 @@ func loseReplies(ctx context.Context, c *cluster, o Options, _ *rand.Rand) (stri
 		return "", nil, errors.New("no reply was lost: give it more load")
 	}
 	return fmt.Sprintf("%d replies lost", lost()-before), heal, nil
+}
+
+// delay holds what a node sends to the servers until others have its lanes: its appends arrive behind those of the next owner, and no lease
+// can help that it sent them in time. The fence alone refuses them.
+func delay(ctx context.Context, c *cluster, o Options, random *rand.Rand) (string, func(context.Context) error, error) {
+	i := random.IntN(len(c.Nodes))
+	own := c.behind[i*len(c.Servers) : (i+1)*len(c.Servers)]
+	for _, each := range own {
+		each.hold()
+	}
+	wait(ctx, max(o.PauseFor, o.LeaseTTL+takeoverMax))
+	for _, each := range own {
+		each.release()
+	}
+	return fmt.Sprintf("what node %d sent came %v late", i+1, max(o.PauseFor, o.LeaseTTL+takeoverMax)), nil, nil
 }
 
 func damage(ctx context.Context, c *cluster, _ Options, random *rand.Rand) (string, func(context.Context) error, error) {

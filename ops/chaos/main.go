@@ -29,6 +29,9 @@ type Options struct {
 	Servers int
 	// Lossy has the servers fsync seldom: a power cut has to lose something, or this program is blind.
 	Lossy bool
+	// Unfenced takes the conditions off what nodes append: what arrives late is then stored behind the next owner's commits, or this program
+	// is blind.
+	Unfenced bool
 	// LeaseTTL is that of a cluster's lanes.
 	LeaseTTL time.Duration
 	// Kind of torment: a name of kinds.
@@ -73,6 +76,8 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("a lease must last at least 1s, not %v", o.LeaseTTL)
 	case o.Lossy && o.Kind != "power":
 		return fmt.Errorf("a control run that loses something is one of the kind power, not %s", o.Kind)
+	case o.Unfenced && o.Kind != "late":
+		return fmt.Errorf("a control run without the fence is one of the kind late, not %s", o.Kind)
 	case o.Rounds < 1 || o.Rounds > 100_000:
 		return fmt.Errorf("rounds must be 1 to 100000, not %d", o.Rounds)
 	case o.Clients < 1 || o.Clients > 4096:
@@ -111,6 +116,7 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 	flags.StringVar(&options.NATS, "nats-server", "./nats-server", "binary of the servers that keep a cluster's log")
 	flags.IntVar(&options.Servers, "servers", 3, "servers that keep a cluster's log, each a replica: 1 or 3")
 	flags.BoolVar(&options.Lossy, "lossy", false, "control run for the kind power: the servers fsync every two minutes, and the run fails if nothing is seen to be lost")
+	flags.BoolVar(&options.Unfenced, "unfenced", false, "control run for the kind late: appends reach the servers without the condition that fences off a node that has lost its lane, and the run fails if no broken log is seen")
 	flags.DurationVar(&options.LeaseTTL, "lease-ttl", 3*time.Second, "how long the lease of a lane lasts in a cluster")
 	flags.StringVar(&names, "kind", strings.Join(kindNames, ","), "kinds of torment, with commas between them:\n"+kindsText())
 	flags.IntVar(&options.Rounds, "rounds", 0, "rounds of load, fault, restart and check (0: as many as the kind has)")
@@ -203,6 +209,18 @@ func blind(err error, out io.Writer) error {
 	return nil
 }
 
+// blindToWriters returns an error when a run in which a lane may have two writers has not seen that its log is broken.
+func blindToWriters(err error, out io.Writer) error {
+	switch {
+	case err == nil:
+		return errors.New("the control run broke nothing: this program could not have seen a lane with two writers")
+	case !strings.Contains(err.Error(), brokenLog):
+		return fmt.Errorf("the control run failed, but not because a log is broken: %w", err)
+	}
+	fmt.Fprintf(out, "the control run broke a log, as it has to: %.400v\n", err)
+	return nil
+}
+
 // newNode makes what a kind torments.
 func newNode(ctx context.Context, options Options, dir string) (node, error) {
 	if kinds[options.Kind].fault == strikes {
@@ -221,8 +239,11 @@ func torment(ctx context.Context, options Options, out io.Writer) error {
 	if err == nil {
 		err = run(ctx, options, tormented, dir, out)
 	}
-	if options.Lossy {
+	switch {
+	case options.Lossy:
 		err = blind(err, out)
+	case options.Unfenced:
+		err = blindToWriters(err, out)
 	}
 	if err != nil {
 		return fmt.Errorf("%s with %d lanes, seed %d: %w\nthe data directory and the acknowledgements are kept in %s", options.Kind, options.Lanes, options.Seed, err, dir)

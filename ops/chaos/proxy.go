@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,12 +27,16 @@ type proxy struct {
 	listener net.Listener
 	// behind says where the server is now, host:port; empty while it is nowhere.
 	behind func() string
+	// unfenced takes the conditions off appends on their way to the server (see unfence).
+	unfenced bool
 
 	mu sync.Mutex // Guards what follows.
 	// lose is the share of the pieces of replies instead of which the connection is cut.
 	lose   float64
 	random *rand.Rand
 	lost   int
+	// held is closed when what clients send may go on; nil while nothing is held.
+	held chan struct{}
 }
 
 func newProxy(ctx context.Context, seed uint64, lose float64, behind func() string) (*proxy, error) {
@@ -87,7 +92,11 @@ func (p *proxy) pass(ctx context.Context, client net.Conn) {
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	asking.Go(func() {
-		_, _ = io.Copy(server, client) // How a connection ends does not matter.
+		to := io.Writer(&held{ctx: ctx, p: p, to: server})
+		if p.unfenced {
+			to = &unfence{to: to}
+		}
+		_, _ = io.Copy(to, client) // How a connection ends does not matter.
 		hangUp()
 	})
 	defer hangUp()
@@ -104,6 +113,80 @@ func (p *proxy) pass(ctx context.Context, client net.Conn) {
 			return
 		}
 	}
+}
+
+// hold keeps what clients send from now on, until release. It arrives then, in order.
+func (p *proxy) hold() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held == nil {
+		p.held = make(chan struct{})
+	}
+}
+
+// release lets go what was held.
+func (p *proxy) release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held != nil {
+		close(p.held)
+		p.held = nil
+	}
+}
+
+// held writes on what a client sends, as long as the proxy does not hold it.
+type held struct {
+	ctx context.Context //nolint:containedctx // It is the connection, and lives as long.
+	p   *proxy
+	to  io.Writer
+}
+
+// Write implements io.Writer.
+func (h *held) Write(data []byte) (int, error) {
+	h.p.mu.Lock()
+	until := h.p.held
+	h.p.mu.Unlock()
+	if until != nil {
+		select {
+		case <-until:
+		case <-h.ctx.Done():
+			return 0, h.ctx.Err()
+		}
+	}
+	return h.to.Write(data)
+}
+
+// The conditions of an append, and what a server passes over instead of them, as long as they are: the sizes that are told before stay true.
+var (
+	conditions   = [][]byte{[]byte("Nats-Expected-Last-Sequence:"), []byte("Nats-Expected-Last-Msg-Id:")}
+	noConditions = [][]byte{[]byte("Gone-Expected-Last-Sequence:"), []byte("Gone-Expected-Last-Msg-Id:")}
+)
+
+// unfence writes on what a node sends to its server, with no condition on what it appends: then nothing keeps a node from writing that has
+// lost its lane.
+type unfence struct {
+	to io.Writer
+	// held is the end of what came, which may be the beginning of a condition.
+	held []byte
+}
+
+// Write implements io.Writer.
+func (u *unfence) Write(data []byte) (int, error) {
+	text := append(u.held, data...)
+	keep := 0
+	for i, condition := range conditions {
+		text = bytes.ReplaceAll(text, condition, noConditions[i])
+		for begun := min(len(condition)-1, len(text)); begun > keep; begun-- {
+			if bytes.HasSuffix(text, condition[:begun]) {
+				keep = begun
+			}
+		}
+	}
+	u.held = bytes.Clone(text[len(text)-keep:])
+	if _, err := u.to.Write(text[:len(text)-keep]); err != nil {
+		return 0, err
+	}
+	return len(data), nil
 }
 
 // draw says how many bytes of a piece are passed on, and whether the connection is cut after them.

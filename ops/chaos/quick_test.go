@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/weirhq/weir/eventstore"
 )
 
 // weirBinary builds weir once, and natsBinary the server that keeps a cluster's log.
@@ -106,5 +109,38 @@ func TestAControlRunHasToLoseSomething(t *testing.T) {
 	}
 	if err := blind(fmt.Errorf("round 1: %w", &lossError{errors.New("commit 7 is gone")}), &out); err != nil || !strings.Contains(out.String(), "commit 7 is gone") {
 		t.Errorf("a loss is not accepted: %v, it printed %q", err, &out)
+	}
+}
+
+func TestAControlRunHasToBreakALog(t *testing.T) {
+	var out strings.Builder
+	if err := blindToWriters(nil, &out); err == nil {
+		t.Error("a run that broke nothing is accepted")
+	}
+	if err := blindToWriters(errors.New("no order for 20 s"), &out); err == nil {
+		t.Error("a run that failed for another reason is accepted")
+	}
+	broken := fmt.Errorf("round 1: %w", &eventstore.ChainError{Lane: 1, Number: 7, Reason: "it follows another commit"})
+	if err := blindToWriters(broken, &out); err != nil || !strings.Contains(out.String(), "another commit") {
+		t.Errorf("a broken log is not accepted: %v, it printed %q", err, &out)
+	}
+}
+
+func TestConditionsAreTakenOffHoweverTheyArrive(t *testing.T) {
+	const sent = "HPUB weir.log.01 _INBOX.a.b 200 210\r\nNATS/1.0\r\nNats-Msg-Id: 12\r\nNats-Expected-Last-Sequence: 7\r\n" +
+		"Nats-Expected-Last-Msg-Id: 11\r\nNats-Expected-Last-Subject-Sequence: 3\r\n\r\nNats-Exp"
+	want := strings.NewReplacer("Nats-Expected-Last-Sequence:", "Gone-Expected-Last-Sequence:", "Nats-Expected-Last-Msg-Id:", "Gone-Expected-Last-Msg-Id:").Replace(sent)
+	for size := 1; size <= len(sent); size++ {
+		var got bytes.Buffer
+		u := &unfence{to: &got}
+		for rest := []byte(sent); len(rest) > 0; rest = rest[min(size, len(rest)):] {
+			if _, err := u.Write(rest[:min(size, len(rest))]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// What may be the beginning of a condition waits for the rest.
+		if got.String()+string(u.held) != want || len(u.held) != len("Nats-Exp") {
+			t.Fatalf("in pieces of %d: got %q and holds %q, want %q", size, &got, u.held, want)
+		}
 	}
 }

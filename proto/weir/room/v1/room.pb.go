@@ -250,7 +250,10 @@ type WaitResponse struct {
 	// Pass to buy with, once admitted.
 	Pass string `protobuf:"bytes,4,opt,name=pass,proto3" json:"pass,omitempty"`
 	// Until when the pass is good.
-	PassExpires   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=pass_expires,json=passExpires,proto3" json:"pass_expires,omitempty"`
+	PassExpires *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=pass_expires,json=passExpires,proto3" json:"pass_expires,omitempty"`
+	// Ticket for the same place, to use from now on instead of the one that was given: the key that signed that one is going to be removed. Not set
+	// while there is no need.
+	Ticket        string `protobuf:"bytes,6,opt,name=ticket,proto3" json:"ticket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +323,13 @@ func (x *WaitResponse) GetPassExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *WaitResponse) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
 var File_weir_room_v1_room_proto protoreflect.FileDescriptor
 
 const file_weir_room_v1_room_proto_rawDesc = "" +
@@ -333,13 +343,14 @@ const file_weir_room_v1_room_proto_rawDesc = "" +
 	"\bopens_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aopensAt\"1\n" +
 	"\vWaitRequest\x12\"\n" +
 	"\x06ticket\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05 \x01(\x80\x04R\x06ticket\"\xd5\x01\n" +
+	"\xbaH\ar\x05 \x01(\x80\x04R\x06ticket\"\xed\x01\n" +
 	"\fWaitResponse\x12-\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x17.weir.room.v1.WaitStateR\x05state\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\x03R\x06before\x12+\n" +
 	"\x03eta\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03eta\x12\x12\n" +
 	"\x04pass\x18\x04 \x01(\tR\x04pass\x12=\n" +
-	"\fpass_expires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vpassExpires*\xa1\x01\n" +
+	"\fpass_expires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vpassExpires\x12\x16\n" +
+	"\x06ticket\x18\x06 \x01(\tR\x06ticket*\xa1\x01\n" +
 	"\tWaitState\x12\x1a\n" +
 	"\x16WAIT_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13WAIT_STATE_NOT_OPEN\x10\x01\x12\x16\n" +
