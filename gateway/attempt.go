@@ -198,8 +198,8 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 		}
 		call.protocol.SetTimeout(out.Header, left)
 	}
-	call.sent.Store(true)
 	defer g.watchLane(call, to)()
+	call.sent.Store(true)
 	watch := to.counts.of(call.method).begin()
 	failed := func(err error) attemptResult {
 		told := call.explain(ctx, err)

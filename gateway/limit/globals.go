@@ -309,13 +309,19 @@ func (g *Globals) renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leaseTimeoutMax)
 	defer cancel()
 	leases := g.all()
-	if len(leases) == 0 && g.client != nil {
-		return g.beThere(ctx)
-	}
 	// What a Redis that lost its memory, or was not to be reached, has not heard yet of other gateways is no news of them.
 	away, first := g.away.Load(), g.back.IsZero()
 	holds := away || time.Since(g.back) < g.settlesWithin()
 	gateways := int64(0)
+	if len(leases) == 0 && g.client != nil {
+		count, err := g.beThere(ctx)
+		if err != nil {
+			return err
+		}
+		if gateways = count; holds {
+			gateways = max(gateways, g.gateways.Load())
+		}
+	}
 	for _, l := range leases {
 		told, err := l.renew(ctx, away)
 		if err != nil {
@@ -339,21 +345,13 @@ func (g *Globals) renew(ctx context.Context) error {
 	return nil
 }
 
-// beThere counts this gateway among those that share Redis, which leases do otherwise: waiting rooms need to know how many there are.
-func (g *Globals) beThere(ctx context.Context) error {
-	gateways, err := gatewaysScript.Run(ctx, g.client, []string{g.gatewaysKey()}, g.id, (g.config.Interval * countsFor).Milliseconds()).Int64()
+// beThere counts this gateway among those that share Redis, which leases do otherwise, and returns how many there are: waiting rooms need to know.
+func (g *Globals) beThere(ctx context.Context) (count int64, err error) {
+	count, err = gatewaysScript.Run(ctx, g.client, []string{g.gatewaysKey()}, g.id, (g.config.Interval * countsFor).Milliseconds()).Int64()
 	if err != nil {
-		return fmt.Errorf("count the gateways: %w", err)
+		return 0, fmt.Errorf("count the gateways: %w", err)
 	}
-	away := g.away.Load()
-	if away || time.Since(g.back) < g.settlesWithin() {
-		gateways = max(gateways, g.gateways.Load())
-	}
-	g.gateways.Store(max(1, gateways))
-	if away {
-		g.back = time.Now()
-	}
-	return nil
+	return max(1, count), nil
 }
 
 // all returns the leases.
@@ -465,12 +463,12 @@ func (g *Globals) leave(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTimeoutMax)
 	defer cancel()
 	_, err := g.client.Pipelined(ctx, func(all redis.Pipeliner) error {
+		all.ZRem(ctx, g.gatewaysKey(), g.id)
 		for _, l := range g.all() {
 			keys := g.keys(l.name)
 			all.ZRem(ctx, keys[1], g.id)
 			all.HDel(ctx, keys[2], g.id)
 		}
-		all.ZRem(ctx, g.gatewaysKey(), g.id)
 		return nil
 	})
 	if err != nil { // It is forgotten soon by itself.
@@ -478,7 +476,7 @@ func (g *Globals) leave(ctx context.Context) {
 	}
 }
 
-// gatewaysKey names the gateways that share no rate.
+// gatewaysKey names the key of the gateways that share no rate.
 func (g *Globals) gatewaysKey() string { return g.config.Prefix + ":limit:gateways" }
 
 // keys names the keys of one rate: the pot, the gateways, and what each is asked for. The braces put all of them on one server of a cluster.

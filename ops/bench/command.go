@@ -110,8 +110,8 @@ func Command() *cobra.Command {
 	flags.IntVar(&options.Connections, "connections", options.Connections, "connections that the load comes over")
 	flags.IntVar(&options.Orders, "orders", options.Orders, "orders in the log for the groups million and rebuild")
 	flags.IntVar(&options.Failovers, "failovers", options.Failovers, "failovers of each kind in the group failover (half a minute for one of each)")
-	flags.StringVar(&options.NATSServer, "nats-server", options.NATSServer, "nats-server for the groups of clusters (default: the one in the path)")
 	flags.DurationVar(&options.NATSAway, "nats-away", options.NATSAway, "how long NATS is away in the group gateway-nodes (default: six runs)")
+	flags.StringVar(&options.NATSServer, "nats-server", options.NATSServer, "nats-server for the groups of clusters (default: the one in the path)")
 	flags.StringVar(&options.Dir, "dir", options.Dir, "where data directories are made and removed (default: the system's for temporary files)")
 	command.AddCommand(
 		echoCommand("echo", "Serve prebuilt replies", echo.Run),
