@@ -241,6 +241,8 @@ type room struct {
 	campaign Campaign
 	config   Config
 
+	made time.Time
+
 	mu sync.Mutex
 	// places are all that were ever taken, and byUser says whose they are.
 	places slab
@@ -276,6 +278,8 @@ type place struct {
 	pass int64
 	// cameBack is its number among those in returned; 0 for none.
 	cameBack uint32
+	// expected is until when it is asked for again by polling, in s after the room was made; 0 for not at all.
+	expected uint32
 	passed   bool // its turn came
 	unused   bool // the pass
 	spent    bool // the turn: an order was placed
@@ -288,7 +292,7 @@ type stay struct {
 }
 
 func newRoom(campaign Campaign, config Config) *room {
-	r := &room{campaign: campaign, config: config}
+	r := &room{campaign: campaign, config: config, made: time.Now()}
 	r.clear()
 	return r
 }
@@ -359,8 +363,24 @@ func (r *room) comeBack(id placeID) {
 	}
 }
 
-// present is whether somebody waits at a place. The lock is held.
-func (r *room) present(id placeID) bool { return r.stays[id] != nil }
+// present is whether somebody waits at a place, by a stream or by polling, as of the last tick. The lock is held.
+func (r *room) present(id placeID) bool {
+	return r.stays[id] != nil || r.places.at(id).expected > r.seconds(r.ticked)
+}
+
+// seconds returns how long after the room was made a moment is, in whole seconds.
+func (r *room) seconds(at time.Time) uint32 { return uint32(max(0, at.Sub(r.made)/time.Second)) }
+
+// expect notes that a place is asked for again until a moment.
+func (r *room) expect(id placeID, until time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if int(id) >= r.places.made { // The campaign is over, and everybody forgotten.
+		return
+	}
+	r.places.at(id).expected = r.seconds(until) + 1
+	r.comeBack(id)
+}
 
 // tick lets in whoever's turn it is: rate users a second, and share of those for whom there are units.
 func (r *room) tick(now time.Time, rate, share float64, left int64) {
@@ -544,6 +564,45 @@ func (r *room) admitted(now time.Time, id placeID, p *place) standing {
 		r.givePass(id, now)
 	}
 	return standing{state: Admitted, until: time.Unix(0, p.pass)}
+}
+
+// How often who polls is to ask again.
+const (
+	pollMin = time.Second
+	pollMax = 5 * time.Minute
+	// pollPart is the part of the time until its turn that a user lets pass: so all who wait ask no oftener than a few times the rate at which users
+	// are let in, however many they are.
+	pollPart = 4
+	// pollUnknown is for when that time is not known, and pollSpread spreads those who come back when the campaign opens.
+	pollUnknown = 5 * time.Second
+	pollSpread  = 2 * time.Second
+	// pollGrace is how much later than it was told somebody may ask again and counts as there; twice the time that it was told counts besides.
+	pollGrace = 5 * time.Second
+)
+
+// poll says where a place stands and when to ask again, 0 for not any more. Until then somebody waits there.
+func (r *room) poll(now time.Time, id placeID) (s standing, after time.Duration) {
+	r.expect(id, now.Add(pollGrace)) // Who was passed over is the next one, and is told so.
+	s = r.look(now, id)
+	if s.state >= Admitted {
+		return s, 0
+	}
+	switch {
+	case s.state == NotOpen:
+		opens := max(0, r.campaign.OpensAt.Sub(now))
+		after = min(opens, pollMax) + rand.N(pollSpread)
+	case s.eta == 0:
+		after = pollUnknown
+	default:
+		after = s.eta / pollPart
+	}
+	after = min(max(after, pollMin), pollMax+pollSpread)
+	after -= rand.N(after/10 + 1)
+	if s.state == NotOpen {
+		after = max(after, min(r.campaign.OpensAt.Sub(now), pollMax)) // Before it opens there is nothing to hear.
+	}
+	r.expect(id, now.Add(2*after+pollGrace))
+	return s, after
 }
 
 // wait tells a user where it stands until it is let in or there is nothing to wait for. It returns the error of send, or of ctx.
