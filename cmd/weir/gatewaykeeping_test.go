@@ -144,6 +144,10 @@ func TestAnOrderOfWhichNoNodeIsThereIsKeptAndPlacedOnce(t *testing.T) {
 		status, body, header := placeAt(t, lines.Gateway, alice, late)
 		return status == http.StatusOK && strings.Contains(body, `"orderId"`) && header.Get(gateway.HeaderFailback) == "", fmt.Sprint(status, body)
 	})
+	shown := decode[gateway.Status](t, live(t, nil, "gateway", "top", "--addr", lines.Operator, "--count", "1", "-o", "json").want(t, exitOK).stdout)
+	if kept := shown.Failback; kept == nil || kept.Parked != 1 || kept.Waiting != 0 || kept.Done != 1 {
+		t.Errorf("top says that %+v is kept for later, want one parked and one done", kept)
+	}
 	list := func(args ...string) []string {
 		return append([]string{"gateway", "failback", args[0], "--nats", server.ClientURL(), "--gateway-secret-file", secret}, args[1:]...)
 	}
@@ -279,6 +283,12 @@ func TestAnOrderOfACampaignWithARoomNeedsAPass(t *testing.T) {
 	status, body, _ = placeAt(t, lines.Gateway, alice, strings.Replace(request, `"r"`, `"another"`, 1), room.HeaderPass, pass)
 	if status != http.StatusBadRequest || !strings.Contains(body, `"used"`) {
 		t.Errorf("a second order with the pass got %d %s", status, body)
+	}
+	top := []string{"gateway", "top", "--addr", lines.Operator, "--count", "1"}
+	wantText(t, live(t, nil, top...).want(t, exitOK).stdout, "WAITING ROOM", "rush", "without a pass")
+	shown := decode[gateway.Status](t, live(t, nil, append(top, "-o", "json")...).want(t, exitOK).stdout)
+	if len(shown.Rooms) != 1 || shown.Rooms[0].Admitted != 1 || shown.Rooms[0].Waiting != 0 || shown.Edge.WithoutPass != 3 || shown.Failback != nil {
+		t.Errorf("top says %+v, %+v, %+v; want one let in, and three orders without a turn", shown.Rooms, shown.Edge, shown.Failback)
 	}
 	stop().want(t, exitOK)
 }

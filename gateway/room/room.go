@@ -224,6 +224,32 @@ func (h *Hall) Run(ctx context.Context) error {
 // Campaigns names the campaigns that have a room.
 func (h *Hall) Campaigns() []string { return slices.Sorted(maps.Keys(h.rooms)) }
 
+// Stats says how one room stands at this gateway. Counters count from its start.
+type Stats struct {
+	CampaignID string
+	// Waiting are those whose turn has not come, also those who are not there at the moment, and Places all that the room keeps.
+	Waiting, Places int
+	// Admitted counts those who were let in, and Outstanding has those of them whose pass is good and not used.
+	Admitted    uint64
+	Outstanding int
+	// Unshared counts orders that were let through without asking what gateways share, in all rooms of this gateway.
+	Unshared uint64
+}
+
+// Stats returns how the rooms stand, in the order in which they open.
+func (h *Hall) Stats() []Stats {
+	var all []Stats
+	for _, r := range h.inOrder() {
+		r.mu.Lock()
+		all = append(all, Stats{
+			CampaignID: r.campaign.CampaignID, Waiting: r.line.length + len(r.returned), Places: r.places.made,
+			Admitted: r.letIn, Outstanding: r.outstanding, Unshared: h.shared.unshared.Load(),
+		})
+		r.mu.Unlock()
+	}
+	return all
+}
+
 // A rank is a place in the order: a smaller one comes first.
 type rank struct {
 	// late is how long after the opening the user came, in ns; 0 for all who came before.
@@ -262,6 +288,7 @@ type room struct {
 	// passes are those that were given and not used, the oldest first.
 	passes      []placeID
 	outstanding int
+	letIn       uint64 // ever
 	// uses are the turns that were used, by user.
 	uses    map[hash]used
 	over    chan struct{} // closed while nothing is left
@@ -413,6 +440,7 @@ func (r *room) tick(now time.Time, rate, share float64, left int64) {
 		}
 		r.budget--
 		room--
+		r.letIn++
 		r.places.at(id).passed = true
 		r.givePass(id, now)
 		if here := r.stays[id]; here != nil {
