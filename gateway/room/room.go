@@ -183,7 +183,7 @@ func New(options Options) (*Hall, error) {
 		options.Logger = slog.Default()
 	}
 	h.keys.Store(keys)
-	h.shared.uses, h.shared.logger = options.Uses, options.Logger
+	h.shared.uses, h.shared.logger, h.shared.timeMax = options.Uses, options.Logger, usesTimeMax
 	for _, campaign := range options.Campaigns {
 		h.rooms[campaign.CampaignID] = newRoom(campaign, options.Config)
 	}
