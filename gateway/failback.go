@@ -218,3 +218,19 @@ func (g *Gateway) collectFailback(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(keptEventsDesc, prometheus.CounterValue, float64(count), what)
 	}
 }
+
+// failbackStatus returns how requests stand that are made later, nil where none are kept or NATS does not say.
+func (g *Gateway) failbackStatus(ctx context.Context) *FailbackStatus {
+	if g.keeper == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, failbackLookMax)
+	defer cancel()
+	stats, err := g.keeper.Stats(ctx)
+	if err != nil {
+		return nil
+	}
+	return &FailbackStatus{
+		Waiting: stats.Waiting, Parked: stats.Parked, Accepted: stats.Accepted, Full: stats.Full, Attempts: stats.Attempts, Failed: stats.Failed, Done: stats.Done,
+	}
+}

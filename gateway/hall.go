@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -203,7 +204,7 @@ func (c *call) endOfOrder(code connect.Code) room.End {
 
 // isWaiting is whether a call is one to the waiting room, which no node serves.
 func (g *Gateway) isWaiting(c *call) bool {
-	return g.waiting != nil && (c.method.name == roomv1connect.RoomServiceEnterProcedure || c.method.name == roomv1connect.RoomServiceWaitProcedure)
+	return g.waiting != nil && strings.HasPrefix(c.method.name, "/"+roomv1connect.RoomServiceName+"/")
 }
 
 // checkStart says what a changed policy asks for that only a start can do.

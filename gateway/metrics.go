@@ -101,28 +101,30 @@ func codeName(code int) string {
 
 // The descriptions of the metrics.
 var (
-	attemptsDesc = prometheus.NewDesc("weir_gateway_attempts_total", "Calls sent to an upstream, by how they ended there.", []string{"method", "upstream", "code"}, nil)
-	latencyDesc  = prometheus.NewDesc("weir_gateway_attempt_seconds", "How long an upstream took, to the end of the reply.", []string{"method", "upstream"}, nil)
-	inFlightDesc = prometheus.NewDesc("weir_gateway_attempts_in_flight", "Calls under way at an upstream.", []string{"method", "upstream"}, nil)
-	refusalsDesc = prometheus.NewDesc("weir_gateway_refusals_total", "Calls that the gateway answered itself, by reason.", []string{"method", "reason"}, nil)
-	callsDesc    = prometheus.NewDesc("weir_gateway_calls_in_flight", "Calls under way in the gateway.", nil, nil)
-	breakerDesc  = prometheus.NewDesc("weir_gateway_breaker_open", "1 while calls of a method to an upstream are refused, 0.5 while some go through to see.", []string{"method", "upstream"}, nil)
-	openedDesc   = prometheus.NewDesc("weir_gateway_breaker_opened_total", "How often a breaker opened.", []string{"method", "upstream"}, nil)
-	ejectedDesc  = prometheus.NewDesc("weir_gateway_upstream_ejected", "1 while an upstream gets no calls.", []string{"upstream"}, nil)
-	placesDesc   = prometheus.NewDesc("weir_gateway_places", "How many calls may be under way at once.", nil, nil)
-	waitingDesc  = prometheus.NewDesc("weir_gateway_waiting", "Calls that wait for a place.", nil, nil)
-	strandedDesc = prometheus.NewDesc("weir_gateway_stranded", "Calls that wait at a node for a lane that nobody decides, and take no place.", nil, nil)
-	edgeDesc     = prometheus.NewDesc("weir_gateway_edge_total", "Calls that the edge answered: turned off, sold out, without a pass, or with an older answer.", []string{"what"}, nil)
-	barDesc      = prometheus.NewDesc("weir_gateway_bar", "Share of the levels of priority that is refused at once.", nil, nil)
-	retriesDesc  = prometheus.NewDesc("weir_gateway_retries_total", "Attempts after a call's first, by whether the budget paid.", []string{"paid"}, nil)
-	planDesc     = prometheus.NewDesc("weir_gateway_plan_active", "1 for each plan that is active, with its revision.", []string{"plan", "revision"}, nil)
-	lackingDesc  = prometheus.NewDesc("weir_gateway_plan_switches_lacking", "Switches of active plans that do nothing at this gateway.", nil, nil)
-	refusedConns = prometheus.NewDesc("weir_gateway_connections_refused_total", "Connections closed because there were too many.", nil, nil)
+	attemptsDesc     = prometheus.NewDesc("weir_gateway_attempts_total", "Calls sent to an upstream, by how they ended there.", []string{"method", "upstream", "code"}, nil)
+	latencyDesc      = prometheus.NewDesc("weir_gateway_attempt_seconds", "How long an upstream took, to the end of the reply.", []string{"method", "upstream"}, nil)
+	inFlightDesc     = prometheus.NewDesc("weir_gateway_attempts_in_flight", "Calls under way at an upstream.", []string{"method", "upstream"}, nil)
+	refusalsDesc     = prometheus.NewDesc("weir_gateway_refusals_total", "Calls that the gateway answered itself, by reason.", []string{"method", "reason"}, nil)
+	callsDesc        = prometheus.NewDesc("weir_gateway_calls_in_flight", "Calls under way in the gateway.", nil, nil)
+	breakerDesc      = prometheus.NewDesc("weir_gateway_breaker_open", "1 while calls of a method to an upstream are refused, 0.5 while some go through to see.", []string{"method", "upstream"}, nil)
+	openedDesc       = prometheus.NewDesc("weir_gateway_breaker_opened_total", "How often a breaker opened.", []string{"method", "upstream"}, nil)
+	ejectedDesc      = prometheus.NewDesc("weir_gateway_upstream_ejected", "1 while an upstream gets no calls.", []string{"upstream"}, nil)
+	placesDesc       = prometheus.NewDesc("weir_gateway_places", "How many calls may be under way at once.", nil, nil)
+	waitingDesc      = prometheus.NewDesc("weir_gateway_waiting", "Calls that wait for a place.", nil, nil)
+	strandedDesc     = prometheus.NewDesc("weir_gateway_stranded", "Calls that wait at a node for a lane that nobody decides, and take no place.", nil, nil)
+	edgeDesc         = prometheus.NewDesc("weir_gateway_edge_total", "Calls that the edge answered: turned off, sold out, without a pass, or with an older answer.", []string{"what"}, nil)
+	roomWaitingDesc  = prometheus.NewDesc("weir_gateway_room_waiting", "Users in a waiting room whose turn has not come.", []string{"campaign"}, nil)
+	roomAdmittedDesc = prometheus.NewDesc("weir_gateway_room_admitted_total", "Users whom a waiting room let in.", []string{"campaign"}, nil)
+	barDesc          = prometheus.NewDesc("weir_gateway_bar", "Share of the levels of priority that is refused at once.", nil, nil)
+	retriesDesc      = prometheus.NewDesc("weir_gateway_retries_total", "Attempts after a call's first, by whether the budget paid.", []string{"paid"}, nil)
+	planDesc         = prometheus.NewDesc("weir_gateway_plan_active", "1 for each plan that is active, with its revision.", []string{"plan", "revision"}, nil)
+	lackingDesc      = prometheus.NewDesc("weir_gateway_plan_switches_lacking", "Switches of active plans that do nothing at this gateway.", nil, nil)
+	refusedConns     = prometheus.NewDesc("weir_gateway_connections_refused_total", "Connections closed because there were too many.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, strandedDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc, planDesc, lackingDesc} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, strandedDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc, planDesc, lackingDesc, roomWaitingDesc, roomAdmittedDesc} {
 		descs <- desc
 	}
 }
@@ -178,6 +180,10 @@ func (g *Gateway) collectStates(metrics chan<- prometheus.Metric) {
 	counter(retriesDesc, status.RetriesPaid, "yes")
 	counter(retriesDesc, status.RetriesUnpaid, "no")
 	gauge(lackingDesc, float64(len(status.PlansLacking)))
+	for _, of := range status.Rooms {
+		gauge(roomWaitingDesc, float64(of.Waiting), of.CampaignID)
+		counter(roomAdmittedDesc, of.Admitted, of.CampaignID)
+	}
 	for _, active := range g.rules.Load().planned.set.Plans {
 		gauge(planDesc, 1, active.Plan.Name, strconv.FormatUint(active.Revision, 10))
 	}
@@ -218,6 +224,42 @@ type Status struct {
 	// Plans that are active, as in HeaderPlan, and PlansLacking their switches that do nothing at this gateway.
 	Plans        string   `json:"plans"`
 	PlansLacking []string `json:"plans_lacking"`
+	// Edge counts the calls that the edge answered, Rooms are the waiting rooms, and Failback what is made later: null where nothing is kept, or NATS does
+	// not say.
+	Edge     EdgeStatus      `json:"edge"`
+	Rooms    []RoomStatus    `json:"rooms"`
+	Failback *FailbackStatus `json:"failback"`
+}
+
+// An EdgeStatus counts the calls that were answered without a node.
+type EdgeStatus struct {
+	Off          uint64 `json:"off"`
+	SoldOut      uint64 `json:"sold_out"`
+	WithoutPass  uint64 `json:"without_pass"`
+	StaleFailed  uint64 `json:"stale_failed"`
+	StalePlanned uint64 `json:"stale_planned"`
+}
+
+// A RoomStatus is the waiting room of one campaign at this gateway.
+type RoomStatus struct {
+	CampaignID string `json:"campaign_id"`
+	Waiting    int    `json:"waiting"`
+	Places     int    `json:"places"`
+	Admitted   uint64 `json:"admitted"`
+	// Outstanding have a pass that is good and not used; Unshared orders were let through without asking the other gateways, in all rooms.
+	Outstanding int    `json:"outstanding"`
+	Unshared    uint64 `json:"unshared"`
+}
+
+// A FailbackStatus is what is kept for later: Waiting and Parked in all gateways' stream, the rest counts what this gateway did.
+type FailbackStatus struct {
+	Waiting  uint64 `json:"waiting"`
+	Parked   uint64 `json:"parked"`
+	Accepted uint64 `json:"accepted"`
+	Full     uint64 `json:"full"`
+	Attempts uint64 `json:"attempts"`
+	Failed   uint64 `json:"failed"`
+	Done     uint64 `json:"done"`
 }
 
 // An UpstreamStatus is what is known of one upstream.
@@ -275,6 +317,14 @@ func (g *Gateway) Status() Status {
 		UnderWay: limits.UnderWay, Places: limits.Places, Waiting: limits.Waiting, Stranded: g.strands.waiting(), Bar: limits.Bar,
 		RetriesPaid: retries.Paid, RetriesUnpaid: retries.Refused,
 		Plans: rules.planned.set.Label, PlansLacking: append([]string{}, rules.planned.lacking...),
+	}
+	answers := g.edge.Stats()
+	status.Edge = EdgeStatus{answers.Off, answers.SoldOut, answers.Room, answers.StaleFailed, answers.StalePlanned}
+	status.Rooms = []RoomStatus{}
+	if g.hall != nil {
+		for _, of := range g.hall.Stats() {
+			status.Rooms = append(status.Rooms, RoomStatus(of))
+		}
 	}
 	var balanced []balance.Status
 	balanced, status.Panics = rules.balancer.Statuses()
@@ -338,9 +388,11 @@ func (g *Gateway) OperatorHandler() http.Handler {
 	registry.MustRegister(g)
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(g.Status()) // Whoever asked has left.
+		status := g.Status()
+		status.Failback = g.failbackStatus(r.Context())
+		_ = json.NewEncoder(w).Encode(status) // Whoever asked has left.
 	})
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
 	return mux

@@ -21,6 +21,7 @@ const defaultData = "./weir-data"
 //	witness        the newest commit of each lane that the node saw acknowledged
 //	token.key      signs and verifies tokens
 //	master.key     wraps the users' keys
+//	gateway.secret what the gateway of a dev node signs tickets and seals kept calls with
 //	node.json      how to reach the node that runs on it; only while it runs
 type dataDir string
 

@@ -146,7 +146,8 @@ provider, give --payment-provider and what that one needs; with an empty --sandb
 
 Clients meet the gateway first, on --listen, as in production ('weir gateway --help'); it calls the node's API within
 this process. The API alone is on --api-listen, by default the next port. With --no-gateway it is on --listen, and there
-is no gateway.
+is no gateway. A --gateway-policy may have waiting rooms, a board and calls that are kept for later: what that needs, a
+secret and tokens, the node has in its data directory.
 
 With --nats-listen other programs of this machine reach its NATS server, for example to read the stream WEIR-EVENTS
 (--publish-events). There is no password: whoever reaches that port may read and write the log itself, so it has to be

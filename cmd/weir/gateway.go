@@ -135,9 +135,13 @@ func (n *node) openGateway(context.Context) error {
 	if err != nil {
 		return err
 	}
-	g, err := gateway.New(gateway.Options{Local: n.server.Handler, LocalID: localNodeID, Plans: plans, Policy: decided, Logger: n.logger})
-	if err != nil {
+	options := gateway.Options{Local: n.server.Handler, LocalID: localNodeID, Plans: plans, Policy: decided, Logger: n.logger}
+	if err := n.openDevKeeping(&options); err != nil {
 		return err
+	}
+	g, err := gateway.New(options)
+	if err != nil {
+		return (&gatewayFlags{policyFile: n.options.gateway.policyFile}).explain(err)
 	}
 	n.later(g.Close)
 	n.front.gateway, n.front.server = g, gateway.NewServer(g)

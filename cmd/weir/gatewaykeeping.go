@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,11 @@ import (
 )
 
 const (
+	// gatewaySecretFileName is the secret of a dev node's gateway, in the data directory.
+	gatewaySecretFileName = "gateway.secret"
+	// gatewayOperator is whose token the gateway of a dev node looks at stock with, which is good for gatewayTokenTTL.
+	gatewayOperator = "gateway"
+	gatewayTokenTTL = time.Minute
 	// failbackOpenPause is how long a gateway waits before it tries again to open what NATS keeps for it.
 	failbackOpenPause = time.Second
 	// parkedRequestsMax bounds the parked requests that are listed.
@@ -122,7 +128,7 @@ func (f *gatewayFlags) openKeeping(end *front, options *gateway.Options) error {
 	options.RoomKeys = secrets.roomKeys()
 	followed := &followedSecret{file: f.secretFile, logger: end.logger, used: secrets, inUse: secrets.inUse(time.Now())}
 	end.behind = append(end.behind, followed.run)
-	followed.use = func(secrets gatewaySecrets) error { return end.gateway.SetRoomKeys(secrets.roomKeys()) }
+	followed.use = func(secrets gatewaySecrets) error { return end.useSecrets(secrets, nil) }
 	if end.nats == nil {
 		return nil
 	}
@@ -136,13 +142,42 @@ func (f *gatewayFlags) openKeeping(end *front, options *gateway.Options) error {
 	}
 	late := end.keepForLater(end.nats, config, secrets)
 	options.Failback = late
-	followed.use = func(secrets gatewaySecrets) error {
-		if err := end.gateway.SetRoomKeys(secrets.roomKeys()); err != nil {
-			return err
-		}
-		return late.setKeys(secrets.failbackKeys(time.Now()))
-	}
+	followed.use = func(secrets gatewaySecrets) error { return end.useSecrets(secrets, late) }
 	return nil
+}
+
+// openDevKeeping gives the gateway of a dev node what waiting rooms, the board and calls that are made later need, out of the data directory: they
+// work there with no more settings than the policy.
+func (n *node) openDevKeeping(options *gateway.Options) error {
+	file := filepath.Join(string(n.options.data), gatewaySecretFileName)
+	secrets, err := openOrCreateGatewaySecret(file)
+	if err != nil {
+		return err
+	}
+	verifier, err := n.verifier()
+	if err != nil {
+		return err
+	}
+	options.RoomKeys = secrets.roomKeys()
+	options.User = userOf(verifier.Verify)
+	options.Subject = subjectOf(options.User)
+	options.OperatorToken = func() (string, error) {
+		return identity.Mint(n.signing, gatewayOperator, identity.ScopeOperator, time.Now(), gatewayTokenTTL)
+	}
+	late := n.front.keepForLater(n.log.nc, failback.Config{}, secrets)
+	options.Failback = late
+	followed := &followedSecret{file: file, logger: n.logger, used: secrets, inUse: secrets.inUse(time.Now())}
+	followed.use = func(secrets gatewaySecrets) error { return n.front.useSecrets(secrets, late) }
+	n.front.behind = append(n.front.behind, followed.run)
+	return nil
+}
+
+// useSecrets makes the gateway, and the queue of calls that are made later if there is one, use other secrets.
+func (f *front) useSecrets(secrets gatewaySecrets, late *lateQueue) error {
+	if err := f.gateway.SetRoomKeys(secrets.roomKeys()); err != nil || late == nil {
+		return err
+	}
+	return late.setKeys(secrets.failbackKeys(time.Now()))
 }
 
 // keepForLater makes the queue of calls that are made later, which the front runs.
@@ -184,13 +219,30 @@ func (f *gatewayFlags) openVerifier(end *front) (func(authorization string) (use
 	default:
 		return nil, nil
 	}
+	return userOf(verify), nil
+}
+
+// userOf returns what says whose a verified token is.
+func userOf(verify func(string) (*identity.Principal, error)) func(authorization string) (user string, ok bool) {
 	return func(authorization string) (string, bool) {
 		principal, err := verify(authorization)
 		if err != nil {
 			return "", false // The node says what is wrong with it.
 		}
 		return principal.Subject, true
-	}, nil
+	}
+}
+
+// subjectOf returns what says whose a call is, "" for nobody's.
+func subjectOf(user func(authorization string) (string, bool)) func(http.Header) string {
+	return func(header http.Header) string {
+		values := header["Authorization"]
+		if len(values) != 1 {
+			return ""
+		}
+		name, _ := user(values[0])
+		return name
+	}
 }
 
 // openSubject says how the gateway learns whose call it is.
@@ -200,14 +252,7 @@ func (f *gatewayFlags) openSubject(end *front, options *gateway.Options) error {
 		return err
 	}
 	options.User = verify
-	options.Subject = func(header http.Header) string {
-		values := header["Authorization"]
-		if len(values) != 1 {
-			return ""
-		}
-		user, _ := verify(values[0])
-		return user
-	}
+	options.Subject = subjectOf(verify)
 	return nil
 }
 

@@ -144,6 +144,10 @@ func TestAnOrderOfWhichNoNodeIsThereIsKeptAndPlacedOnce(t *testing.T) {
 		status, body, header := placeAt(t, lines.Gateway, alice, late)
 		return status == http.StatusOK && strings.Contains(body, `"orderId"`) && header.Get(gateway.HeaderFailback) == "", fmt.Sprint(status, body)
 	})
+	shown := decode[gateway.Status](t, live(t, nil, "gateway", "top", "--addr", lines.Operator, "--count", "1", "-o", "json").want(t, exitOK).stdout)
+	if kept := shown.Failback; kept == nil || kept.Parked != 1 || kept.Waiting != 0 || kept.Done != 1 {
+		t.Errorf("top says that %+v is kept for later, want one parked and one done", kept)
+	}
 	list := func(args ...string) []string {
 		return append([]string{"gateway", "failback", args[0], "--nats", server.ClientURL(), "--gateway-secret-file", secret}, args[1:]...)
 	}
@@ -280,6 +284,12 @@ func TestAnOrderOfACampaignWithARoomNeedsAPass(t *testing.T) {
 	if status != http.StatusBadRequest || !strings.Contains(body, `"used"`) {
 		t.Errorf("a second order with the pass got %d %s", status, body)
 	}
+	top := []string{"gateway", "top", "--addr", lines.Operator, "--count", "1"}
+	wantText(t, live(t, nil, top...).want(t, exitOK).stdout, "WAITING ROOM", "rush", "without a pass")
+	shown := decode[gateway.Status](t, live(t, nil, append(top, "-o", "json")...).want(t, exitOK).stdout)
+	if len(shown.Rooms) != 1 || shown.Rooms[0].Admitted != 1 || shown.Rooms[0].Waiting != 0 || shown.Edge.WithoutPass != 3 || shown.Failback != nil {
+		t.Errorf("top says %+v, %+v, %+v; want one let in, and three orders without a turn", shown.Rooms, shown.Edge, shown.Failback)
+	}
 	stop().want(t, exitOK)
 }
 
@@ -303,4 +313,58 @@ func TestAPolicyThatAGatewayIsNotSetUpForIsRefused(t *testing.T) {
 	if one := (gatewaySecret{secret: []byte("a")}); bytes.Equal(one.key(failbackKeyUse), one.key(roomKeyUse)) {
 		t.Error("two uses have one key")
 	}
+}
+
+// A dev node needs no more than a policy for a waiting room, a board and calls that are kept: the secret is made in its directory, once.
+func TestADevNodeHasWaitingRoomsAndKeepsCallsWithNoMoreThanAPolicy(t *testing.T) {
+	dir := t.TempDir()
+	decided := fileOf(t, "policy.yaml", fmt.Sprintf(
+		"methods: {weir.order.v1.OrderService/PlaceOrder: {fault: {mode: failback}}}\nedge: {sold_out: true}\nboard: [{sku: tea-sencha, campaign_id: rush}]\nroom:\n  campaigns: [{campaign_id: rush, opens_at: %s, closes_at: %s}]\n",
+		time.Now().Add(-time.Minute).UTC().Format(time.RFC3339), time.Now().Add(time.Hour).UTC().Format(time.RFC3339)))
+	n := startDev(t, dir, "--demo", "--gateway-policy", decided)
+	live(t, n.operator(), "campaign", "put", "rush", "--sku", "tea-sencha", "--price", "4.99 EUR", "--units", "3", "--opens", "now", "--closes", "+30m").want(t, exitOK)
+	secret := filepath.Join(dir, gatewaySecretFileName)
+	info, err := os.Stat(secret)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("the secret: %v, %v, want mode 0600", info, err)
+	}
+	made, err := os.ReadFile(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	live(t, nil, "gateway", "check", decided, "--gateway-secret-file", secret).want(t, exitOK)
+
+	alice := n.lines.Customer.Token
+	const request = `{"requestId":"r","campaignId":"rush","items":[{"sku":"tea-sencha","quantity":"1"}]}`
+	if status, body, _ := placeAt(t, n.lines.API, alice, request); status != http.StatusBadRequest || !strings.Contains(body, `"no_pass"`) {
+		t.Errorf("without a pass got %d %s", status, body)
+	}
+	rooms := roomv1connect.NewRoomServiceClient(http.DefaultClient, n.lines.API)
+	as := func() context.Context {
+		ctx, call := connect.NewClientContext(t.Context())
+		call.RequestHeader().Set("Authorization", "Bearer "+alice)
+		return ctx
+	}
+	entered, err := rooms.Enter(as(), &roomv1.EnterRequest{CampaignId: "rush"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pass := ""
+	until(t, "let in", func() (bool, string) {
+		told, err := rooms.Poll(as(), &roomv1.PollRequest{Ticket: entered.GetTicket()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		pass = told.GetPass()
+		return pass != "", told.String()
+	})
+	if status, body, _ := placeAt(t, n.lines.API, alice, request, room.HeaderPass, pass); status != http.StatusOK || !strings.Contains(body, `"orderId"`) {
+		t.Errorf("with the pass got %d %s", status, body)
+	}
+	n.stop().want(t, exitOK)
+	n = startDev(t, dir, "--gateway-policy", decided)
+	if again, err := os.ReadFile(secret); err != nil || !bytes.Equal(again, made) {
+		t.Errorf("after another start the secret is another one: %v", err)
+	}
+	n.stop().want(t, exitOK)
 }

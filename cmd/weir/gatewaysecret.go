@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"crypto/hkdf"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -135,6 +139,37 @@ func readGatewaySecrets(file string) (gatewaySecrets, error) {
 		return nil, usagef("--gateway-secret-file: %s: %v", file, err).then("correct it, or "+newGatewaySecret, file)
 	}
 	return secrets, nil
+}
+
+// openOrCreateGatewaySecret reads the secret in a data directory, or makes one there if there is none. The file is as --gateway-secret-file wants it.
+func openOrCreateGatewaySecret(file string) (gatewaySecrets, error) {
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		secret := make([]byte, gatewaySecretBytes)
+		if _, err := rand.Read(secret); err != nil {
+			return nil, err
+		}
+		if err := writeNewSecret(file, hex.EncodeToString(secret)+"\n"); err != nil {
+			return nil, err
+		}
+	}
+	return readGatewaySecrets(file)
+}
+
+// writeNewSecret writes a file for its owner's eyes only, whole or not at all, and never over another one.
+func writeNewSecret(path, text string) error {
+	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // CreateTemp makes it 0600.
+	if err != nil {
+		return dataDir(filepath.Dir(path)).explain(err)
+	}
+	defer func() { _ = os.Remove(file.Name()) }() // A file that is left behind harms nobody.
+	_, err = file.WriteString(text)
+	if err = errors.Join(err, file.Sync(), file.Close()); err == nil {
+		err = os.Link(file.Name(), path)
+	}
+	if errors.Is(err, fs.ErrExist) { // Another process was quicker.
+		return nil
+	}
+	return dataDir(filepath.Dir(path)).explain(err)
 }
 
 // key returns the key that is made of the secret for one use.

@@ -187,8 +187,33 @@ func (p *process) printTop(status, last gateway.Status, since time.Duration, fir
 			return err
 		}
 	}
+	if err := p.printKeeping(&page, status); err != nil {
+		return err
+	}
 	_, err := io.WriteString(p.stdout, page.String())
 	return err
+}
+
+// printKeeping shows what the edge answered, what is made later and who waits, as far as there is any of it.
+func (p *process) printKeeping(page *strings.Builder, status gateway.Status) error {
+	paint := p.painterFor(p.stdout)
+	if edge := status.Edge; edge != (gateway.EdgeStatus{}) {
+		fmt.Fprintf(page, "\n%s %s sold out, %s older answers (%s as planned), %s turned off, %s without a pass\n", paint.bold("Edge:"),
+			groupDigits(edge.SoldOut), groupDigits(edge.StaleFailed+edge.StalePlanned), groupDigits(edge.StalePlanned), groupDigits(edge.Off), groupDigits(edge.WithoutPass))
+	}
+	if kept := status.Failback; kept != nil {
+		fmt.Fprintf(page, "\n%s %s wait and %s are parked at all gateways; here %s accepted, %s refused, %s attempts, %s done\n", paint.bold("Kept for later:"),
+			groupDigits(kept.Waiting), groupDigits(kept.Parked), groupDigits(kept.Accepted), groupDigits(kept.Full), groupDigits(kept.Attempts), groupDigits(kept.Done))
+	}
+	if len(status.Rooms) == 0 {
+		return nil
+	}
+	rooms := newTable("WAITING ROOM", ">WAITING", ">PLACES", ">LET IN", ">PASSES")
+	for _, r := range status.Rooms {
+		rooms.row(r.CampaignID, groupDigits(uint64(max(0, r.Waiting))), groupDigits(uint64(max(0, r.Places))), groupDigits(r.Admitted), groupDigits(uint64(max(0, r.Outstanding))))
+	}
+	page.WriteByte('\n')
+	return rooms.print(page, paint)
 }
 
 // methodsTable has the busiest methods, each at each upstream.

@@ -70,7 +70,7 @@ func TestALineIsASortedList(t *testing.T) {
 func ticketsOfTest(t *testing.T) int {
 	text := os.Getenv("WEIR_ROOM_TICKETS")
 	if text == "" {
-		return 300_000
+		return 100_000
 	}
 	count, err := strconv.Atoi(text)
 	if err != nil || count < 1 || count > placesMaxMax {

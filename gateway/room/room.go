@@ -183,7 +183,7 @@ func New(options Options) (*Hall, error) {
 		options.Logger = slog.Default()
 	}
 	h.keys.Store(keys)
-	h.shared.uses, h.shared.logger = options.Uses, options.Logger
+	h.shared.uses, h.shared.logger, h.shared.timeMax = options.Uses, options.Logger, usesTimeMax
 	for _, campaign := range options.Campaigns {
 		h.rooms[campaign.CampaignID] = newRoom(campaign, options.Config)
 	}
@@ -224,6 +224,32 @@ func (h *Hall) Run(ctx context.Context) error {
 // Campaigns names the campaigns that have a room.
 func (h *Hall) Campaigns() []string { return slices.Sorted(maps.Keys(h.rooms)) }
 
+// Stats says how one room stands at this gateway. Counters count from its start.
+type Stats struct {
+	CampaignID string
+	// Waiting are those whose turn has not come, also those who are not there at the moment, and Places all that the room keeps.
+	Waiting, Places int
+	// Admitted counts those who were let in, and Outstanding has those of them whose pass is good and not used.
+	Admitted    uint64
+	Outstanding int
+	// Unshared counts orders that were let through without asking what gateways share, in all rooms of this gateway.
+	Unshared uint64
+}
+
+// Stats returns how the rooms stand, in the order in which they open.
+func (h *Hall) Stats() []Stats {
+	var all []Stats
+	for _, r := range h.inOrder() {
+		r.mu.Lock()
+		all = append(all, Stats{
+			CampaignID: r.campaign.CampaignID, Waiting: r.line.length + len(r.returned), Places: r.places.made,
+			Admitted: r.letIn, Outstanding: r.outstanding, Unshared: h.shared.unshared.Load(),
+		})
+		r.mu.Unlock()
+	}
+	return all
+}
+
 // A rank is a place in the order: a smaller one comes first.
 type rank struct {
 	// late is how long after the opening the user came, in ns; 0 for all who came before.
@@ -240,6 +266,8 @@ func (r rank) compare(other rank) int {
 type room struct {
 	campaign Campaign
 	config   Config
+
+	made time.Time
 
 	mu sync.Mutex
 	// places are all that were ever taken, and byUser says whose they are.
@@ -260,6 +288,7 @@ type room struct {
 	// passes are those that were given and not used, the oldest first.
 	passes      []placeID
 	outstanding int
+	letIn       uint64 // ever
 	// uses are the turns that were used, by user.
 	uses    map[hash]used
 	over    chan struct{} // closed while nothing is left
@@ -276,6 +305,8 @@ type place struct {
 	pass int64
 	// cameBack is its number among those in returned; 0 for none.
 	cameBack uint32
+	// expected is until when it is asked for again by polling, in s after the room was made; 0 for not at all.
+	expected uint32
 	passed   bool // its turn came
 	unused   bool // the pass
 	spent    bool // the turn: an order was placed
@@ -288,7 +319,7 @@ type stay struct {
 }
 
 func newRoom(campaign Campaign, config Config) *room {
-	r := &room{campaign: campaign, config: config}
+	r := &room{campaign: campaign, config: config, made: time.Now()}
 	r.clear()
 	return r
 }
@@ -359,8 +390,24 @@ func (r *room) comeBack(id placeID) {
 	}
 }
 
-// present is whether somebody waits at a place. The lock is held.
-func (r *room) present(id placeID) bool { return r.stays[id] != nil }
+// present is whether somebody waits at a place, by a stream or by polling, as of the last tick. The lock is held.
+func (r *room) present(id placeID) bool {
+	return r.stays[id] != nil || r.places.at(id).expected > r.seconds(r.ticked)
+}
+
+// seconds returns how long after the room was made a moment is, in whole seconds.
+func (r *room) seconds(at time.Time) uint32 { return uint32(max(0, at.Sub(r.made)/time.Second)) }
+
+// expect notes that a place is asked for again until a moment.
+func (r *room) expect(id placeID, until time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if int(id) >= r.places.made { // The campaign is over, and everybody forgotten.
+		return
+	}
+	r.places.at(id).expected = r.seconds(until) + 1
+	r.comeBack(id)
+}
 
 // tick lets in whoever's turn it is: rate users a second, and share of those for whom there are units.
 func (r *room) tick(now time.Time, rate, share float64, left int64) {
@@ -393,6 +440,7 @@ func (r *room) tick(now time.Time, rate, share float64, left int64) {
 		}
 		r.budget--
 		room--
+		r.letIn++
 		r.places.at(id).passed = true
 		r.givePass(id, now)
 		if here := r.stays[id]; here != nil {
@@ -544,6 +592,45 @@ func (r *room) admitted(now time.Time, id placeID, p *place) standing {
 		r.givePass(id, now)
 	}
 	return standing{state: Admitted, until: time.Unix(0, p.pass)}
+}
+
+// How often who polls is to ask again.
+const (
+	pollMin = time.Second
+	pollMax = 5 * time.Minute
+	// pollPart is the part of the time until its turn that a user lets pass: so all who wait ask no oftener than a few times the rate at which users
+	// are let in, however many they are.
+	pollPart = 4
+	// pollUnknown is for when that time is not known, and pollSpread spreads those who come back when the campaign opens.
+	pollUnknown = 5 * time.Second
+	pollSpread  = 2 * time.Second
+	// pollGrace is how much later than it was told somebody may ask again and counts as there; twice the time that it was told counts besides.
+	pollGrace = 5 * time.Second
+)
+
+// poll says where a place stands and when to ask again, 0 for not any more. Until then somebody waits there.
+func (r *room) poll(now time.Time, id placeID) (s standing, after time.Duration) {
+	r.expect(id, now.Add(pollGrace)) // Who was passed over is the next one, and is told so.
+	s = r.look(now, id)
+	if s.state >= Admitted {
+		return s, 0
+	}
+	switch {
+	case s.state == NotOpen:
+		opens := max(0, r.campaign.OpensAt.Sub(now))
+		after = min(opens, pollMax) + rand.N(pollSpread)
+	case s.eta == 0:
+		after = pollUnknown
+	default:
+		after = s.eta / pollPart
+	}
+	after = min(max(after, pollMin), pollMax+pollSpread)
+	after -= rand.N(after/10 + 1)
+	if s.state == NotOpen {
+		after = max(after, min(r.campaign.OpensAt.Sub(now), pollMax)) // Before it opens there is nothing to hear.
+	}
+	r.expect(id, now.Add(2*after+pollGrace))
+	return s, after
 }
 
 // wait tells a user where it stands until it is let in or there is nothing to wait for. It returns the error of send, or of ctx.

@@ -61,6 +61,27 @@ func (h *Hall) Wait(ctx context.Context, request *roomv1.WaitRequest, stream *co
 	return found.room.wait(ctx, found.id, func(s standing) error { return stream.Send(h.response(user, found, s)) })
 }
 
+// Poll implements roomv1connect.RoomServiceHandler.
+func (h *Hall) Poll(ctx context.Context, request *roomv1.PollRequest) (*roomv1.PollResponse, error) {
+	user, err := h.caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found, err := h.find(user, request.GetTicket())
+	if err != nil {
+		return nil, err
+	}
+	s, after := found.room.poll(time.Now(), found.id)
+	told := h.response(user, found, s)
+	response := &roomv1.PollResponse{
+		State: told.GetState(), Before: told.GetBefore(), Eta: told.GetEta(), Pass: told.GetPass(), PassExpires: told.GetPassExpires(), Ticket: told.GetTicket(),
+	}
+	if after > 0 {
+		response.PollAfter = durationpb.New(after.Round(time.Millisecond))
+	}
+	return response, nil
+}
+
 // A found place is one that a ticket stands for.
 type found struct {
 	room     *room

@@ -116,6 +116,8 @@ const (
 type sharedUses struct {
 	uses   Uses // nil for none
 	logger *slog.Logger
+	// timeMax bounds a question: usesTimeMax but in tests.
+	timeMax time.Duration
 	// awayUntil is until when it is not asked, in unix ns, 0 while it answers.
 	awayUntil atomic.Int64
 	// unshared counts the orders that were let through without asking, though there is something to ask.
@@ -133,7 +135,7 @@ func (s *sharedUses) take(ctx context.Context, use Use) (taken bool) {
 		s.unshared.Add(1)
 		return true
 	}
-	ctx, cancel := context.WithTimeout(ctx, usesTimeMax)
+	ctx, cancel := context.WithTimeout(ctx, s.timeMax)
 	defer cancel()
 	taken, err := s.uses.Take(ctx, use)
 	if err == nil {
@@ -157,7 +159,7 @@ func (s *sharedUses) giveBack(ctx context.Context, use Use) {
 	if s.uses == nil || time.Now().UnixNano() < s.awayUntil.Load() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), usesTimeMax)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timeMax)
 	defer cancel()
 	if err := s.uses.GiveBack(ctx, use); err != nil {
 		s.logger.LogAttrs(ctx, slog.LevelDebug, "a turn was not given back", slog.Any("error", err))

@@ -330,6 +330,152 @@ func (x *WaitResponse) GetTicket() string {
 	return ""
 }
 
+// PollRequest asks where the place of a ticket stands.
+type PollRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ticket that Enter gave, or a later answer.
+	Ticket        string `protobuf:"bytes,1,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PollRequest) Reset() {
+	*x = PollRequest{}
+	mi := &file_weir_room_v1_room_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PollRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PollRequest) ProtoMessage() {}
+
+func (x *PollRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_room_v1_room_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PollRequest.ProtoReflect.Descriptor instead.
+func (*PollRequest) Descriptor() ([]byte, []int) {
+	return file_weir_room_v1_room_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PollRequest) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
+// PollResponse is where the user stands now. Its fields are those of WaitResponse, and when to ask again.
+type PollResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// State of the place.
+	State WaitState `protobuf:"varint,1,opt,name=state,proto3,enum=weir.room.v1.WaitState" json:"state,omitempty"`
+	// Users who come before, as far as this gateway knows; 0 before the draw.
+	Before int64 `protobuf:"varint,2,opt,name=before,proto3" json:"before,omitempty"`
+	// How long it will take until it is the user's turn, at the rate at which users are let in now. Not set while that is not known.
+	Eta *durationpb.Duration `protobuf:"bytes,3,opt,name=eta,proto3" json:"eta,omitempty"`
+	// Pass to buy with, once admitted.
+	Pass string `protobuf:"bytes,4,opt,name=pass,proto3" json:"pass,omitempty"`
+	// Until when the pass is good.
+	PassExpires *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=pass_expires,json=passExpires,proto3" json:"pass_expires,omitempty"`
+	// Ticket for the same place, to use from now on instead of the one that was given. Not set while there is no need.
+	Ticket string `protobuf:"bytes,6,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	// When to ask again: soon when it is nearly the user's turn, seldom when it is far. Not set when there is nothing to wait for any more.
+	PollAfter     *durationpb.Duration `protobuf:"bytes,7,opt,name=poll_after,json=pollAfter,proto3" json:"poll_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PollResponse) Reset() {
+	*x = PollResponse{}
+	mi := &file_weir_room_v1_room_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PollResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PollResponse) ProtoMessage() {}
+
+func (x *PollResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_weir_room_v1_room_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PollResponse.ProtoReflect.Descriptor instead.
+func (*PollResponse) Descriptor() ([]byte, []int) {
+	return file_weir_room_v1_room_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PollResponse) GetState() WaitState {
+	if x != nil {
+		return x.State
+	}
+	return WaitState_WAIT_STATE_UNSPECIFIED
+}
+
+func (x *PollResponse) GetBefore() int64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *PollResponse) GetEta() *durationpb.Duration {
+	if x != nil {
+		return x.Eta
+	}
+	return nil
+}
+
+func (x *PollResponse) GetPass() string {
+	if x != nil {
+		return x.Pass
+	}
+	return ""
+}
+
+func (x *PollResponse) GetPassExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PassExpires
+	}
+	return nil
+}
+
+func (x *PollResponse) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
+func (x *PollResponse) GetPollAfter() *durationpb.Duration {
+	if x != nil {
+		return x.PollAfter
+	}
+	return nil
+}
+
 var File_weir_room_v1_room_proto protoreflect.FileDescriptor
 
 const file_weir_room_v1_room_proto_rawDesc = "" +
@@ -350,17 +496,30 @@ const file_weir_room_v1_room_proto_rawDesc = "" +
 	"\x03eta\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03eta\x12\x12\n" +
 	"\x04pass\x18\x04 \x01(\tR\x04pass\x12=\n" +
 	"\fpass_expires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vpassExpires\x12\x16\n" +
-	"\x06ticket\x18\x06 \x01(\tR\x06ticket*\xa1\x01\n" +
+	"\x06ticket\x18\x06 \x01(\tR\x06ticket\"1\n" +
+	"\vPollRequest\x12\"\n" +
+	"\x06ticket\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x04R\x06ticket\"\xa7\x02\n" +
+	"\fPollResponse\x12-\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x17.weir.room.v1.WaitStateR\x05state\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\x03R\x06before\x12+\n" +
+	"\x03eta\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03eta\x12\x12\n" +
+	"\x04pass\x18\x04 \x01(\tR\x04pass\x12=\n" +
+	"\fpass_expires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vpassExpires\x12\x16\n" +
+	"\x06ticket\x18\x06 \x01(\tR\x06ticket\x128\n" +
+	"\n" +
+	"poll_after\x18\a \x01(\v2\x19.google.protobuf.DurationR\tpollAfter*\xa1\x01\n" +
 	"\tWaitState\x12\x1a\n" +
 	"\x16WAIT_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13WAIT_STATE_NOT_OPEN\x10\x01\x12\x16\n" +
 	"\x12WAIT_STATE_WAITING\x10\x02\x12\x17\n" +
 	"\x13WAIT_STATE_ADMITTED\x10\x03\x12\x17\n" +
 	"\x13WAIT_STATE_SOLD_OUT\x10\x04\x12\x15\n" +
-	"\x11WAIT_STATE_CLOSED\x10\x052\x9a\x01\n" +
+	"\x11WAIT_STATE_CLOSED\x10\x052\xde\x01\n" +
 	"\vRoomService\x12E\n" +
 	"\x05Enter\x12\x1a.weir.room.v1.EnterRequest\x1a\x1b.weir.room.v1.EnterResponse\"\x03\x90\x02\x02\x12D\n" +
-	"\x04Wait\x12\x19.weir.room.v1.WaitRequest\x1a\x1a.weir.room.v1.WaitResponse\"\x03\x90\x02\x010\x01B2Z0github.com/weirhq/weir/proto/weir/room/v1;roomv1b\x06proto3"
+	"\x04Wait\x12\x19.weir.room.v1.WaitRequest\x1a\x1a.weir.room.v1.WaitResponse\"\x03\x90\x02\x010\x01\x12B\n" +
+	"\x04Poll\x12\x19.weir.room.v1.PollRequest\x1a\x1a.weir.room.v1.PollResponse\"\x03\x90\x02\x02B2Z0github.com/weirhq/weir/proto/weir/room/v1;roomv1b\x06proto3"
 
 var (
 	file_weir_room_v1_room_proto_rawDescOnce sync.Once
@@ -375,30 +534,38 @@ func file_weir_room_v1_room_proto_rawDescGZIP() []byte {
 }
 
 var file_weir_room_v1_room_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_weir_room_v1_room_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_weir_room_v1_room_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_weir_room_v1_room_proto_goTypes = []any{
 	(WaitState)(0),                // 0: weir.room.v1.WaitState
 	(*EnterRequest)(nil),          // 1: weir.room.v1.EnterRequest
 	(*EnterResponse)(nil),         // 2: weir.room.v1.EnterResponse
 	(*WaitRequest)(nil),           // 3: weir.room.v1.WaitRequest
 	(*WaitResponse)(nil),          // 4: weir.room.v1.WaitResponse
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
+	(*PollRequest)(nil),           // 5: weir.room.v1.PollRequest
+	(*PollResponse)(nil),          // 6: weir.room.v1.PollResponse
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 8: google.protobuf.Duration
 }
 var file_weir_room_v1_room_proto_depIdxs = []int32{
-	5, // 0: weir.room.v1.EnterResponse.opens_at:type_name -> google.protobuf.Timestamp
-	0, // 1: weir.room.v1.WaitResponse.state:type_name -> weir.room.v1.WaitState
-	6, // 2: weir.room.v1.WaitResponse.eta:type_name -> google.protobuf.Duration
-	5, // 3: weir.room.v1.WaitResponse.pass_expires:type_name -> google.protobuf.Timestamp
-	1, // 4: weir.room.v1.RoomService.Enter:input_type -> weir.room.v1.EnterRequest
-	3, // 5: weir.room.v1.RoomService.Wait:input_type -> weir.room.v1.WaitRequest
-	2, // 6: weir.room.v1.RoomService.Enter:output_type -> weir.room.v1.EnterResponse
-	4, // 7: weir.room.v1.RoomService.Wait:output_type -> weir.room.v1.WaitResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	7,  // 0: weir.room.v1.EnterResponse.opens_at:type_name -> google.protobuf.Timestamp
+	0,  // 1: weir.room.v1.WaitResponse.state:type_name -> weir.room.v1.WaitState
+	8,  // 2: weir.room.v1.WaitResponse.eta:type_name -> google.protobuf.Duration
+	7,  // 3: weir.room.v1.WaitResponse.pass_expires:type_name -> google.protobuf.Timestamp
+	0,  // 4: weir.room.v1.PollResponse.state:type_name -> weir.room.v1.WaitState
+	8,  // 5: weir.room.v1.PollResponse.eta:type_name -> google.protobuf.Duration
+	7,  // 6: weir.room.v1.PollResponse.pass_expires:type_name -> google.protobuf.Timestamp
+	8,  // 7: weir.room.v1.PollResponse.poll_after:type_name -> google.protobuf.Duration
+	1,  // 8: weir.room.v1.RoomService.Enter:input_type -> weir.room.v1.EnterRequest
+	3,  // 9: weir.room.v1.RoomService.Wait:input_type -> weir.room.v1.WaitRequest
+	5,  // 10: weir.room.v1.RoomService.Poll:input_type -> weir.room.v1.PollRequest
+	2,  // 11: weir.room.v1.RoomService.Enter:output_type -> weir.room.v1.EnterResponse
+	4,  // 12: weir.room.v1.RoomService.Wait:output_type -> weir.room.v1.WaitResponse
+	6,  // 13: weir.room.v1.RoomService.Poll:output_type -> weir.room.v1.PollResponse
+	11, // [11:14] is the sub-list for method output_type
+	8,  // [8:11] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_weir_room_v1_room_proto_init() }
@@ -412,7 +579,7 @@ func file_weir_room_v1_room_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_weir_room_v1_room_proto_rawDesc), len(file_weir_room_v1_room_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -38,6 +38,8 @@ const (
 	RoomServiceEnterProcedure = "/weir.room.v1.RoomService/Enter"
 	// RoomServiceWaitProcedure is the fully-qualified name of the RoomService's Wait RPC.
 	RoomServiceWaitProcedure = "/weir.room.v1.RoomService/Wait"
+	// RoomServicePollProcedure is the fully-qualified name of the RoomService's Poll RPC.
+	RoomServicePollProcedure = "/weir.room.v1.RoomService/Poll"
 )
 
 // RoomServiceClient is a client for the weir.room.v1.RoomService service.
@@ -46,6 +48,9 @@ type RoomServiceClient interface {
 	Enter(context.Context, *v1.EnterRequest) (*v1.EnterResponse, error)
 	// Wait sends how many are before the caller, and when it will be its turn, until the caller has a pass or there is nothing left to wait for.
 	Wait(context.Context, *v1.WaitRequest) (*connect.ServerStreamForClient[v1.WaitResponse], error)
+	// Poll says once what Wait would send, for clients that cannot read a stream, and when to ask again. Who asks again in time counts as waiting; who
+	// does not is passed over when its turn comes, and is next when it asks again.
+	Poll(context.Context, *v1.PollRequest) (*v1.PollResponse, error)
 }
 
 // NewRoomServiceClient constructs a client for the weir.room.v1.RoomService service. By default, it
@@ -73,6 +78,13 @@ func NewRoomServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		poll: connect.NewClient[v1.PollRequest, v1.PollResponse](
+			httpClient,
+			baseURL+RoomServicePollProcedure,
+			connect.WithSchema(roomServiceMethods.ByName("Poll")),
+			connect.WithIdempotency(connect.IdempotencyIdempotent),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -80,6 +92,7 @@ func NewRoomServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type roomServiceClient struct {
 	enter *connect.Client[v1.EnterRequest, v1.EnterResponse]
 	wait  *connect.Client[v1.WaitRequest, v1.WaitResponse]
+	poll  *connect.Client[v1.PollRequest, v1.PollResponse]
 }
 
 // Enter calls weir.room.v1.RoomService.Enter.
@@ -96,12 +109,24 @@ func (c *roomServiceClient) Wait(ctx context.Context, req *v1.WaitRequest) (*con
 	return c.wait.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// Poll calls weir.room.v1.RoomService.Poll.
+func (c *roomServiceClient) Poll(ctx context.Context, req *v1.PollRequest) (*v1.PollResponse, error) {
+	response, err := c.poll.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // RoomServiceHandler is an implementation of the weir.room.v1.RoomService service.
 type RoomServiceHandler interface {
 	// Enter takes a place in the room of a campaign. The same user gets the same place again, also through another gateway.
 	Enter(context.Context, *v1.EnterRequest) (*v1.EnterResponse, error)
 	// Wait sends how many are before the caller, and when it will be its turn, until the caller has a pass or there is nothing left to wait for.
 	Wait(context.Context, *v1.WaitRequest, *connect.ServerStream[v1.WaitResponse]) error
+	// Poll says once what Wait would send, for clients that cannot read a stream, and when to ask again. Who asks again in time counts as waiting; who
+	// does not is passed over when its turn comes, and is next when it asks again.
+	Poll(context.Context, *v1.PollRequest) (*v1.PollResponse, error)
 }
 
 // NewRoomServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -125,12 +150,21 @@ func NewRoomServiceHandler(svc RoomServiceHandler, opts ...connect.HandlerOption
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	roomServicePollHandler := connect.NewUnaryHandlerSimple(
+		RoomServicePollProcedure,
+		svc.Poll,
+		connect.WithSchema(roomServiceMethods.ByName("Poll")),
+		connect.WithIdempotency(connect.IdempotencyIdempotent),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/weir.room.v1.RoomService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case RoomServiceEnterProcedure:
 			roomServiceEnterHandler.ServeHTTP(w, r)
 		case RoomServiceWaitProcedure:
 			roomServiceWaitHandler.ServeHTTP(w, r)
+		case RoomServicePollProcedure:
+			roomServicePollHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -146,4 +180,8 @@ func (UnimplementedRoomServiceHandler) Enter(context.Context, *v1.EnterRequest) 
 
 func (UnimplementedRoomServiceHandler) Wait(context.Context, *v1.WaitRequest, *connect.ServerStream[v1.WaitResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("weir.room.v1.RoomService.Wait is not implemented"))
+}
+
+func (UnimplementedRoomServiceHandler) Poll(context.Context, *v1.PollRequest) (*v1.PollResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("weir.room.v1.RoomService.Poll is not implemented"))
 }
