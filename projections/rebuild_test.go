@@ -934,7 +934,7 @@ func TestNobodyRestsWhileARunnerWaits(t *testing.T) {
 		f := &builder{shift: p.newShift(), tables: &tableRun{shift: p.newShift()}}
 		began := time.Now()
 		rests := func(shift *shift) time.Duration {
-			time.Sleep(time.Second) // The work.
+			<-time.After(time.Second) // The work.
 			before := time.Now()
 			if err := shift.yield(t.Context()); err != nil {
 				t.Fatal(err)

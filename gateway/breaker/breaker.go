@@ -108,7 +108,7 @@ func (t Ticket) Done(result outcome.Outcome, took time.Duration) {
 	b.count(before)
 }
 
-// Withdraw, in place of Done, says that the call is no news of the upstream, whatever becomes of it: that it is not answered counts no more
+// Withdraw says, in place of Done, that the call is no news of the upstream, whatever becomes of it: that it is not answered counts no more
 // either.
 func (t Ticket) Withdraw() {
 	b := t.breaker

@@ -51,7 +51,7 @@ func failover[U Upstream, R any](ctx context.Context, p *Policy, call Call[U, R]
 				call.discard(result)
 				return Result[R]{}, err
 			}
-			return result, nil //nolint:nilerr // There is no other upstream: how the attempt ended says more.
+			return result, nil // There is no other upstream: how the attempt ended says more.
 		}
 		call.discard(result)
 	}

@@ -262,7 +262,7 @@ func (g *Globals) Run(ctx context.Context) error {
 		var wait time.Duration
 		err := g.renew(ctx)
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // The end of ctx is no error.
+			return nil // The end of ctx is no error.
 		}
 		if err != nil {
 			if !g.away.Swap(true) || failures == 0 {

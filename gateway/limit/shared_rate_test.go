@@ -147,7 +147,7 @@ func (f *fleet) run() (end func()) {
 func (f *fleet) pass(what string, length time.Duration) {
 	f.what = append(f.what, fmt.Sprintf("%v %s", time.Duration(len(f.got))*tick, what))
 	for range length / tick {
-		time.Sleep(tick)
+		<-time.After(tick)
 		synctest.Wait()
 		got := 0
 		for i, l := range f.leases {

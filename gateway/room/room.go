@@ -343,7 +343,7 @@ func (r *room) enter(user string, at rank, again bool) (placeID, rank, error) {
 	defer r.mu.Unlock()
 	id, known := r.byUser[who]
 	switch {
-	case known && !(again && r.places.at(id).spent):
+	case known && (!again || !r.places.at(id).spent):
 		return id, r.places.at(id).rank, nil
 	case known && r.places.at(id).passed && r.places.at(id).cameBack == 0: // Nobody asks for the old place any more.
 		*r.places.at(id) = place{rank: at}

@@ -182,7 +182,7 @@ func (h *Hall) Check(ctx context.Context, now time.Time, user, campaignID, pass 
 	who := hashOf([]byte(user))
 	entered, came := time.Duration(late).Microseconds(), now.Sub(r.campaign.OpensAt).Microseconds()
 	r.mu.Lock()
-	if has, known := r.uses[who]; !now.Before(until) && !(known && has.order == order.hash) { // Who has used it may ask again what came of it.
+	if has, known := r.uses[who]; !now.Before(until) && (!known || has.order != order.hash) { // Who has used it may ask again what came of it.
 		r.mu.Unlock()
 		return nil, refusal(connect.CodeFailedPrecondition, campaignID, causeOver, "pass: its time is over; wait with the ticket again")
 	}
