@@ -143,7 +143,7 @@ func (f *fleet) run() (end func()) {
 	}
 }
 
-// each asks every gateway for as much as its demand is worth, or as often as it lets through if that is infinite, for so long.
+// pass asks every gateway for as much as its demand is worth, or as often as it lets through if that is infinite, for so long.
 func (f *fleet) pass(what string, length time.Duration) {
 	f.what = append(f.what, fmt.Sprintf("%v %s", time.Duration(len(f.got))*tick, what))
 	for range length / tick {
