@@ -281,7 +281,7 @@ func (n *Node) step(begin func(act func(context.Context))) {
 				n.told[lane] = lease.NodeId
 				n.options.Lanes.Stop(lane, lease.NodeId)
 			}
-		case n.stopping:
+		case n.stopping && lease == nil:
 		case lease != nil || plan[lane] == n.options.NodeID:
 			// Handed over to this node, or left by an earlier process of it, or free.
 			n.acting[lane] = true
@@ -423,11 +423,17 @@ func (n *Node) Drain(ctx context.Context) error {
 	tick := time.NewTicker(beatMin / 4)
 	defer tick.Stop()
 	for {
+		view := n.view(time.Now())
 		n.mu.Lock()
 		left := len(n.holds) + len(n.acting)
+		for lane, lease := range view.leases {
+			if lease != nil && lease.NodeId == n.options.NodeID && n.holds[uint32(lane)] == nil && !n.acting[uint32(lane)] {
+				left++ // It was given back, and is to be passed on.
+			}
+		}
 		joined := n.joined
 		n.mu.Unlock()
-		if left == 0 || !joined || !n.view(time.Now()).othersMayHave(n.options.NodeID) {
+		if left == 0 || !joined || !view.othersMayHave(n.options.NodeID) {
 			return nil
 		}
 		select {

@@ -65,6 +65,17 @@ func (c *cluster) say(format string, args ...any) {
 	c.said = append(c.said, fmt.Sprintf(format, args...))
 }
 
+// connect returns a connection for as long as the test runs.
+func (c *cluster) connect() *nats.Conn {
+	c.t.Helper()
+	nc, err := c.server.Connect()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(nc.Close)
+	return nc
+}
+
 // join starts a node.
 func (c *cluster) join(id string, changes ...func(*fakeNode)) *fakeNode {
 	c.t.Helper()
@@ -262,6 +273,31 @@ func TestANodeThatDrainsHandsOverEverythingBeforeItLeaves(t *testing.T) {
 	c.eventually("the other has all", func() bool { return c.level(two) }, two)
 	one.leaveNow()
 	c.eventually("it is no member", func() bool { return len(two.Members()) == 1 }, two)
+}
+
+// What is given to a node that leaves, by one that has not heard of that yet, is passed on before it goes.
+func TestALaneThatComesToANodeThatLeavesIsPassedOn(t *testing.T) {
+	c := newCluster(t, 1, time.Minute) // Nothing here waits for a lease to end.
+	one := c.join("one")
+	c.eventually("one serves the lane", func() bool { return c.level(one) }, one)
+	two := c.join("two")
+	c.eventually("both are there and warm", func() bool { return len(one.Members()) == 2 && one.view(time.Now()).isWarm("two") }, one, two)
+	if err := one.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("two has the lane", func() bool { return c.level(two) }, two)
+	two.Node.mu.Lock()
+	h := two.holds[0]
+	two.acting[0] = true
+	two.passing++
+	two.Node.mu.Unlock()
+	two.handOver(t.Context(), h, "one")
+	c.eventually("one has heard", func() bool { return one.view(time.Now()).leases[0].GetNodeId() == "one" || c.level(two) }, two)
+	if err := one.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	one.leaveNow()
+	c.eventually("two has it again", func() bool { return c.level(two) }, two)
 }
 
 func TestTheLastNodeNeedsNobodyToDrainTo(t *testing.T) {
@@ -547,11 +583,7 @@ func TestAMemberTellsWhatItsNodeSays(t *testing.T) {
 // aloneNode returns a node that follows the leases, and has lane 0's, but carries out no plan.
 func (c *cluster) aloneNode() (*Node, *hold) {
 	c.t.Helper()
-	nc, err := c.server.Connect()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(nc.Close)
+	nc := c.connect()
 	f := &fakeNode{c: c, id: "one", held: map[uint32]func() bool{}, park: map[uint32]bool{}, told: map[uint32]string{}}
 	n, err := New(nc, Options{NodeID: "one", Topology: eventstore.Topology{Lanes: c.lanes}, Lanes: f, LeaseTTL: c.ttl, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
