@@ -132,8 +132,9 @@ func (p *pair) shareKeys() {
 func (p *pair) start(node int, args ...string) {
 	p.t.Helper()
 	p.nodes[node] = startNode(p.t, append([]string{
-		"serve", "--nats", p.server.ClientURL(), "--data", p.dirs[node], "--listen", "127.0.0.1:0", "-o", "json", "--log-level", "error",
-		"--nats-monitor", p.server.MonitorURL(), "--lease-ttl", "1s", "--node-id", fmt.Sprint("node-", node),
+		"serve", "--nats", p.server.ClientURL(), "--data", p.dirs[node], "--listen", "127.0.0.1:0", "-o", "json", "--log-level", "info",
+		"--nats-monitor", p.server.MonitorURL(), "--node-id", fmt.Sprint("node-", node),
+		"--stock-wait", "10s", // What these tests ask is not how soon units move on a busy machine.
 	}, args...)...)
 }
 

@@ -58,7 +58,11 @@ func startNode(t *testing.T, args ...string) *devNode {
 		cancel(errInterrupted)
 		return <-ended
 	})
-	t.Cleanup(func() { n.stop() })
+	t.Cleanup(func() {
+		if ended := n.stop(); t.Failed() {
+			t.Logf("weir %s ended with exit code %d; it said:\n%s", strings.Join(args, " "), ended.code, ended.stderr)
+		}
+	})
 	line, err := bufio.NewReader(reader).ReadString('\n')
 	if err != nil {
 		t.Fatalf("the node did not get ready: %+v", n.stop())

@@ -19,7 +19,7 @@ type hold struct {
 	node *Node
 	lane uint32
 
-	// mu is held while the lease is being written.
+	// mu is held while the lease is being written, and while it is on offer.
 	mu       sync.Mutex
 	value    []byte
 	revision uint64
@@ -84,7 +84,9 @@ func (n *Node) renew(ctx context.Context) {
 func (n *Node) renewOne(ctx context.Context, h *hold) error {
 	writing, cancel := context.WithTimeout(ctx, max(n.beatEvery(), LeaseTTLMin))
 	defer cancel()
-	h.mu.Lock()
+	if !h.mu.TryLock() {
+		return nil // It is being passed on, which ends with a new revision, or without the lease.
+	}
 	if !h.valid() {
 		// Another node may have had it since, decided and gone: what this one would answer with is of before. It is given up (see step), and
 		// taken anew if it is free, which opens the lane again.

@@ -12,8 +12,9 @@
 //	O2  A node answers for a lane no longer than its lease is certainly nobody else's: from before the newest renewal that was
 //	    confirmed was sent, by the monotonic clock, for the lease's time less leaseMarginShare of it. (That clock may stand still
 //	    while a machine is suspended; O1 holds then, too.)
-//	O3  A lane is handed over only to a node that is there and warm. From when its owner parks what comes until the lease has passed,
-//	    nothing is decided and nothing refused; if the lease cannot pass, the owner goes on.
+//	O3  A lane is handed over only to a node that is there and warm. Its owner parks what comes and offers the lease, which is nobody's
+//	    until that node claims it; until then nothing is decided and nothing refused. If the lease cannot be offered, or is not claimed,
+//	    the owner goes on.
 //	O4  No error empties what is known of nodes and leases. What is not heard of ends by its time to live, and only by that; and of nodes
 //	    not while nobody can be heard (see hush).
 package ownership
@@ -63,6 +64,10 @@ const (
 	handOversMax = 4
 	// parkMax bounds how long a lane is parked for what it has taken to become durable; then it goes on, and is handed over later.
 	parkMax = 2 * time.Second
+	// offerMax bounds how long a lease is offered to a node; then it is taken back. It is shorter where leases are.
+	offerMax = time.Second
+	// offerPoll is how often the owner looks whether an offer was taken.
+	offerPoll = 2 * time.Millisecond
 	// renewalsMax bounds the leases that are being renewed at a time.
 	renewalsMax = 16
 	// WarmLagMax is how many commits of any lane a node may be behind to be given lanes.
@@ -362,7 +367,7 @@ func (n *Node) handOver(ctx context.Context, h *hold, to string) {
 		n.logger.Warn("a lane cannot be handed over, it stays here for now", "lane", h.lane, "to", to, "error", err)
 		n.options.Lanes.Start(h.lane, h.valid)
 		return
-	case err == nil:
+	case owner == to:
 		n.logger.Info("lane handed over", "lane", h.lane, "to", to, "after", time.Since(began))
 	default:
 		n.logger.Warn("a lane was lost while it was handed over", "lane", h.lane, "to", to, "owner", owner, "error", err)
@@ -370,7 +375,8 @@ func (n *Node) handOver(ctx context.Context, h *hold, to string) {
 	n.drop(h, owner)
 }
 
-// pass parks the lane and writes its new owner into the lease. It returns who has it then: this node, if it could not.
+// pass parks the lane and offers its lease to a node. It returns who has it then: this node, if it could not be offered or was not
+// claimed.
 func (n *Node) pass(ctx context.Context, h *hold, to string) (owner string, err error) {
 	parking, cancel := context.WithTimeout(ctx, parkMax)
 	defer cancel()
@@ -383,33 +389,83 @@ func (n *Node) pass(ctx context.Context, h *hold, to string) (owner string, err 
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if _, err = n.leases.write(ctx, leaseKey(h.lane), value, h.revision); err == nil {
-		return to, nil
-	}
-	// Nobody knows whether it has passed until the lease says so.
-	for h.valid() {
-		refreshing, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestMax)
-		readErr := n.leases.refresh(refreshing, leaseKey(h.lane))
-		cancel()
-		if readErr == nil {
-			r := n.leases.row(leaseKey(h.lane))
-			if r.revision == h.revision {
-				// The write may still be on its way. A renewal takes the revision from it; only then it never passes (O2).
-				renewing, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestMax)
-				renewErr := h.write(renewing, h.value)
-				cancel()
-				if renewErr == nil {
-					return n.options.NodeID, err
-				}
-			} else if lease := decodeLease(r); lease != nil {
-				return lease.NodeId, err
-			}
+	revision, err := n.leases.write(ctx, leaseKey(h.lane), value, h.revision)
+	if err == nil {
+		h.revision = revision
+		if n.claimed(ctx, h, to) {
+			return to, nil
 		}
-		if pause(context.WithoutCancel(ctx), watchRetryMin) != nil {
+		err = errNotClaimed
+	}
+	return n.takeBack(context.WithoutCancel(ctx), h), err
+}
+
+// errNotClaimed: a node did not claim the lease that it was offered.
+var errNotClaimed = errors.New("the node does not claim the lease")
+
+// claimed waits for a node to claim the lease that it is offered, and reports whether it did. One that is not there any more, or that
+// leaves, is not waited for. REQUIRES: h.mu is held, and the offer is at h's revision.
+func (n *Node) claimed(ctx context.Context, h *hold, to string) bool {
+	ctx, cancel := context.WithTimeout(ctx, min(offerMax, n.beatEvery()))
+	defer cancel()
+	poll := time.NewTicker(offerPoll)
+	defer poll.Stop()
+	for {
+		if r := n.leases.row(leaseKey(h.lane)); r.revision != h.revision {
+			lease := decodeLease(r)
+			return lease != nil && lease.NodeId == to && lease.ProcessStartTime != nil
+		}
+		member := n.members.row(to)
+		if m := decodeMember(member); m == nil || m.Draining || !member.live(time.Now(), n.members.timeToLive()) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-poll.C:
+		}
+	}
+}
+
+// takeBack has the lease be this process's again, if nobody has claimed it, and returns who has it then: this node only if it never was
+// another's, and "" when nobody has it or knows. What the process wrote before, and has not heard of, may still be on its way: a write
+// of its own takes the revision from that, and only then it never arrives. The write proves that the lease was nobody else's in
+// between, however long that was (O2). REQUIRES: h.mu is held.
+func (n *Node) takeBack(ctx context.Context, h *hold) (owner string) {
+	for until := time.Now().Add(n.leases.timeToLive()); time.Now().Before(until); {
+		owner, err := n.tryToTakeBack(ctx, h)
+		if err == nil {
+			return owner
+		}
+		if pause(ctx, watchRetryMin) != nil {
 			break
 		}
 	}
-	return "", err
+	return ""
+}
+
+// tryToTakeBack is one try. REQUIRES: h.mu is held.
+func (n *Node) tryToTakeBack(ctx context.Context, h *hold) (owner string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestMax)
+	defer cancel()
+	if err := n.leases.refresh(ctx, leaseKey(h.lane)); err != nil {
+		return "", err
+	}
+	r := n.leases.row(leaseKey(h.lane))
+	lease := decodeLease(r)
+	if r.revision != h.revision && !n.isOurs(r) && !n.isOffer(lease) {
+		if owner = lease.GetNodeId(); owner == n.options.NodeID {
+			owner = "" // Another node claimed it, decided, and offers it to this one, which has to claim it anew and open the lane again.
+		}
+		return owner, nil
+	}
+	h.revision = r.revision
+	return n.options.NodeID, h.write(ctx, h.value)
+}
+
+// isOffer reports whether this node offers a lease, and nobody has claimed it.
+func (n *Node) isOffer(lease *clusterv1.Lease) bool {
+	return lease != nil && lease.FromNodeId == n.options.NodeID && lease.ProcessStartTime == nil
 }
 
 // Drain has the node hand over its lanes, for good, and returns when none is left, when there is no other node to have them, or with

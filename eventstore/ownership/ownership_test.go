@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/weirhq/weir/eventstore"
@@ -235,6 +236,11 @@ func TestALaneIsParkedBeforeItPassesAndStartedOnceByItsNextOwner(t *testing.T) {
 	one := c.join("one")
 	c.eventually("one serves all", func() bool { return c.level(one) }, one)
 	two := c.join("two")
+	c.eventually("both share, and one knows", func() bool {
+		one.mu.Lock()
+		defer one.mu.Unlock()
+		return len(one.held) == 1
+	}, two)
 	c.eventually("both share", func() bool { return c.level(one, two) }, one, two)
 	lane := two.serving()[0]
 	want := []string{
@@ -275,7 +281,18 @@ func TestANodeThatDrainsHandsOverEverythingBeforeItLeaves(t *testing.T) {
 	c.eventually("it is no member", func() bool { return len(two.Members()) == 1 }, two)
 }
 
-// What is given to a node that leaves, by one that has not heard of that yet, is passed on before it goes.
+// handOver has the node hand a lane over, whatever it plans.
+func (f *fakeNode) handOver(lane uint32, to string) {
+	f.Node.mu.Lock()
+	h := f.holds[lane]
+	f.acting[lane] = true
+	f.passing++
+	f.Node.mu.Unlock()
+	f.Node.handOver(f.c.t.Context(), h, to)
+	f.look()
+}
+
+// What is given to a node that leaves, by one that has not heard of that yet, is passed on before it goes, or taken back.
 func TestALaneThatComesToANodeThatLeavesIsPassedOn(t *testing.T) {
 	c := newCluster(t, 1, time.Minute) // Nothing here waits for a lease to end.
 	one := c.join("one")
@@ -286,18 +303,99 @@ func TestALaneThatComesToANodeThatLeavesIsPassedOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.eventually("two has the lane", func() bool { return c.level(two) }, two)
-	two.Node.mu.Lock()
-	h := two.holds[0]
-	two.acting[0] = true
-	two.passing++
-	two.Node.mu.Unlock()
-	two.handOver(t.Context(), h, "one")
+	two.handOver(0, "one")
 	c.eventually("one has heard", func() bool { return one.view(time.Now()).leases[0].GetNodeId() == "one" || c.level(two) }, two)
 	if err := one.Drain(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	one.leaveNow()
 	c.eventually("two has it again", func() bool { return c.level(two) }, two)
+}
+
+// memberOf returns what a warm node that stays says of itself.
+func memberOf(t *testing.T, id string) []byte {
+	t.Helper()
+	value, err := proto.Marshal(&clusterv1.Member{NodeId: id, StartTime: timestamppb.Now(), Warm: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// What is given to a node that has left, by one that has not heard of that yet, was nobody's until the lease ended.
+func TestALaneThatIsOfferedToANodeThatHasLeftStays(t *testing.T) {
+	c := newCluster(t, 1, time.Minute) // Nothing here waits for a lease to end.
+	two := c.join("two")
+	c.eventually("two serves the lane", func() bool { return c.level(two) }, two)
+	for i, member := range [][]byte{memberOf(t, "one"), nil} { // Its last sign is not over yet; it is known to be gone.
+		two.members.note("one", member, uint64(1_000_000+i), time.Time{})
+		two.handOver(0, "one")
+		if !c.level(two) {
+			t.Fatalf("%d: after a lane was offered to a node that has left nobody serves it; lanes: %v", i, two.Placement())
+		}
+	}
+}
+
+// Either the node that is offered a lease claims it, or its owner takes it back.
+func TestALeaseIsClaimedOrTakenBack(t *testing.T) {
+	c := newCluster(t, 1, time.Minute)
+	other, _ := c.aloneNode()
+	other.options.NodeID = "two"
+	n, h := c.aloneNode()
+	won, stays := map[string]int{}, memberOf(t, "two")
+	for round := range 200 {
+		var member []byte
+		if round%2 == 0 {
+			member = stays // It is waited for, so it wins. Otherwise both write at the same time.
+		}
+		n.members.note("two", member, uint64(round+1), time.Time{})
+		owners := make(chan string, 1)
+		go func() {
+			owner, _ := n.pass(t.Context(), h, "two")
+			owners <- owner
+		}()
+		var claimed error
+		c.eventually("the offer is seen or taken back", func() bool {
+			_, claimed = other.claim(t.Context(), 0)
+			return claimed == nil || len(owners) == 1
+		})
+		owner := <-owners
+		won[owner]++
+		if (owner == "two") != (claimed == nil) {
+			t.Fatalf("round %d: the owner says that the lane is %s's, and the other claimed it with %v (O2)", round, owner, claimed)
+		}
+		if claimed == nil {
+			r := other.leases.row(leaseKey(0))
+			h.revision = r.revision
+			if err := h.write(t.Context(), h.value); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if won["one"] == 0 || won["two"] == 0 {
+		t.Errorf("who had it in the end: %v, want each now and then", won)
+	}
+}
+
+// A node went on with a lane as it had left it, though another one had decided in between and only offered it back.
+func TestALeaseThatIsOfferedBackIsClaimedAnew(t *testing.T) {
+	c := newCluster(t, 1, time.Minute)
+	n, h := c.aloneNode()
+	back, err := proto.Marshal(&clusterv1.Lease{NodeId: "one", FromNodeId: "two", Since: timestamppb.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	offered, err := n.leases.write(t.Context(), leaseKey(0), back, h.revision) // What two wrote before that does not matter.
+	if err != nil {
+		t.Fatal(err)
+	}
+	if owner, _ := n.pass(t.Context(), h, "two"); owner != "" {
+		t.Errorf("the lane is %q's, want nobody's yet (O2)", owner)
+	}
+	again, err := n.claim(t.Context(), 0)
+	if err != nil || again.revision <= offered {
+		t.Errorf("the lease cannot be claimed: %v", err)
+	}
 }
 
 func TestTheLastNodeNeedsNobodyToDrainTo(t *testing.T) {
@@ -611,10 +709,14 @@ func (c *cluster) aloneNode() (*Node, *hold) {
 func TestALeaseThatPassedSinceThePlanWasMadeIsNotTakenBack(t *testing.T) {
 	c := newCluster(t, 1, time.Minute)
 	n, h := c.aloneNode()
-	if owner, err := n.pass(t.Context(), h, "two"); owner != "two" || err != nil {
-		t.Fatalf("the lane is %q's: %v", owner, err)
+	two, err := proto.Marshal(&clusterv1.Lease{NodeId: "two", FromNodeId: "one", Since: timestamppb.Now()})
+	if err != nil {
+		t.Fatal(err)
 	}
-	passed := n.leases.row(leaseKey(0)).revision
+	passed, err := n.leases.write(t.Context(), leaseKey(0), two, h.revision)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := n.claim(t.Context(), 0); !errors.Is(err, errMoved) {
 		t.Errorf("the lease of another node was taken: %v (O2)", err)
 	}
