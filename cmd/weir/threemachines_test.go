@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/gateway"
 	"github.com/weirhq/weir/ops/freeports"
 )
 
@@ -161,17 +162,17 @@ func (w *walk) follow(document string) (commands int) {
 		}
 		starts = nil
 	}
-	for _, block := range regexp.MustCompile("(?s)```(\\w+)\n(.*?)```").FindAllStringSubmatch(document, -1) {
-		if block[1] == "yaml" {
-			if err := os.WriteFile(filepath.Join(w.dir, "cluster.yaml"), []byte(block[2]), 0o600); err != nil {
+	for _, block := range regexp.MustCompile("(?s)(?:as `([a-z.-]+)`:\n\n)?```(\\w+)\n(.*?)```").FindAllStringSubmatch(document, -1) {
+		if block[2] == "yaml" {
+			if err := os.WriteFile(filepath.Join(w.dir, block[1]), []byte(block[3]), 0o600); err != nil {
 				w.t.Fatal(err)
 			}
 			continue
 		}
-		for step := range strings.SplitSeq(strings.TrimPrefix(block[2], "$ "), "\n$ ") {
+		for step := range strings.SplitSeq(strings.TrimPrefix(block[3], "$ "), "\n$ ") {
 			command, want, _ := strings.Cut(step, "\n")
 			commands++
-			if strings.HasPrefix(command, "weir serve") {
+			if strings.HasPrefix(command, "weir serve") || strings.HasPrefix(command, "weir gateway --nats") {
 				starts = append(starts, starting{w.serve(command), want})
 				continue
 			}
@@ -195,13 +196,69 @@ func TestTheWalkThroughOverThreeMachinesWorksAsWritten(t *testing.T) {
 	if !found {
 		t.Fatal("the document has no end for one computer")
 	}
-	ports := freeports.Take(t, 9)
-	for i, port := range []string{"6221", "6222", "6223", "4221", "4222", "4223", "8081", "8082", "8083"} {
+	ports := freeports.Take(t, 13)
+	for i, port := range []string{"6221", "6222", "6223", "4221", "4222", "4223", "8081", "8082", "8083", "8090", "9080"} {
 		document = strings.ReplaceAll(document, ":"+port, fmt.Sprintf(":%d", ports[i]))
 	}
-	if commands := newWalk(t).follow(document); commands < 18 {
+	w := newWalk(t)
+	if commands := w.follow(document); commands < 28 {
 		t.Fatalf("the document has %d commands: the test did not find them", commands)
 	}
+	w.runGatewayCommands(ports)
+}
+
+// runGatewayCommands goes on where the walk-through ends, on its ports and two more: with the commands of gateways and plans that it has not, and a
+// gateway that keeps calls for later. All of it signs in as gateways do, and is refused nothing by the nodes' servers.
+func (w *walk) runGatewayCommands(ports []int) {
+	w.t.Helper()
+	first, second := fmt.Sprintf("http://127.0.0.1:%d", ports[10]), fmt.Sprintf("http://127.0.0.1:%d", ports[12])
+	for name, text := range map[string]string{
+		"gateway.secret": strings.Repeat("0b", 32),
+		"policy.yaml":    "methods:\n  weir.order.v1.OrderService/PlaceOrder:\n    fault: {mode: failback}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(w.dir, name), []byte(text), 0o600); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	w.run("weir gateway check policy.yaml")
+	w.serve(fmt.Sprintf("weir gateway --nats tls://127.0.0.1:%d,tls://127.0.0.1:%d --nats-ca keys/ca.pem --cluster-secret-file keys/secret", ports[3], ports[4]) +
+		fmt.Sprintf(" --listen 127.0.0.1:%d --operator-listen 127.0.0.1:%d --policy policy.yaml", ports[11], ports[12]) +
+		" --token-key-dir keys --gateway-secret-file gateway.secret --failback-replicas 3 --nodes-file nodes")()
+	look := func(operator string) gateway.Status {
+		w.t.Helper()
+		return decode[gateway.Status](w.t, w.run("weir gateway top --addr "+operator+" --count 1 -o json"))
+	}
+	for _, operator := range []string{first, second} {
+		eventually(w.t, "three nodes at a gateway", func() bool { return len(look(operator).Upstreams) == 3 }, func() string { return fmt.Sprintf("%+v", look(operator)) })
+	}
+	failback := "weir gateway failback %s --gateway-secret-file gateway.secret"
+	eventually(w.t, "the stream of what is kept", func() bool { return look(second).Failback != nil }, func() string { return fmt.Sprintf("%+v", look(second)) })
+	if got := decode[struct{ Parked []parkedRequest }](w.t, w.run(fmt.Sprintf(failback, "list -o json"))); len(got.Parked) != 0 {
+		w.t.Errorf("nothing was kept, and parked is %+v", got)
+	}
+	w.run(fmt.Sprintf(failback, "retry nothing") + "; test $? = " + fmt.Sprint(int(exitNotFound)))
+	w.run(fmt.Sprintf(failback, "drop nothing") + "; test $? = " + fmt.Sprint(int(exitNotFound)))
+
+	plans := func() string { return look(first).Plans + " " + look(second).Plans }
+	wantText(w.t, w.run("weir plan dry-run no-search --for 1s"), "at 2 gateways")
+	wantText(w.t, w.run("weir plan show no-search"), "Operators search again when the sale is over.")
+	w.run("weir plan apply no-search --ttl 10m --by alice --why again")
+	wantText(w.t, w.run("weir plan list"), "no-search")
+	eventually(w.t, "the plan at both gateways", func() bool { return plans() == "no-search@1 no-search@1" }, plans)
+	w.run("weir plan end no-search --by alice --why over")
+	eventually(w.t, "the plan at no gateway", func() bool { return plans() == " " }, plans)
+	changes := 0
+	for line := range strings.Lines(w.run("weir plan history -o json")) {
+		change := decode[map[string]any](w.t, line)
+		if change["by"] != "alice" {
+			w.t.Errorf("a change is by %v, want alice: %s", change["by"], line)
+		}
+		changes++
+	}
+	if changes != 5 { // Put, applied, rolled back, applied, ended.
+		w.t.Errorf("the history has %d changes, want 5", changes)
+	}
+	w.run("weir order place tea=1 --addr " + fmt.Sprintf("http://127.0.0.1:%d", ports[11]) + " --request-id third | grep -q pending-payment")
 }
 
 // A testCluster is three machines on one.
