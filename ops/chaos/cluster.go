@@ -596,6 +596,7 @@ func (c *chaos) strike(ctx context.Context) error {
 	struck := c.node.(*cluster) //nolint:errcheck // Only kinds of a cluster strike.
 	c.silence.begin()
 	failed := c.failed.Load()
+	c.faultsSince() // Those of before.
 	did, heal, err := c.kind.strike.comes(ctx, struck, c.Options, c.random)
 	if err != nil {
 		return fmt.Errorf("%s: %w", did, err)
@@ -636,7 +637,11 @@ func (c *chaos) strike(ctx context.Context) error {
 		c.violated(fmt.Errorf("%s: %d calls failed, the last with %v", did, failed, c.lastFault.Load()))
 	}
 	longest, lane, at := c.silence.end()
-	c.struck = fmt.Sprintf("%s, %d calls failed, no order in a lane for at most %d ms", did, failed, longest.Milliseconds())
+	faults := c.faultsSince()
+	if faults != "" {
+		faults = " (" + faults + ")"
+	}
+	c.struck = fmt.Sprintf("%s, %d calls failed%s, no order in a lane for at most %d ms", did, failed, faults, longest.Milliseconds())
 	if longest > explainFrom && !c.kind.strike.total {
 		fmt.Fprintf(c.out, "%s: lane %d had no order for %v until %s\n", did, lane, longest.Round(time.Millisecond), at.UTC().Format("15:04:05.000"))
 		for _, each := range struck.Nodes {
