@@ -53,8 +53,12 @@ const (
 	clockSkewMax = 500 * time.Millisecond
 	// subjectsMax bounds the subjects of one stream: beyond it a server takes long to recover.
 	subjectsMax = 1_000_000
-	// examineMax bounds the consumers of a lane that are looked at.
+	// examineConsumersMax bounds the consumers of a lane that are looked at.
 	examineConsumersMax = 1000
+	// examineListMax bounds a question for a page of streams: the servers wait 4 s for one whose leader does not answer.
+	examineListMax = 10 * time.Second
+	// examinePagesMax bounds the pages of streams that are looked at, of 256 each.
+	examinePagesMax = 100
 )
 
 // ExamineOptions configure Examine. The zero value is valid.
@@ -67,6 +71,21 @@ type ExamineOptions struct {
 	Own *OwnServer
 	// ReplicasMin is how many servers have to keep each stream; 0 means 3 in a cluster, 1 on a server that stands alone.
 	ReplicasMin int
+	// SubjectsMax is how many subjects a stream may have before that counts as slow to recover; 0 means a million.
+	SubjectsMax uint64
+	// Disk is the one that the server of this process stores on; nil for none.
+	Disk *Disk
+	// PasswordShown says that this process was given a password in its command line.
+	PasswordShown bool
+}
+
+// A Disk is where a server stores. All counts are bytes.
+type Disk struct {
+	// Dir is the server's directory, Max how much it may store there, and Used how much it does.
+	Dir       string
+	Max, Used int64
+	// Free is what the disk has left for it.
+	Free int64
 }
 
 // An OwnServer is a server that runs in this process and stands alone.
@@ -84,17 +103,25 @@ func Examine(ctx context.Context, nc *nats.Conn, options ExamineOptions) ([]Find
 	if err != nil {
 		return nil, err
 	}
+	if options.SubjectsMax == 0 {
+		options.SubjectsMax = subjectsMax
+	}
 	e := &examination{nc: nc, js: js, options: options, byNumber: map[int]*Finding{}}
 	for _, check := range checks {
 		e.byNumber[check.Number] = &Finding{Number: check.Number, Check: check.Check, State: FindingGood}
 	}
-	if err := e.streams(ctx); err != nil {
+	switch err := e.streams(ctx); {
+	case err != nil && nc.ConnectedClusterName() != "" && Forming(err) && ctx.Err() == nil:
+		e.leaderless(err)
+	case err != nil:
 		return nil, err
+	default:
+		e.lanes(ctx)
 	}
-	e.lanes(ctx)
 	e.servers(ctx)
 	e.exposure(ctx)
 	e.account(ctx)
+	e.own()
 	var findings []Finding
 	for _, check := range checks {
 		finding := *e.byNumber[check.Number]
@@ -129,6 +156,7 @@ const (
 	checkPermissions
 	checkIndex
 	checkClocks
+	checkPasswords
 )
 
 // checks are what Examine does; Found is what a good outcome says.
@@ -154,6 +182,7 @@ var checks = []Finding{
 	{Number: checkPermissions, Check: "permissions", Found: "this account may not delete the log"},
 	{Number: checkIndex, Check: "number of subjects", Found: "far from what slows a recovery down"},
 	{Number: checkClocks, Check: "clocks", Found: "the servers agree with this machine"},
+	{Number: checkPasswords, Check: "passwords", Found: "none in a command line"},
 }
 
 type examination struct {
@@ -164,6 +193,8 @@ type examination struct {
 
 	record ClusterRecord
 	all    map[string]*jetstream.StreamInfo
+	// silent are the streams that were made and of which no server that is there can say anything, in order of names.
+	silent []string
 }
 
 // wrong adds to a check what is wrong, and what to do.
@@ -185,19 +216,64 @@ func (e *examination) unknown(number int, do, reason string) {
 	}
 }
 
+// leaderless says what is unknown while no server speaks for the others: the log can be neither read nor written.
+func (e *examination) leaderless(err error) {
+	e.wrong(checkReplicas, "start the servers that are missing: without more than half of them nothing is acknowledged", "the servers have no leader: %v", err)
+	for _, number := range slices.Concat(laneChecks, []int{checkAppendRule, checkThere, checkLeaseAge, checkIndex}) {
+		e.unknown(number, "look again when they have one", "the servers have no leader")
+	}
+}
+
+// laneChecks are those for which a lane's stream has to answer.
+var laneChecks = []int{checkPersistMode, checkDedup, checkDirect, checkHoles, checkSettingsOf, checkRoom, checkReaders, checkSubjects}
+
+// list reads what there is of every stream. It does not ask as the client library does: that leaves out, without a word, the streams whose
+// servers do not answer.
+func (e *examination) list(ctx context.Context) error {
+	e.all = map[string]*jetstream.StreamInfo{}
+	for offset, page := 0, 0; page < examinePagesMax; page++ {
+		var answer struct {
+			apiRefusal
+			Total   int                     `json:"total"`
+			Limit   int                     `json:"limit"`
+			Streams []*jetstream.StreamInfo `json:"streams"`
+			Missing []string                `json:"missing"`
+		}
+		request := struct {
+			Offset int `json:"offset"`
+		}{offset}
+		if err := apiRequest(ctx, e.nc, examineListMax, "STREAM.LIST", request, &answer); err != nil {
+			return fmt.Errorf("list the streams: %w", err)
+		}
+		e.silent = append(e.silent, answer.Missing...)
+		for _, info := range answer.Streams {
+			if !slices.Contains(answer.Missing, info.Config.Name) {
+				e.all[info.Config.Name] = info
+			}
+		}
+		if offset += max(1, answer.Limit); offset >= answer.Total {
+			break
+		}
+	}
+	slices.Sort(e.silent)
+	return nil
+}
+
 // streams reads the record and all streams.
 func (e *examination) streams(ctx context.Context) error {
-	e.all = map[string]*jetstream.StreamInfo{}
-	list := e.js.ListStreams(ctx)
-	for info := range list.Info() {
-		e.all[info.Config.Name] = info
+	if err := e.list(ctx); err != nil {
+		return err
 	}
-	if err := list.Err(); err != nil {
-		return fmt.Errorf("list the streams: %w", err)
+	for _, name := range e.silent {
+		if ours(name) {
+			e.wrong(checkReplicas, startMissing, "%s has no leader, or its servers are not there", name)
+		}
 	}
 	var err error
 	e.record, err = ReadClusterRecord(ctx, e.nc)
 	switch {
+	case err != nil && slices.Contains(e.silent, "KV_"+clusterBucket):
+		e.unknown(checkThere, "look again when its servers are there", "the record of the log does not answer (bucket "+clusterBucket+")")
 	case errors.Is(err, ErrNotProvisioned):
 		e.wrong(checkThere, "start a node to make a log, or restore the one that was there", "there is no record of a log (bucket %s)", clusterBucket)
 	case err != nil:
@@ -209,13 +285,16 @@ func (e *examination) streams(ctx context.Context) error {
 		if ours(name) && e.record.Lanes > 0 {
 			e.placement(name, info)
 		}
-		if info.State.NumSubjects > subjectsMax {
+		if info.State.NumSubjects > e.options.SubjectsMax {
 			e.wrong(checkIndex, "keep fewer keys in it, or expect slow restarts", "%s has %d subjects", name, info.State.NumSubjects)
 		}
 	}
 	e.buckets()
 	return nil
 }
+
+// startMissing is what to do about replicas that are not there.
+const startMissing = "start the server that is missing, or wait until it has caught up"
 
 // placement looks at where a stream is kept.
 func (e *examination) placement(name string, info *jetstream.StreamInfo) {
@@ -236,16 +315,12 @@ func (e *examination) placement(name string, info *jetstream.StreamInfo) {
 	if info.Cluster == nil || info.Config.Replicas <= 1 {
 		return
 	}
-	const start = "start the server that is missing, or wait until it has caught up"
-	if info.Cluster.Leader == "" {
-		e.wrong(checkReplicas, start, "%s has no leader", name)
-	}
 	for _, peer := range info.Cluster.Replicas {
 		switch {
 		case peer.Offline:
-			e.wrong(checkReplicas, start, "%s: %s is not there", name, peer.Name)
+			e.wrong(checkReplicas, startMissing, "%s: %s is not there", name, peer.Name)
 		case !peer.Current:
-			e.wrong(checkReplicas, start, "%s: %s is %d behind", name, peer.Name, peer.Lag)
+			e.wrong(checkReplicas, startMissing, "%s: %s is %d behind", name, peer.Name, peer.Lag)
 		}
 	}
 }
@@ -259,7 +334,7 @@ func (e *examination) buckets() {
 		if keys.Config.AllowDirect {
 			e.wrong(checkDirect, "start a node: it corrects the bucket", "%s lets replicas that are behind answer", userKeysStream)
 		}
-	} else if e.record.State == StateReady {
+	} else if e.record.State == StateReady && !slices.Contains(e.silent, userKeysStream) {
 		e.wrong(checkThere, "restore the bucket from a backup: notes cannot be read without it", "the bucket %s is missing", userKeysBucket)
 	}
 	for _, bucket := range []string{"KV_WEIR-LEASES", "KV_WEIR-NODES", "KV_WEIR-PLACEMENT"} {
@@ -286,6 +361,12 @@ func (e *examination) lanes(ctx context.Context) {
 	for lane := range e.record.Lanes {
 		name := StreamName(lane)
 		info, there := e.all[name]
+		if slices.Contains(e.silent, name) {
+			for _, number := range laneChecks {
+				e.unknown(number, "look again when its servers are there", name+" does not answer")
+			}
+			continue
+		}
 		if !there {
 			e.wrong(checkThere, "keep everything as it is, and restore the log from a backup", "stream %s is missing", name)
 			continue
@@ -524,6 +605,16 @@ func (e *examination) account(ctx context.Context) {
 		if allowed {
 			e.wrong(checkPermissions, "give nodes an account that may do what they need and no more: ops/nats/weir.conf", "this account may publish to %s", subject)
 		}
+	}
+}
+
+// own looks at what this process knows of itself.
+func (e *examination) own() {
+	if e.options.PasswordShown {
+		e.wrong(checkPasswords, "give --nats-creds, or write the address into the configuration file", "an address has one, and every user of the machine can list command lines")
+	}
+	if disk := e.options.Disk; disk != nil && disk.Used+disk.Free < disk.Max {
+		e.wrong(checkRoom, "make room on the disk: a server that finds it full stops", "%s may grow to %d bytes, and with what is free the disk has %d", disk.Dir, disk.Max, disk.Used+disk.Free)
 	}
 }
 

@@ -1,6 +1,7 @@
 package eventstore
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -139,6 +140,31 @@ func TestEachPlantedFaultOfALogIsFound(t *testing.T) {
 		{"atomic batches", checkSettingsOf, change(func(c *jetstream.StreamConfig) { c.AllowAtomicPublish = true }), "allow_atomic = true"},
 		{"direct reads", checkDirect, change(func(c *jetstream.StreamConfig) { c.AllowDirect = true }), "allow_direct = true"},
 		{"long dedup", checkDedup, change(func(c *jetstream.StreamConfig) { c.Duplicates = time.Hour }), "message ids for 1h0m0s"},
+		{"a log half made", checkThere, func(t *testing.T, js jetstream.JetStream) {
+			bucket, err := js.KeyValue(t.Context(), clusterBucket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := bucket.Put(t.Context(), topologyKey, []byte(`{"lanes":1,"partitions":1024,"state":"creating"}`)); err != nil {
+				t.Fatal(err)
+			}
+		}, "still being created"},
+		{"keys in memory", checkSettingsOf, func(t *testing.T, js jetstream.JetStream) {
+			remove(userKeysStream)(t, js)
+			if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: userKeysBucket, Storage: jetstream.MemoryStorage}); err != nil {
+				t.Fatal(err)
+			}
+		}, userKeysStream + " is in memory"},
+		{"many subjects", checkIndex, func(t *testing.T, js jetstream.JetStream) {
+			if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "SHOP", Subjects: []string{"shop.*"}}); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 4 {
+				if _, err := js.Publish(t.Context(), fmt.Sprint("shop.", i), nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, "SHOP has 4 subjects"},
 		{"an upgrade that was left", checkAppendRule, change(func(c *jetstream.StreamConfig) { c.Metadata = map[string]string{replicasKey: "3"} }), "was to have 3 replicas and has 1"},
 		{"one replica", checkReplicas, func(*testing.T, jetstream.JetStream) {}, "ORDERS-00 is on 1 of 3 servers"},
 		{"missing stream", checkThere, remove(StreamName(0)), "stream ORDERS-00 is missing"},
@@ -193,7 +219,7 @@ func TestEachPlantedFaultOfALogIsFound(t *testing.T) {
 	t.Run("none", func(t *testing.T) {
 		nc, system := openServer(t, nil)
 		madeLog(t, nc)
-		findings := findingsOf(t, nc, ExamineOptions{System: system})
+		findings := findingsOf(t, nc, ExamineOptions{System: system, SubjectsMax: 3})
 		for _, test := range tests {
 			if got := findings[test.check]; got.State != FindingGood {
 				t.Errorf("before %q: %+v", test.name, got)
@@ -206,7 +232,7 @@ func TestEachPlantedFaultOfALogIsFound(t *testing.T) {
 			nc, system := openServer(t, nil)
 			js := madeLog(t, nc)
 			test.plant(t, js)
-			got := findingsOf(t, nc, ExamineOptions{System: system, ReplicasMin: 3, Known: map[uint32]uint64{0: 7}})[test.check]
+			got := findingsOf(t, nc, ExamineOptions{System: system, ReplicasMin: 3, SubjectsMax: 3, Known: map[uint32]uint64{0: 7}})[test.check]
 			if got.State != FindingBad || !strings.Contains(got.Found, test.want) {
 				t.Fatalf("got %+v, want it wrong with %q", got, test.want)
 			}
@@ -214,7 +240,7 @@ func TestEachPlantedFaultOfALogIsFound(t *testing.T) {
 	}
 }
 
-func TestAHealthyClusterHasNoFindingsAndAMissingServerIsOne(t *testing.T) {
+func TestAHealthyClusterHasNoFindingsAndWhatIsMissingIsOne(t *testing.T) {
 	c := newTrio(t)
 	nc := c.connect(0)
 	c.provision(nc, 3)
@@ -233,22 +259,47 @@ func TestAHealthyClusterHasNoFindingsAndAMissingServerIsOne(t *testing.T) {
 		}
 		return nil
 	})
-	c.stop(2)
-	eventually(t, "the missing server is found", func() error {
-		findings, err := Examine(t.Context(), nc, ExamineOptions{System: c.system(0)})
-		if err != nil {
-			return err
-		}
-		if got := findings[checkReplicas-1]; got.State != FindingBad || !strings.Contains(got.Found, "n3") {
+	planted, keeper := c.plant(nc)
+	stays, last := (keeper+1)%3, (keeper+2)%3
+	nc, system := c.connect(stays), c.system(stays)
+	c.stop(keeper)
+	gone := c.options[keeper].ServerName + " is not there"
+	missing := map[int]Finding{}
+	eventually(t, "the missing server is found, and the stream that it alone keeps", func() error {
+		missing = findingsOf(t, nc, ExamineOptions{System: system, Known: map[uint32]uint64{0: 0}})
+		got := missing[checkReplicas]
+		if got.State != FindingBad || !strings.Contains(got.Found, gone) || !strings.Contains(got.Found, planted+" has no leader, or its servers are not there") {
 			return &StreamSettingError{Setting: got.Check, Value: got.Found}
 		}
 		return nil
 	})
+	if got := missing[checkHoles]; got.State != FindingGood {
+		t.Errorf("two of three servers are there, and of the log it is said: %+v", got)
+	}
+	if got := missing[checkThere]; got.State != FindingGood {
+		t.Errorf("a server is missing, and of streams it is said: %+v", got)
+	}
 	unasked := findingsOf(t, nc, ExamineOptions{})
 	for _, number := range []int{checkFsync, checkVersion, checkClocks, checkMonitoring} {
 		if unasked[number].State != FindingUnknown {
 			t.Errorf("without the system account: %+v", unasked[number])
 		}
+	}
+
+	c.stop(last)
+	alone := map[int]Finding{}
+	eventually(t, "a server that is alone says so", func() error { // It waits for the others for a while.
+		alone = findingsOf(t, nc, ExamineOptions{System: system})
+		if got := alone[checkReplicas]; got.State != FindingBad || !strings.Contains(got.Found, "the servers have no leader") {
+			return &StreamSettingError{Setting: got.Check, Value: got.Found}
+		}
+		return nil
+	})
+	if got := alone[checkThere]; got.State != FindingUnknown {
+		t.Errorf("without a majority nothing is known of streams, and it is said: %+v", got)
+	}
+	if got := alone[checkFsync]; got.State != FindingGood {
+		t.Errorf("the server that is left can be asked, and it is said: %+v", got)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/nats-io/nats.go"
@@ -20,6 +21,15 @@ func openFeed(t *testing.T, nc *nats.Conn, lanes uint32) *EventFeed {
 		t.Fatal(err)
 	}
 	return feed
+}
+
+// publishAfterLook looks for the newest event of the messages' lane, as whoever publishes does, and publishes them.
+func publishAfterLook(t *testing.T, feed *EventFeed, messages []FeedMessage) error {
+	t.Helper()
+	if _, _, err := feed.Last(t.Context(), feed.topology.LaneOf(messages[0].Partition)); err != nil {
+		t.Fatal(err)
+	}
+	return feed.Publish(t.Context(), messages)
 }
 
 // feedMessages are events of a commit of a lane, all of one partition.
@@ -75,7 +85,7 @@ func TestTheFeedStoresBatchesWholeAndInOrder(t *testing.T) {
 	for _, step := range [][]FeedMessage{
 		feedMessages(0, 1, 1, 7), feedMessages(0, 2, FeedBatchMax, 9), feedMessages(3, 1, 3, 1000), feedMessages(0, 3, 2, 7), feedMessages(3, 2, 1, 1023),
 	} {
-		if err := feed.Publish(t.Context(), step); err != nil {
+		if err := publishAfterLook(t, feed, step); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -96,22 +106,22 @@ func TestTheFeedTakesNoSecondCopyAndNoLateBatch(t *testing.T) {
 	server := startServer(t, embedded.Options{Dir: t.TempDir()})
 	nc := connectTo(t, server)
 	late, feed := openFeed(t, nc, 1), openFeed(t, nc, 1)
-	if err := late.Publish(t.Context(), feedMessages(0, 1, 2, 1)); err != nil {
+	if err := publishAfterLook(t, late, feedMessages(0, 1, 2, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := feed.Publish(t.Context(), feedMessages(0, 2, 2, 1)); err != nil {
+	if err := publishAfterLook(t, feed, feedMessages(0, 2, 2, 1)); err != nil {
 		t.Fatal(err)
 	}
-	// It still expects the stream to end where it left it.
-	if err := late.Publish(t.Context(), feedMessages(0, 2, 3, 1)); err == nil {
-		t.Fatal("a publisher that is behind was not refused")
+	// It has published last, as far as it knows.
+	if err := late.Publish(t.Context(), feedMessages(0, 2, 3, 1)); !errors.Is(err, ErrFeedElsewhere) {
+		t.Fatalf("a publisher that is behind is told %v, want ErrFeedElsewhere", err)
 	}
 	for _, again := range [][]FeedMessage{feedMessages(0, 2, 1, 1), feedMessages(0, 2, 3, 1)} {
-		if err := feed.Publish(t.Context(), again); err == nil {
+		if err := publishAfterLook(t, feed, again); err == nil {
 			t.Fatalf("a second copy of %d messages was taken for new", len(again))
 		}
 	}
-	if err := feed.Publish(t.Context(), feedMessages(0, 3, 3, 1)); err != nil {
+	if err := publishAfterLook(t, feed, feedMessages(0, 3, 3, 1)); err != nil {
 		t.Fatalf("after refusals: %v", err)
 	}
 	if all := published(t, nc); len(all) != 7 {
@@ -123,7 +133,7 @@ func TestTheFeedSurvivesARestartOfTheServer(t *testing.T) {
 	server := startServer(t, embedded.Options{Dir: t.TempDir()})
 	nc := connectTo(t, server)
 	feed := openFeed(t, nc, 2)
-	if err := feed.Publish(t.Context(), feedMessages(1, 4, 20, 900)); err != nil {
+	if err := publishAfterLook(t, feed, feedMessages(1, 4, 20, 900)); err != nil {
 		t.Fatal(err)
 	}
 	if err := server.Restart(); err != nil {
@@ -134,7 +144,7 @@ func TestTheFeedSurvivesARestartOfTheServer(t *testing.T) {
 	if id, found, err := feed.Last(t.Context(), 1); err != nil || !found || id != "1-4-19" {
 		t.Fatalf("got %q, %t, %v, want 1-4-19", id, found, err)
 	}
-	if err := feed.Publish(t.Context(), feedMessages(1, 5, 2, 900)); err != nil {
+	if err := publishAfterLook(t, feed, feedMessages(1, 5, 2, 900)); err != nil {
 		t.Fatal(err)
 	}
 	if all := published(t, nc); len(all) != 22 {
@@ -146,6 +156,9 @@ func TestAFeedThatIsCutOffStoresNoHalfBatch(t *testing.T) {
 	server := startServer(t, embedded.Options{Dir: t.TempDir()})
 	nc := connectTo(t, server)
 	feed := openFeed(t, nc, 1)
+	if _, _, err := feed.Last(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := feed.Publish(ctx, feedMessages(0, 1, 3, 1)); !errors.Is(err, context.Canceled) {
@@ -174,7 +187,60 @@ func TestAFeedThatIsCutOffStoresNoHalfBatch(t *testing.T) {
 	if all := published(t, nc); len(all) != 0 {
 		t.Fatalf("got %v, want nothing", all)
 	}
-	if err := feed.Publish(t.Context(), messages); err != nil {
+	if err := publishAfterLook(t, feed, messages); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Several nodes publish on the stream, each for its lanes: they take turns, and none fails because of another one.
+func TestFeedsOfSeveralNodesPublishSideBySide(t *testing.T) {
+	server := startServer(t, embedded.Options{Dir: t.TempDir()})
+	nc := connectTo(t, server)
+	const lanes, commits = 4, 30
+	var publishing sync.WaitGroup
+	for lane := range uint32(lanes) {
+		feed := openFeed(t, connectTo(t, server), lanes)
+		if _, _, err := feed.Last(t.Context(), lane); err != nil {
+			t.Fatal(err)
+		}
+		publishing.Go(func() {
+			for commit := range commits {
+				if err := feed.Publish(t.Context(), feedMessages(lane, commit+1, 1+commit%3, lane*Partitions/lanes)); err != nil {
+					t.Errorf("lane %d, commit %d: %v", lane, commit+1, err)
+					return
+				}
+			}
+		})
+	}
+	publishing.Wait()
+	if all := published(t, nc); len(all) != lanes*commits*2 {
+		t.Fatalf("got %d messages, want %d", len(all), lanes*commits*2)
+	}
+}
+
+// What a node knows of a lane that was elsewhere does not count, also when it is still the last to have published, of another lane.
+func TestALaneThatWasElsewhereIsLookedAtAgain(t *testing.T) {
+	server := startServer(t, embedded.Options{Dir: t.TempDir()})
+	own, other := openFeed(t, connectTo(t, server), 2), openFeed(t, connectTo(t, server), 2)
+	for _, step := range []struct {
+		feed     *EventFeed
+		messages []FeedMessage
+	}{{own, feedMessages(0, 1, 2, 1)}, {own, feedMessages(1, 1, 2, 900)}, {other, feedMessages(0, 2, 2, 1)}} {
+		if err := publishAfterLook(t, step.feed, step.messages); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Lane 1 stayed: it goes on, and notices what came of lane 0.
+	if err := own.Publish(t.Context(), feedMessages(1, 2, 2, 900)); err != nil {
+		t.Fatalf("another node's lane held up this one's: %v", err)
+	}
+	if err := own.Publish(t.Context(), feedMessages(0, 3, 2, 1)); !errors.Is(err, ErrFeedElsewhere) {
+		t.Fatalf("got %v, want ErrFeedElsewhere", err)
+	}
+	if id, _, err := own.Last(t.Context(), 0); err != nil || id != "0-2-1" {
+		t.Fatalf("got %q, %v, want 0-2-1", id, err)
+	}
+	if err := own.Publish(t.Context(), feedMessages(0, 3, 2, 1)); err != nil {
 		t.Fatal(err)
 	}
 }

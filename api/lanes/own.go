@@ -31,6 +31,8 @@ type seat struct {
 	// commit is the newest that the state holds. cold says that the state cannot be brought up to date here.
 	commit atomic.Uint64
 	cold   atomic.Bool
+	// reaching counts those that wait until commit has moved, which moved tells them.
+	reaching atomic.Int64
 
 	mu       sync.Mutex
 	state    seatState
@@ -39,6 +41,7 @@ type seat struct {
 	term     *term         // under way
 	unfollow func()        // ends standing by; nil while nobody does
 	changed  chan struct{} // closed and replaced when the state changes
+	moved    chan struct{} // closed and replaced when commit changes while somebody waits for that
 	inside   int           // asks that the lane is deciding
 	idle     chan struct{} // closed when inside comes to 0; nil while nobody waits for that
 	waiting  int           // asks that wait for the lane to be served
@@ -527,7 +530,7 @@ func (i *standIn) Flush(context.Context) error {
 			return &eventstore.ApplyError{Lane: i.seat.lane, Number: last, Cause: err}
 		}
 	}
-	i.seat.commit.Store(last)
+	i.seat.applied(last)
 	if observe := i.seat.options.Writer.Observe; observe != nil {
 		for _, p := range i.pending {
 			observe(p.commit, p.at)

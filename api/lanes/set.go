@@ -23,6 +23,8 @@ type Set struct {
 	options Options
 	catalog *Catalog
 	seats   []*seat
+	// asks has a place for each question for the end of a log that is under way.
+	asks chan struct{}
 }
 
 // Options configure a Set. Topology, Store, Log and Owner are required.
@@ -54,7 +56,8 @@ type Options struct {
 	// Lane is what every lane starts from: limits, clock, logger. Its Writer's Lane, Lanes, Owner and Observe, and its
 	// Slots, Held and Opened, are set here.
 	Lane eventstore.LaneOptions
-	// StockWait bounds how long an order waits for units that are on their way; 0 means StockWaitDefault.
+	// StockWait bounds how long an order waits for units that are on their way, and for this node to know what it orders; 0 means
+	// StockWaitDefault.
 	StockWait time.Duration
 	// Transport carries messages between lanes; nil means in this process.
 	Transport Transport
@@ -79,7 +82,7 @@ func Open(options Options) (*Set, error) {
 	if options.ParkWait == 0 {
 		options.ParkWait = ParkWaitDefault
 	}
-	s := &Set{options: options, catalog: NewCatalog()}
+	s := &Set{options: options, catalog: NewCatalog(), asks: make(chan struct{}, factsAsksMax)}
 	slots := eventstore.NewSlots(options.SlotsMax)
 	for lane := range options.Topology.Lanes {
 		entropy := options.Entropy
@@ -107,7 +110,7 @@ func Open(options Options) (*Set, error) {
 func (s *Set) newSeat(lane uint32, machine *Machine, agent *agent, options eventstore.LaneOptions) *seat {
 	log := s.options.Log(lane)
 	made := &seat{
-		set: s, lane: lane, options: options, machine: machine, agent: agent, changed: make(chan struct{}),
+		set: s, lane: lane, options: options, machine: machine, agent: agent, changed: make(chan struct{}), moved: make(chan struct{}),
 		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: lane, Log: log, Logger: options.Logger}),
 	}
 	made.commit.Store(machine.Position().Number)
@@ -116,7 +119,7 @@ func (s *Set) newSeat(lane uint32, machine *Machine, agent *agent, options event
 		observe = s.options.Observe(lane)
 	}
 	made.options.Writer.Observe = func(commit *eventstore.Commit, at eventstore.Position) {
-		made.commit.Store(at.Number)
+		made.applied(at.Number)
 		if observe != nil {
 			observe(commit, at)
 		}
@@ -205,12 +208,17 @@ func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 	return s.options.Remote.Submit(ctx, lane, request)
 }
 
-// SubmitLocal decides a request in a lane of this node, and waits for units that are on their way as Submit does. It returns a
-// *NotOwnerError when the lane is not here.
+// SubmitLocal decides a request in a lane of this node, and waits for units that are on their way as Submit does, and for what other lanes
+// decided of what it names. It returns a *NotOwnerError when the lane is not here.
 func (s *Set) SubmitLocal(ctx context.Context, lane uint32, request Request) (Reply, error) {
 	reply, err := s.seats[lane].submit(ctx, request)
 	if err == nil {
 		return reply, nil
+	}
+	if home, unknown := s.homeOfUnknown(err); unknown && !s.Status(home).Serving {
+		if reply, err = s.submitOnceKnown(ctx, lane, home, request); err == nil {
+			return reply, nil
+		}
 	}
 	var moving *domain.StockMovingError
 	if !errors.As(err, &moving) {

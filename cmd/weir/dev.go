@@ -288,6 +288,7 @@ func (p *process) runNode(cmd *cobra.Command, options nodeOptions, f logFlags, r
 	if err != nil {
 		return err
 	}
+	options.log.passwordShown = p.showsPassword()
 	n, err := openNode(cmd.Context(), options, logger)
 	if err != nil {
 		return err

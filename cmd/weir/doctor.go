@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -39,7 +41,7 @@ It ends with exit code 3 when something is wrong.`,
 			if log.replicas != 0 && log.replicas != 1 && log.replicas != replicasOfCluster {
 				return usagef("--replicas must be 1 or %d, not %d", replicasOfCluster, log.replicas)
 			}
-			log.access, log.replicasMin = access, log.replicas
+			log.access, log.replicasMin, log.passwordShown = access, log.replicas, p.showsPassword()
 			findings, err := p.examine(cmd.Context(), dataDir(data), log)
 			if err != nil {
 				return err
@@ -84,6 +86,15 @@ func (p *process) examine(ctx context.Context, dir dataDir, log logOptions) ([]e
 	findings, err := l.examine(ctx, log)
 	l.witness = nil // It was only read.
 	return findings, errors.Join(explainStart(dir, err), l.close())
+}
+
+// passwordInURL finds a password in an address.
+var passwordInURL = regexp.MustCompile(`://[^/@\s]*:[^/@\s]+@`)
+
+// showsPassword reports whether the command line has a password in an address. One from the environment or the configuration file is not
+// there.
+func (p *process) showsPassword() bool {
+	return slices.ContainsFunc(p.arguments, passwordInURL.MatchString)
 }
 
 func (i *inspector) serveDoctor(w http.ResponseWriter, r *http.Request) {

@@ -22,7 +22,7 @@ func TestTheDoctorLooksAtANodeThatRunsAndAtADirectory(t *testing.T) {
 	// A test's directory is a temporary one.
 	r := live(t, nil, "doctor", "--data", dir).want(t, exitDifference)
 	golden(t, "output/doctor.table", withoutPlace(r.stdout, dir))
-	wantText(t, r.stderr, "1 of 21 checks found something wrong", "do what the last column says")
+	wantText(t, r.stderr, "1 of 22 checks found something wrong", "do what the last column says")
 	few := live(t, nil, "doctor", "--data", dir, "--want-replicas", "3", "-o", "json").want(t, exitDifference)
 	wantText(t, few.stdout, "ORDERS-00 is on 1 of 3 servers", "KV_WEIR-LEASES is on 1 of 3 servers")
 	live(t, nil, "doctor", "--data", dir, "--want-replicas", "2").want(t, exitUsage)

@@ -44,6 +44,8 @@ type logOptions struct {
 	// monitors are the HTTP monitoring addresses of the servers, separated by commas.
 	monitors   string
 	allowLossy bool
+	// passwordShown says that the command line has a password in an address.
+	passwordShown bool
 	// acceptLoss names losses that are accepted, as eventstore.ParseAcceptedLoss reads them.
 	acceptLoss []string
 }
@@ -246,9 +248,16 @@ func (l *openLog) beside(ctx context.Context, options logOptions, open func(cont
 
 // examine looks at the log and its servers.
 func (l *openLog) examine(ctx context.Context, options logOptions) ([]eventstore.Finding, error) {
-	examining := eventstore.ExamineOptions{ReplicasMin: options.replicasMin}
+	examining := eventstore.ExamineOptions{ReplicasMin: options.replicasMin, PasswordShown: options.passwordShown}
 	if l.witness != nil {
 		examining.Known = l.witness.Known()
+	}
+	if l.embedded != nil {
+		dir, used, free, err := l.embedded.Disk()
+		if err != nil {
+			return nil, err
+		}
+		examining.Disk = &eventstore.Disk{Dir: dir, Max: l.embedded.MaxBytes(), Used: used, Free: free}
 	}
 	var err error
 	switch {

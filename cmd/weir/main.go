@@ -16,6 +16,8 @@ type process struct {
 	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
+	// arguments are those of the command line.
+	arguments []string
 	// environ holds KEY=value pairs as os.Environ gives them.
 	environ []string
 	now     func() time.Time

@@ -363,10 +363,17 @@ func (a *natsAccess) connect(address string, more ...nats.Option) (*nats.Conn, e
 	return nc, nil
 }
 
+// A server that hangs, or whose machine is gone without a word, does not close a connection: one on which silentPingsMax questions in a row are
+// not answered, one each silentPingEvery, is given up, and the next server asked. The client library's own would take minutes.
+const (
+	silentPingEvery = 2 * time.Second
+	silentPingsMax  = 3
+)
+
 // stay signs in as a client of the log under a name, and comes back whenever the connection is lost.
 func (a *natsAccess) stay(address, name string, more ...nats.Option) (*nats.Conn, error) {
 	options := []nats.Option{
-		nats.Name(name), nats.MaxReconnects(-1),
+		nats.Name(name), nats.MaxReconnects(-1), nats.PingInterval(silentPingEvery), nats.MaxPingsOutstanding(silentPingsMax),
 		nats.ReconnectWait(200 * time.Millisecond), nats.ReconnectJitter(100*time.Millisecond, 100*time.Millisecond),
 	}
 	return a.connect(address, append(options, more...)...)

@@ -232,7 +232,9 @@ func TestNodesWorkWithThePermissionsThatAreShippedAndUseEach(t *testing.T) {
 	live(t, operator, "lanes", "move", "0", "node-1").want(t, exitOK)
 	eventually(t, "lane 0 at node-1", func() bool { return laneOwners(t, operator)[0] == "node-1" }, owners)
 	live(t, operator, "lanes", "move", "0", "--anywhere").want(t, exitOK)
-	wantText(t, live(t, nil, "doctor", "--nats", url).want(t, exitOK).stdout, "this account may not delete the log")
+	wantText(t, live(t, []string{"WEIR_NATS=" + url}, "doctor").want(t, exitOK).stdout, "this account may not delete the log")
+	shown := live(t, nil, "doctor", "--nats", url).want(t, exitDifference)
+	wantText(t, shown.stdout, "an address has one, and every user of the machine can list command lines", "give --nats-creds")
 	var missing []string
 	eventually(t, "each permission used", func() bool { // Public events and the reactors' positions come a moment after the order.
 		missing = missing[:0]

@@ -78,6 +78,7 @@ It prints where it listens, a customer's and an operator's token, and a ready co
 
 // execute parses and runs one command line, and prints what went wrong.
 func (p *process) execute(ctx context.Context, args []string) exitCode {
+	p.arguments = args
 	root := p.newRoot() //nolint:contextcheck // Commands take their context from cobra, which ExecuteContext gives it.
 	root.SetArgs(args)
 	err := unknownCommand(root, args)

@@ -7,19 +7,27 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/weirhq/weir/api/reactors"
+	"github.com/weirhq/weir/api/reactors/feed"
+	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/gateway"
 	"github.com/weirhq/weir/ops/freeports"
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
 
 // A walk runs what a document says, in a shell and in terminals.
@@ -35,6 +43,8 @@ type walk struct {
 	mu      sync.Mutex
 	servers []*exec.Cmd
 	stderrs []*bytes.Buffer
+	// closed ends what shop started.
+	closed func()
 }
 
 // walkCommandMax bounds one command of a document.
@@ -161,17 +171,17 @@ func (w *walk) follow(document string) (commands int) {
 		}
 		starts = nil
 	}
-	for _, block := range regexp.MustCompile("(?s)```(\\w+)\n(.*?)```").FindAllStringSubmatch(document, -1) {
-		if block[1] == "yaml" {
-			if err := os.WriteFile(filepath.Join(w.dir, "cluster.yaml"), []byte(block[2]), 0o600); err != nil {
+	for _, block := range regexp.MustCompile("(?s)(?:as `([a-z.-]+)`:\n\n)?```(\\w+)\n(.*?)```").FindAllStringSubmatch(document, -1) {
+		if block[2] == "yaml" {
+			if err := os.WriteFile(filepath.Join(w.dir, block[1]), []byte(block[3]), 0o600); err != nil {
 				w.t.Fatal(err)
 			}
 			continue
 		}
-		for step := range strings.SplitSeq(strings.TrimPrefix(block[2], "$ "), "\n$ ") {
+		for step := range strings.SplitSeq(strings.TrimPrefix(block[3], "$ "), "\n$ ") {
 			command, want, _ := strings.Cut(step, "\n")
 			commands++
-			if strings.HasPrefix(command, "weir serve") {
+			if strings.HasPrefix(command, "weir serve") || strings.HasPrefix(command, "weir gateway --nats") {
 				starts = append(starts, starting{w.serve(command), want})
 				continue
 			}
@@ -195,13 +205,257 @@ func TestTheWalkThroughOverThreeMachinesWorksAsWritten(t *testing.T) {
 	if !found {
 		t.Fatal("the document has no end for one computer")
 	}
-	ports := freeports.Take(t, 9)
-	for i, port := range []string{"6221", "6222", "6223", "4221", "4222", "4223", "8081", "8082", "8083"} {
+	ports := freeports.Take(t, 13)
+	for i, port := range []string{"6221", "6222", "6223", "4221", "4222", "4223", "8081", "8082", "8083", "8090", "9080"} {
 		document = strings.ReplaceAll(document, ":"+port, fmt.Sprintf(":%d", ports[i]))
 	}
-	if commands := newWalk(t).follow(document); commands < 18 {
+	w := newWalk(t)
+	peace, trouble, found := strings.Cut(document, "## 4. Lose a machine")
+	if !found {
+		t.Fatal("the document loses no machine")
+	}
+	commands := w.follow(peace)
+	told := w.readEvents(ports[3:6])
+	w.shop(ports[6:9])
+	w.moveEachLane(ports[6])
+	commands += w.follow(trouble)
+	if commands < 28 {
 		t.Fatalf("the document has %d commands: the test did not find them", commands)
 	}
+	w.runGatewayCommands(ports)
+	told()
+}
+
+// shop has customers of all lanes order from all nodes, in turn, until the test is over. What fails is asked for again at the next node.
+func (w *walk) shop(nodes []int) {
+	w.t.Helper()
+	for _, step := range []string{
+		"weir product put --addr http://127.0.0.1:%d --token \"$OPERATOR\" --sku coffee --title Coffee --price \"3.00 EUR\"",
+		"weir stock receive --addr http://127.0.0.1:%d --token \"$OPERATOR\" --sku coffee --quantity 1000000",
+	} {
+		w.run(fmt.Sprintf(step, nodes[0]))
+	}
+	const customers, pace = 8, 50 * time.Millisecond
+	ctx, cancel := context.WithCancel(w.t.Context())
+	var shopping sync.WaitGroup
+	w.closed = sync.OnceFunc(func() { cancel(); shopping.Wait() })
+	w.t.Cleanup(w.closed)
+	for customer := range customers {
+		token := tokenFor(w.t, filepath.Join(w.dir, "n1"), fmt.Sprintf("customer-%d", customer), "")
+		shopping.Go(func() {
+			client := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{}}
+			defer client.CloseIdleConnections()
+			tick := time.NewTicker(pace)
+			defer tick.Stop()
+			for order, try := 1, 0; ctx.Err() == nil; try++ {
+				body := fmt.Sprintf(`{"requestId":"coffee-%d","items":[{"sku":"coffee","quantity":"1"}]}`, order)
+				address := fmt.Sprintf("http://127.0.0.1:%d%s", nodes[(customer+try)%len(nodes)], orderv1connect.OrderServicePlaceOrderProcedure)
+				call, err := http.NewRequestWithContext(ctx, http.MethodPost, address, strings.NewReader(body))
+				if err != nil {
+					w.t.Error(err)
+					return
+				}
+				call.Header.Set("Content-Type", "application/json")
+				call.Header.Set("Authorization", "Bearer "+token)
+				if response, err := client.Do(call); err == nil {
+					_, _ = io.Copy(io.Discard, response.Body)
+					_ = response.Body.Close()
+					if response.StatusCode == http.StatusOK {
+						order++
+					}
+				}
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+				}
+			}
+		})
+	}
+}
+
+// moveEachLane moves each lane to another node, and lets them go where they like again.
+func (w *walk) moveEachLane(node int) {
+	w.t.Helper()
+	access := fmt.Sprintf(" --addr http://127.0.0.1:%d --token \"$OPERATOR\"", node)
+	owners := func() []string {
+		status := decode[struct {
+			Lanes []struct {
+				NodeID string `json:"nodeId"`
+			} `json:"lanes"`
+		}](w.t, w.run("weir cluster status -o json"+access))
+		var all []string
+		for _, lane := range status.Lanes {
+			all = append(all, lane.NodeID)
+		}
+		return all
+	}
+	detail := func() string { return fmt.Sprint("lanes: ", owners()) }
+	eventually(w.t, "a node for each lane", func() bool { return !slices.Contains(owners(), "") }, detail)
+	before := owners()
+	for lane := range before {
+		to := before[(lane+1)%len(before)]
+		if to == before[lane] {
+			to = before[(lane+2)%len(before)]
+		}
+		w.run(fmt.Sprintf("weir lanes move %d %s", lane, to) + access)
+		eventually(w.t, fmt.Sprintf("lane %d at %s", lane, to), func() bool { return owners()[lane] == to }, detail)
+		w.run(fmt.Sprintf("weir lanes move %d --anywhere", lane) + access)
+	}
+}
+
+// readEvents reads the public events from one server after the other, a few from each, as a program does that remembers how far it is. told waits
+// for the shops to close and compares what was read with the log: every event once, those of a lane in its order.
+func (w *walk) readEvents(servers []int) (told func()) {
+	w.t.Helper()
+	const few = 50 // Events that are read from a server before the next one is asked.
+	access := natsAccess{ca: filepath.Join(w.dir, "keys", "ca.pem"), secretFile: filepath.Join(w.dir, "keys", "secret")}
+	var (
+		mu   sync.Mutex
+		read = map[uint32][]string{}
+		all  int
+		last uint64 // sequence of the newest message that was read
+	)
+	ctx, cancel := context.WithCancel(w.t.Context())
+	readFrom := func(server int) error {
+		nc, err := access.connect(fmt.Sprintf("tls://127.0.0.1:%d", server), nats.NoReconnect(), nats.Timeout(2*time.Second))
+		if err != nil {
+			return err
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return err
+		}
+		from, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		consumer, err := js.OrderedConsumer(from, eventstore.FeedStream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: last + 1})
+		if err != nil {
+			return err
+		}
+		for range few {
+			message, err := consumer.Next(jetstream.FetchMaxWait(time.Second))
+			if err != nil {
+				return err
+			}
+			meta, err := message.Metadata()
+			if err != nil {
+				return err
+			}
+			lane, _, _, err := reactors.ParseEventID(message.Headers().Get(eventstore.FeedPositionHeader))
+			if err != nil || meta.Sequence.Stream != last+1 {
+				w.t.Errorf("message %d came after message %d, with the headers %v", meta.Sequence.Stream, last, message.Headers())
+			}
+			last = meta.Sequence.Stream
+			mu.Lock()
+			read[lane] = append(read[lane], message.Headers().Get(eventstore.FeedPositionHeader))
+			all++
+			mu.Unlock()
+		}
+		return nil
+	}
+	var reading sync.WaitGroup
+	reading.Go(func() {
+		for turn := 0; ctx.Err() == nil; turn++ {
+			_ = readFrom(servers[turn%len(servers)]) // One that is not there now is there later: what counts is what was read.
+		}
+	})
+	w.t.Cleanup(func() { cancel(); reading.Wait() })
+	return func() {
+		w.t.Helper()
+		w.closed()
+		want, count := map[uint32][]string{}, 0
+		for line := range strings.Lines(w.run("weir log cat -o json --nats $WEIR_NATS")) {
+			event := decode[struct {
+				Lane   uint32
+				Commit uint64
+				Index  int
+				Type   string
+			}](w.t, line)
+			if slices.Contains(feed.Types(), event.Type) {
+				want[event.Lane] = append(want[event.Lane], reactors.EventID(event.Lane, event.Commit, event.Index))
+				count++
+			}
+		}
+		if count < 200 || len(want) != 4 {
+			w.t.Errorf("the log has %d public events on %d lanes: too few to show anything", count, len(want))
+		}
+		eventually(w.t, "every public event read", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return all >= count
+		}, func() string {
+			mu.Lock()
+			defer mu.Unlock()
+			return fmt.Sprintf("%d of %d events were read, up to message %d", all, count, last)
+		})
+		cancel()
+		reading.Wait()
+		for lane, events := range want {
+			if !slices.Equal(read[lane], events) {
+				at := 0
+				for at < min(len(events), len(read[lane])) && events[at] == read[lane][at] {
+					at++
+				}
+				w.t.Errorf("lane %d has %d public events in the log, %d were read; they differ from number %d on: the log has %.3q, read was %.3q",
+					lane, len(events), len(read[lane]), at+1, events[at:min(at+3, len(events))], read[lane][at:min(at+3, len(read[lane]))])
+			}
+		}
+		w.t.Logf("%d public events of %d lanes, each once", count, len(want))
+	}
+}
+
+// runGatewayCommands goes on where the walk-through ends, on its ports and two more: with the commands of gateways and plans that it has not, and a
+// gateway that keeps calls for later. All of it signs in as gateways do, and is refused nothing by the nodes' servers.
+func (w *walk) runGatewayCommands(ports []int) {
+	w.t.Helper()
+	first, second := fmt.Sprintf("http://127.0.0.1:%d", ports[10]), fmt.Sprintf("http://127.0.0.1:%d", ports[12])
+	for name, text := range map[string]string{
+		"gateway.secret": strings.Repeat("0b", 32),
+		"policy.yaml":    "methods:\n  weir.order.v1.OrderService/PlaceOrder:\n    fault: {mode: failback}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(w.dir, name), []byte(text), 0o600); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	w.run("weir gateway check policy.yaml")
+	w.serve(fmt.Sprintf("weir gateway --nats tls://127.0.0.1:%d,tls://127.0.0.1:%d --nats-ca keys/ca.pem --cluster-secret-file keys/secret", ports[3], ports[4]) +
+		fmt.Sprintf(" --listen 127.0.0.1:%d --operator-listen 127.0.0.1:%d --policy policy.yaml", ports[11], ports[12]) +
+		" --token-key-dir keys --gateway-secret-file gateway.secret --failback-replicas 3 --nodes-file nodes")()
+	look := func(operator string) gateway.Status {
+		w.t.Helper()
+		return decode[gateway.Status](w.t, w.run("weir gateway top --addr "+operator+" --count 1 -o json"))
+	}
+	for _, operator := range []string{first, second} {
+		eventually(w.t, "three nodes at a gateway", func() bool { return len(look(operator).Upstreams) == 3 }, func() string { return fmt.Sprintf("%+v", look(operator)) })
+	}
+	failback := "weir gateway failback %s --gateway-secret-file gateway.secret"
+	eventually(w.t, "the stream of what is kept", func() bool { return look(second).Failback != nil }, func() string { return fmt.Sprintf("%+v", look(second)) })
+	if got := decode[struct{ Parked []parkedRequest }](w.t, w.run(fmt.Sprintf(failback, "list -o json"))); len(got.Parked) != 0 {
+		w.t.Errorf("nothing was kept, and parked is %+v", got)
+	}
+	w.run(fmt.Sprintf(failback, "retry nothing") + "; test $? = " + fmt.Sprint(int(exitNotFound)))
+	w.run(fmt.Sprintf(failback, "drop nothing") + "; test $? = " + fmt.Sprint(int(exitNotFound)))
+
+	plans := func() string { return look(first).Plans + " " + look(second).Plans }
+	wantText(w.t, w.run("weir plan dry-run no-search --for 1s"), "at 2 gateways")
+	wantText(w.t, w.run("weir plan show no-search"), "Operators search again when the sale is over.")
+	w.run("weir plan apply no-search --ttl 10m --by alice --why again")
+	wantText(w.t, w.run("weir plan list"), "no-search")
+	eventually(w.t, "the plan at both gateways", func() bool { return plans() == "no-search@1 no-search@1" }, plans)
+	w.run("weir plan end no-search --by alice --why over")
+	eventually(w.t, "the plan at no gateway", func() bool { return plans() == " " }, plans)
+	changes := 0
+	for line := range strings.Lines(w.run("weir plan history -o json")) {
+		change := decode[map[string]any](w.t, line)
+		if change["by"] != "alice" {
+			w.t.Errorf("a change is by %v, want alice: %s", change["by"], line)
+		}
+		changes++
+	}
+	if changes != 5 { // Put, applied, rolled back, applied, ended.
+		w.t.Errorf("the history has %d changes, want 5", changes)
+	}
+	w.run("weir order place tea=1 --addr " + fmt.Sprintf("http://127.0.0.1:%d", ports[11]) + " --request-id third | grep -q pending-payment")
 }
 
 // A testCluster is three machines on one.

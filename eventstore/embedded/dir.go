@@ -67,12 +67,30 @@ func (l *dirLock) release() {
 
 // storeLimit returns how many bytes the streams below dir may have: wanted, or by default a share of the disk.
 func storeLimit(dir string, wanted int64) (int64, error) {
-	var used int64
-	err := filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+	used, free, err := measure(dir)
+	if err != nil {
+		return 0, err
+	}
+	if wanted > 0 {
+		return min(wanted, used+free), nil
+	}
+	return used + int64(float64(free)*diskShare), nil
+}
+
+// measure returns how many bytes the files below dir have, and how many more there may be on their disk. A server that runs removes files
+// meanwhile.
+func measure(dir string) (used, free int64, err error) {
+	err = filepath.WalkDir(dir, func(_ string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
 		info, err := entry.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
@@ -80,15 +98,11 @@ func storeLimit(dir string, wanted int64) (int64, error) {
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("measure the streams: %w", err)
+		return 0, 0, fmt.Errorf("measure the streams: %w", err)
 	}
 	var disk unix.Statfs_t
 	if err := unix.Statfs(dir, &disk); err != nil {
-		return 0, fmt.Errorf("measure the free disk: %w", err)
+		return 0, 0, fmt.Errorf("measure the free disk: %w", err)
 	}
-	free := int64(disk.Bavail) * int64(disk.Bsize) //nolint:unconvert // The types differ from system to system.
-	if wanted > 0 {
-		return min(wanted, used+free), nil
-	}
-	return used + int64(float64(free)*diskShare), nil
+	return used, int64(disk.Bavail) * int64(disk.Bsize), nil //nolint:unconvert // The types differ from system to system.
 }

@@ -276,6 +276,12 @@ func (s *Server) SyncsBeforeAck() bool {
 // MaxBytes returns how many bytes the streams may have together.
 func (s *Server) MaxBytes() int64 { return s.maxBytes }
 
+// Disk measures the server's directory: how many bytes are used there, and how many more its disk has free.
+func (s *Server) Disk() (dir string, used, free int64, err error) {
+	used, free, err = measure(s.options.StoreDir)
+	return s.options.StoreDir, used, free, err
+}
+
 // ClientURL returns where other clients connect, "" if nowhere.
 func (s *Server) ClientURL() string {
 	s.mu.Lock()

@@ -39,8 +39,8 @@ var gatewayNever = []string{
 	"$JS.API.STREAM.MSG.DELETE.KV_WEIR-USER-KEYS",
 }
 
-// gatewaySubscribe is where a gateway is answered.
-var gatewaySubscribe = []string{"_INBOX.>"}
+// gatewaySubscribe is where a gateway is answered, where it hears of other gateways, and where it is asked to try a plan.
+var gatewaySubscribe = []string{"_INBOX.>", "weir.gateways", "weir.plans.trial"}
 
 // NodePermissions returns the subjects that a node may publish to, and those that it may subscribe to. Nobody changes them.
 func NodePermissions() (publish, subscribe []string) { return nodePublish, nodeSubscribe }

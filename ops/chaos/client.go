@@ -2,14 +2,20 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
+	"slices"
+	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -399,10 +405,52 @@ func (c *chaos) post(ctx context.Context, procedure string, body []byte) (reply 
 	case asksForPatience(data):
 		err = fmt.Errorf("%w: %w", errPatience, err)
 	case ctx.Err() == nil:
-		c.failed.Add(1)
-		c.lastFault.Store(err.Error())
+		c.fail(kindOfFault(err, data), err)
 	}
 	return nil, refusalOf(data), err
+}
+
+// fail counts a call that failed.
+func (c *chaos) fail(kind string, err error) {
+	c.failed.Add(1)
+	c.lastFault.Store(err.Error())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.faults == nil {
+		c.faults = map[string]int{}
+	}
+	c.faults[kind]++
+}
+
+// faultsSince returns how often calls failed in which way since it was asked before, the most frequent way first.
+func (c *chaos) faultsSince() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kinds := slices.SortedFunc(maps.Keys(c.faults), func(a, b string) int {
+		return cmp.Or(cmp.Compare(c.faults[b], c.faults[a]), cmp.Compare(a, b))
+	})
+	for i, kind := range kinds {
+		kinds[i] = fmt.Sprintf("%s %d", kind, c.faults[kind])
+	}
+	clear(c.faults)
+	return strings.Join(kinds, ", ")
+}
+
+// kindOfFault says in few words how a call failed that was answered with data, if with anything.
+func kindOfFault(err error, data []byte) string {
+	var answer connectError
+	var timeout net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "connection closed"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "no answer in time"
+	case json.Unmarshal(data, &answer) == nil && answer.Code != "":
+		return answer.Code + " " + answer.reason()
+	}
+	return "other"
 }
 
 // errPatience says that a call had no effect, and may have one later.
@@ -450,14 +498,19 @@ func refusalOf(data []byte) string {
 	if json.Unmarshal(data, &answer) != nil || !answer.isRefusal() {
 		return ""
 	}
-	for _, detail := range answer.Details {
+	return cmp.Or(answer.reason(), answer.Code+": "+answer.Message)
+}
+
+// reason returns the reason that the error names, "" when it names none.
+func (e *connectError) reason() string {
+	for _, detail := range e.Details {
 		var info errdetails.ErrorInfo
 		value, err := base64.RawStdEncoding.DecodeString(detail.Value)
 		if detail.Type == "google.rpc.ErrorInfo" && err == nil && proto.Unmarshal(value, &info) == nil {
 			return info.GetReason()
 		}
 	}
-	return answer.Code + ": " + answer.Message
+	return ""
 }
 
 // faultOf returns an error when the answer is not a refusal.

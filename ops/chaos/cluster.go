@@ -41,6 +41,8 @@ const (
 	refusesData = "exit status 8"
 	// brokenLog is in what is said of a log whose commits do not follow each other (I2).
 	brokenLog = "is damaged at commit"
+	// explainFrom is how long a lane is silent before what nodes and servers printed is shown: NATS takes up to ten seconds to elect a leader.
+	explainFrom = 10 * time.Second
 	// leadMax is how long a server may take to lead a stream.
 	leadMax = 30 * time.Second
 	// tornMax is how much of the end of a file is lost.
@@ -594,6 +596,7 @@ func (c *chaos) strike(ctx context.Context) error {
 	struck := c.node.(*cluster) //nolint:errcheck // Only kinds of a cluster strike.
 	c.silence.begin()
 	failed := c.failed.Load()
+	c.faultsSince() // Those of before.
 	did, heal, err := c.kind.strike.comes(ctx, struck, c.Options, c.random)
 	if err != nil {
 		return fmt.Errorf("%s: %w", did, err)
@@ -633,6 +636,20 @@ func (c *chaos) strike(ctx context.Context) error {
 	if c.kind.strike.planned && failed > 0 {
 		c.violated(fmt.Errorf("%s: %d calls failed, the last with %v", did, failed, c.lastFault.Load()))
 	}
-	c.struck = fmt.Sprintf("%s, %d calls failed, no order in a lane for at most %d ms", did, failed, c.silence.end().Milliseconds())
+	longest, lane, at := c.silence.end()
+	faults := c.faultsSince()
+	if faults != "" {
+		faults = " (" + faults + ")"
+	}
+	c.struck = fmt.Sprintf("%s, %d calls failed%s, no order in a lane for at most %d ms", did, failed, faults, longest.Milliseconds())
+	if longest > explainFrom && !c.kind.strike.total {
+		fmt.Fprintf(c.out, "%s: lane %d had no order for %v until %s\n", did, lane, longest.Round(time.Millisecond), at.UTC().Format("15:04:05.000"))
+		for _, each := range struck.Nodes {
+			fmt.Fprintln(c.out, each.Name, each.Printed())
+		}
+		for _, each := range struck.Servers {
+			fmt.Fprintln(c.out, each.Name, each.Printed())
+		}
+	}
 	return nil
 }

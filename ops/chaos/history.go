@@ -343,7 +343,7 @@ func (w *witness) cancel(ctx context.Context) {
 	}
 }
 
-// look reads an order as new as anybody knows it.
+// look reads an order as new as anybody knows it. An answer that says it is older than that says nothing here.
 func (w *witness) look(ctx context.Context) {
 	id, newest := w.draw(w.random)
 	if id == "" {
@@ -352,7 +352,7 @@ func (w *witness) look(ctx context.Context) {
 	began := w.now()
 	var reply orderv1.GetOrderResponse
 	err := w.read(ctx, getOrder, &orderv1.GetOrderRequest{OrderId: id, MinRevision: newest, WaitBudget: durationpb.New(freshReadWait)}, &reply)
-	if err != nil {
+	if err != nil || reply.GetFreshness().GetState() != typev1.Freshness_STATE_FRESH {
 		return // A read has no effect, and this one says nothing.
 	}
 	w.know(id, reply.GetOrder().GetRevision())

@@ -2,10 +2,18 @@ package main
 
 import (
 	"math"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/anishathalye/porcupine"
+	"google.golang.org/protobuf/proto"
+
+	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
 // A history that cannot have happened one call after the other is seen; one that can is not, whatever is unknown in it.
@@ -53,5 +61,40 @@ func TestAHistoryThatCannotBeIsSeen(t *testing.T) {
 				t.Fatalf("it says %v", wrong)
 			}
 		})
+	}
+}
+
+// aNode is one that answers every call the same.
+type aNode struct {
+	node
+	url string
+}
+
+func (n *aNode) URL() string { return n.url }
+
+func (n *aNode) Tokens() (trusted, operator string) { return "trusted", "operator" }
+
+// A read may be older than it was to be, and says so: it is no witness of anything.
+func TestAReadThatSaysItIsOldIsInNoHistory(t *testing.T) {
+	const id = "01M8P4TFVV86GQZ7D85Z7JN8ZNW"
+	answer := &orderv1.GetOrderResponse{Order: &orderv1.Order{OrderId: id, Revision: &typev1.Revision{Commit: 972}}, Freshness: &typev1.Freshness{}}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		body, err := proto.Marshal(answer)
+		if err != nil {
+			t.Error(err)
+		}
+		_, _ = w.Write(body)
+	}))
+	defer server.Close()
+	h := &history{of: map[string][]porcupine.Operation{}, newest: map[string]*typev1.Revision{}}
+	h.know(id, &typev1.Revision{Commit: 991})
+	w := &witness{chaos: &chaos{node: &aNode{url: server.URL}, http: server.Client()}, history: h, random: rand.New(rand.NewPCG(1, 1)), began: time.Now()}
+	for state, reads := range map[typev1.Freshness_State]int{typev1.Freshness_STATE_CATCHING_UP: 0, typev1.Freshness_STATE_REBUILDING: 0, typev1.Freshness_STATE_FRESH: 1} {
+		answer.Freshness.State = state
+		clear(h.of)
+		w.look(t.Context())
+		if got := len(h.of[id]); got != reads {
+			t.Errorf("of a read that is %v there are %d in the history, want %d", state, got, reads)
+		}
 	}
 }

@@ -153,6 +153,8 @@ type chaos struct {
 	// failed counts calls without an answer that stands, other than "come again", and lastFault is the newest.
 	failed    atomic.Int64
 	lastFault atomic.Value
+	// faults counts them by what went wrong.
+	faults map[string]int
 	// asked counts calls to nodes that were cut off.
 	asked int
 	// struck says what came over the cluster in this round.

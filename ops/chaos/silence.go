@@ -14,8 +14,10 @@ type silence struct {
 	began time.Time
 	// heard is when each lane was heard last.
 	heard map[uint32]time.Time
-	// longest of the strike that is under way, and of each that is over.
+	// longest of the strike that is under way, with its lane and when it ended, and of each that is over.
 	longest time.Duration
+	lane    uint32
+	at      time.Time
 	all     []time.Duration
 }
 
@@ -44,13 +46,15 @@ func (s *silence) note(lane uint32, now time.Time) {
 		if before.Before(s.began) {
 			before = s.began
 		}
-		s.longest = max(s.longest, now.Sub(before))
+		if silent := now.Sub(before); silent > s.longest {
+			s.longest, s.lane, s.at = silent, lane, now
+		}
 	}
 	s.heard[lane] = now
 }
 
-// end returns the longest silence of a lane since begin.
-func (s *silence) end() time.Duration {
+// end returns the longest silence of a lane since begin, which lane's it was and when it ended.
+func (s *silence) end() (longest time.Duration, lane uint32, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -59,7 +63,7 @@ func (s *silence) end() time.Duration {
 	}
 	s.began = time.Time{}
 	s.all = append(s.all, s.longest)
-	return s.longest
+	return s.longest, s.lane, s.at
 }
 
 // String says how long the longest silences were.

@@ -26,7 +26,7 @@ const (
 	// pollInterval is how often a server that starts is asked.
 	pollInterval = 2 * time.Millisecond
 	// printedMax is how many bytes of what a server printed are kept.
-	printedMax = 4 << 10
+	printedMax = 16 << 10
 )
 
 // A Server is a process that was started here.

@@ -2,6 +2,7 @@ package feed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -14,7 +15,8 @@ const Name = "event-feed"
 
 // A Publisher is where public events go: *eventstore.EventFeed.
 type Publisher interface {
-	// Publish stores the messages in their order, all or none. After an error nobody knows which.
+	// Publish stores the messages in their order, all or none. After an error nobody knows which; after eventstore.ErrFeedElsewhere none, and
+	// another node may have published events of their lane.
 	Publish(ctx context.Context, messages []eventstore.FeedMessage) error
 	// Last returns the id of the newest event of a lane that was published.
 	Last(ctx context.Context, lane uint32) (id string, found bool, err error)
@@ -67,8 +69,17 @@ func (r *Reactor) React(ctx context.Context, e reactors.Event) error {
 	return r.ReactAll(ctx, []reactors.Event{e})
 }
 
-// ReactAll implements reactors.BatchReactor.
+// ReactAll implements reactors.BatchReactor. A lane that comes back from another node is looked at again: what this node knows of it is
+// from before.
 func (r *Reactor) ReactAll(ctx context.Context, events []reactors.Event) error {
+	err := r.publish(ctx, events)
+	if errors.Is(err, eventstore.ErrFeedElsewhere) {
+		err = r.publish(ctx, events)
+	}
+	return err
+}
+
+func (r *Reactor) publish(ctx context.Context, events []reactors.Event) error {
 	lane := events[0].Lane
 	last, err := r.published(ctx, lane)
 	if err != nil {
