@@ -78,8 +78,8 @@ func (o *gatewayOptions) finish() error {
 
 // devPlaces is concurrency.min in the policy of a dev node's gateway: so many calls are let through, however long they take. The node bounds its queue
 // itself, and shares the processors with its gateway and, as a rule, with whoever calls: that calls take long says little there of whether fewer of them
-// would be quicker. Without it, callers that ask again at once, whatever they are told, are refused for seconds after each jam, as their asking takes
-// what the node would need; TestAClosedLoopOnSharedProcessors in gateway/limit has both. Elsewhere who operates the nodes decides, in the policy.
+// would be quicker. Without it, of callers that ask again at once, whatever they are told, one in 25 is served for seconds after a jam, as their asking
+// takes what the node would need: see TestAClosedLoopOnSharedProcessors in gateway/limit. Elsewhere who operates the nodes decides, in the policy.
 const devPlaces = 1024
 
 // devPolicy is the policy of a dev node's gateway that has no file.
