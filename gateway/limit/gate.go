@@ -19,6 +19,8 @@ import (
 // it is that of a moment's noise, or of callers who each wait for an answer before they ask again. While the bar refuses calls, the queue stands already
 // when everybody had to wait for longer than queueTarget.
 //
+// Where upstreams stall and no more is asked than usual (see demand), there are more places than the pace for a moment.
+//
 // Time comes in as a value, in ns since a start, so that a test moves it. Methods may be called by several goroutines.
 type gate struct {
 	config ConcurrencyConfig
@@ -37,8 +39,10 @@ type gate struct {
 	waiting  []*waiter // by rank, the worst first
 	arrivals uint64
 	window   window
-	// barring is whether the bar refused calls in the newest window.
+	// barring is whether the bar refused calls in the newest window, and usual whether no more was asked than usual (see demand).
 	barring bool
+	demand  demand
+	usual   bool
 	// Smoothed over the last windows.
 	came   [levelsMax]float64
 	served float64
@@ -204,11 +208,20 @@ func (g *gate) refusal(at level) time.Duration {
 	return min(max(after, retryAfterMin), retryAfterMax)
 }
 
+// places returns how many calls may be under way. The lock is held.
+func (g *gate) places(now int64) int {
+	places := g.pace.places(now)
+	if g.usual && !g.pace.trial.cuts(now) {
+		places = max(places, min(usualPlaces, g.config.Max))
+	}
+	return places
+}
+
 // tryEnter lets a call through if there is a place and nobody waits.
 func (g *gate) tryEnter(now int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.underWay >= g.pace.places(now) || len(g.waiting) > 0 {
+	if g.underWay >= g.places(now) || len(g.waiting) > 0 {
 		return false
 	}
 	g.admit(now, now)
@@ -219,7 +232,7 @@ func (g *gate) tryEnter(now int64) bool {
 func (g *gate) enter(now int64, at level, settle func(admitted bool)) (admitted bool, queued *waiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.underWay < g.pace.places(now) && len(g.waiting) == 0 {
+	if g.underWay < g.places(now) && len(g.waiting) == 0 {
 		g.admit(now, now)
 		return true, nil
 	}
@@ -268,7 +281,7 @@ func (g *gate) admit(now, since int64) {
 
 // serveWaiting gives free places to the best who wait. The lock is held.
 func (g *gate) serveWaiting(now int64) {
-	for len(g.waiting) > 0 && g.underWay < g.pace.places(now) {
+	for len(g.waiting) > 0 && g.underWay < g.places(now) {
 		last := len(g.waiting) - 1
 		best := g.waiting[last]
 		g.waiting[last] = nil
@@ -321,8 +334,16 @@ func (g *gate) roll(now int64) {
 	g.barring = g.barred.Swap(0) > 0
 
 	trial := g.pace.trial.cuts(now) || g.pace.trial.cuts(passed.start)
-	full := passed.shed > 0 || g.bar.Load() > 0 || passed.peak >= g.pace.places(now)
-	g.pace.adjust(now, full, passed.peak)
+	full := passed.shed > 0 || g.bar.Load() > 0 || passed.peak >= g.places(now)
+	var asked [levelsMax]float64
+	came := 0.0
+	for i := range g.asked {
+		asked[i] = float64(g.asked[i].Swap(0))
+		came += asked[i]
+	}
+	g.demand.pass(now, came, float64(passed.served), full || passed.peak > int(g.pace.limit) || g.pace.recent > 1)
+	g.usual = g.demand.isUsual(now)
+	g.pace.adjust(now, full, g.usual, passed.peak)
 
 	g.noteRefusing(now, passed)
 	if now-passed.start >= 2*int64(windowLength) && len(g.waiting) == 0 {
@@ -332,7 +353,7 @@ func (g *gate) roll(now int64) {
 	}
 	total := 0.0
 	for i := range g.came {
-		g.came[i] = g.came[i]*smoothing + float64(g.asked[i].Swap(0))
+		g.came[i] = g.came[i]*smoothing + asked[i]
 		total += g.came[i]
 	}
 	g.served = g.served*smoothing + float64(passed.served)
@@ -349,7 +370,6 @@ func (g *gate) roll(now int64) {
 func (g *gate) forget() {
 	for i := range g.came {
 		g.came[i] = 0
-		g.asked[i].Store(0)
 	}
 	g.served, g.fits = 0, 0
 	g.bar.Store(0)

@@ -59,18 +59,72 @@ func (w *world) noisy(perSecond float64, length time.Duration, took func() time.
 // A machine that is busy with something else makes calls slow now and then. Of 60,000 calls, a hundred a second, more than 1,000 were refused for that,
 // by a pace that had fallen to a few.
 func TestNoiseRefusesNobodyWhileLittleIsAsked(t *testing.T) {
+	own := func(w *world) time.Duration {
+		return time.Duration(float64(time.Millisecond) * math.Exp(1.5*w.random.NormFloat64()))
+	}
+	// between draws the time until the next stall, and how long it takes.
+	between := func(w *world, most time.Duration) (at, until int64) {
+		at = w.now + int64(4*time.Second) + w.random.Int64N(int64(4*time.Second))
+		return at, at + int64(most)/8 + w.random.Int64N(int64(most)*7/8)
+	}
+	for name, slows := range map[string]func(w *world) func() time.Duration{
+		// Nothing ends for up to 800 ms.
+		"stalls": func(w *world) func() time.Duration {
+			at, until := between(w, 800*time.Millisecond)
+			return func() time.Duration {
+				if w.now > until {
+					at, until = between(w, 800*time.Millisecond)
+				}
+				if w.now < at {
+					return own(w)
+				}
+				return own(w) + time.Duration(until-w.now)
+			}
+		},
+		// Half of the calls wait for a disk that takes up to 700 ms for each, for up to two seconds.
+		"a slow disk": func(w *world) func() time.Duration {
+			at, until := between(w, 2*time.Second)
+			return func() time.Duration {
+				if w.now > until {
+					at, until = between(w, 2*time.Second)
+				}
+				if w.now < at || w.random.IntN(2) == 0 {
+					return own(w)
+				}
+				return own(w) + time.Duration(w.random.Int64N(int64(700*time.Millisecond)))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			seed := seedOf(t)
+			w := newWorld(seed, 1)
+			calls := w.noisy(100, 10*time.Minute, slows(w))
+			if calls < 50_000 || w.refused > 0 {
+				t.Errorf("seed %d: %d of %d calls were refused (%v), want none of 60000 or so; the pace is %.0f", seed, w.refused, calls, w.why, w.gates[0].pace.limit)
+			}
+		})
+	}
+}
+
+// Callers on a machine that stalls come all at once after it, and find upstreams that are as slow as ever.
+func TestCallersWhoComeAllAtOnceAfterAStallAreServed(t *testing.T) {
 	seed := seedOf(t)
 	w := newWorld(seed, 1)
-	stalled := int64(0) // until then nothing ends
-	calls := w.noisy(100, 10*time.Minute, func() time.Duration {
-		if w.now >= stalled && w.random.Float64() < 0.002 { // Each five seconds.
-			stalled = w.now + int64(50*time.Millisecond) + w.random.Int64N(int64(250*time.Millisecond))
+	w.servers, w.service = 2, time.Millisecond
+	const perSecond = 200
+	for range 60 {
+		for range perSecond * 4 {
+			w.ask(Read)
+			w.run(time.Second / perSecond)
 		}
-		own := time.Duration(float64(time.Millisecond) * math.Exp(1.5*w.random.NormFloat64()))
-		return own + time.Duration(max(0, stalled-w.now))
-	})
-	if calls < 50_000 || w.refused > 0 {
-		t.Errorf("seed %d: %d of %d calls were refused (%v), want none of 60000 or so; the pace is %.0f", seed, w.refused, calls, w.why, w.gates[0].pace.limit)
+		w.run(time.Second) // Nobody asks in the stall,
+		for range perSecond {
+			w.ask(Read) // and all of them do after it.
+		}
+	}
+	w.run(time.Second)
+	if w.refused > 0 {
+		t.Errorf("seed %d: %d of %d calls were refused (%v), want none", seed, w.refused, w.offered[Read], w.why)
 	}
 }
 

@@ -183,8 +183,9 @@ func (p *pace) load(of func(*latency) tally) float64 {
 	return took / allowed
 }
 
-// adjust ends a window that ends now; full says that there was use for more calls than the pace allowed, peak how many were under way at most.
-func (p *pace) adjust(now int64, full bool, peak int) {
+// adjust ends a window that ends now; full says that there was use for more calls than were allowed, usual that no more was asked than usual, and peak how
+// many were under way at most.
+func (p *pace) adjust(now int64, full, usual bool, peak int) {
 	defer p.beginWindow()
 	if p.trial.start > 0 && now >= p.trial.judge {
 		p.judge()
@@ -212,11 +213,11 @@ func (p *pace) adjust(now int64, full bool, peak int) {
 		} else if p.fallFrom == 0 {
 			p.fallFrom = p.limit
 		}
-		if used {
+		if used && !usual {
 			limit *= max(min(1, 1/load), shrinkMost)
 		}
 		switch {
-		case full:
+		case full && (!usual || load <= 1):
 			// A larger pace grows less in proportion, so that gateways in front of the same upstreams come to like shares.
 			limit += math.Sqrt(p.limit) * min(growLeast+max(0, 1/load-1), growMost)
 		case load <= 1 && limit < float64(p.config.Initial):
@@ -224,7 +225,7 @@ func (p *pace) adjust(now int64, full bool, peak int) {
 		}
 	}
 	p.limit = min(max(limit, float64(p.config.Min)), float64(p.config.Max))
-	switch loaded := full || used && p.recent > trialLoad; {
+	switch loaded := !usual && (full || used && p.recent > trialLoad); {
 	case loaded && p.trial.start == 0:
 		p.planTrial(now)
 	case !loaded:
