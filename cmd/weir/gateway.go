@@ -76,10 +76,10 @@ func (o *gatewayOptions) finish() error {
 	return nil
 }
 
-// devPlaces is how many calls the gateway of a dev node lets through at a time, at the least. It shares its processors with the node and with
-// whoever calls: how long calls take says little of what the node can do, and the node has a bounded queue itself. A pace that grows again when less is
-// served than lately lets such a closed loop through without this floor, and was taken back: it crept up under a load that lasts, which
-// TestThePaceDoesNotCreepUpUnderLastingLoad in gateway/limit shows.
+// devPlaces is concurrency.min in the policy of a dev node's gateway: so many calls are let through, however long they take. The node bounds its queue
+// itself, and shares the processors with its gateway and, as a rule, with whoever calls: that calls take long says little there of whether fewer of them
+// would be quicker. Without it, of callers that ask again at once, whatever they are told, one in 25 is served for seconds after a jam, as their asking
+// takes what the node would need: see TestAClosedLoopOnSharedProcessors in gateway/limit. Elsewhere who operates the nodes decides, in the policy.
 const devPlaces = 1024
 
 // devPolicy is the policy of a dev node's gateway that has no file.

@@ -223,6 +223,31 @@ func TestAGatewayRefusesWhatIsSoldOutUntilMoreComes(t *testing.T) {
 	stop().want(t, exitOK)
 }
 
+// passOf enters the waiting room of a campaign, and waits for the pass.
+func passOf(t *testing.T, base, token, campaign string) (pass string) {
+	t.Helper()
+	ctx, call := connect.NewClientContext(t.Context())
+	call.RequestHeader().Set("Authorization", "Bearer "+token)
+	rooms := roomv1connect.NewRoomServiceClient(http.DefaultClient, base)
+	entered, err := rooms.Enter(ctx, &roomv1.EnterRequest{CampaignId: campaign})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, call = connect.NewClientContext(t.Context())
+	call.RequestHeader().Set("Authorization", "Bearer "+token)
+	stream, err := rooms.Wait(ctx, &roomv1.WaitRequest{Ticket: entered.GetTicket()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for pass == "" && stream.Receive() {
+		pass = stream.Msg().GetPass()
+	}
+	if err := stream.Close(); err != nil || pass == "" {
+		t.Fatalf("no pass came: %v, %v", stream.Err(), err)
+	}
+	return pass
+}
+
 func TestAnOrderOfACampaignWithARoomNeedsAPass(t *testing.T) {
 	n := startDev(t, t.TempDir(), "--demo", "--no-gateway")
 	live(t, n.operator(), "campaign", "put", "rush", "--sku", "tea-sencha", "--price", "4.99 EUR", "--units", "3", "--opens", "now", "--closes", "+30m").want(t, exitOK)
@@ -252,21 +277,7 @@ func TestAnOrderOfACampaignWithARoomNeedsAPass(t *testing.T) {
 	if _, err := rooms.Enter(as(alice+"x"), &roomv1.EnterRequest{CampaignId: "rush"}); connect.CodeOf(err) != connect.CodeUnauthenticated {
 		t.Errorf("with a bad token the room says %v", err)
 	}
-	entered, err := rooms.Enter(as(alice), &roomv1.EnterRequest{CampaignId: "rush"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	stream, err := rooms.Wait(as(alice), &roomv1.WaitRequest{Ticket: entered.GetTicket()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pass string
-	for pass == "" && stream.Receive() {
-		pass = stream.Msg().GetPass()
-	}
-	if err := stream.Close(); err != nil || pass == "" {
-		t.Fatalf("no pass came: %v, %v", stream.Err(), err)
-	}
+	pass := passOf(t, lines.Gateway, alice, "rush")
 	needsPass(bob, pass)
 	// What the node refuses does not use her turn.
 	if status, body, _ := placeAt(t, lines.Gateway, alice, strings.Replace(request, `"quantity":"1"`, `"quantity":"0"`, 1), room.HeaderPass, pass); status != http.StatusBadRequest || strings.Contains(body, room.ReasonWaitingRoom) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -20,6 +22,8 @@ import (
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/gateway"
+	"github.com/weirhq/weir/gateway/room"
 )
 
 // refusals keeps what a server logs of clients that it refuses something.
@@ -50,15 +54,63 @@ func (r *refusals) all() []string {
 	return slices.Clone(r.said)
 }
 
-// watchedServer runs a server with the configuration of ops/nats, and a user more, who hears everything in the account.
-func watchedServer(t *testing.T) (url string, permissions []string, published func() []string, refused *refusals) {
+// A watchedServer is a server with the configuration of ops/nats, and a user more, who hears everything in the account.
+type watchedServer struct {
+	conf, address string
+	refused       *refusals
+	watcher       *nats.Conn
+
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+// url is how a user of the configuration reaches it.
+func (s *watchedServer) url(user string) string {
+	return strings.Replace(s.address, "nats://", "nats://"+user+":test@", 1)
+}
+
+// permissions are the subjects that a user may publish to.
+func (s *watchedServer) permissions(t *testing.T, user string) (subjects []string) {
+	t.Helper()
+	allow := regexp.MustCompile(`(?s)user: ` + user + `\n.*?publish \{\s*allow: \[(.*?)\n\s*\]`).FindStringSubmatch(s.conf)
+	if allow == nil {
+		t.Fatalf("ops/nats/weir.conf allows %s nothing", user)
+	}
+	for _, quoted := range regexp.MustCompile(`"([^"]+)"`).FindAllStringSubmatch(allow[1], -1) {
+		subjects = append(subjects, quoted[1])
+	}
+	if len(subjects) < 15 {
+		t.Fatalf("%s has the permissions %v: the test did not find them", user, subjects)
+	}
+	return subjects
+}
+
+// published returns the subjects that were published to since it was called last.
+func (s *watchedServer) published() []string {
+	_ = s.watcher.Flush() // What was published before has come after it.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	subjects := slices.Collect(maps.Keys(s.seen))
+	clear(s.seen)
+	return subjects
+}
+
+// unused returns the permissions that cover none of the subjects.
+func unused(permissions, subjects []string) []string {
+	return slices.DeleteFunc(slices.Clone(permissions), func(permission string) bool {
+		return slices.ContainsFunc(subjects, func(subject string) bool { return covers(permission, subject) })
+	})
+}
+
+func startWatchedServer(t *testing.T) *watchedServer {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "..", "ops", "nats", "weir.conf"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("WEIR_NATS_PASSWORD", "test")
-	t.Setenv("WEIR_NATS_SYSTEM_PASSWORD", "test")
+	for _, user := range []string{"", "GATEWAY_", "OPERATOR_", "SYSTEM_"} {
+		t.Setenv("WEIR_NATS_"+user+"PASSWORD", "test")
+	}
 	conf := string(text)
 	for old, now := range map[string]string{
 		"listen: 0.0.0.0:4222": "listen: 127.0.0.1:-1", "http: 127.0.0.1:8222": "http: 127.0.0.1:-1",
@@ -70,13 +122,6 @@ func watchedServer(t *testing.T) (url string, permissions []string, published fu
 		}
 		conf = strings.Replace(conf, old, now, 1)
 	}
-	allow := regexp.MustCompile(`(?s)publish \{\s*allow: \[(.*?)\n\s*\]`).FindStringSubmatch(conf)
-	if allow == nil {
-		t.Fatal("ops/nats/weir.conf allows nothing")
-	}
-	for _, quoted := range regexp.MustCompile(`"([^"]+)"`).FindAllStringSubmatch(allow[1], -1) {
-		permissions = append(permissions, quoted[1])
-	}
 	options := &server.Options{}
 	if err := options.ProcessConfigString(conf); err != nil {
 		t.Fatal(err)
@@ -86,40 +131,29 @@ func watchedServer(t *testing.T) (url string, permissions []string, published fu
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused = &refusals{}
-	s.SetLoggerV2(refused, false, false, false)
+	watched := &watchedServer{conf: conf, refused: &refusals{}, seen: map[string]bool{}}
+	s.SetLoggerV2(watched.refused, false, false, false)
 	s.Start()
 	t.Cleanup(s.Shutdown)
 	if !s.ReadyForConnections(30 * time.Second) {
 		t.Fatal("the server is not ready")
 	}
-	watcher, err := nats.Connect(s.ClientURL(), nats.UserInfo("watcher", "test"))
-	if err != nil {
+	watched.address = s.ClientURL()
+	if watched.watcher, err = nats.Connect(s.ClientURL(), nats.UserInfo("watcher", "test")); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(watcher.Close)
-	var mu sync.Mutex
-	seen := map[string]bool{}
-	if _, err := watcher.Subscribe(">", func(m *nats.Msg) {
-		mu.Lock()
-		defer mu.Unlock()
-		seen[m.Subject] = true
+	t.Cleanup(watched.watcher.Close)
+	if _, err := watched.watcher.Subscribe(">", func(m *nats.Msg) {
+		watched.mu.Lock()
+		defer watched.mu.Unlock()
+		watched.seen[m.Subject] = true
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := watcher.Flush(); err != nil {
+	if err := watched.watcher.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	return strings.Replace(s.ClientURL(), "nats://", "nats://weir:test@", 1), permissions, func() []string {
-		_ = watcher.Flush() // What was published before has come after it.
-		mu.Lock()
-		defer mu.Unlock()
-		var subjects []string
-		for subject := range seen {
-			subjects = append(subjects, subject)
-		}
-		return subjects
-	}, refused
+	return watched
 }
 
 // covers reports whether a pattern with * and > covers a subject.
@@ -189,10 +223,8 @@ func TestServersOfWeirsOwnAllowWhatTheShippedConfigurationDoes(t *testing.T) {
 }
 
 func TestNodesWorkWithThePermissionsThatAreShippedAndUseEach(t *testing.T) {
-	url, permissions, published, refused := watchedServer(t)
-	if len(permissions) < 20 {
-		t.Fatalf("permissions %v: the test did not find them", permissions)
-	}
+	watched := startWatchedServer(t)
+	url, permissions := watched.url("weir"), watched.permissions(t, "weir")
 	keepACheckpoint(t, url)
 	dirs := [2]string{t.TempDir(), t.TempDir()}
 	var nodes [2]*devNode
@@ -235,23 +267,153 @@ func TestNodesWorkWithThePermissionsThatAreShippedAndUseEach(t *testing.T) {
 	wantText(t, live(t, []string{"WEIR_NATS=" + url}, "doctor").want(t, exitOK).stdout, "this account may not delete the log")
 	shown := live(t, nil, "doctor", "--nats", url).want(t, exitDifference)
 	wantText(t, shown.stdout, "an address has one, and every user of the machine can list command lines", "give --nats-creds")
-	var missing []string
+	var subjects []string
 	eventually(t, "each permission used", func() bool { // Public events and the reactors' positions come a moment after the order.
-		missing = missing[:0]
-		subjects := published()
-		for _, permission := range permissions {
-			if !slices.ContainsFunc(subjects, func(subject string) bool { return covers(permission, subject) }) {
-				missing = append(missing, permission)
-			}
-		}
-		return len(missing) == 0
-	}, func() string { return fmt.Sprintf("never used: %v; used: %v", missing, published()) })
+		subjects = append(subjects, watched.published()...)
+		return len(unused(permissions, subjects)) == 0
+	}, func() string { return fmt.Sprintf("never used: %v; used: %v", unused(permissions, subjects), subjects) })
 	for _, n := range nodes {
 		if r := n.stop(); r.code != exitOK {
 			t.Fatalf("the node ended with %d:\n%s", r.code, r.stderr)
 		}
 	}
-	if said := refused.all(); len(said) > 0 {
+	if said := watched.refused.all(); len(said) > 0 {
 		t.Fatalf("the server refused %d times: %v", len(said), said[:min(len(said), 10)])
+	}
+}
+
+// The node is away while the gateway makes and uses what is its own, so that nothing that a node does counts for it.
+func TestGatewaysWorkWithThePermissionsThatAreShippedAndUseEach(t *testing.T) {
+	watched := startWatchedServer(t)
+	dir, secret := t.TempDir(), secretOf(t, "0d")
+	serve := []string{
+		"serve", "--nats", watched.url("weir"), "--allow-lossy-log", "--data", dir, "--listen", "127.0.0.1:0", "-o", "json", "--log-level", "error",
+		"--lanes", "1", "--lease-ttl", "1s", "--node-id", "node-0",
+	}
+	n := startNode(t, serve...)
+	operatorToken := tokenFor(t, dir, "op", "operator")
+	operator := n.env(operatorToken)
+	live(t, operator, "product", "put", "--sku", "tea", "--title", "Tea", "--price", "1.00 EUR").want(t, exitOK)
+	live(t, operator, "stock", "receive", "--sku", "tea", "--quantity", "9").want(t, exitOK)
+	live(t, operator, "campaign", "put", "rush", "--sku", "tea", "--price", "0.50 EUR", "--units", "3", "--opens", "now", "--closes", "+30m").want(t, exitOK)
+	n.stop().want(t, exitOK)
+	ofNodes := watched.published()
+
+	people := []string{"WEIR_NATS=" + watched.url("operator")}
+	opens, closes := time.Now().Add(-time.Minute).UTC().Format(time.RFC3339), time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+	lines, stop := startGateway(
+		t, "--nats", watched.url("gateway"), "--token-key-dir", dir, "--gateway-secret-file", secret, "--log-level", "warn",
+		"--operator-token-file", fileOf(t, "operator.token", operatorToken),
+		"--policy", fileOf(t, "policy.yaml", fmt.Sprintf(`
+methods: {weir.order.v1.OrderService/PlaceOrder: {fault: {mode: failback}}}
+board: [{sku: tea, campaign_id: rush}]
+room: {campaigns: [{campaign_id: rush, opens_at: %s, closes_at: %s}]}
+`, opens, closes)),
+	)
+	alice := tokenFor(t, dir, "alice", "")
+	const late, much = `{"requestId":"late","items":[{"sku":"tea","quantity":"2"}]}`, `{"requestId":"much","items":[{"sku":"tea","quantity":"100"}]}`
+	for _, request := range []string{late, late, much} { // The second is compared with the first.
+		until(t, "kept "+request, func() (bool, string) {
+			status, body, header := placeAt(t, lines.Gateway, alice, request)
+			return status == http.StatusOK && header.Get(gateway.HeaderFailback) == "accepted", fmt.Sprint(status, body)
+		})
+	}
+	live(t, people, by("plan", "put", "../../ops/plans/payment-down.yaml")...).want(t, exitOK)
+	live(t, people, "plan", "dry-run", "payment-down", "--for", "1s").want(t, exitOK)
+	live(t, people, by("plan", "apply", "payment-down", "--ttl", "1h")...).want(t, exitOK)
+	live(t, people, "plan", "history").want(t, exitOK)
+	until(t, "the plan is gone by", func() (bool, string) {
+		_, _, header := placeAt(t, lines.Gateway, alice, late)
+		return strings.HasPrefix(header.Get(gateway.HeaderPlan), "payment-down@"), fmt.Sprint(header)
+	})
+	live(t, people, by("plan", "rollback")...).want(t, exitOK)
+	alone := watched.published()
+
+	n = startNode(t, serve...)
+	status := func(state string, count int) func() (bool, string) {
+		return func() (bool, string) {
+			text := metricsOf(t, lines.Operator)
+			return strings.Contains(text, fmt.Sprintf("weir_gateway_failback_requests{state=%q} %d\n", state, count)), text
+		}
+	}
+	until(t, "made", status("waiting", 0))
+	until(t, "one parked", status("parked", 1))
+	list := append(slices.Clone(people), "WEIR_GATEWAY_SECRET_FILE="+secret)
+	parked := live(t, list, "gateway", "failback", "list", "-o", "json").want(t, exitDifference)
+	key := decode[struct{ Parked []parkedRequest }](t, parked.stdout).Parked[0].Key
+	live(t, list, "gateway", "failback", "retry", key).want(t, exitOK)
+	until(t, "parked again", func() (bool, string) {
+		text := metricsOf(t, lines.Operator)
+		return strings.Contains(text, `weir_gateway_failback_total{what="parked"} 2`+"\n"), text
+	})
+	live(t, list, "gateway", "failback", "drop", key).want(t, exitOK)
+	// Two orders with one pass: the turn is counted on NATS.
+	pass := passOf(t, lines.Gateway, alice, "rush")
+	ordered := func(id string) int {
+		status, _, _ := placeAt(t, lines.Gateway, alice, `{"requestId":"`+id+`","campaignId":"rush","items":[{"sku":"tea","quantity":"1"}]}`, room.HeaderPass, pass)
+		return status
+	}
+	if first, second := ordered("one"), ordered("two"); first != http.StatusOK || second != http.StatusBadRequest {
+		t.Errorf("two orders with one pass got %d and %d, want the first alone", first, second)
+	}
+	used := alone
+	missing := func() []string {
+		return slices.Concat(unused(watched.permissions(t, "gateway"), used), unused(watched.permissions(t, "operator"), used))
+	}
+	eventually(t, "each permission used", func() bool { // The list of nodes is read anew each ten seconds.
+		used = append(used, slices.DeleteFunc(watched.published(), func(subject string) bool { return slices.Contains(ofNodes, subject) })...)
+		return len(missing()) == 0
+	}, func() string { return fmt.Sprintf("never used: %q", missing()) })
+	stop().want(t, exitOK)
+	n.stop().want(t, exitOK)
+	if said := watched.refused.all(); len(said) > 0 {
+		t.Errorf("the server refused %d times: %v", len(said), said[:min(len(said), 10)])
+	}
+}
+
+func TestAGatewaysUserMayNotWriteWhatNodesWrite(t *testing.T) {
+	watched := startWatchedServer(t)
+	for user, forbidden := range map[string][]string{
+		"gateway": {
+			"weir.log.00", "weir.cmd.0", "weir.escrow.0", "weir.events.order.placed", "$KV.WEIR-NODES.node-0", "$KV.WEIR-LEASES.00", "$KV.WEIR-USER-KEYS.a",
+			"$KV.WEIR-CLUSTER.topology", "$KV.WEIR-PLANS.active", "$JS.API.STREAM.DELETE.ORDERS-00", "$JS.API.STREAM.CREATE.ORDERS-00",
+			"$JS.API.STREAM.MSG.GET.ORDERS-00", "$JS.API.STREAM.MSG.GET.KV_WEIR-USER-KEYS", "$JS.API.DIRECT.GET.KV_WEIR-USER-KEYS.a",
+			"$JS.API.STREAM.DELETE.WEIR-FAILBACK", "$JS.API.STREAM.PURGE.WEIR-FAILBACK",
+		},
+		"operator": {"weir.log.00", "$KV.WEIR-NODES.node-0", "$KV.WEIR-USER-KEYS.a", "$JS.API.STREAM.MSG.DELETE.KV_WEIR-PLANS", "$JS.API.STREAM.DELETE.WEIR-PLAN-AUDIT"},
+	} {
+		var mu sync.Mutex
+		var refused []string
+		nc, err := nats.Connect(watched.url(user), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			refused = append(refused, err.Error())
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		for _, subject := range forbidden {
+			if err := nc.Publish(subject, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, subject := range []string{">", "weir.log.*", "$KV.WEIR-USER-KEYS.*", "weir.cmd.*"} {
+			if _, err := nc.SubscribeSync(subject); err != nil {
+				t.Fatal(err)
+			}
+			forbidden = append(forbidden, subject)
+		}
+		eventually(t, user+" refused everything", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return !slices.ContainsFunc(forbidden, func(subject string) bool {
+				return !slices.ContainsFunc(refused, func(said string) bool { return strings.Contains(said, `"`+subject+`"`) })
+			})
+		}, func() string {
+			mu.Lock()
+			defer mu.Unlock()
+			return fmt.Sprintf("of %q refused was %q", forbidden, refused)
+		})
 	}
 }

@@ -335,6 +335,30 @@ func TestPoisonIsParkedAndListedAndNeverDropped(t *testing.T) {
 	}
 }
 
+// Dropping it said that the server could not delete it.
+func TestAParkedRequestThatIsParkedAgainMeanwhileIsNoError(t *testing.T) {
+	q := openFresh(t, Config{})
+	r := request("again")
+	park := func() Parked {
+		t.Helper()
+		if err := q.park(t.Context(), r.key(), q.seal.Load().seal(r), "no", 1); err != nil {
+			t.Fatal(err)
+		}
+		p, err := q.parkedAt(t.Context(), r.key())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	first, second := park(), park()
+	if err := q.remove(t.Context(), first); err != nil {
+		t.Errorf("what has another one in its place cannot be removed: %v", err)
+	}
+	if found, err := q.parkedAt(t.Context(), r.key()); err != nil || found.position != second.position {
+		t.Errorf("what was parked since is at %d, %v; want %d", found.position, err, second.position)
+	}
+}
+
 func TestARequestThatNobodyAnswersIsParkedWhenItIsOld(t *testing.T) {
 	now := time.Now()
 	var mu sync.Mutex

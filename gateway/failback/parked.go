@@ -136,8 +136,13 @@ func (q *Queue) Drop(ctx context.Context, key string) error {
 // remove deletes that very record, and not one that was parked since.
 func (q *Queue) remove(ctx context.Context, p Parked) error {
 	// Overwritten on the disk, for it holds what a customer wrote.
-	if err := q.parked.SecureDeleteMsg(ctx, p.position); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
-		return fmt.Errorf("remove parked request %s: %w", p.Key, err)
+	err := q.parked.SecureDeleteMsg(ctx, p.position)
+	if err == nil {
+		return nil
 	}
-	return nil
+	// What the server says of a record that is gone it says of others too. It goes when the same request is parked again.
+	if _, looked := q.parked.GetMsg(ctx, p.position); errors.Is(looked, jetstream.ErrMsgNotFound) {
+		return nil
+	}
+	return fmt.Errorf("remove parked request %s: %w", p.Key, err)
 }

@@ -15,16 +15,22 @@ import (
 // Three things act together. The pace (see pace) is how many calls may be under way; it follows how long calls take. The bar is
 // the level below which a call is refused at once, at the price of a few atomic reads; it follows how many calls came of which level
 // and how many were served, so that what passes it is what fits. What passes the bar and finds no place waits, the highest level first, in a
-// short queue; when everybody had to wait for longer than queueTarget, the queue stands, and the bar goes up.
+// short queue; when calls of it are refused, the queue stands, and the bar goes up. A queue that serves everybody in time refuses nobody, however long:
+// it is that of a moment's noise, or of callers who each wait for an answer before they ask again. While the bar refuses calls, the queue stands already
+// when everybody had to wait for longer than queueTarget.
+//
+// Where upstreams stall and no more is asked than usual (see demand), there are more places than the pace for a moment.
 //
 // Time comes in as a value, in ns since a start, so that a test moves it. Methods may be called by several goroutines.
 type gate struct {
 	config ConcurrencyConfig
 
-	bar       atomic.Uint32
+	bar atomic.Uint32
+	// barred counts the calls of the window that were below the bar.
+	barred    atomic.Uint32
 	windowEnd atomic.Int64
 	asked     [levelsMax]atomic.Uint32
-	// retryAfter by priority, in ns: as long as it takes to serve what a second asks for at that priority and above.
+	// retryAfter by priority, in ns, as tellWhen computes it.
 	retryAfter [prioritiesMax]atomic.Int64
 
 	mu       sync.Mutex
@@ -33,11 +39,17 @@ type gate struct {
 	waiting  []*waiter // by rank, the worst first
 	arrivals uint64
 	window   window
+	// barring is whether the bar refused calls in the newest window, and usual whether no more was asked than usual (see demand).
+	barring bool
+	demand  demand
+	usual   bool
 	// Smoothed over the last windows.
 	came   [levelsMax]float64
 	served float64
 	// fits is how many calls may pass the bar, counted like came.
 	fits float64
+	// refusing is since when calls are refused, and refused when one was last; 0 for none.
+	refusing, refused int64
 }
 
 // A waiter is a call that waits for a place.
@@ -65,7 +77,8 @@ type window struct {
 type ConcurrencyConfig struct {
 	// Off lets every call through.
 	Off bool `yaml:"off"`
-	// Min, Initial and Max calls under way; by default 4, 64 and 8192.
+	// Min, Initial and Max calls under way; by default 8, 64 and 8192. However long calls take, Min are let through: it is for whoever knows that the
+	// nodes bound their work themselves, and that how long calls take says little of it.
 	Min     int `yaml:"min"`
 	Initial int `yaml:"initial"`
 	Max     int `yaml:"max"`
@@ -81,7 +94,7 @@ type ConcurrencyConfig struct {
 
 // Defaults and limits of a gate.
 const (
-	minDefault          = 4
+	minDefault          = 8
 	initialDefault      = 64
 	maxDefault          = 8192
 	maxMax              = 1 << 20
@@ -97,17 +110,22 @@ const (
 	windowLength = 100 * time.Millisecond
 	// queueTarget is how long every call of a window may wait without the queue counting as one that stands (CoDel's target).
 	queueTarget = 5 * time.Millisecond
-	// queueWaitStanding bounds the wait of those priorities of which the bar refuses some: their queue is no burst that passes.
+	// queueWaitStanding bounds the wait of those priorities of which the bar has just refused some: their queue is no burst that passes.
 	queueWaitStanding = 10 * time.Millisecond
 	// smoothing is what is left of a window's counts in the next one.
 	smoothing = 0.7
 	// growth is by how much more is let through than was served, each window in which there was room, until it fits no more.
 	growth = 1.05
+	// growthUnused is the same for a window in which places stayed free: then it is the bar alone that refuses.
+	growthUnused = 1.5
 	// fitsFall is by how much less is let through at most, from one window to the next.
 	fitsFall = 0.95
-	// retryAfterMin and retryAfterMax bound what a refused call is told.
-	retryAfterMin = 100 * time.Millisecond
-	retryAfterMax = 30 * time.Second
+	// retryAfterMin and retryAfterMax bound what a refused call is told; retryAfterUnknown bounds it while nothing is served.
+	retryAfterMin     = 100 * time.Millisecond
+	retryAfterMax     = 30 * time.Second
+	retryAfterUnknown = 5 * time.Second
+	// refusingEnds is how long nobody has been refused when the next refusal counts as the first.
+	refusingEnds = time.Second
 )
 
 // Validate says what is wrong with the configuration.
@@ -177,7 +195,11 @@ func (g *gate) ask(now int64, at level) bool {
 		g.roll(now)
 	}
 	g.asked[at].Add(1)
-	return uint32(at) >= g.bar.Load()
+	if uint32(at) >= g.bar.Load() {
+		return true
+	}
+	g.barred.Add(1)
+	return false
 }
 
 // refusal returns when a call of the level should come again.
@@ -186,11 +208,20 @@ func (g *gate) refusal(at level) time.Duration {
 	return min(max(after, retryAfterMin), retryAfterMax)
 }
 
+// places returns how many calls may be under way. The lock is held.
+func (g *gate) places(now int64) int {
+	places := g.pace.places(now)
+	if g.usual && !g.pace.trial.cuts(now) {
+		places = max(places, min(usualPlaces, g.config.Max))
+	}
+	return places
+}
+
 // tryEnter lets a call through if there is a place and nobody waits.
 func (g *gate) tryEnter(now int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.underWay >= g.pace.places(now) || len(g.waiting) > 0 {
+	if g.underWay >= g.places(now) || len(g.waiting) > 0 {
 		return false
 	}
 	g.admit(now, now)
@@ -201,7 +232,7 @@ func (g *gate) tryEnter(now int64) bool {
 func (g *gate) enter(now int64, at level, settle func(admitted bool)) (admitted bool, queued *waiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.underWay < g.pace.places(now) && len(g.waiting) == 0 {
+	if g.underWay < g.places(now) && len(g.waiting) == 0 {
 		g.admit(now, now)
 		return true, nil
 	}
@@ -216,7 +247,7 @@ func (g *gate) enter(now int64, at level, settle func(admitted bool)) (admitted 
 	}
 	g.arrivals++
 	queued = &waiter{level: at, number: g.arrivals, since: now, patience: g.config.QueueWaitMax, settle: settle}
-	if bar := level(g.bar.Load()); bar > 0 && at.priority() <= bar.priority() {
+	if bar := level(g.bar.Load()); g.barring && at.priority() <= bar.priority() {
 		queued.patience = min(queued.patience, queueWaitStanding)
 	}
 	index, _ := slices.BinarySearchFunc(g.waiting, queued, byRank)
@@ -250,7 +281,7 @@ func (g *gate) admit(now, since int64) {
 
 // serveWaiting gives free places to the best who wait. The lock is held.
 func (g *gate) serveWaiting(now int64) {
-	for len(g.waiting) > 0 && g.underWay < g.pace.places(now) {
+	for len(g.waiting) > 0 && g.underWay < g.places(now) {
 		last := len(g.waiting) - 1
 		best := g.waiting[last]
 		g.waiting[last] = nil
@@ -300,28 +331,38 @@ func (g *gate) roll(now int64) {
 	g.windowEnd.Store(now + int64(windowLength))
 	passed := g.window
 	g.window = window{start: now, waitMin: -1, peak: g.underWay}
+	g.barring = g.barred.Swap(0) > 0
 
-	trial := g.pace.trial.cuts(now) || g.pace.trial.cuts(g.window.start)
-	full := passed.shed > 0 || g.bar.Load() > 0 || passed.peak >= g.pace.places(now)
-	g.pace.adjust(now, full, passed.peak)
+	trial := g.pace.trial.cuts(now) || g.pace.trial.cuts(passed.start)
+	full := passed.shed > 0 || g.bar.Load() > 0 || passed.peak >= g.places(now)
+	var asked [levelsMax]float64
+	came := 0.0
+	for i := range g.asked {
+		asked[i] = float64(g.asked[i].Swap(0))
+		came += asked[i]
+	}
+	g.demand.pass(now, came, float64(passed.served), full || passed.peak > int(g.pace.limit) || g.pace.recent > 1)
+	g.usual = g.demand.isUsual(now)
+	g.pace.adjust(now, full, g.usual, passed.peak)
 
+	g.noteRefusing(now, passed)
 	if now-passed.start >= 2*int64(windowLength) && len(g.waiting) == 0 {
 		g.forget() // Nobody came, ended or waited for a whole window: what the last one saw is over.
-		g.tellWhen()
+		g.tellWhen(now)
 		return
 	}
 	total := 0.0
 	for i := range g.came {
-		g.came[i] = g.came[i]*smoothing + float64(g.asked[i].Swap(0))
+		g.came[i] = g.came[i]*smoothing + asked[i]
 		total += g.came[i]
 	}
 	g.served = g.served*smoothing + float64(passed.served)
 
-	standing := passed.shed > 0 || passed.waitMin > int64(queueTarget)
+	standing := passed.shed > 0 || g.barring && passed.waitMin > int64(queueTarget)
 	if !trial { // What is served in one says nothing of what could be.
-		g.moveBar(total, standing)
+		g.moveBar(total, standing, !g.pace.uses(passed.peak))
 	}
-	g.tellWhen()
+	g.tellWhen(now)
 	g.serveWaiting(now)
 }
 
@@ -329,20 +370,21 @@ func (g *gate) roll(now int64) {
 func (g *gate) forget() {
 	for i := range g.came {
 		g.came[i] = 0
-		g.asked[i].Store(0)
 	}
 	g.served, g.fits = 0, 0
 	g.bar.Store(0)
 }
 
 // moveBar puts the bar where what passes it is what was served when the queue stood last, and a little more in each window in which it did not.
-// The lock is held.
-func (g *gate) moveBar(total float64, standing bool) {
+// unused says that there were places for far more than were under way. The lock is held.
+func (g *gate) moveBar(total float64, standing, unused bool) {
 	switch up := g.bar.Load() > 0; {
 	case up && standing:
 		g.fits = max(g.served, g.fits*fitsFall)
 	case standing:
 		g.fits = g.served
+	case up && unused:
+		g.fits = max(g.fits, g.served)*growthUnused + 1
 	case up:
 		g.fits = max(g.fits, g.served)*growth + 1
 	default:
@@ -361,17 +403,37 @@ func (g *gate) moveBar(total float64, standing bool) {
 	g.bar.Store(uint32(bar))
 }
 
-// tellWhen computes when those who are refused should come again. The lock is held.
-func (g *gate) tellWhen() {
+// noteRefusing notes whether calls were refused in a window. The lock is held.
+func (g *gate) noteRefusing(now int64, passed window) {
+	switch {
+	case passed.shed > 0 || g.barring:
+		g.refused = now
+		if g.refusing == 0 {
+			g.refusing = passed.start
+		}
+	case now-g.refused >= int64(refusingEnds):
+		g.refusing = 0
+	}
+}
+
+// tellWhen computes when those who are refused should come again: after as long as it takes to serve what a second asks for at their priority and
+// above. That is known from what was served lately; where nothing was, nobody knows, and the gate says a few seconds at the most. And it says no more
+// than it has refused calls for: who is refused in a moment's jam comes again in a moment, and who meets one that lasts, later each time.
+// The lock is held.
+func (g *gate) tellWhen(now int64) {
+	lasts := float64(0)
+	if g.refusing > 0 {
+		lasts = float64(now - g.refusing)
+	}
 	asked := 0.0
 	for i := len(g.came) - 1; i >= 0; i-- {
 		asked += g.came[i]
 		if i%levelsPerPriority == 0 {
-			after := float64(retryAfterMax)
-			if g.served > 0 {
-				after = min(after, asked/g.served*float64(time.Second))
+			after := float64(retryAfterUnknown)
+			if g.served >= 1 {
+				after = asked / g.served * float64(time.Second)
 			}
-			g.retryAfter[level(i).priority()].Store(int64(after))
+			g.retryAfter[level(i).priority()].Store(int64(min(after, lasts, float64(retryAfterMax))))
 		}
 	}
 }

@@ -423,6 +423,6 @@ func (l *Limiter) Stats() Stats {
 	s.Bar = float64(g.bar.Load()) / float64(levelsMax)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s.UnderWay, s.Waiting, s.Places, s.Load = g.underWay, len(g.waiting), g.pace.places(l.now()), g.pace.recent
+	s.UnderWay, s.Waiting, s.Places, s.Load = g.underWay, len(g.waiting), g.places(l.now()), g.pace.recent
 	return s
 }

@@ -8,7 +8,8 @@ import (
 )
 
 // A pace is how many calls may be under way, from how long they take: it grows while calls take little longer than without load and
-// there is use for more, and shrinks in proportion when they take longer than allowed.
+// there is use for more, and shrinks in proportion when they take longer than allowed, unless so few are under way that it is not they who wait for
+// each other. While there is no use for it, it comes back to where it began.
 //
 // What a method's calls take without load is its baseline. Measured as a moving average under load it would creep up with the load, and the
 // pace with it; as a minimum for ever it would starve an upstream that became slower for good. So it falls quickly, and rises by trials
@@ -41,6 +42,14 @@ type trial struct {
 	before                     float64 // the load
 }
 
+// wait returns how much of the baseline its calls are to take if they wait for each other.
+func (t trial) wait() float64 {
+	if t.early {
+		return trialWaitEarly
+	}
+	return trialWait
+}
+
 func (t trial) cuts(now int64) bool { return t.start > 0 && now >= t.start && now < t.end }
 
 // A latency is what is known of one method's calls, in ns.
@@ -67,17 +76,22 @@ const (
 	shrinkMost = 0.7
 	growLeast  = 0.5
 	growMost   = 2
+	// usedShare of the pace is used when as many calls were under way at once. Where fewer were, that calls took long is no work of theirs: fewer places
+	// would make them no quicker.
+	usedShare = 0.5
 	// busyShare of calls that an upstream turned away because it has too much to do slows down by busyShrink.
 	busyShare  = 0.02
 	busyShrink = 0.9
 	// trialEvery is how often trials are held, each for trialLength. In one there are as few calls under way that, if calls wait for each other,
 	// they take trialWait of the baseline when without a trial they take Tolerance times as much: well below trialQuicker, so that a baseline
 	// that is too high falls each time. Calls of a trial that have not ended by trialJudged count for nothing.
-	trialEvery  = 10 * time.Second
-	trialEarly  = time.Second
-	trialWait   = 0.6
-	trialLength = 300 * time.Millisecond
-	trialJudged = 2 * time.Second
+	// trialWaitEarly is that of an early one: the baseline that it is about may have far to fall.
+	trialEvery     = 10 * time.Second
+	trialEarly     = time.Second
+	trialWait      = 0.65
+	trialWaitEarly = 0.5
+	trialLength    = 300 * time.Millisecond
+	trialJudged    = 2 * time.Second
 	// trialLoad is the load from which trials are held even if there is no use for more calls: others may have it.
 	trialLoad = 0.9
 	// trialSettle bounds how long the calls from before a trial are waited for.
@@ -109,10 +123,13 @@ func (p *pace) places(now int64) int {
 		return math.MaxInt
 	}
 	if p.trial.cuts(now) {
-		return max(1, int(min(p.limit, float64(p.peak))*trialWait/p.config.Tolerance))
+		return max(1, int(min(p.limit, float64(p.peak))*p.trial.wait()/p.config.Tolerance))
 	}
 	return int(p.limit)
 }
+
+// uses reports whether so many calls under way at once use the pace.
+func (p *pace) uses(peak int) bool { return float64(peak) >= p.limit*usedShare }
 
 // observe takes in how long a call took that was let through at since.
 func (p *pace) observe(method string, since, took int64, end outcome.Outcome) {
@@ -166,8 +183,9 @@ func (p *pace) load(of func(*latency) tally) float64 {
 	return took / allowed
 }
 
-// adjust ends a window that ends now; full says that there was use for more calls than the pace allowed, peak how many were under way at most.
-func (p *pace) adjust(now int64, full bool, peak int) {
+// adjust ends a window that ends now; full says that there was use for more calls than were allowed, usual that no more was asked than usual, and peak how
+// many were under way at most.
+func (p *pace) adjust(now int64, full, usual bool, peak int) {
 	defer p.beginWindow()
 	if p.trial.start > 0 && now >= p.trial.judge {
 		p.judge()
@@ -185,6 +203,7 @@ func (p *pace) adjust(now int64, full bool, peak int) {
 	load := p.load(func(known *latency) tally { return known.window })
 	p.recent = (p.recent + load) / 2
 	limit := p.limit
+	used := p.uses(peak)
 	switch {
 	case float64(p.busy) > busyShare*float64(p.calls):
 		limit *= busyShrink
@@ -194,14 +213,19 @@ func (p *pace) adjust(now int64, full bool, peak int) {
 		} else if p.fallFrom == 0 {
 			p.fallFrom = p.limit
 		}
-		limit *= max(min(1, 1/load), shrinkMost)
-		if full {
+		if used && !usual {
+			limit *= max(min(1, 1/load), shrinkMost)
+		}
+		switch {
+		case full && (!usual || load <= 1):
 			// A larger pace grows less in proportion, so that gateways in front of the same upstreams come to like shares.
 			limit += math.Sqrt(p.limit) * min(growLeast+max(0, 1/load-1), growMost)
+		case load <= 1 && limit < float64(p.config.Initial):
+			limit = min(limit+math.Sqrt(limit)*growLeast, float64(p.config.Initial))
 		}
 	}
 	p.limit = min(max(limit, float64(p.config.Min)), float64(p.config.Max))
-	switch loaded := full || p.recent > trialLoad; {
+	switch loaded := !usual && (full || used && p.recent > trialLoad); {
 	case loaded && p.trial.start == 0:
 		p.planTrial(now)
 	case !loaded:
