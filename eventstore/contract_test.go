@@ -130,6 +130,7 @@ func testLogContract(t *testing.T, rig contractRig) {
 		{"ASecondAppendInFlightIsRefusedWhenAnotherWriterTookTheFirstOnesNumber", testFence},
 		{"AFollowerSeesEveryCommitInOrderAndThenWaits", testFollow},
 		{"AFollowerFromTheMiddleStartsThere", testFollowMiddle},
+		{"WhatComesToAFollowerMeanwhileIsBuffered", testFollowMeanwhile},
 		{"AFollowerAheadOfTheHeadWaitsForItsNumber", testFollowAhead},
 		{"AFollowerGoesOnAfterTheConnectionBroke", testInterrupt},
 		{"AFullLogRefusesAndKeepsWhatItHas", testFull},
@@ -394,6 +395,28 @@ func testFollowMiddle(t *testing.T, rig contractRig) {
 		}
 		return nil
 	})
+}
+
+func testFollowMeanwhile(t *testing.T, rig contractRig) {
+	log, lane := rig.fresh(t)
+	records := chainOf(t, lane, Genesis(lane, 1024), 11, 100)
+	appendAll(t, log, records[:1])
+	cursor := follow(t, log, 1)
+	wantNext(t, cursor, records[0])
+	// Each is at the log's head when it comes, and nobody takes it.
+	appendAll(t, log, records[1:])
+	eventually(t, "what came is buffered", func() error {
+		if n := cursor.Buffered(); n != 10 {
+			return fmt.Errorf("%d buffered, want 10", n)
+		}
+		return nil
+	})
+	for i, record := range records[1:] {
+		wantNext(t, cursor, record)
+		if n := cursor.Buffered(); n != 9-i {
+			t.Fatalf("%d are buffered after %d of 10, want %d", n, i+1, 9-i)
+		}
+	}
 }
 
 func testFollowAhead(t *testing.T, rig contractRig) {

@@ -646,13 +646,16 @@ type jetStreamCursor struct {
 	consumer string
 	switches uint64 // of the connection, when the consumer was made
 
+	// ahead are messages that were taken off the channel and not looked at yet, commitsAhead says how many of them are commits.
+	ahead        []*nats.Msg
+	commitsAhead int
+
 	pull     uint64 // counts the pulls; the last token of the reply subject
 	asked    bool   // whether a pull is open
 	arrived  int    // messages that it brought
 	silence  *time.Timer
 	examined bool   // whether the log's head was compared since there was something new
 	doubted  uint64 // the number that was found missing once
-	pending  uint64 // commits of the stream after the newest message, when it was sent
 }
 
 // open makes a consumer at the next number.
@@ -693,6 +696,7 @@ func (c *jetStreamCursor) drop() {
 		_ = c.log.s.nc.Publish(jetstream.DefaultAPIPrefix+"CONSUMER.DELETE."+c.log.stream+"."+c.consumer, nil) // To be nice.
 	}
 	c.sub, c.consumer, c.messages, c.asked = nil, "", nil, false
+	c.ahead, c.commitsAhead = nil, 0
 }
 
 // ask opens a pull for one window.
@@ -714,7 +718,7 @@ func (c *jetStreamCursor) Next(ctx context.Context) (Record, error) {
 		if message == nil {
 			continue // There is a new consumer.
 		}
-		if message.Reply == "" {
+		if !isCommit(message) {
 			if err := c.status(ctx, message); err != nil {
 				return Record{}, err
 			}
@@ -745,7 +749,6 @@ func (c *jetStreamCursor) Next(ctx context.Context) (Record, error) {
 		}
 		c.next++
 		c.examined = false
-		c.pending = messagesPending(message.Reply)
 		return record, nil
 	}
 }
@@ -755,10 +758,8 @@ func (c *jetStreamCursor) receive(ctx context.Context) (*nats.Msg, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	select {
-	case message := <-c.messages:
+	if message := c.takeAhead(); message != nil {
 		return message, nil
-	default:
 	}
 	switches, switched := c.log.s.connection()
 	if c.sub == nil || switches != c.switches {
@@ -859,7 +860,7 @@ func (c *jetStreamCursor) examine(ctx context.Context) error {
 		c.examined = true
 		return nil
 	}
-	if len(c.messages) > 0 || c.doubted != c.next {
+	if len(c.ahead) > 0 || len(c.messages) > 0 || c.doubted != c.next {
 		c.doubted = c.next // It may have come meanwhile; the next heartbeat knows better.
 		return nil
 	}
@@ -885,25 +886,39 @@ func messageNumber(reply string) (uint64, error) {
 	return number, nil
 }
 
-// messagesPending reads, off the same subject, how many messages of the stream come after it; 0 when that is not said.
-func messagesPending(reply string) uint64 {
-	tokens := strings.Split(reply, ".")
-	at := 8
-	if len(tokens) >= 11 {
-		at = 10
+// Buffered counts commits alone: among the messages may be one that says that a window is full.
+func (c *jetStreamCursor) Buffered() int {
+	for {
+		select {
+		case message := <-c.messages:
+			c.ahead = append(c.ahead, message)
+			if isCommit(message) {
+				c.commitsAhead++
+			}
+		default:
+			return c.commitsAhead
+		}
 	}
-	if len(tokens) <= at {
-		return 0
-	}
-	pending, err := strconv.ParseUint(tokens[at], 10, 64)
-	if err != nil {
-		return 0
-	}
-	return pending
 }
 
-// Buffered counts no more than the stream had: among the messages may be one that says that a window is full.
-func (c *jetStreamCursor) Buffered() int { return int(min(uint64(len(c.messages)), c.pending)) }
+// takeAhead returns the next message that is there, nil when there is none.
+func (c *jetStreamCursor) takeAhead() *nats.Msg {
+	if c.Buffered(); len(c.ahead) == 0 {
+		return nil
+	}
+	message := c.ahead[0]
+	c.ahead[0] = nil
+	if c.ahead = c.ahead[1:]; len(c.ahead) == 0 {
+		c.ahead = nil // Its array would grow for ever otherwise.
+	}
+	if isCommit(message) {
+		c.commitsAhead--
+	}
+	return message
+}
+
+// isCommit tells a message of the stream from what the server says about it.
+func isCommit(message *nats.Msg) bool { return message.Reply != "" }
 
 func (c *jetStreamCursor) Close() {
 	c.drop()

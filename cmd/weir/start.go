@@ -1,11 +1,8 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/eventstore/embedded"
@@ -64,7 +61,7 @@ func explainStart(dir dataDir, err error) error {
 		return data("keep the directory as it is, find all that is wrong ('weir log verify'), and restore the log from a backup")
 	case errors.Is(err, eventstore.ErrNotProvisioned):
 		return &problem{code: exitUsage, what: err.Error(), cause: err, next: "start a node on it first: weir dev, or weir serve --nats URL"}
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrNoResponders), errors.Is(err, nats.ErrTimeout):
+	case eventstore.Forming(err):
 		return &problem{code: exitUnavailable, what: err.Error(), cause: err, next: "see that a majority of the NATS servers runs, and start again: nothing was changed"}
 	}
 	return dir.explain(err)
