@@ -135,6 +135,7 @@ func testLogContract(t *testing.T, rig contractRig) {
 		{"AFollowerGoesOnAfterTheConnectionBroke", testInterrupt},
 		{"AFullLogRefusesAndKeepsWhatItHas", testFull},
 		{"ALargeCommitIsKept", testLarge},
+		{"ALogsSizeIsTheSumOfWhatItsCommitsTake", testSize},
 		{"ACursorCanBeClosedTwiceAndInTheMiddle", testClose},
 	}
 	for _, test := range tests {
@@ -254,6 +255,37 @@ func testEmpty(t *testing.T, rig contractRig) {
 		}
 	}
 	atHead(t, log, 0)
+}
+
+func testSize(t *testing.T, rig contractRig) {
+	log, lane := rig.fresh(t)
+	if size, err := log.Size(t.Context()); err != nil || size.Head != 0 || size.Bytes != 0 {
+		t.Fatalf("an empty log has size %+v, %v", size, err)
+	}
+	large := chainOf(t, lane, Genesis(lane, 1024), 3, 20_000)
+	records := append(large, chainOf(t, lane, position(large[2]), 5, 10)...)
+	records[4].Headers = map[string]string{"Weir-Events": "Tested 1"} // What is kept beside the data counts as well.
+	appendAll(t, log, records)
+	cursor := follow(t, log, 1)
+	var followed, read uint64
+	for i, record := range records {
+		next, err := cursor.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := log.Read(t.Context(), record.Number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next.Stored < len(record.Data) {
+			t.Errorf("commit %d of %d bytes takes %d", i+1, len(record.Data), next.Stored)
+		}
+		followed, read = followed+uint64(next.Stored), read+uint64(again.Stored)
+	}
+	size, err := log.Size(t.Context())
+	if want := (LogSize{First: 1, Head: 8, Bytes: followed}); err != nil || size != want || read != followed {
+		t.Fatalf("size is %+v, %v; want %+v, by what was followed; what was read takes %d", size, err, want, read)
+	}
 }
 
 func testPipeline(t *testing.T, rig contractRig) {

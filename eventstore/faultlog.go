@@ -148,6 +148,15 @@ func (l *FaultLog) Head(ctx context.Context) (uint64, error) {
 	return head, err
 }
 
+// Size says how much the log holds, or fails.
+func (l *FaultLog) Size(ctx context.Context) (LogSize, error) {
+	l.Arrive()
+	if l.happens(l.options.ReadFails) {
+		return LogSize{}, errInjected
+	}
+	return l.inner.Size(ctx)
+}
+
 // Follow reads from number on.
 func (l *FaultLog) Follow(ctx context.Context, number uint64) (Cursor, error) {
 	l.Arrive()

@@ -541,6 +541,19 @@ func (l *jetStreamLog) Head(ctx context.Context) (uint64, error) {
 	return info.State.LastSeq, nil
 }
 
+// Size says how much the stream's leader holds.
+func (l *jetStreamLog) Size(ctx context.Context) (LogSize, error) {
+	info, err := l.s.streamInfo(ctx, l.lane)
+	if err != nil {
+		return LogSize{}, fmt.Errorf("read the size of lane %d: %w", l.lane, err)
+	}
+	return LogSize{First: info.State.FirstSeq, Head: info.State.LastSeq, Bytes: info.State.Bytes}, nil
+}
+
+// storedExtraBytes are what a stream's file keeps of a message beside its subject, headers and data, and counts in its size: the lengths
+// of all, of the subject and of the headers, the sequence, the time, and a checksum (nats-server's fileStoreMsgSize).
+const storedExtraBytes = 4 + 2 + 4 + 8 + 8 + 8
+
 // Read returns the commit at number. A commit that is missing although the log reaches further is a *ChainError.
 func (l *jetStreamLog) Read(ctx context.Context, number uint64) (Record, error) {
 	record, err := l.read(ctx, number)
@@ -593,7 +606,9 @@ func (l *jetStreamLog) read(ctx context.Context, number uint64) (Record, error) 
 	if err != nil {
 		return Record{}, &ChainError{Lane: l.lane, Number: number, Reason: "its headers cannot be read: " + err.Error()}
 	}
-	return l.record(number, header, answer.Message.Data)
+	record, err := l.record(number, header, answer.Message.Data)
+	record.Stored = len(l.subject) + len(answer.Message.Header) + len(answer.Message.Data) + storedExtraBytes
+	return record, err
 }
 
 // record checks a message against its id.
@@ -747,6 +762,7 @@ func (c *jetStreamCursor) Next(ctx context.Context) (Record, error) {
 		if err != nil {
 			return Record{}, err
 		}
+		record.Stored = message.Size() - len(message.Reply) + storedExtraBytes
 		c.next++
 		c.examined = false
 		return record, nil

@@ -22,6 +22,8 @@ type Log interface {
 	Read(ctx context.Context, number uint64) (Record, error)
 	// Head returns the number of the newest commit, 0 for an empty log. It is a hint: a stale replica may answer.
 	Head(ctx context.Context) (uint64, error)
+	// Size says how much the log holds. It is a hint, as Head is.
+	Size(ctx context.Context) (LogSize, error)
 	// Follow reads every commit from number on, in order, and then waits for new ones.
 	// REQUIRES: number ≥ 1. The caller closes the cursor.
 	Follow(ctx context.Context, number uint64) (Cursor, error)
@@ -39,8 +41,19 @@ type Record struct {
 	Unchained bool
 	// Data is the encoded commit. Nobody changes it.
 	Data []byte
+	// Stored is how many bytes LogSize counts for it: Data and what is kept with it. A log sets it that was read; whoever appends may
+	// leave it zero.
+	Stored int
 	// Headers for people who look at the stream; may be nil. Not part of the chain.
 	Headers map[string]string
+}
+
+// A LogSize says how much a log holds: the commits First to Head.
+type LogSize struct {
+	// First and Head are the numbers of the oldest commit that is there and of the newest; Head is 0 for an empty log.
+	First, Head uint64
+	// Bytes are the sum of their Stored.
+	Bytes uint64
 }
 
 // Pending is an append on its way.

@@ -67,6 +67,7 @@ func (l *MemoryLog) append(record Record) error {
 	case l.bytesMax > 0 && l.bytes+int64(len(record.Data)) > l.bytesMax:
 		return ErrLogFull
 	}
+	record.Stored = len(record.Data)
 	l.records = append(l.records, record)
 	l.bytes += int64(len(record.Data))
 	close(l.grown)
@@ -103,6 +104,16 @@ func (l *MemoryLog) Head(ctx context.Context) (uint64, error) {
 		return 0, err
 	}
 	return l.Position().Number, nil
+}
+
+// Size says how much the log holds.
+func (l *MemoryLog) Size(ctx context.Context) (LogSize, error) {
+	if err := ctx.Err(); err != nil {
+		return LogSize{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return LogSize{First: 1, Head: l.position().Number, Bytes: uint64(l.bytes)}, nil
 }
 
 // Follow reads from number on. REQUIRES: number ≥ 1.

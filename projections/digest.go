@@ -73,8 +73,8 @@ type LaneComparison struct {
 // No order matters, and no digest depends on the generation or the node.
 type digests [eventstore.Partitions][sha256.Size]byte
 
-// digest reads a lane's part of a view.
-func digest(ctx context.Context, from pebble.Reader, projection *Projection, p prefix, shift *shift) (_ *digests, keys uint64, err error) {
+// digest reads a lane's part of a view. seen is told how far it is, as compareOptions says.
+func digest(ctx context.Context, from pebble.Reader, projection *Projection, p prefix, shift *shift, seen func(prefix, []byte)) (_ *digests, keys uint64, err error) {
 	entries, err := from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
 	if err != nil {
 		return nil, 0, err
@@ -88,6 +88,9 @@ func digest(ctx context.Context, from pebble.Reader, projection *Projection, p p
 				return nil, 0, err
 			}
 		}
+		if seen != nil && keys%seenKeys == 0 {
+			seen(p, entries.Key())
+		}
 		suffix := entries.Key()[prefixBytes:]
 		pair = binary.BigEndian.AppendUint32(pair[:0], uint32(len(suffix)))
 		pair = append(append(pair, suffix...), entries.Value()...)
@@ -97,24 +100,30 @@ func digest(ctx context.Context, from pebble.Reader, projection *Projection, p p
 			into[i] ^= sum[i]
 		}
 	}
+	if seen != nil {
+		seen(p, nil)
+	}
 	return &all, keys, entries.Error()
 }
 
 // yieldKeys is after how many keys a long read or write looks whether it is still wanted, and whether others want the processor.
 const yieldKeys = 64
 
+// seenKeys is after how many keys a comparison says how far it is.
+const seenKeys = 1 << 15
+
 // compareGenerations compares a lane's part of two generations of a view: by digest, and key by key where those differ or where what
 // is parked says that they do. healed is what they would hold without that.
 func compareGenerations(
-	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heals, shift *shift,
+	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heals, shift *shift, seen func(prefix, []byte),
 ) (found LaneComparison, err error) {
 	found.Lane = lane
 	old, young := prefixOf(projection.space, live, lane), prefixOf(projection.space, other, lane)
-	oldDigests, oldKeys, err := digest(ctx, from, projection, old, shift)
+	oldDigests, oldKeys, err := digest(ctx, from, projection, old, shift, seen)
 	if err != nil {
 		return found, err
 	}
-	youngDigests, youngKeys, err := digest(ctx, from, projection, young, shift)
+	youngDigests, youngKeys, err := digest(ctx, from, projection, young, shift, seen)
 	if err != nil {
 		return found, err
 	}

@@ -94,6 +94,7 @@ type pace struct {
 	mu        sync.Mutex
 	started   time.Time     // of the bounded stretch
 	taken     uint64        // events since then
+	held      time.Duration // by the bound and by the lag, summed over who was
 	step      int           // events since the lag was looked at
 	seen      uint64        // asked, at the last look
 	looked    bool          // there was one
@@ -121,7 +122,7 @@ func (p *pace) take(ctx context.Context, events int) error {
 	}
 	p.mu.Unlock()
 	if sleep >= sleepMin {
-		if err := sleepFor(ctx, sleep); err != nil {
+		if err := p.hold(ctx, sleep); err != nil {
 			return err
 		}
 	}
@@ -129,11 +130,28 @@ func (p *pace) take(ctx context.Context, events int) error {
 		if !look || p.lag() <= lagCommitsMax {
 			return ctx.Err()
 		}
-		if err := sleepFor(ctx, lagPause); err != nil {
+		if err := p.hold(ctx, lagPause); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// hold holds back whoever takes in events.
+func (p *pace) hold(ctx context.Context, wait time.Duration) error {
+	began := time.Now()
+	err := sleepFor(ctx, wait)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held += time.Since(began)
+	return err
+}
+
+// heldBack returns for how long events were not taken in that might have been, summed over all lanes.
+func (p *pace) heldBack() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held
 }
 
 // A shift is one goroutine's work at a pace. A nil shift never rests.

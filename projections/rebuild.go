@@ -112,7 +112,9 @@ type rebuild struct {
 	// stored says that the record is in the store. It is not for views that are made again in their place.
 	stored bool
 	parts  []*part
-	pace   *pace // of the work that goes on
+	// pace of the work that goes on, and the forecast of its end; nil before any.
+	pace     *pace
+	forecast *forecast
 
 	// Guarded by the Rebuilder's mu.
 	fed        bool // every part is with its runner
@@ -147,6 +149,12 @@ type part struct {
 	position atomic.Uint64
 	events   atomic.Uint64 // taken in since this process began
 	adopted  atomic.Bool
+
+	// read are the bytes of the log that were taken in, less those of its first uncounted commits. They are kept with the position.
+	read, uncounted atomic.Uint64
+	size            atomic.Pointer[eventstore.LogSize] // of the lane's log, when it was last asked; nil before
+	// toCompare is the work of the comparison, compared what is done of it.
+	toCompare, compared atomic.Uint64
 }
 
 // NewRebuilder finds what is to be rebuilt: what was not finished, and what this version of the program has to make again.
@@ -234,9 +242,18 @@ func allBelow(lanes []uint32, limit uint32) bool {
 func (b *Rebuilder) newPart(p *Projection, lane uint32, generation byte, inPlace bool) *part {
 	made := &part{runner: b.runners[lane], generation: generation, inPlace: inPlace}
 	if _, at, err := storedProgress(b.store.db, p, generation, lane, b.topology.Lanes); err == nil { // Building it says what is wrong.
-		made.position.Store(at.Number)
+		made.stands(at)
 	}
 	return made
+}
+
+// stands notes how far the part is in the store.
+func (p *part) stands(at progress) {
+	p.position.Store(at.Number)
+	p.read.Store(at.read)
+	if at.read == 0 { // It is not kept, as a part that is in its place is read by older programs as well, or one of them wrote it.
+		p.uncounted.Store(at.Number)
+	}
 }
 
 // begin writes the record of a new rebuild, and removes what was there of its generation.
@@ -254,7 +271,7 @@ func (b *Rebuilder) begin(job *rebuild, options RebuildOptions) (err error) {
 		// What there is of a generation was written with its progress. Where there is nothing, a tombstone would keep the tables of
 		// the new one above it.
 		_, at, err := storedProgress(b.store.db, p, job.record.Generation, lane, b.topology.Lanes)
-		if err == nil && at.Number > 0 {
+		if unknown := (*UnknownProgressError)(nil); err == nil && at.Number > 0 || errors.As(err, &unknown) {
 			err = wipe(batch, p, job.record.Generation, lane)
 		}
 		if err != nil {
@@ -347,11 +364,14 @@ func (b *Rebuilder) startWork(ctx context.Context, working *sync.WaitGroup) {
 		}
 		ctx, cancel := context.WithCancel(ctx)
 		done := make(chan struct{})
-		job.cancel, job.done, job.pace = cancel, done, b.newPace(job.record.Speed)
+		job.cancel, job.done, job.pace, job.forecast = cancel, done, b.newPace(job.record.Speed), new(forecast)
 		working.Go(func() {
+			var measuring sync.WaitGroup
+			measuring.Go(func() { b.measure(ctx, job) })
 			err := b.work(ctx, job)
 			stopped := ctx.Err() != nil
 			cancel()
+			measuring.Wait()
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			defer close(done)
@@ -376,6 +396,7 @@ func (b *Rebuilder) poke() {
 func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	building, ctxOfParts := errgroup.WithContext(ctx)
 	for _, p := range job.parts {
+		p.compared.Store(0)
 		building.Go(func() error {
 			select {
 			case b.slots <- struct{}{}:
@@ -402,7 +423,9 @@ func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	if held {
 		return nil
 	}
-	comparison, err := b.compare(ctx, job.projection, job.lanes(), false, job.pace, func(*Runner) byte { return job.record.Generation })
+	comparison, err := b.compare(ctx, job.projection, job.lanes(), compareOptions{
+		other: func(*Runner) byte { return job.record.Generation }, pace: job.pace, seen: b.seen(job),
+	})
 	if err != nil {
 		return err
 	}
@@ -471,6 +494,7 @@ func (b *Rebuilder) build(ctx context.Context, job *rebuild, p *part) error {
 				Reason: fmt.Sprintf("the rebuilt view %s holds %.12s…, the others %.12s…", job.projection.Name, v.progress.Hash, r.position.Hash),
 			}
 		}
+		v.progress.read = 0 // Where the runner writes it, older programs read it.
 		if err := errors.Join(f.leaveTables(), r.adopt(v)); err != nil {
 			return err
 		}
@@ -511,10 +535,14 @@ type written struct {
 func (b *Rebuilder) newBuilder(job *rebuild, p *part) (*builder, error) {
 	f := &builder{rebuilder: b, job: job, part: p, log: b.log(p.runner.lane), shift: job.pace.newShift()}
 	v, err := openView(job.projection, p.generation, b.store.db, b.store.db.NewBatch(), p.runner.lane, b.topology.Lanes)
+	if unknown := (*UnknownProgressError)(nil); errors.As(err, &unknown) {
+		return nil, fmt.Errorf("%w: give the rebuild up with 'projections drop %s', and begin it again, or let the newer program end it", err, job.projection.Name)
+	}
 	if err != nil {
 		return nil, err
 	}
 	f.view = v
+	p.stands(v.progress)
 	if p.inPlace { // Reads see it: it goes on step by step, as durable as the views beside it.
 		return f, nil
 	}
@@ -584,6 +612,7 @@ func (f *builder) advance(ctx context.Context, upTo uint64) error {
 		if err := f.view.reopen(f.rebuilder.topology.Lanes); err != nil {
 			return err
 		}
+		f.part.stands(f.view.progress)
 		f.view.noted(p)
 	}
 }
@@ -636,7 +665,11 @@ func (f *builder) take(record eventstore.Record) error {
 	if err := f.takeChanges(); err != nil {
 		return err
 	}
+	read := f.part.read.Add(uint64(record.Stored))
 	v.progress = progress{Position: at, at: commit.Time}
+	if !f.part.inPlace && f.part.uncounted.Load() == 0 {
+		v.progress.read = read
+	}
 	f.part.events.Add(uint64(len(f.changes)))
 	f.part.position.Store(at.Number)
 	return nil
@@ -761,16 +794,25 @@ func (b *Rebuilder) lag() uint64 {
 	return most
 }
 
+// compareOptions say how two generations of a view are compared.
+type compareOptions struct {
+	// other is the one beside the one that answers. kept says that it is kept, and not being built.
+	other func(*Runner) byte
+	kept  bool
+	pace  *pace
+	// seen is told now and then how far the keys of a generation are read, in their order, nil at their end; nil tells nobody.
+	seen func(of prefix, key []byte)
+}
+
 // compare compares the generation that answers with another one, lane by lane, each at one position of its runner. Lanes in
-// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with. kept says that
-// the other one is kept, and not being built.
-func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, kept bool, at *pace, other func(*Runner) byte) (*Comparison, error) {
+// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with.
+func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, options compareOptions) (*Comparison, error) {
 	found := &Comparison{Projection: p.Name}
 	for _, lane := range lanes {
 		r := b.runners[lane]
 		var snapshot *pebble.Snapshot
 		var position eventstore.Position
-		live, another := r.live(p), other(r)
+		live, another := r.live(p), options.other(r)
 		// What is parked by now is read while the runner goes on; what comes meanwhile is little.
 		events, err := r.eventsParkedBy(ctx, p, live, another)
 		if err != nil {
@@ -779,7 +821,7 @@ func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, 
 		var healed heals
 		err = r.atBoundary(ctx, func() (err error) {
 			if r.feeds(p, live) && r.feeds(p, another) {
-				if healed, err = r.healsOf(ctx, p, live, another, kept, events); err != nil {
+				if healed, err = r.healsOf(ctx, p, live, another, options.kept, events); err != nil {
 					return err
 				}
 				snapshot, position = b.store.db.NewSnapshot(), r.position.Position
@@ -793,7 +835,7 @@ func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, 
 			continue
 		}
 		found.Live, found.Other = uint32(live), uint32(another)
-		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another, healed, at.newShift())
+		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another, healed, options.pace.newShift(), options.seen)
 		if err := errors.Join(err, snapshot.Close()); err != nil {
 			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
 		}

@@ -282,7 +282,7 @@ func (b *Rebuilder) Compare(ctx context.Context, name string) (*Comparison, erro
 	if len(lanes) == 0 {
 		return nil, refuse(p, "there is only one generation of it: make another one with 'projections rebuild %s --swap manual'", p.Name)
 	}
-	return b.compare(ctx, p, lanes, job == nil, b.newPace(SpeedFull), other)
+	return b.compare(ctx, p, lanes, compareOptions{other: other, kept: job == nil, pace: b.newPace(SpeedFull)})
 }
 
 // A RebuildState says how a rebuild stands.
@@ -309,7 +309,12 @@ type RebuildStatus struct {
 	Reason string
 	// Comparison that it is held for; nil when there was none.
 	Comparison *Comparison
-	Lanes      []LaneRebuild
+	// Done is how much is done of the Total that there is to do, the comparison included: bytes of the log, and what takes as long. The
+	// Total grows with the log. Before the logs have said how large they are, both count commits.
+	Done, Total uint64
+	// Left is how long it still takes to be built and compared, by the pace of late; 0 when that is not known, and while nobody works on it.
+	Left  time.Duration
+	Lanes []LaneRebuild
 }
 
 // A LaneRebuild says how far a lane is.
@@ -317,6 +322,8 @@ type LaneRebuild struct {
 	Lane uint32
 	// Position is the number of the newest commit that the new generation holds, Target that of the views that are fed.
 	Position, Target uint64
+	// Bytes of the log are read of BytesTotal, as the log counts them; BytesTotal is 0 until it is known.
+	Bytes, BytesTotal uint64
 	// Events taken in since this process began.
 	Events uint64
 	// Built says that the lane's runner feeds it.
@@ -330,13 +337,13 @@ func (b *Rebuilder) Status() []RebuildStatus {
 	var all []RebuildStatus
 	for _, p := range Projections {
 		if job := b.rebuilds[p.space]; job != nil {
-			all = append(all, job.status())
+			all = append(all, b.status(job))
 		}
 	}
 	return all
 }
 
-func (job *rebuild) status() RebuildStatus {
+func (b *Rebuilder) status(job *rebuild) RebuildStatus {
 	s := RebuildStatus{
 		Projection: job.projection.Name, State: RebuildBuilding, Generation: uint32(job.parts[0].generation),
 		Speed: job.record.Speed, Swap: job.record.Swap, Comparison: job.comparison,
@@ -352,10 +359,23 @@ func (job *rebuild) status() RebuildStatus {
 	for _, p := range job.parts {
 		target := p.runner.Position().Number
 		l := LaneRebuild{Lane: p.runner.lane, Position: p.position.Load(), Target: target, Events: p.events.Load(), Built: p.adopted.Load()}
+		read := p.building()
+		l.Bytes, l.BytesTotal = read.done, read.total
 		if l.Built {
 			l.Position = target
 		}
 		s.Lanes = append(s.Lanes, l)
+	}
+	building, comparing := job.work()
+	all := building.plus(comparing)
+	s.Done, s.Total = all.done, all.total
+	if building.total == 0 {
+		for _, lane := range s.Lanes {
+			s.Done, s.Total = s.Done+lane.Position, s.Total+lane.Target
+		}
+	}
+	if job.done != nil {
+		s.Left = job.forecast.left(b.markOf(job), building, comparing)
 	}
 	return s
 }

@@ -145,6 +145,8 @@ type progress struct {
 	eventstore.Position
 	// at is the log time of the commit.
 	at time.Time
+	// read is how many bytes of the log were read to come here, of a generation that is being built; else 0.
+	read uint64
 }
 
 // progressKey is where the progress of a generation of a view in a lane is kept. Tables of a rebuild are written with one of their own
@@ -158,20 +160,39 @@ func appendProgress(dst []byte, version uint32, p progress) []byte {
 	dst = binary.BigEndian.AppendUint32(dst, version)
 	dst = binary.BigEndian.AppendUint64(dst, p.Number)
 	dst = append(dst, p.Hash[:]...)
-	return binary.BigEndian.AppendUint64(dst, uint64(p.at.UnixNano()))
+	dst = binary.BigEndian.AppendUint64(dst, uint64(p.at.UnixNano()))
+	if p.read > 0 {
+		dst = binary.BigEndian.AppendUint64(dst, p.read)
+	}
+	return dst
 }
 
-const progressBytes = 4 + 8 + len(eventstore.Hash{}) + 8
+// progressBytes is the size of the progress of a generation that is fed: older programs read it too. That of one that is being built is
+// longer by what was read.
+const (
+	progressBytes         = 4 + 8 + len(eventstore.Hash{}) + 8
+	progressBuildingBytes = progressBytes + 8
+)
 
 func readProgress(value []byte) (version uint32, p progress, err error) {
-	if len(value) != progressBytes {
-		return 0, progress{}, fmt.Errorf("a view's progress has %d bytes, want %d", len(value), progressBytes)
+	if len(value) != progressBytes && len(value) != progressBuildingBytes {
+		return 0, progress{}, &UnknownProgressError{Bytes: len(value)}
 	}
 	version = binary.BigEndian.Uint32(value)
 	p.Number = binary.BigEndian.Uint64(value[4:])
 	copy(p.Hash[:], value[12:])
 	p.at = logTime(value[12+len(p.Hash):])
+	if len(value) == progressBuildingBytes {
+		p.read = binary.BigEndian.Uint64(value[progressBytes:])
+	}
 	return version, p, nil
+}
+
+// An UnknownProgressError says that how far a view is was not written by this program: most likely by a newer one.
+type UnknownProgressError struct{ Bytes int }
+
+func (e *UnknownProgressError) Error() string {
+	return fmt.Sprintf("how far it is was written by a newer program, or is damaged: it takes %d bytes, want %d or %d", e.Bytes, progressBytes, progressBuildingBytes)
 }
 
 // logTime reads a log time: nanoseconds since the Unix epoch, big endian.
@@ -268,7 +289,7 @@ func (v *view) finish() error {
 	if err := v.applier.finish(); err != nil {
 		return err
 	}
-	var value [progressBytes]byte
+	var value [progressBuildingBytes]byte
 	return v.batch.Set(progressKey(v.projection.space, v.generation, v.lane), appendProgress(value[:0], v.projection.Version, v.progress), nil)
 }
 

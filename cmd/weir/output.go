@@ -222,11 +222,23 @@ type progress struct {
 	// note stands behind the figures; may be empty.
 	note  string
 	total int64
+	// told is what somebody else says of how far it is and how long it takes, who knows more than done, total and the rate say; nil for nobody.
+	told  *told
 	drawn time.Time
 	open  bool
 	// marks are what was done when, oldest first: the newest before the window, and those in it.
 	marks []progressMark
 }
+
+// told is how much is done, from 0 to 1, and how long the rest takes, 0 when that is not known.
+type told struct {
+	share float64
+	left  time.Duration
+}
+
+// unitBytes is the unit of what is written as people read sizes. What reads a log counts its bytes: commits differ in size by a factor of
+// hundreds, so that their number says little of how long they take.
+const unitBytes = "bytes"
 
 type progressMark struct {
 	at   time.Time
@@ -282,20 +294,39 @@ func (g *progress) draw(done int64, now time.Time) {
 func (g *progress) text(done int64, now time.Time) string {
 	rate := g.rate(done, now)
 	if g.total <= 0 {
-		return fmt.Sprintf("%s: %s %s, %s/s", g.label, groupDigits(done), g.unit, groupDigits(int64(rate)))
+		return fmt.Sprintf("%s: %s, %s/s", g.label, g.amount(done, true), g.amount(int64(rate), false))
 	}
 	share := min(1, float64(done)/float64(g.total))
+	var left time.Duration
+	known := rate > 0
+	if known {
+		left = time.Duration(float64(g.total-min(done, g.total)) / rate * float64(time.Second))
+	}
+	if g.told != nil {
+		share, left, known = g.told.share, g.told.left, g.told.left > 0
+	}
 	bar := ""
 	if g.terminal {
 		full := int(share * progressBarWidth)
 		bar = "[" + strings.Repeat("#", full) + strings.Repeat(".", progressBarWidth-full) + "] "
 	}
 	eta := "unknown"
-	if rate > 0 {
-		eta = time.Duration(float64(g.total-min(done, g.total)) / rate * float64(time.Second)).Round(time.Second).String()
+	if known {
+		eta = left.Round(time.Second).String()
 	}
-	return fmt.Sprintf("%s: %s%3.0f%% %s of %s %s, %s/s, ETA %s",
-		g.label, bar, share*100, groupDigits(done), groupDigits(g.total), g.unit, groupDigits(int64(rate)), eta)
+	return fmt.Sprintf("%s: %s%3.0f%% %s of %s, %s/s, ETA %s",
+		g.label, bar, share*100, g.amount(done, false), g.amount(g.total, true), g.amount(int64(rate), false), eta)
+}
+
+// amount writes how much of the unit something is. withUnit names it as well, which a size always does.
+func (g *progress) amount(of int64, withUnit bool) string {
+	switch {
+	case g.unit == unitBytes:
+		return bytesText(of)
+	case withUnit:
+		return groupDigits(of) + " " + g.unit
+	}
+	return groupDigits(of)
 }
 
 // rate returns how much is done in a second, over the window.

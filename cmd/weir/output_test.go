@@ -45,6 +45,29 @@ func TestTheTimeToComeIsToldByTheNewestRate(t *testing.T) {
 	}
 }
 
+func TestProgressShowsWhatWhoeverWorksSaysOfIt(t *testing.T) {
+	var out bytes.Buffer
+	now := testTime
+	p := &process{stderr: &out, now: func() time.Time { return now }}
+	g := p.newProgress("rebuild orders", unitBytes, 4<<20)
+	g.note = "98,765 events"
+	g.told = &told{share: 0.625}
+	now = now.Add(progressLineEvery)
+	g.at(2 << 20)
+	g.told.left = 61800 * time.Millisecond
+	now = now.Add(progressLineEvery)
+	g.at(3 << 20)
+	g.total, g.told = 0, nil // As before it is known.
+	now = now.Add(progressLineEvery)
+	g.at(3 << 20)
+	want := "rebuild orders:  62% 2.0 MiB of 4.0 MiB, 409.6 KiB/s, ETA unknown, 98,765 events\n" +
+		"rebuild orders:  62% 3.0 MiB of 4.0 MiB, 307.2 KiB/s, ETA 1m2s, 98,765 events\n" +
+		"rebuild orders: 3.0 MiB, 204.8 KiB/s, 98,765 events\n"
+	if got := out.String(); got != want {
+		t.Fatalf("got:\n%s\nwant:\n%s", got, want)
+	}
+}
+
 func TestProgressOnATerminalRedrawsOneLine(t *testing.T) {
 	var out bytes.Buffer
 	now := testTime

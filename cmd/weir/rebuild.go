@@ -46,13 +46,17 @@ type viewGenerations struct {
 
 // viewRebuild says how the rebuild of a view stands.
 type viewRebuild struct {
-	View       string        `json:"view"`
-	State      string        `json:"state"`
-	Generation uint32        `json:"generation"`
-	Speed      string        `json:"speed"`
-	Swap       string        `json:"swap"`
-	Reason     string        `json:"reason,omitempty"`
-	Differ     uint64        `json:"differ,omitempty"`
+	View       string `json:"view"`
+	State      string `json:"state"`
+	Generation uint32 `json:"generation"`
+	Speed      string `json:"speed"`
+	Swap       string `json:"swap"`
+	Reason     string `json:"reason,omitempty"`
+	Differ     uint64 `json:"differ,omitempty"`
+	// Share is how much of the work is done, the comparison included, from 0 to 1. ETASeconds is how long the rest takes at the pace of
+	// late; 0 when that is not known, and while nobody works on it.
+	Share      float64       `json:"share"`
+	ETASeconds float64       `json:"etaSeconds,omitempty"`
 	Lanes      []rebuildLane `json:"lanes"`
 }
 
@@ -62,6 +66,9 @@ type rebuildLane struct {
 	Position uint64 `json:"position"`
 	Head     uint64 `json:"head"`
 	Events   uint64 `json:"events"`
+	// Bytes of the log are read of BytesTotal, which grows with the log; both are 0 until it is known.
+	Bytes      uint64 `json:"bytes"`
+	BytesTotal uint64 `json:"bytesTotal"`
 }
 
 // viewComparison says whether two generations of a view are the same.
@@ -113,13 +120,18 @@ func (l *localRebuilds) Rebuilds(context.Context) ([]viewRebuild, error) {
 	for _, status := range l.rebuilder.Status() {
 		v := viewRebuild{
 			View: status.Projection, State: string(status.State), Generation: status.Generation, Speed: status.Speed.String(),
-			Swap: string(status.Swap), Reason: status.Reason,
+			Swap: string(status.Swap), Reason: status.Reason, ETASeconds: status.Left.Seconds(),
+		}
+		if status.Total > 0 {
+			v.Share = float64(status.Done) / float64(status.Total)
 		}
 		if status.Comparison != nil {
 			v.Differ = status.Comparison.DifferencesTotal()
 		}
 		for _, lane := range status.Lanes {
-			v.Lanes = append(v.Lanes, rebuildLane{Lane: lane.Lane, Position: lane.Position, Head: lane.Target, Events: lane.Events})
+			v.Lanes = append(v.Lanes, rebuildLane{
+				Lane: lane.Lane, Position: lane.Position, Head: lane.Target, Events: lane.Events, Bytes: lane.Bytes, BytesTotal: lane.BytesTotal,
+			})
 		}
 		all = append(all, v)
 	}
@@ -340,10 +352,14 @@ func number(n uint32) string {
 }
 
 func (p *process) printRebuilds(rebuilds []viewRebuild) error {
-	rows := newTable("REBUILD", ">LANE", "STATE", ">GENERATION", ">POSITION", ">HEAD", "SPEED", "SWAP", "REASON")
+	rows := newTable("REBUILD", ">LANE", "STATE", ">GENERATION", ">POSITION", ">HEAD", ">DONE", ">ETA", "SPEED", "SWAP", "REASON")
 	for _, r := range rebuilds {
+		eta := "-"
+		if r.ETASeconds > 0 {
+			eta = time.Duration(r.ETASeconds * float64(time.Second)).Round(time.Second).String()
+		}
 		for _, lane := range r.Lanes {
-			rows.row(r.View, strconv.Itoa(int(lane.Lane)), r.State, number(r.Generation), groupDigits(lane.Position), groupDigits(lane.Head), r.Speed, r.Swap, r.Reason)
+			rows.row(r.View, strconv.Itoa(int(lane.Lane)), r.State, number(r.Generation), groupDigits(lane.Position), groupDigits(lane.Head), fmt.Sprintf("%.0f%%", 100*r.Share), eta, r.Speed, r.Swap, r.Reason)
 		}
 	}
 	return rows.print(p.stdout, p.painterFor(p.stdout))
@@ -466,7 +482,11 @@ The old generation is kept until 'projections drop VIEW'.
 
 The rebuild goes on when this command is interrupted, and after a crash of the node. While the views that answer are
 behind, it waits. --speed full takes all that the machine has, background works half of the time, and a number
-bounds the events read in a second.
+bounds the events read in a second. What is shown counts the bytes of the log, and the time to come (ETA) goes by the
+pace of the last 15 seconds, the comparison included.
+
+Before an older weir runs on this directory again, drop a rebuild that is not swapped yet: it may not be able to read
+how far that is. Then it says so and what answers goes on; drop it there and begin again.
 
 ` + sourceHelp,
 		Example: `  weir projections rebuild orders
@@ -539,11 +559,11 @@ func (p *process) followRebuild(cmd *cobra.Command, s *source, view string) erro
 // watchRebuild shows progress until the rebuild of a view no longer goes on by itself, and returns how it stands then; nil
 // when it is over.
 func (p *process) watchRebuild(ctx context.Context, s *source, view string) (*viewRebuild, error) {
-	progress := p.newProgress("rebuild "+view, "commits", 0)
+	progress := p.newProgress("rebuild "+view, unitBytes, 0)
 	defer progress.end()
 	tick := time.NewTicker(rebuildPoll)
 	defer tick.Stop()
-	for first := true; ; first = false {
+	for begun := false; ; {
 		rebuilds, err := s.rebuilds.Rebuilds(ctx)
 		if err != nil {
 			return nil, err
@@ -552,16 +572,19 @@ func (p *process) watchRebuild(ctx context.Context, s *source, view string) (*vi
 		if at < 0 {
 			return nil, nil
 		}
-		if r := &rebuilds[at]; r.State != string(projections.RebuildBuilding) {
+		r := &rebuilds[at]
+		if r.State != string(projections.RebuildBuilding) {
 			return r, nil
 		}
 		var done, total, events uint64
-		for _, lane := range rebuilds[at].Lanes {
-			done, total, events = done+lane.Position, total+lane.Head, events+lane.Events
+		for _, lane := range r.Lanes {
+			done, total, events = done+lane.Bytes, total+lane.BytesTotal, events+lane.Events
 		}
 		progress.total, progress.note = int64(total), groupDigits(events)+" events"
-		if first {
+		progress.told = &told{share: r.Share, left: time.Duration(r.ETASeconds * float64(time.Second))}
+		if !begun && total > 0 {
 			progress.begin(int64(done))
+			begun = true
 		}
 		progress.at(int64(done))
 		select {

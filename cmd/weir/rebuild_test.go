@@ -38,7 +38,13 @@ func (r *testRebuilds) Sweep() error               { return nil }
 
 var heldRebuild = viewRebuild{
 	View: "stock", State: string(projections.RebuildHeld), Generation: 3, Speed: "background", Swap: "auto", Reason: "1 keys differ", Differ: 1,
-	Lanes: []rebuildLane{{Lane: 0, Position: 1234, Head: 1234, Events: 98765}},
+	Share: 1, Lanes: []rebuildLane{{Lane: 0, Position: 1234, Head: 1234, Events: 98765, Bytes: 345678, BytesTotal: 345678}},
+}
+
+// buildingRebuild has read the commits of a peak, and has many small ones and the comparison before it.
+var buildingRebuild = viewRebuild{
+	View: "orders", State: string(projections.RebuildBuilding), Generation: 2, Speed: "full", Swap: "manual", Share: 0.625, ETASeconds: 61.8,
+	Lanes: []rebuildLane{{Lane: 0, Position: 234, Head: 1234, Events: 98765, Bytes: 3 << 20, BytesTotal: 4 << 20}},
 }
 
 func TestProjectionsAreListedWithTheirGenerationsAndRebuilds(t *testing.T) {
@@ -47,7 +53,7 @@ func TestProjectionsAreListedWithTheirGenerationsAndRebuilds(t *testing.T) {
 		{View: "orders", Version: 1, Lane: 0, Answers: 2, Kept: 1},
 		{View: "stock", Version: 1, Lane: 0, Answers: 1, Building: 3},
 	}
-	n.rebuilding.rebuilds = []viewRebuild{heldRebuild}
+	n.rebuilding.rebuilds = []viewRebuild{buildingRebuild, heldRebuild}
 	golden(t, "output/projections_list.table", weir(t, nil, "projections", "list", "--data", n.dir).want(t, exitOK).stdout)
 	golden(t, "output/projections_list.json", weir(t, nil, "projections", "list", "--data", n.dir, "-o", "json").want(t, exitOK).stdout)
 	golden(t, "output/projections_rebuilds.table", weir(t, nil, "projections", "status", "--data", n.dir).want(t, exitOK).stdout)

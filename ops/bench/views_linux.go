@@ -168,7 +168,7 @@ func (b *bench) rebuildAlone(ctx context.Context, data string) (err error) {
 			return err
 		}
 		raw := float64(events) / took.Seconds()
-		took, wrong, err := timeRebuild(ctx, rebuilder, head)
+		took, wrong, err := timeRebuild(ctx, rebuilder)
 		if err != nil {
 			return err
 		}
@@ -217,8 +217,9 @@ func readLog(ctx context.Context, log eventstore.Log, head uint64) (events int, 
 	return events, took, nil
 }
 
-// timeRebuild rebuilds the view, drops it again, and returns how long it took until it was fed, and by which share the time that was foretold was wrong.
-func timeRebuild(ctx context.Context, rebuilder *projections.Rebuilder, head uint64) (took time.Duration, wrong float64, err error) {
+// timeRebuild rebuilds the view, drops it again, and returns how long it took until it was fed, and by which share the time until it was
+// compared as well, as that was foretold, was wrong.
+func timeRebuild(ctx context.Context, rebuilder *projections.Rebuilder) (took time.Duration, wrong float64, err error) {
 	began := time.Now()
 	if err := rebuilder.Start(rebuiltView, projections.RebuildOptions{Swap: projections.SwapManual}); err != nil {
 		return 0, 0, err
@@ -228,14 +229,14 @@ func timeRebuild(ctx context.Context, rebuilder *projections.Rebuilder, head uin
 		if len(statuses) != 1 || len(statuses[0].Lanes) != 1 {
 			return
 		}
-		lane := statuses[0].Lanes[0]
-		if done := float64(lane.Position) / float64(head); foretold == 0 && done >= etaAt {
-			foretold = time.Duration(float64(time.Since(began)) / done)
+		if now := &statuses[0]; foretold == 0 && now.Left > 0 && float64(now.Done) >= etaAt*float64(now.Total) {
+			foretold = time.Since(began) + now.Left
 		}
-		if took == 0 && lane.Built {
+		if took == 0 && statuses[0].Lanes[0].Built {
 			took = time.Since(began)
 		}
 	})
+	ended := time.Since(began)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -245,7 +246,7 @@ func timeRebuild(ctx context.Context, rebuilder *projections.Rebuilder, head uin
 	if err := rebuilder.Drop(ctx, rebuiltView); err != nil {
 		return 0, 0, err
 	}
-	return took, math.Abs(float64(foretold-took)) / float64(took), nil
+	return took, math.Abs(float64(foretold-ended)) / float64(ended), nil
 }
 
 // visible is how long after its reply an order is in the view, at half of the peak.
