@@ -18,7 +18,15 @@ type Blobs struct{ objects jetstream.ObjectStore }
 const blobsBucket = "WEIR-CHECKPOINTS"
 
 // OpenBlobs opens the object store, and makes it when it is not there. Replicas count when it is made; 0 means 1.
-func OpenBlobs(ctx context.Context, nc *nats.Conn, replicas int) (*Blobs, error) {
+func OpenBlobs(ctx context.Context, nc *nats.Conn, replicas int) (blobs *Blobs, err error) {
+	err = whenLed(ctx, nc, "OBJ_"+blobsBucket, func(ctx context.Context) (err error) {
+		blobs, err = openBlobs(ctx, nc, replicas)
+		return err
+	})
+	return blobs, err
+}
+
+func openBlobs(ctx context.Context, nc *nats.Conn, replicas int) (*Blobs, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, fmt.Errorf("open the object store of checkpoints: %w", err)

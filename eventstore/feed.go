@@ -102,10 +102,18 @@ type FeedOptions struct {
 
 // OpenEventFeed opens the stream of the public feed, and makes it when there is none. A stream that could take half of a batch,
 // or in another order, is a *StreamSettingError.
-func OpenEventFeed(ctx context.Context, nc *nats.Conn, options FeedOptions) (*EventFeed, error) {
+func OpenEventFeed(ctx context.Context, nc *nats.Conn, options FeedOptions) (feed *EventFeed, err error) {
 	if err := options.Topology.Validate(); err != nil {
 		return nil, err
 	}
+	err = whenLed(ctx, nc, FeedStream, func(ctx context.Context) (err error) {
+		feed, err = openEventFeed(ctx, nc, options)
+		return err
+	})
+	return feed, err
+}
+
+func openEventFeed(ctx context.Context, nc *nats.Conn, options FeedOptions) (*EventFeed, error) {
 	if options.BytesMax == 0 {
 		options.BytesMax = FeedBytesMax
 	}

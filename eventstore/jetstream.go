@@ -428,6 +428,28 @@ func AwaitStream(ctx context.Context, nc *nats.Conn, stream string) error {
 	return nil
 }
 
+// ledAttemptMax bounds what is done with a stream once its leader answers, before that is waited for again.
+const ledAttemptMax = 5 * time.Second
+
+// whenLed does something with a stream, once a leader answers for it or says that there is none, and again when that leader is lost meanwhile. A
+// question that comes while a stream has no leader is never answered, and the client library would wait for the answer until ctx ends.
+func whenLed(ctx context.Context, nc *nats.Conn, stream string, do func(context.Context) error) error {
+	for {
+		awaiting, cancel := context.WithTimeout(ctx, provisionLeaderMax)
+		err := AwaitStream(awaiting, nc, stream)
+		cancel()
+		if err != nil {
+			return err
+		}
+		attempt, cancel := context.WithTimeout(ctx, ledAttemptMax)
+		err = do(attempt)
+		cancel()
+		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+}
+
 // awaitAnswer asks until there is another answer than that JetStream is not available, as servers without a leader say.
 func awaitAnswer(ctx context.Context, nc *nats.Conn, subject string) error {
 	for {

@@ -317,6 +317,52 @@ func TestAStreamIsAwaitedUntilItsLeaderAnswers(t *testing.T) {
 	}
 }
 
+// A node that starts while a stream has no leader asks for it again and again: a question that nobody heard is not answered later. After a kill of
+// all servers a node waited five minutes for one.
+func TestWhatHasNoLeaderIsAskedForAgainWhenANodeStarts(t *testing.T) {
+	topology := Topology{Lanes: 1}
+	for stream, open := range map[string]func(context.Context, *nats.Conn) error{
+		userKeysStream: func(ctx context.Context, nc *nats.Conn) error {
+			_, err := OpenUserKeys(ctx, nc, UserKeysOptions{Topology: topology})
+			return err
+		},
+		"KV_" + reactorsBucket: func(ctx context.Context, nc *nats.Conn) error {
+			_, err := OpenReactorPositions(ctx, nc, 1)
+			return err
+		},
+		"OBJ_" + blobsBucket: func(ctx context.Context, nc *nats.Conn) error {
+			_, err := OpenBlobs(ctx, nc, 1)
+			return err
+		},
+		FeedStream: func(ctx context.Context, nc *nats.Conn) error {
+			_, err := OpenEventFeed(ctx, nc, FeedOptions{Topology: topology})
+			return err
+		},
+	} {
+		t.Run(stream, func(t *testing.T) {
+			_, nc := plainServer(t, "")
+			var asked atomic.Int64
+			if _, err := nc.Subscribe("$JS.API.STREAM.INFO."+stream, func(*nats.Msg) { asked.Add(1) }); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			ended := make(chan error, 1)
+			go func() { ended <- open(ctx, nc) }()
+			eventually(t, "it is asked for again", func() error {
+				if got := asked.Load(); got < 3 {
+					return fmt.Errorf("it was asked for %d times", got)
+				}
+				return nil
+			})
+			cancel()
+			if err := <-ended; !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want that it was cancelled", err)
+			}
+		})
+	}
+}
+
 // Whoever takes a lane while its stream elects a leader asks for its head, and goes on when there is one.
 func TestAStreamsStateIsAskedForSteadily(t *testing.T) {
 	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))

@@ -50,7 +50,15 @@ func (e *MissingKeysError) Error() string {
 
 // OpenUserKeys opens the bucket, and makes it before the log has its first commit. It may be stopped at any point and
 // called again. It is called after Provision and before the lanes open.
-func OpenUserKeys(ctx context.Context, nc *nats.Conn, options UserKeysOptions) (*UserKeys, error) {
+func OpenUserKeys(ctx context.Context, nc *nats.Conn, options UserKeysOptions) (keys *UserKeys, err error) {
+	err = whenLed(ctx, nc, userKeysStream, func(ctx context.Context) (err error) {
+		keys, err = openUserKeys(ctx, nc, options)
+		return err
+	})
+	return keys, err
+}
+
+func openUserKeys(ctx context.Context, nc *nats.Conn, options UserKeysOptions) (*UserKeys, error) {
 	fail := func(err error) (*UserKeys, error) { return nil, fmt.Errorf("open the bucket of user keys: %w", err) }
 	js, err := jetstream.New(nc)
 	if err != nil {

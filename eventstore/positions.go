@@ -32,7 +32,15 @@ const (
 )
 
 // OpenReactorPositions opens the bucket, and makes it when there is none: positions that are lost make reactors repeat what they did.
-func OpenReactorPositions(ctx context.Context, nc *nats.Conn, replicas int) (*ReactorPositions, error) {
+func OpenReactorPositions(ctx context.Context, nc *nats.Conn, replicas int) (positions *ReactorPositions, err error) {
+	err = whenLed(ctx, nc, "KV_"+reactorsBucket, func(ctx context.Context) (err error) {
+		positions, err = openReactorPositions(ctx, nc, replicas)
+		return err
+	})
+	return positions, err
+}
+
+func openReactorPositions(ctx context.Context, nc *nats.Conn, replicas int) (*ReactorPositions, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s: %w", reactorsBucket, err)

@@ -524,16 +524,15 @@ func TestAnAnswerIsNotGivenOnceTheLeaseIsOver(t *testing.T) {
 	}
 }
 
-// followed opens a machine of a lane in a store, and applies the lane's log to it.
-func (n *node) followed(t *testing.T, store *projections.Store, lane uint32) *Machine {
+// followed opens a machine of a lane in a store, and applies the lane's log to it, up to a commit.
+func (n *node) followed(t *testing.T, store *projections.Store, lane uint32, last uint64) *Machine {
 	t.Helper()
 	machine, err := OpenMachine(MachineOptions{Lane: lane, Topology: n.options.Topology, Store: store, Catalog: NewCatalog()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := n.logs[lane].(*eventstore.MemoryLog)
-	for number := uint64(1); number <= log.Position().Number; number++ {
-		record, err := log.Read(t.Context(), number)
+	for number := uint64(1); number <= last; number++ {
+		record, err := n.logs[lane].Read(t.Context(), number)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -551,6 +550,14 @@ func (n *node) followed(t *testing.T, store *projections.Store, lane uint32) *Ma
 		t.Fatal(err)
 	}
 	return machine
+}
+
+// ends returns the number of the newest commit of each lane.
+func (n *node) ends() (numbers []uint64) {
+	for _, log := range n.logs {
+		numbers = append(numbers, log.(*eventstore.MemoryLog).Position().Number)
+	}
+	return numbers
 }
 
 func TestWhatHasArrivedIsOnNoListOfANodeThatStandsBy(t *testing.T) {
@@ -574,14 +581,24 @@ func TestWhatHasArrivedIsOnNoListOfANodeThatStandsBy(t *testing.T) {
 		}
 		return count
 	}
-	eventually(t, "everything has arrived", func() bool { return listed(n.store) == 0 })
+	// Units go on moving, between times at which all have arrived: what is followed ends at such a time.
+	var ends []uint64
+	eventually(t, "everything has arrived", func() bool {
+		ends = n.ends()
+		for lane, end := range ends {
+			if n.Status(uint32(lane)).Commit != end {
+				return false
+			}
+		}
+		return listed(n.store) == 0 && slices.Equal(n.ends(), ends)
+	})
 	for _, order := range [][]uint32{{home, (home + 1) % 4, (home + 2) % 4, (home + 3) % 4}, {(home + 1) % 4, (home + 2) % 4, (home + 3) % 4, home}} {
 		store, err := projections.OpenStore("standby", projections.StoreOptions{FS: vfs.NewMem()})
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, lane := range order {
-			n.followed(t, store, lane)
+			n.followed(t, store, lane, ends[lane])
 		}
 		grants, returns := 0, 0
 		machine := &Machine{db: store.DB()}
@@ -624,7 +641,7 @@ func TestALaneThatIsFollowedHasAShortIndexOfDeadlines(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	machine := n.followed(t, store, 0)
+	machine := n.followed(t, store, 0, n.ends()[0])
 	listed := func() (orders int) {
 		if err := machine.scan(machine.keys.table(tableDeadlines), func(_, value []byte) error {
 			orders += len(value) / len(domain.OrderID{})
