@@ -29,6 +29,7 @@ import (
 	"github.com/weirhq/weir/gateway/fault"
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
+	"github.com/weirhq/weir/gateway/retry"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
@@ -916,4 +917,93 @@ func TestUpstreamsThatAreNoneAreRefused(t *testing.T) {
 	if _, err := gateway.New(gateway.Options{}); err == nil {
 		t.Error("a gateway in front of nothing was made")
 	}
+}
+
+// A hedged call passes over HTTP/2 on both sides, with TLS and without, and who lost is told.
+func TestASlowNodeIsHedgedOverHTTP2(t *testing.T) {
+	var armed atomic.Bool
+	var arrived atomic.Int64
+	lost := make(chan error, 1)
+	get := func(ctx context.Context, _ *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
+		if armed.Load() && arrived.Add(1) == 1 {
+			<-ctx.Done() // Whichever node is asked first hangs.
+			lost <- ctx.Err()
+			return nil, ctx.Err()
+		}
+		return &orderv1.GetOrderResponse{Order: &orderv1.Order{Note: strconv.FormatInt(arrived.Load(), 10)}}, nil
+	}
+	nodes := []*node{(&node{get: get}).start(t), (&node{get: get}).start(t)}
+	f := inFront(t, policy.Policy{
+		Methods: map[string]policy.Method{getOrder: {Fault: &fault.Config{Mode: fault.Hedging}}}, Retry: retry.Config{PerSecond: 1000},
+	}, nodes[0].URL, nodes[1].URL)
+	secure := httptest.NewUnstartedServer(f.Gateway)
+	secure.EnableHTTP2 = true
+	secure.StartTLS()
+	t.Cleanup(secure.Close)
+	secure.Client().Timeout = testTimeMax
+	for name, client := range map[string]orderv1connect.OrderServiceClient{
+		"h2c": orders(t, f.URL, "gRPC"),
+		"h2":  orderv1connect.NewOrderServiceClient(secure.Client(), secure.URL, connect.WithGRPC()),
+	} {
+		t.Run(name, func(t *testing.T) {
+			armed.Store(false)
+			for range 200 { // So that the gateway knows how long most take.
+				if _, err := client.GetOrder(t.Context(), &orderv1.GetOrderRequest{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			arrived.Store(0)
+			armed.Store(true)
+			got, err := client.GetOrder(t.Context(), &orderv1.GetOrderRequest{})
+			if err != nil || got.GetOrder().GetNote() != "2" {
+				t.Fatalf("got %v, %v, want the answer of the second attempt", got, err)
+			}
+			if err := <-lost; !errors.Is(err, context.Canceled) {
+				t.Errorf("who lost was told %v", err)
+			}
+		})
+	}
+}
+
+// A stream that the limits refuse ends as its protocol ends streams, with what a client needs to come again.
+func TestAStreamThatIsNotAdmittedEndsInProtocol(t *testing.T) {
+	n := (&node{}).start(t)
+	f := inFront(t, policy.Policy{Methods: map[string]policy.Method{
+		"weir.order.v1.OrderService/WatchOrder": {User: &limit.Rate{PerSecond: 0.01, Burst: 1}},
+	}}, n.URL)
+	contentTypes := map[string]string{"connect": "application/connect+proto", "connect JSON": "application/connect+json", "gRPC": "application/grpc", "gRPC-Web": "application/grpc-web"}
+	eachSpeech(t, func(t *testing.T, speech string) {
+		if speech == "connect GET" {
+			return // There are no such streams.
+		}
+		watch := func() (*connect.ServerStreamForClient[orderv1.WatchOrderResponse], error) {
+			ctx := with(t, "Authorization", "Bearer "+tokenOf("user of "+speech))
+			stream, err := orders(t, f.URL, speech).WatchOrder(ctx, &orderv1.WatchOrderRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = stream.Close() }()
+			for stream.Receive() {
+				t.Errorf("received %v", stream.Msg())
+			}
+			return stream, stream.Err()
+		}
+		if _, err := watch(); err != nil {
+			t.Fatalf("the first stream: %v", err)
+		}
+		before := n.calls.Load()
+		stream, err := watch()
+		if err == nil {
+			t.Fatal("the second stream is let through")
+		}
+		if code, reason, after := details(t, err); code != connect.CodeResourceExhausted || reason != "RATE_LIMITED" || after <= 0 {
+			t.Errorf("the end says %v, %q, come again in %s", code, reason, after)
+		}
+		if got := stream.ResponseHeader().Get("Content-Type"); !strings.HasPrefix(got, contentTypes[speech]) {
+			t.Errorf("the end comes as %q, want %s", got, contentTypes[speech])
+		}
+		if n.calls.Load() != before {
+			t.Error("a node was asked")
+		}
+	})
 }

@@ -174,6 +174,62 @@ func TestAnOrderOfWhichNoNodeIsThereIsKeptAndPlacedOnce(t *testing.T) {
 	}
 }
 
+// A plan that has the breaker open is as if the node in this process were away.
+func TestAnOrderThatADevNodeKeepsForLaterOutlivesARestartAndIsPlacedOnce(t *testing.T) {
+	dir := t.TempDir()
+	decided := fileOf(t, "policy.yaml", "methods:\n  weir.order.v1.OrderService/PlaceOrder:\n    fault: {mode: failback}\n")
+	away := fileOf(t, "away.yaml", "name: away\nbreakers: [{method: weir.order.v1.OrderService/PlaceOrder, force: open}]\n")
+	start := func() *devNode {
+		return startDev(t, dir, "--demo", "--nats-listen", "127.0.0.1:0", "--gateway-policy", decided)
+	}
+	plans := func(n *devNode, args ...string) {
+		t.Helper()
+		live(t, []string{"WEIR_NATS=" + n.lines.NATS}, append([]string{"plan"}, args...)...).want(t, exitOK)
+	}
+	n := start()
+	alice := tokenFor(t, dir, "alice", "")
+	plans(n, by("put", away)...)
+	plans(n, by("apply", "away", "--ttl", "1h")...)
+	const late = `{"requestId":"late","items":[{"sku":"tea-sencha","quantity":"1"}]}`
+	until(t, "kept", func() (bool, string) {
+		// Until the plan is gone by, an order of another request is placed.
+		status, body, header := placeAt(t, n.lines.API, alice, `{"requestId":"probe","items":[{"sku":"tea-sencha","quantity":"1"}]}`)
+		return status == http.StatusOK && header.Get(gateway.HeaderFailback) == "accepted", fmt.Sprint(status, body)
+	})
+	if status, body, header := placeAt(t, n.lines.API, alice, late); status != http.StatusOK || header.Get(gateway.HeaderFailback) != "accepted" {
+		t.Fatalf("the order ended with %d %s, want it kept for later", status, body)
+	}
+	n.stop().want(t, exitOK)
+
+	n = start()
+	// The plan holds over the restart, and so does what is kept.
+	if status, body, header := placeAt(t, n.lines.API, alice, late); status != http.StatusOK || header.Get(gateway.HeaderFailback) != "accepted" {
+		t.Fatalf("after the restart the same order ended with %d %s, want it kept", status, body)
+	}
+	plans(n, by("rollback")...)
+	until(t, "both orders placed, which nobody asks for again", func() (bool, string) {
+		list := live(t, n.env(alice), "order", "list", "-o", "json").want(t, exitOK).stdout
+		return strings.Count(list, `"orderId"`) == 2, list
+	})
+	status, placed, header := placeAt(t, n.lines.API, alice, late)
+	if status != http.StatusOK || !strings.Contains(placed, `"orderId"`) || header.Get(gateway.HeaderFailback) != "" {
+		t.Fatalf("the same request is answered with %d %s, want the order", status, placed)
+	}
+	kept := []string{"gateway", "failback", "list", "--nats", n.lines.NATS, "--gateway-secret-file", filepath.Join(dir, gatewaySecretFileName)}
+	live(t, nil, kept...).want(t, exitOK) // Nothing was given up.
+	n.stop().want(t, exitOK)
+
+	n = start()
+	if _, again, _ := placeAt(t, n.lines.API, alice, late); again != placed {
+		t.Errorf("the same request answers %s, before %s", again, placed)
+	}
+	n.stop().want(t, exitOK)
+	cat := live(t, nil, "log", "cat", "--data", dir, "--type", "OrderPlaced", "-o", "json").want(t, exitOK).stdout
+	if got := strings.Count(cat, `"late"`); got != 1 {
+		t.Errorf("the log has the order %d times, want once (I4):\n%s", got, cat)
+	}
+}
+
 // steady replaces what differs from run to run.
 func steady(text string) string {
 	text = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?Z?`).ReplaceAllString(text, "2027-01-01T00:00:00Z")
@@ -200,6 +256,7 @@ func metricsOf(t *testing.T, operator string) string {
 	return string(text)
 }
 
+// The edge knows no rules of orders; this holds what it answers against what a node does.
 func TestAGatewayRefusesWhatIsSoldOutUntilMoreComes(t *testing.T) {
 	n := startDev(t, t.TempDir(), "--demo", "--no-gateway")
 	lines, stop := startGateway(
@@ -212,8 +269,12 @@ func TestAGatewayRefusesWhatIsSoldOutUntilMoreComes(t *testing.T) {
 	wantStatus, want, _ := placeAt(t, n.lines.API, bob, request)
 	until(t, "refused at the edge", func() (bool, string) {
 		status, body, header := placeAt(t, lines.Gateway, bob, request)
-		return strings.HasPrefix(header.Get(edge.HeaderEdge), "sold-out; ") && status == wantStatus && body == want, fmt.Sprint(status, body, header)
+		return strings.HasPrefix(header.Get(edge.HeaderEdge), "sold-out; lane=") && status == wantStatus && body == want, fmt.Sprint(status, body, header)
 	})
+	// Who bought it asks the node, which knows of the order.
+	if status, body, header := placeAt(t, lines.Gateway, n.lines.Customer.Token, request); status != http.StatusBadRequest || header.Get(edge.HeaderEdge) != "" {
+		t.Errorf("whoever bought it got %d %s, %v; want the node's answer", status, body, header)
+	}
 	wantText(t, metricsOf(t, lines.Operator), `weir_gateway_edge_total{what="sold_out"}`)
 	live(t, n.operator(), "stock", "receive", "--sku", "last-one", "--quantity", "1").want(t, exitOK)
 	until(t, "sold again", func() (bool, string) {

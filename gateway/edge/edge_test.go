@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -396,4 +397,147 @@ func codeText(code connect.Code) string {
 		return "ok"
 	}
 	return code.String()
+}
+
+// A crowd is so many callers who ask the very same at once, of an edge that answers from memory.
+type crowd struct {
+	edge    *Edge
+	handler http.Handler
+	calls   atomic.Int64
+	waiting sync.WaitGroup
+	answers chan *httptest.ResponseRecorder
+}
+
+func newCrowd(t *testing.T, upstream http.HandlerFunc) *crowd {
+	t.Helper()
+	c := &crowd{answers: make(chan *httptest.ResponseRecorder, crowdSize+1)}
+	c.edge, _ = New(Options{})
+	if err := c.edge.Apply(Config{Stale: map[string]Stale{getOrder: {Always: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	c.handler = c.edge.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.calls.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		upstream(w, r)
+	}))
+	return c
+}
+
+const crowdSize = 10_000
+
+func (c *crowd) ask(ctx context.Context, user string, count int) {
+	for range count {
+		c.waiting.Go(func() {
+			request := httptest.NewRequestWithContext(ctx, http.MethodPost, getOrder, strings.NewReader("{}"))
+			request.Header.Set("Content-Type", "application/json")
+			request.Header.Set("Authorization", user)
+			recorder := httptest.NewRecorder()
+			c.handler.ServeHTTP(recorder, request)
+			c.answers <- recorder
+		})
+	}
+}
+
+// end waits for everybody, and checks what each got, and how often upstreams were asked.
+func (c *crowd) end(t *testing.T, status int, body string, calls int64) {
+	t.Helper()
+	c.waiting.Wait()
+	close(c.answers)
+	for got := range c.answers {
+		if got.Code != status || got.Body.String() != body {
+			t.Fatalf("somebody got %d %.40q, want %d %.40q", got.Code, got.Body, status, body)
+		}
+	}
+	if got := c.calls.Load(); got != calls {
+		t.Errorf("upstreams were asked %d times, want %d", got, calls)
+	}
+}
+
+func TestOfManyWhoAskTheSameAtOnceOneAsksUpstreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, func(w http.ResponseWriter, r *http.Request) {
+			<-time.After(time.Second)
+			_, _ = io.WriteString(w, "for "+r.Header.Get("Authorization"))
+		})
+		c.ask(t.Context(), "alice", crowdSize)
+		synctest.Wait()
+		other := httptest.NewRequestWithContext(t.Context(), http.MethodPost, getOrder, strings.NewReader("{}"))
+		other.Header.Set("Content-Type", "application/json")
+		other.Header.Set("Authorization", "bob")
+		recorder := httptest.NewRecorder()
+		c.handler.ServeHTTP(recorder, other)
+		if got := recorder.Body.String(); got != "for bob" {
+			t.Errorf("bob got %q", got)
+		}
+		c.end(t, http.StatusOK, "for alice", 2) // hers and his
+	})
+}
+
+func TestACallerWhoLeavesFailsNobodyWhoWaitedForItsAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-time.After(time.Second):
+				_, _ = io.WriteString(w, "1")
+			case <-r.Context().Done():
+				w.WriteHeader(499)
+			}
+		})
+		leaving, leave := context.WithCancel(t.Context())
+		c.ask(leaving, "alice", 1)
+		synctest.Wait()
+		c.ask(t.Context(), "alice", crowdSize)
+		synctest.Wait()
+		leave()
+		synctest.Wait()
+		if got := <-c.answers; got.Code != 499 {
+			t.Errorf("who left got %d", got.Code)
+		}
+		c.end(t, http.StatusOK, "1", 2)
+	})
+}
+
+func TestWhoWaitsForAnothersAnswerLeavesWhenItLikes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Context().Err() == nil {
+				<-time.After(time.Second)
+			}
+			_, _ = io.WriteString(w, strconv.FormatBool(r.Context().Err() == nil))
+		})
+		c.ask(t.Context(), "alice", 1)
+		synctest.Wait()
+		impatient, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		c.ask(impatient, "alice", 1)
+		if got := <-c.answers; got.Body.String() != "false" {
+			t.Errorf("who had no time got %q", got.Body)
+		}
+		c.end(t, http.StatusOK, "true", 2)
+	})
+}
+
+func TestAFaultIsToldAllWhoWaitedAndWhatIsTooLargeEachAsksFor(t *testing.T) {
+	large := string(incompressible(staleAnswerMax + 1))
+	for name, of := range map[string]struct {
+		status int
+		body   string
+		size   int
+		calls  int64
+	}{
+		"a fault":                   {http.StatusServiceUnavailable, "{}", crowdSize, 1},
+		"what is too large to hold": {http.StatusOK, large, 20, 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCrowd(t, func(w http.ResponseWriter, _ *http.Request) {
+					<-time.After(time.Second)
+					w.WriteHeader(of.status)
+					_, _ = io.WriteString(w, of.body)
+				})
+				c.ask(t.Context(), "alice", of.size)
+				c.end(t, of.status, of.body, of.calls)
+			})
+		})
+	}
 }

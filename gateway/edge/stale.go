@@ -36,7 +36,8 @@ import (
 type Stale struct {
 	// MaxAge of such an answer; by default MaxAgeDefault.
 	MaxAge time.Duration `yaml:"max_age"`
-	// Always answers from memory if it can; otherwise memory is for when upstreams fail or have too much to do.
+	// Always answers from memory if it can, and has those who ask the very same at once wait for one of them; otherwise memory is for when upstreams fail
+	// or have too much to do.
 	Always bool `yaml:"always"`
 	// RefreshAfter is the age from which, with Always, one caller at a time is sent on and makes the answer a new one; by default RefreshDefault.
 	RefreshAfter time.Duration `yaml:"refresh_after"`
@@ -95,6 +96,7 @@ func (s Stale) refreshAfter() time.Duration {
 // stale keeps answers in bounded memory.
 type stale struct {
 	answers *otter.Cache[requestKey, *answer]
+	flights flights
 }
 
 // A requestKey is the SHA-256 of a request: of all of it that its answer may depend on.
@@ -112,7 +114,7 @@ type answer struct {
 }
 
 func newStale(bytesMax int64) *stale {
-	return &stale{otter.Must(&otter.Options[requestKey, *answer]{
+	return &stale{flights: flights{byKey: map[requestKey]*flight{}}, answers: otter.Must(&otter.Options[requestKey, *answer]{
 		MaximumWeight: uint64(bytesMax),
 		Weigher: func(_ requestKey, a *answer) uint32 {
 			size := len(a.body) + 512 // of the entry
@@ -156,36 +158,51 @@ func keyOf(r *http.Request, body []byte) (key requestKey) {
 // serveStale answers a read from memory or from upstreams.
 func (e *Edge) serveStale(w http.ResponseWriter, r *http.Request, next http.Handler, rule Stale, body []byte) {
 	key := keyOf(r, body)
-	kept, found := e.stale.answers.GetIfPresent(key)
 	now := time.Now()
-	if found && now.Sub(kept.given) > rule.maxAge() {
-		found = false
-	}
+	kept, found := e.inMemory(rule, key)
 	if found && rule.Always && !kept.takesRefresh(now, rule.refreshAfter()) {
 		e.counts[countStalePlanned].Add(1)
 		kept.write(w, now, "stale; plan")
 		return
 	}
+	if rule.Always && !found {
+		e.serveTogether(w, r, next, rule, key)
+		return
+	}
+	given := e.ask(w, r, next, key)
+	if given == nil {
+		return
+	}
+	if end := outcome.OfCode(codeOf(given)); found && (end == outcome.Fault || end == outcome.Overload) {
+		e.counts[countStaleFailed].Add(1)
+		kept.write(w, time.Now(), "stale; upstream failed")
+		return
+	}
+	given.write(w, time.Time{}, "")
+}
+
+// inMemory returns what memory has for a read that is not too old.
+func (e *Edge) inMemory(rule Stale, key requestKey) (*answer, bool) {
+	kept, found := e.stale.answers.GetIfPresent(key)
+	if found && time.Since(kept.given) > rule.maxAge() {
+		return nil, false
+	}
+	return kept, found
+}
+
+// ask returns what upstreams answer, and keeps it if it is good. It is nil for what is too large to hold, which the caller has then.
+func (e *Edge) ask(w http.ResponseWriter, r *http.Request, next http.Handler, key requestKey) *answer {
 	reply := &reply{to: w, header: http.Header{}}
 	next.ServeHTTP(reply, r)
 	if reply.passed {
-		return // It was too large to hold.
+		return nil
 	}
 	given := reply.answer()
-	switch outcome.OfCode(codeOf(given)) {
-	case outcome.Fault, outcome.Overload:
-		if found {
-			e.counts[countStaleFailed].Add(1)
-			kept.write(w, time.Now(), "stale; upstream failed")
-			return
-		}
-	case outcome.Good, outcome.Abandoned:
-		if codeOf(given) == 0 && keeps(given) {
-			given.given = time.Now()
-			e.stale.answers.Set(key, given)
-		}
+	given.given = time.Now()
+	if codeOf(given) == 0 && keeps(given) {
+		e.stale.answers.Set(key, given)
 	}
-	given.write(w, time.Time{}, "")
+	return given
 }
 
 // takesRefresh reports whether the caller is the one who makes the answer a new one.

@@ -23,15 +23,7 @@ func (s *sale) poll(user string, timesMax int) {
 	s.streams.Go(func() {
 		for range timesMax {
 			now, after := s.room.poll(time.Now(), id)
-			s.mu.Lock()
-			s.told[user] = append(s.told[user], now)
-			if now.state >= Admitted {
-				s.ended[user] = now.state
-			}
-			if now.state == Admitted {
-				s.admitted = append(s.admitted, user)
-			}
-			s.mu.Unlock()
+			s.note(user, now)
 			if after == 0 {
 				return
 			}

@@ -105,19 +105,24 @@ func (s *sale) comeAt(user string, at rank) (leave context.CancelFunc) {
 	ctx, cancel := context.WithCancel(s.t.Context())
 	s.streams.Go(func() {
 		_ = s.room.wait(ctx, id, func(now standing) error { // Its error is that the test let it leave.
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.told[user] = append(s.told[user], now)
-			if now.state >= Admitted {
-				s.ended[user] = now.state
-			}
-			if now.state == Admitted {
-				s.admitted = append(s.admitted, user)
-			}
+			s.note(user, now)
 			return nil
 		})
 	})
 	return cancel
+}
+
+// note takes down what a user is told.
+func (s *sale) note(user string, now standing) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told[user] = append(s.told[user], now)
+	if now.state >= Admitted {
+		s.ended[user] = now.state
+	}
+	if now.state == Admitted {
+		s.admitted = append(s.admitted, user)
+	}
 }
 
 func (s *sale) count() int {
