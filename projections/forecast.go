@@ -130,14 +130,14 @@ func (b *Rebuilder) measure(ctx context.Context, job *rebuild) {
 	for {
 		known := true
 		for _, p := range job.parts {
-			if size, err := b.log(p.runner.lane).Size(ctx); err == nil {
-				p.size.Store(&size)
-			}
-			known = known && p.size.Load() != nil
 			if job.stored && !p.inPlace {
 				live := prefixOf(job.projection.space, p.runner.live(job.projection), p.runner.lane)
 				p.toCompare.Store(2 * b.compareWork(live, live.end())) // Of both: the other one will be about as large.
 			}
+			if size, err := b.log(p.runner.lane).Size(ctx); err == nil {
+				p.size.Store(&size)
+			}
+			known = known && p.size.Load() != nil
 		}
 		if known {
 			job.forecast.mark(b.markOf(job))

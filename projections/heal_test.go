@@ -309,3 +309,91 @@ func TestARebuildThatHealsGoesOnAfterARestart(t *testing.T) {
 	}
 	n.verify(s.shop)
 }
+
+// TestAHealThatIsHeldIsSwappedByHandWhileMoreIsParked holds generations that heal an order. What answers goes on to park that order's
+// events, both park another order, and the node is restarted. Then they are swapped by hand, and nothing is missing.
+func TestAHealThatIsHeldIsSwappedByHandWhileMoreIsParked(t *testing.T) {
+	s := poisonShop(t)
+	later := s.place(s.users[2], 0)
+	later.Pool = s.placed.Pool
+	s.poison.set(failsOver(later.OrderID.String())) // One bug is mended, and there is another one.
+	held := func() (statuses []RebuildStatus) {
+		t.Helper()
+		statuses = s.b.settle(t)
+		if len(statuses) != len(healedViews) {
+			t.Fatalf("seed %d: got %d rebuilds, want %d: %+v", s.seed, len(statuses), len(healedViews), statuses)
+		}
+		for _, status := range statuses {
+			if status.State != RebuildHeld || status.Done != status.Total {
+				t.Fatalf("seed %d: got %+v, want it held and done", s.seed, status)
+			}
+		}
+		return statuses
+	}
+	for _, view := range healedViews {
+		if err := s.b.Start(view.Name, RebuildOptions{Swap: SwapManual}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, status := range held() {
+		if status.Comparison == nil || !status.Comparison.Equal() || status.Comparison.Heals() != 1 {
+			t.Fatalf("seed %d: got %+v, want that it is equal but for the order that it heals", s.seed, status)
+		}
+	}
+	s.runners[0].Offer(s.commit(domain.NoteAdded{OrderID: s.placed.OrderID, UserID: s.placed.UserID, By: "another clerk"}))
+	s.runners[0].Offer(s.commit(later))
+	for range 20 {
+		s.runners[0].Offer(s.step())
+	}
+	s.reach(s.shop)
+	for _, view := range healedViews {
+		if got := s.parkedOf(view); len(got) != 2 {
+			t.Errorf("seed %d: view %s has %+v parked while it is held, want both orders", s.seed, view.Name, got)
+		}
+		if found, err := s.b.Compare(t.Context(), view.Name); err != nil || !found.Equal() || found.Heals() != 1 {
+			t.Errorf("seed %d: view %s: got %+v, %v, want that they are equal but for the order that is healed", s.seed, view.Name, found, err)
+		}
+	}
+	if _, fresh, _ := s.views.Order(t.Context(), s.placed.OrderID, Min{}); fresh.State != StateParked {
+		t.Errorf("seed %d: before the swap the order is %v, want it parked", s.seed, fresh.State)
+	}
+
+	s.stop()
+	s.node.stop()
+	s.node = startNode(t, s.fs, s.log)
+	s.reach(s.shop)
+	s.b = s.node.rebuilder(s.log)
+	s.b.run(t)
+	held()
+	for _, view := range healedViews {
+		if err := s.b.Swap(t.Context(), view.Name); err != nil {
+			t.Fatalf("seed %d: view %s: %v", s.seed, view.Name, err)
+		}
+		s.wantAnswering(t, view, 2)
+		if got := s.parkedOf(view); len(got) != 1 || got[s.placed.OrderID.String()].Key != "" {
+			t.Errorf("seed %d: view %s has %+v parked after the swap, want the order alone that both have parked", s.seed, view.Name, got)
+		}
+	}
+	s.runners[0].Offer(s.commit(domain.NoteAdded{OrderID: s.placed.OrderID, UserID: s.placed.UserID, By: "a third clerk"}))
+	s.reach(s.shop)
+	for id, want := range map[domain.OrderID]FreshnessState{s.placed.OrderID: StateFresh, later.OrderID: StateParked} {
+		if _, fresh, err := s.views.Order(t.Context(), id, Min{}); fresh.State != want {
+			t.Errorf("seed %d: after the swap order %s is %v (%v), want %v", s.seed, id, fresh.State, err, want)
+		}
+	}
+	s.verify(s.shop)
+
+	// What is kept has parked both, and can be gone back to and healed by a replay.
+	for _, view := range healedViews {
+		if err := s.b.Rollback(t.Context(), view.Name); err != nil {
+			t.Fatalf("seed %d: view %s: %v", s.seed, view.Name, err)
+		}
+		if got := s.parkedOf(view); len(got) != 2 {
+			t.Errorf("seed %d: view %s has %+v parked after going back, want both orders", s.seed, view.Name, got)
+		}
+	}
+	s.poison.set(nil)
+	s.replayAll()
+	s.verify(s.shop)
+	s.check(s.shop)
+}

@@ -370,9 +370,13 @@ func (b *Rebuilder) status(job *rebuild) RebuildStatus {
 	all := building.plus(comparing)
 	s.Done, s.Total = all.done, all.total
 	if building.total == 0 {
+		s.Done, s.Total = 0, 0
 		for _, lane := range s.Lanes {
 			s.Done, s.Total = s.Done+lane.Position, s.Total+lane.Target
 		}
+	}
+	if s.State == RebuildHeld { // After a restart it is not compared again.
+		s.Done = s.Total
 	}
 	if job.done != nil {
 		s.Left = job.forecast.left(b.markOf(job), building, comparing)

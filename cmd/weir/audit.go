@@ -125,6 +125,7 @@ type replayedLane struct {
 	head     uint64
 	cursor   eventstore.Cursor
 	position eventstore.Position
+	read     int64 // bytes of the log, up to the position
 	// commit is the one that is being replayed, and event the next of it.
 	commit *eventstore.Commit
 	event  int
@@ -133,7 +134,7 @@ type replayedLane struct {
 // replay replays every lane up to its head, none ahead of what it took from another.
 func (p *process) replay(ctx context.Context, s *source, a *stockAuditor) error {
 	lanes := make([]*replayedLane, s.topology.Lanes)
-	var total int64
+	var readers []laneReader
 	for lane := range s.topology.Lanes {
 		r := &replayedLane{lane: lane, reader: s.lane(lane), position: eventstore.Genesis(lane, s.topology.Lanes)}
 		lanes[lane] = r
@@ -145,9 +146,9 @@ func (p *process) replay(ctx context.Context, s *source, a *stockAuditor) error 
 			return explainLog(lane, err)
 		}
 		defer r.cursor.Close()
-		total += int64(r.head)
+		readers = append(readers, r.reader)
 	}
-	progress := p.newProgress("audit", "commits", total)
+	progress := p.newLogProgress(ctx, "audit", readers...)
 	defer progress.end()
 	for {
 		moved := false
@@ -175,11 +176,11 @@ func (p *process) replay(ctx context.Context, s *source, a *stockAuditor) error 
 			}
 			a.commits[r.lane] = r.position.Number
 		}
-		var at int64
+		var read int64
 		for _, r := range lanes {
-			at += int64(r.position.Number)
+			read += r.read
 		}
-		progress.at(at)
+		progress.at(read)
 		switch {
 		case moved:
 		case waits == nil:
@@ -218,6 +219,7 @@ func (r *replayedLane) next(ctx context.Context) (done bool, err error) {
 			return false, err
 		}
 		r.position = eventstore.Position{Number: record.Number, Hash: record.Hash}
+		r.read += int64(record.Stored)
 		r.commit, r.event = commit, 0
 	}
 	return false, nil

@@ -23,6 +23,7 @@ import (
 //
 //	GET /node                                  lanes of the node
 //	GET /log/head?lane=L                       number of the newest commit
+//	GET /log/size?lane=L                       how much the lane's log holds
 //	GET /log?lane=L&from=N                     commits as frames, see writeFrame, until the reader leaves
 //	GET /projections                           how far every view is
 //	GET /parked                                parked keys of every view
@@ -41,6 +42,7 @@ import (
 const (
 	inspectNode        = "/node"
 	inspectHead        = "/log/head"
+	inspectSize        = "/log/size"
 	inspectLog         = "/log"
 	inspectProjections = "/projections"
 	inspectParked      = "/parked"
@@ -61,6 +63,9 @@ const (
 
 // frameHead is number (8 bytes), hash and length (4 bytes) of a commit's frame; its data follows.
 const frameHead = 8 + len(eventstore.Hash{}) + 4
+
+// frameStored is about what a stream keeps of a commit beside its data: no frame says it, and for a progress it will do.
+const frameStored = 400
 
 // errFrame is the number of a frame that carries an error's text instead of a commit: no commit has number 0.
 const errFrame = 0
@@ -101,6 +106,7 @@ func readFrame(r io.Reader) (eventstore.Record, error) {
 // A laneReader is the part of a log that reading needs.
 type laneReader interface {
 	Head(ctx context.Context) (uint64, error)
+	Size(ctx context.Context) (eventstore.LogSize, error)
 	Follow(ctx context.Context, number uint64) (eventstore.Cursor, error)
 }
 
@@ -152,6 +158,7 @@ func (i *inspector) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+inspectNode, i.serveNode)
 	mux.HandleFunc("GET "+inspectHead, i.serveHead)
+	mux.HandleFunc("GET "+inspectSize, i.serveSize)
 	mux.HandleFunc("GET "+inspectLog, i.serveLog)
 	mux.HandleFunc("GET "+inspectProjections, i.serveProjections)
 	mux.HandleFunc("GET "+inspectParked, i.serveParked)
@@ -207,6 +214,26 @@ func (i *inspector) serveHead(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	respond(w, head)
+}
+
+func (i *inspector) serveSize(w http.ResponseWriter, r *http.Request) {
+	lane, ok := i.lane(w, r)
+	if !ok {
+		return
+	}
+	size, err := i.log(lane).Size(r.Context())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	respond(w, laneSize(size))
+}
+
+// laneSize is an eventstore.LogSize as it travels.
+type laneSize struct {
+	First uint64 `json:"first"`
+	Head  uint64 `json:"head"`
+	Bytes uint64 `json:"bytes"`
 }
 
 func (i *inspector) serveLog(w http.ResponseWriter, r *http.Request) {
@@ -390,6 +417,12 @@ func (l remoteLane) Head(ctx context.Context) (uint64, error) {
 	return head, err
 }
 
+func (l remoteLane) Size(ctx context.Context) (eventstore.LogSize, error) {
+	var size laneSize
+	err := l.node.getJSON(ctx, inspectSize, l.query(), &size)
+	return eventstore.LogSize(size), err
+}
+
 func (l remoteLane) Follow(ctx context.Context, number uint64) (eventstore.Cursor, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	query := l.query()
@@ -414,6 +447,7 @@ func (c *remoteCursor) Next(ctx context.Context) (eventstore.Record, error) {
 		return eventstore.Record{}, err
 	}
 	record, err := readFrame(c.reader)
+	record.Stored = len(record.Data) + frameStored
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return eventstore.Record{}, &problem{
 			code: exitUnavailable, what: "the node stopped while its log was read", cause: err,

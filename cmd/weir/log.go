@@ -307,9 +307,9 @@ func (p *process) stats(cmd *cobra.Command, s *source, from *sourceFlags) error 
 		if err != nil {
 			return explainLog(lane, err)
 		}
-		progress := p.newProgress(fmt.Sprintf("read lane %d", lane), "commits", int64(head))
+		progress := p.newLogProgress(cmd.Context(), fmt.Sprintf("read lane %d", lane), s.lane(lane))
 		err = readLane(cmd.Context(), s.lane(lane), 1, head, false, nil, func(record eventstore.Record) error {
-			progress.at(l.Commits)
+			progress.read(record)
 			return l.take(record)
 		})
 		progress.end()

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
@@ -445,5 +447,49 @@ func TestADirectoryWithoutANodeIsSaidSo(t *testing.T) {
 	for _, args := range [][]string{{"log", "cat"}, {"log", "verify"}, {"log", "stats"}, {"projections", "status"}, {"reactors", "status"}} {
 		r := weir(t, nil, append(args, "--data", t.TempDir())...).want(t, exitUsage)
 		wantText(t, r.stderr, "there is no node's data in", "--data or WEIR_DATA")
+	}
+}
+
+// TestReadingALogIsShownByItsBytes: commits differ in size, so their number says little of how long the rest takes.
+func TestReadingALogIsShownByItsBytes(t *testing.T) {
+	n := filled(t)
+	record, err := readNodeRecord(dataDir(n.dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, topology := dialNode(t.Context(), record)
+	if node == nil {
+		t.Fatal("the node does not answer")
+	}
+	t.Cleanup(node.client.CloseIdleConnections)
+	var out bytes.Buffer
+	now := testTime
+	p := &process{stderr: &out, now: func() time.Time { return now }}
+	var lanes []laneReader
+	var want uint64
+	for lane := range topology.Lanes {
+		size, err := remoteLane{node, lane}.Size(t.Context())
+		local, _ := n.logs[lane].Size(t.Context())
+		if err != nil || size != local {
+			t.Fatalf("lane %d: the node says %+v, %v; want %+v", lane, size, err, local)
+		}
+		lanes, want = append(lanes, remoteLane{node, lane}), want+size.Bytes
+	}
+	g := p.newLogProgress(t.Context(), "audit", lanes...)
+	if g.total != int64(want) {
+		t.Errorf("there are %d bytes to read, want %d", g.total, want)
+	}
+	now = now.Add(10 * time.Second)
+	g.read(eventstore.Record{Number: 1, Stored: int(want / 4)})
+	if text := out.String(); !strings.HasPrefix(text, "audit:  25% ") || !strings.Contains(text, "ETA 30s") {
+		t.Errorf("got %q, want a quarter and half a minute more", text)
+	}
+
+	// A node of before says nothing of it: then the end is not foretold.
+	older := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(older.Close)
+	node.record.Inspect = older.URL
+	if g := p.newLogProgress(t.Context(), "audit", lanes...); g.total != 0 {
+		t.Errorf("there are %d bytes to read of a node that does not say", g.total)
 	}
 }

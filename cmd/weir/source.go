@@ -124,6 +124,32 @@ func readLane(ctx context.Context, lane laneReader, from, head uint64, follow bo
 	return nil
 }
 
+// newLogProgress shows how much of some lanes' logs is read, by bytes. What does not say how large it is, is read all the same.
+func (p *process) newLogProgress(ctx context.Context, label string, lanes ...laneReader) *logProgress {
+	g := &logProgress{progress: p.newProgress(label, unitBytes, 0)}
+	for _, lane := range lanes {
+		size, err := lane.Size(ctx)
+		if err != nil {
+			g.total = 0
+			break
+		}
+		g.total += int64(size.Bytes)
+	}
+	return g
+}
+
+// A logProgress is the progress of reading logs.
+type logProgress struct {
+	*progress
+	done int64
+}
+
+// read says that a commit was read.
+func (g *logProgress) read(record eventstore.Record) {
+	g.done += int64(record.Stored)
+	g.at(g.done)
+}
+
 // explainLog says what a failed reading of a lane means.
 func explainLog(lane uint32, err error) error {
 	var chain *eventstore.ChainError

@@ -130,9 +130,9 @@ func (p *process) verifyLane(ctx context.Context, s *source, lane uint32, found 
 		return err
 	}
 	v := &laneVerifier{topology: s.topology, lane: lane, position: eventstore.Genesis(lane, s.topology.Lanes), found: found}
-	progress := p.newProgress(fmt.Sprintf("verify lane %d", lane), "commits", int64(head))
+	progress := p.newLogProgress(ctx, fmt.Sprintf("verify lane %d", lane), reader)
 	err = readLane(ctx, reader, 1, head, false, nil, func(record eventstore.Record) error {
-		progress.at(int64(v.position.Number))
+		progress.read(record)
 		return v.take(record)
 	})
 	progress.end()
@@ -229,7 +229,7 @@ func (p *process) verifyViews(ctx context.Context, s *source, sample int, found 
 	var progress *progress
 	differences, err := s.views.Verify(ctx, sample, func(done, total int64) {
 		if progress == nil {
-			progress = p.newProgress("compare views", "commits", total)
+			progress = p.newProgress("compare views", unitBytes, total)
 		}
 		progress.at(done)
 	})

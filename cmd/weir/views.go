@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 
@@ -73,7 +74,11 @@ func (v *localViews) Verify(ctx context.Context, sample int, progress func(done,
 	drawn := drawPartitions(sample)
 	counted := &countedLogs{open: v.log, progress: progress}
 	for _, runner := range v.runners {
-		counted.total += int64(runner.Position().Number)
+		size, err := v.log(runner.Lane()).Size(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("compare the views of lane %d: %w", runner.Lane(), err)
+		}
+		counted.total += int64(size.Bytes)
 	}
 	found := []difference{}
 	for lane := range v.topology.Lanes {
@@ -102,7 +107,7 @@ func drawPartitions(sample int) func(uint32) bool {
 	return func(partition uint32) bool { return drawn[partition] }
 }
 
-// countedLogs say how many commits were read from them.
+// countedLogs say how many bytes of them were read.
 type countedLogs struct {
 	open     func(lane uint32) eventstore.Log
 	progress func(done, total int64)
@@ -133,7 +138,7 @@ type countedCursor struct {
 func (c countedCursor) Next(ctx context.Context) (eventstore.Record, error) {
 	record, err := c.Cursor.Next(ctx)
 	if err == nil {
-		c.count.done++
+		c.count.done += int64(record.Stored)
 		c.count.progress(c.count.done, c.count.total)
 	}
 	return record, err
