@@ -24,6 +24,11 @@ const (
 type FollowerOptions struct {
 	Lane uint32
 	Log  Log
+	// Pace is how long after a flush the next commit is taken in, at the earliest, unless somebody waits for it: what came meanwhile
+	// is one step. Where commits come further apart, none waits. 0 means as soon as it comes.
+	Pace time.Duration
+	// Demand says whether somebody waits; nil means nobody does.
+	Demand *Demand
 	// Logger is told when the log cannot be read; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -52,6 +57,8 @@ type Follower struct {
 	// Owned by Run.
 	position Position // newest commit that the consumer has taken in
 	offers   []offer
+	flushed  time.Time // when what was taken in was last flushed
+	taken    bool      // something was taken in since
 
 	// head is the newest commit known to exist. It means nothing until headKnown.
 	head      atomic.Uint64
@@ -196,7 +203,7 @@ func (f *Follower) followLog(ctx context.Context, consumer Consumer) error {
 			}
 			record, err = cursor.Next(ctx)
 		}
-		if flushErr := consumer.Flush(ctx); flushErr != nil {
+		if flushErr := f.flush(ctx, consumer); flushErr != nil {
 			return flushErr
 		}
 		if err != nil {
@@ -204,6 +211,12 @@ func (f *Follower) followLog(ctx context.Context, consumer Consumer) error {
 		}
 		if f.position.Number >= f.target.Load() && f.tail.continues(f.position.Number) {
 			return nil
+		}
+		if f.position.Number < f.head.Load() {
+			continue // It is behind.
+		}
+		if err := f.rest(ctx); err != nil {
+			return err
 		}
 	}
 }
@@ -214,6 +227,9 @@ func (f *Follower) followTail(ctx context.Context, consumer Consumer) error {
 	idle := time.NewTimer(f.TailIdle)
 	defer idle.Stop()
 	for {
+		if err := f.rest(ctx); err != nil {
+			return err
+		}
 		offers, missed := f.tail.take(f.offers[:0], f.position.Number+1)
 		f.offers = offers
 		for _, offered := range offers {
@@ -221,13 +237,13 @@ func (f *Follower) followTail(ctx context.Context, consumer Consumer) error {
 				return err
 			}
 			if consumer.Full(false) {
-				if err := consumer.Flush(ctx); err != nil {
+				if err := f.flush(ctx, consumer); err != nil {
 					return err
 				}
 			}
 		}
 		clear(f.offers)
-		if err := consumer.Flush(ctx); err != nil {
+		if err := f.flush(ctx, consumer); err != nil {
 			return err
 		}
 		switch {
@@ -247,6 +263,34 @@ func (f *Follower) followTail(ctx context.Context, consumer Consumer) error {
 	}
 }
 
+func (f *Follower) flush(ctx context.Context, consumer Consumer) error {
+	if f.taken {
+		f.flushed, f.taken = time.Now(), false
+	}
+	return consumer.Flush(ctx)
+}
+
+// rest waits until the next step is due, or somebody waits for it.
+func (f *Follower) rest(ctx context.Context) error {
+	left := f.options.Pace - time.Since(f.flushed)
+	if left <= 0 {
+		return nil
+	}
+	entered, waiting := f.options.Demand.look()
+	if waiting {
+		return nil
+	}
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-entered:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
 func (f *Follower) takeRecord(ctx context.Context, consumer Consumer, record Record) error {
 	commit, err := DecodeCommit(record.Data)
 	if err != nil {
@@ -263,7 +307,7 @@ func (f *Follower) take(ctx context.Context, consumer Consumer, commit *Commit, 
 	if err := consumer.Take(ctx, commit, at); err != nil {
 		return err
 	}
-	f.position = at
+	f.position, f.taken = at, true
 	return nil
 }
 

@@ -133,6 +133,7 @@ func (r *Runner) await(ctx context.Context, commit uint64, wait time.Duration, o
 		return false, nil
 	}
 	defer leave()
+	defer r.demand.Enter()()
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -35,6 +36,9 @@ type RunnerOptions struct {
 	Lane, Lanes uint32
 	// Log of the lane.
 	Log eventstore.Log
+	// Pace is how long after a batch the next one is begun, at the earliest, unless a read waits for what comes. 0 means as soon as a
+	// commit comes.
+	Pace time.Duration
 	// Observer is told what changes; nil for none.
 	Observer Observer
 	// Level2 is a cache of orders that nodes share, between this node's memory and its view; nil is none. Its keys are the
@@ -76,6 +80,7 @@ type Runner struct {
 	sharesOrders bool // there is a Level2
 	shared       atomic.Pointer[[]*sharedReads]
 	arrivals     arrivals
+	demand       eventstore.Demand // of who waits for arrivals
 	watchers     watchers[domain.OrderID]
 	// stockWatchers follow the stock of a key, in every lane.
 	stockWatchers watchers[string]
@@ -109,8 +114,10 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 	r := &Runner{
 		lane: options.Lane, topology: topology, log: options.Log, store: options.Store, db: options.Store.db, logger: options.Logger,
 		stopped: make(chan struct{}), observer: options.Observer, observed: Changes{Lane: options.Lane}, sharesOrders: options.Level2 != nil,
-		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: options.Lane, Log: options.Log, Logger: options.Logger}),
 	}
+	r.follower = eventstore.NewFollower(eventstore.FollowerOptions{
+		Lane: options.Lane, Log: options.Log, Pace: options.Pace, Demand: &r.demand, Logger: options.Logger,
+	})
 	r.shared.Store(new([]*sharedReads))
 	r.reads = newLaneReads(r, options.Level2)
 	if err := r.open(); err != nil {
@@ -313,6 +320,9 @@ func (r *Runner) prefix(p *Projection) prefix { return prefixOf(p.space, r.live(
 
 // Lane returns the lane that the runner feeds.
 func (r *Runner) Lane() uint32 { return r.lane }
+
+// Demand says whether a read waits for what the views do not hold yet.
+func (r *Runner) Demand() *eventstore.Demand { return &r.demand }
 
 // Position returns the newest commit that every view of the lane holds.
 func (r *Runner) Position() eventstore.Position { return r.applied.Load().Position }

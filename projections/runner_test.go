@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -470,6 +471,34 @@ func TestARunnerDoesNotReadWhatItWasOffered(t *testing.T) {
 	if log.reads > int(before) {
 		t.Fatalf("seed %d: %d commits were read from the log, want at most %d", seed, log.reads, before)
 	}
+	if err := n.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAReadThatWaitsForACommitEndsTheRunnersRest(t *testing.T) {
+	seed := seedOf(t)
+	s := newShop(t, seed, 0, 1)
+	n := openNode(t, vfs.NewMem(), s.log)
+	r, err := NewRunner(RunnerOptions{Store: n.store, Lanes: 1, Log: s.log, Pace: 2 * patience, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.runners[0] = r // Its pace is one that no test waits for.
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := r.Run(ctx); err != nil {
+			t.Errorf("seed %d: %v", seed, err)
+		}
+	})
+	for range 10 {
+		r.Offer(s.step())
+		r.Offer(s.step())
+		n.reach(s)
+	}
+	cancel()
+	running.Wait()
 	if err := n.store.Close(); err != nil {
 		t.Fatal(err)
 	}

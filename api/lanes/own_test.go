@@ -104,7 +104,7 @@ func (s *sharedLog) join(id string) *sharingNode {
 	s.t.Cleanup(streams.Close)
 	n.Set, err = Open(Options{
 		Topology: s.topology, Store: n.store, Log: streams.Log, Owner: id, Lane: eventstore.LaneOptions{Logger: quiet},
-		Shared: true, Remote: courier{s}, Transport: s, OnOwnership: n.onOwnership,
+		Shared: true, Remote: courier{s}, Transport: s, OnOwnership: n.onOwnership, StandbyPace: 100 * time.Millisecond,
 	})
 	if err != nil {
 		s.t.Fatal(err)

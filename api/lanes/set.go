@@ -45,6 +45,11 @@ type Options struct {
 	Remote Remote
 	// OnOwnership is told when a lane begins to be served here, and before it no longer is; may be nil. It does not block.
 	OnOwnership func(lane uint32, owned bool)
+	// StandbyPace is how long after it took in commits of a lane that another node decides this one takes in the next, at the earliest,
+	// unless Demand says that somebody waits for them. 0 means as soon as they come.
+	StandbyPace time.Duration
+	// Demand says of a lane whether somebody waits for what its commits change; nil means that nobody does.
+	Demand func(lane uint32) *eventstore.Demand
 	// ParkWait bounds how long a request waits for a lane that is being opened or handed over; 0 means ParkWaitDefault.
 	ParkWait time.Duration
 	// PayWithin is how long an unpaid order keeps its units; 0 means PayWithinDefault.
@@ -106,12 +111,22 @@ func Open(options Options) (*Set, error) {
 	return s, nil
 }
 
+// demand says whether somebody waits for what a lane's commits change; nil if nobody ever does.
+func (s *Set) demand(lane uint32) *eventstore.Demand {
+	if s.options.Demand == nil {
+		return nil
+	}
+	return s.options.Demand(lane)
+}
+
 // newSeat makes a lane's seat. A lane that is not shared is started.
 func (s *Set) newSeat(lane uint32, machine *Machine, agent *agent, options eventstore.LaneOptions) *seat {
-	log := s.options.Log(lane)
+	following := eventstore.FollowerOptions{
+		Lane: lane, Log: s.options.Log(lane), Pace: s.options.StandbyPace, Demand: s.demand(lane), Logger: options.Logger,
+	}
 	made := &seat{
 		set: s, lane: lane, options: options, machine: machine, agent: agent, changed: make(chan struct{}), moved: make(chan struct{}),
-		follower: eventstore.NewFollower(eventstore.FollowerOptions{Lane: lane, Log: log, Logger: options.Logger}),
+		follower: eventstore.NewFollower(following),
 	}
 	made.commit.Store(machine.Position().Number)
 	var observe eventstore.Observer
