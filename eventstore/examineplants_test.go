@@ -182,9 +182,9 @@ func TestWhatAProcessKnowsOfItselfIsFound(t *testing.T) {
 		}
 	}
 	disk.Free = disk.Max - disk.Used - 1
-	bad := findingsOf(t, nc, ExamineOptions{Own: &OwnServer{StoreDir: os.TempDir() + "/weir", Open: true}, Disk: &disk, PasswordShown: true})
+	bad := findingsOf(t, nc, ExamineOptions{Own: &OwnServer{StoreDir: "/var/tmp/weir", Open: true}, Disk: &disk, PasswordShown: true})
 	wantWrong(t, bad, checkFsync, "the node's own server does not")
-	wantWrong(t, bad, checkStoreDir, "the node's own server stores in "+os.TempDir())
+	wantWrong(t, bad, checkStoreDir, "the node's own server stores in /var/tmp/weir")
 	wantWrong(t, bad, checkClients, "lets anybody in")
 	wantWrong(t, bad, checkRoom, dir+" may grow to")
 	wantWrong(t, bad, checkPasswords, "an address has one")
