@@ -30,6 +30,9 @@ const generationsMax = 255
 // generations are the pointers of all views. Reading them takes an atomic load.
 type generations struct {
 	mu sync.Mutex // held by who writes
+	// taken are the generations that had keys since the store was opened, by space. What removes these stays in the store for a while, and
+	// keeps the tables of a generation that is made in their place from the lowest level: they are compacted again and again.
+	taken [256][generationsMax + 1]bool
 	// bySpace holds the pointers by lane, which nobody changes. A lane that they do not reach has firstGeneration.
 	bySpace [256]atomic.Pointer[[]pointer]
 }
@@ -73,7 +76,16 @@ func (g *generations) load(db *pebble.DB) error {
 		}
 		g.bySpace[p.space].Store(&pointers)
 	}
-	return nil
+	// What there is of a generation was written with its progress.
+	first := []byte{KeySpaceViews, spaceProgress}
+	entries, err := db.NewIter(&pebble.IterOptions{LowerBound: first, UpperBound: keyAfter(first)})
+	if err != nil {
+		return fmt.Errorf("read which generations there are: %w", err)
+	}
+	for valid := entries.First(); valid; valid = entries.Next() {
+		g.taken[entries.Key()[prefixBytes]][entries.Key()[prefixBytes+1]] = true
+	}
+	return errors.Join(entries.Error(), entries.Close())
 }
 
 // pointerIn returns the pointer of a view in a lane as a snapshot has it.
@@ -124,19 +136,26 @@ func (s *Store) point(p *Projection, lanes []uint32, change func(lane uint32, at
 	return nil
 }
 
-// next returns a generation after the live one that none of the lanes has.
+// next returns a generation after the live one that none of the lanes has, and that never had any keys, if there still is one.
 func (g *generations) next(p *Projection, lanes ...uint32) byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	var used [generationsMax + 1]bool
 	used[0] = true
 	for _, lane := range lanes {
 		at := g.of(p.space, lane)
 		used[at.live], used[at.kept] = true, true
 	}
-	for i := range generationsMax {
-		generation := byte((int(g.of(p.space, lanes[0]).live)+i)%generationsMax + 1)
-		if !used[generation] {
-			return generation
+	taken := &g.taken[p.space]
+	for range 2 {
+		for i := range generationsMax {
+			generation := byte((int(g.of(p.space, lanes[0]).live)+i)%generationsMax + 1)
+			if !used[generation] && !taken[generation] {
+				taken[generation] = true
+				return generation
+			}
 		}
+		*taken = [generationsMax + 1]bool{} // It goes round.
 	}
 	panic(fmt.Sprintf("projections: bug: view %s has %d generations", p.Name, generationsMax))
 }

@@ -826,13 +826,61 @@ func TestWhatIsShownAsHeldCanBeSwapped(t *testing.T) {
 }
 
 func TestGenerationsGoRoundAndNeverMeet(t *testing.T) {
-	var g generations
 	for _, c := range []struct {
 		live, kept, want byte
 	}{{1, 0, 2}, {1, 2, 3}, {254, 255, 1}, {255, 1, 2}, {255, 0, 1}} {
+		var g generations
 		g.bySpace[spaceOrders].Store(&[]pointer{{live: c.live, kept: c.kept}, {live: 9}})
 		if got := g.next(&ordersProjection, 0, 1); got != c.want {
 			t.Errorf("after %d with %d kept comes %d, want %d", c.live, c.kept, got, c.want)
+		}
+	}
+}
+
+// TestANewGenerationHasKeysThatNobodyRemoved: what removes keys stays in the store for a while, and is in the way of tables.
+func TestANewGenerationHasKeysThatNobodyRemoved(t *testing.T) {
+	seed := seedOf(t)
+	s := newShop(t, seed, 0, 1)
+	for range 50 {
+		s.step()
+	}
+	fs := vfs.NewMem()
+	n := startNode(t, fs, s.log)
+	n.reach(s)
+	b := n.rebuilder(s.log)
+	stop := b.run(t)
+	rebuild := func(want byte) {
+		t.Helper()
+		if err := b.Start("orders", RebuildOptions{Swap: SwapManual}); err != nil {
+			t.Fatal(err)
+		}
+		if statuses := b.settle(t); len(statuses) != 1 || statuses[0].Generation != uint32(want) {
+			t.Fatalf("seed %d: got %+v, want generation %d", seed, statuses, want)
+		}
+		if err := b.Drop(t.Context(), "orders"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rebuild(2)
+	rebuild(3)
+	if _, err := b.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	rebuild(4)
+	stop()
+	n.stop()
+	n = startNode(t, fs, s.log) // Generation 4 is there still.
+	b = n.rebuilder(s.log)
+	b.run(t)
+	rebuild(2)
+	rebuild(3)
+	rebuild(5)
+
+	// When there is none left, it goes round.
+	g := &n.store.generations
+	for range generationsMax {
+		if generation := g.next(&ordersProjection, 0); generation == 1 {
+			t.Fatalf("seed %d: the generation that answers is given to a rebuild", seed)
 		}
 	}
 }
