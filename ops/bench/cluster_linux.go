@@ -22,6 +22,8 @@ const (
 	clusterLanes = 4
 	// usersOfNode is how many users of a node's lanes its orders come from.
 	usersOfNode = 100_000
+	// clusterAim is how many orders a second three nodes and three servers are to take.
+	clusterAim = 15_000
 	// knownMax bounds the wait until every node knows the products, knownLook is between two looks.
 	knownMax  = time.Minute
 	knownLook = 20 * time.Millisecond
@@ -44,6 +46,7 @@ func (b *bench) findServer() string {
 
 // withCluster runs f with a stocked cluster in processes of its own, which it ends and removes. Without a nats-server nothing is
 // run, and the report says so.
+// 0 servers are in the nodes' processes.
 func (b *bench) withCluster(ctx context.Context, nodes, servers int, f func(*launch.Cluster) error) (err error) {
 	binary := b.findServer()
 	if binary == "" {
@@ -108,14 +111,14 @@ func allKnown(ctx context.Context, c *launch.Cluster) error {
 
 // clusterServer returns a cluster as one that is measured: all of its processes work for it.
 func clusterServer(c *launch.Cluster) *server {
-	all := &server{Server: c.Nodes[0].Server}
-	for _, node := range c.Nodes[1:] {
-		all.needs = append(all.needs, node.Server)
+	var each []*launch.Server
+	for _, node := range c.Nodes {
+		each = append(each, node.Server)
 	}
 	for _, s := range c.Servers {
-		all.needs = append(all.needs, s.Server)
+		each = append(each, s.Server)
 	}
-	return all
+	return &server{Server: each[0], needs: each[1:]}
 }
 
 // usersByNode returns users of each node's lanes, as a client or a gateway knows them that goes by the lane.
@@ -190,35 +193,53 @@ func (b *bench) placeAtOnce(ctx context.Context, c *launch.Cluster, users [][]st
 // newRandom returns a source of chance that no other of this process repeats.
 func newRandom() *rand.Rand { return rand.New(rand.NewPCG(sources.Add(1), 1)) }
 
-// cluster is three nodes and three servers, each a process, beside one node and one server, on the same processors and disk.
+// cluster is three nodes and three servers, each a process, or each a node with its server, beside one node and one server, and beside the log
+// that they write, on the same processors and disk.
 func (b *bench) cluster(ctx context.Context) error {
 	return b.withCluster(ctx, 1, 1, func(one *launch.Cluster) error {
 		return b.withCluster(ctx, 3, 3, func(three *launch.Cluster) error {
-			users, err := usersByNode(ctx, three)
-			if err != nil {
-				return err
-			}
-			alone, all := clusterServer(one), clusterServer(three)
-			figures, err := b.measure(ctx, "cluster", []contestant{
-				{name: "1 node, 1 server, R1", server: alone, run: func(ctx context.Context) (*load.Result, error) {
-					return b.placeAtOnce(ctx, one, nil)
-				}},
-				{name: "3 nodes, 3 servers, R3, at the owners", server: all, run: func(ctx context.Context) (*load.Result, error) {
-					return b.placeAtOnce(ctx, three, users)
-				}},
-				{name: "3 nodes, 3 servers, R3, at any node", server: all, run: func(ctx context.Context) (*load.Result, error) {
-					return b.placeAtOnce(ctx, three, nil)
-				}},
+			return b.withCluster(ctx, 3, 0, func(binary *launch.Cluster) error {
+				return b.withLogAlone(ctx, 3, three, func(log *logAlone) error {
+					return b.compareClusters(ctx, one, three, binary, log)
+				})
 			})
-			if err != nil {
-				return err
-			}
-			b.report.check("orders/s of three nodes and three servers, R3", figures[1].PerSecond, "/s", 15_000, false)
-			b.report.check("three nodes, R3 : one node, R1", figures[1].PerSecond/figures[0].PerSecond, "×", 0, false)
-			b.report.check("three nodes, R3: p50 at that rate", figures[1].P50Micros/1000, "ms", 0, true)
-			return nil
 		})
 	})
+}
+
+func (b *bench) compareClusters(ctx context.Context, one, three, binary *launch.Cluster, log *logAlone) error {
+	placing := func(name string, c *launch.Cluster, users [][]string) contestant {
+		return contestant{name: name, server: clusterServer(c), run: func(ctx context.Context) (*load.Result, error) {
+			return b.placeAtOnce(ctx, c, users)
+		}}
+	}
+	users, err := usersByNode(ctx, three)
+	if err != nil {
+		return err
+	}
+	usersOfBinary, err := usersByNode(ctx, binary)
+	if err != nil {
+		return err
+	}
+	figures, err := b.measure(ctx, "cluster", []contestant{
+		placing("1 node, 1 server, R1", one, nil),
+		placing("3 nodes, 3 servers, R3, at the owners", three, users),
+		placing("3 nodes, 3 servers, R3, at any node", three, nil),
+		placing("3 nodes with a server each, R3, at the owners", binary, usersOfBinary),
+		{name: "3 servers, R3: commits alone", server: clusterServer(log.servers), run: func(ctx context.Context) (*load.Result, error) {
+			return log.run(ctx, b)
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	alone, owners, embedded, ceiling := figures[0], figures[1], figures[3], figures[4]
+	b.report.check("orders/s of three nodes and three servers, R3", owners.PerSecond, "/s", clusterAim, false)
+	b.report.check("three nodes, R3 : one node, R1", owners.PerSecond/alone.PerSecond, "×", 0, false)
+	b.report.check("three nodes, R3: p50 at that rate", owners.P50Micros/1000, "ms", 0, true)
+	b.report.check("orders/s of three nodes with a server each, R3", embedded.PerSecond, "/s", 0, false)
+	b.report.check(fmt.Sprintf("orders/s : what the log takes in commits of %d orders, nothing else running", log.orders), owners.PerSecond/ceiling.PerSecond, "×", 0, false)
+	return nil
 }
 
 // hop is a call to the node that decides it beside one to another node, which asks that one. Two nodes and one server, so that nothing but the

@@ -34,10 +34,13 @@ const (
 
 // A Cluster is nodes that share the lanes of one log, and the NATS servers that keep it.
 type Cluster struct {
+	// Servers are none when the nodes are the servers, too.
 	Servers []*NATS
 	Nodes   []*Node
 	// Lanes of the log.
 	Lanes int
+	// keys is where what the nodes share was made, "" where the first node makes it.
+	keys string
 }
 
 // ClusterOptions say what a cluster is made of.
@@ -46,7 +49,7 @@ type ClusterOptions struct {
 	Weir, NATS string
 	// Dir is where the data of all is made.
 	Dir string
-	// Nodes that share Lanes; Servers keep the log, each a replica: 1 or 3.
+	// Nodes that share Lanes; 0 is a log alone. Servers keep the log, each a replica: 1 or 3. 0 has each node keep it in its own process.
 	Nodes, Servers, Lanes int
 	// LeaseTTL is that of a lane; 0 is the default of weir.
 	LeaseTTL time.Duration
@@ -81,6 +84,9 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 			return nil
 		}
 		return o.Prefixes[host]
+	}
+	if o.Servers == 0 {
+		return c, c.embed(ctx, o, at)
 	}
 	var routes, monitors []string
 	for i := range o.Servers {
@@ -123,6 +129,32 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	return c, nil
 }
 
+// embed makes nodes that keep the log themselves: one binary on as many machines. It makes what they share.
+func (c *Cluster) embed(ctx context.Context, o ClusterOptions, at func(host, port int) string) error {
+	c.keys = filepath.Join(o.Dir, "keys")
+	if _, err := Output(ctx, nil, o.Weir, "cluster", "keys", "127.0.0.1", "--out", c.keys); err != nil {
+		return err
+	}
+	var peers []string
+	for i := range o.Nodes {
+		peers = append(peers, at(i, routePort))
+	}
+	for i, peer := range peers {
+		name := fmt.Sprintf("n%d", i+1)
+		flags := []string{
+			"--node-id", name, "--server-name", fmt.Sprintf("s%d", i+1), "--cluster-name", "weir", "--peers", strings.Join(peers, ","), "--cluster-listen", peer,
+			"--cluster-secret-file", filepath.Join(c.keys, "secret"), "--log-level", "warn",
+		}
+		if o.LeaseTTL != 0 {
+			flags = append(flags, "--lease-ttl", o.LeaseTTL.String())
+		}
+		c.Nodes = append(c.Nodes, &Node{
+			Binary: o.Weir, Data: filepath.Join(o.Dir, name), Lanes: o.Lanes, Member: true, Listen: at(i, apiPort), Flags: append(flags, o.Flags...),
+		})
+	}
+	return nil
+}
+
 // Start starts everything and waits until the nodes share the lanes. After an error nothing runs.
 func (c *Cluster) Start(ctx context.Context) (err error) {
 	defer func() {
@@ -130,19 +162,39 @@ func (c *Cluster) Start(ctx context.Context) (err error) {
 			err = errors.Join(err, c.Crash())
 		}
 	}()
+	switch {
+	case len(c.Nodes) == 0:
+		return c.startServers(ctx)
+	case len(c.Servers) == 0:
+		if err := shareKeys(c.keys, c.Nodes); err != nil {
+			return err
+		}
+		return c.Heal(ctx)
+	}
 	if err := c.startServers(ctx); err != nil {
 		return err
 	}
 	// The first node makes the log and the keys, which the others are given.
-	if _, err := c.Nodes[0].Start(ctx); err != nil {
+	if err := c.Nodes[0].serve(ctx); err != nil {
+		return err
+	}
+	if err := shareKeys(c.Nodes[0].Data, c.Nodes[1:]); err != nil {
 		return err
 	}
 	for _, node := range c.Nodes[1:] {
+		node.Operator, node.Trusted = c.Nodes[0].Operator, c.Nodes[0].Trusted
+	}
+	return c.Heal(ctx)
+}
+
+// shareKeys gives nodes the keys in a directory.
+func shareKeys(from string, nodes []*Node) error {
+	for _, node := range nodes {
+		if err := os.MkdirAll(node.Data, 0o700); err != nil {
+			return err
+		}
 		for _, name := range []string{"token.key", "master.key"} {
-			if err := os.MkdirAll(node.Data, 0o700); err != nil {
-				return err
-			}
-			key, err := os.ReadFile(filepath.Join(c.Nodes[0].Data, name))
+			key, err := os.ReadFile(filepath.Join(from, name))
 			if err != nil {
 				return err
 			}
@@ -150,9 +202,8 @@ func (c *Cluster) Start(ctx context.Context) (err error) {
 				return err
 			}
 		}
-		node.Operator, node.Trusted = c.Nodes[0].Operator, c.Nodes[0].Trusted
 	}
-	return c.Heal(ctx)
+	return nil
 }
 
 func (c *Cluster) startServers(ctx context.Context) error {

@@ -29,8 +29,10 @@ type Node struct {
 	// Binary is the path of weir, Data its data directory, Lanes how many it has.
 	Binary, Data string
 	Lanes        int
-	// NATS is the URL of the servers that keep the log of a 'weir serve'; empty for a 'weir dev'.
-	NATS string
+	// NATS is the URL of the servers that keep the log of a 'weir serve'; empty for a 'weir dev', and for a Member: a 'weir serve' that is a
+	// server of its own cluster.
+	NATS   string
+	Member bool
 	// Listen is where it serves, host:port, after each start; empty for a free port of loopback that is another one each time.
 	Listen string
 	// Prefix is a command that runs the node's, such as one that enters a network namespace.
@@ -58,6 +60,8 @@ func (n *Node) Begin(ctx context.Context) error {
 	}
 	arguments := []string{"--data", n.Data, "--listen", addr, "--lanes", strconv.Itoa(n.Lanes)}
 	switch {
+	case n.Member:
+		name = "serve"
 	case n.NATS != "":
 		name = "serve"
 		arguments = append(arguments, "--nats", n.NATS)
