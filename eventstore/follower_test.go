@@ -59,14 +59,14 @@ func testPace(t *testing.T, offered bool, demand *Demand) []step {
 	ended := make(chan error, 1)
 	go func() { ended <- f.Run(ctx, Genesis(0, 1024), steps) }()
 	synctest.Wait()
-	time.Sleep(5 * time.Millisecond)
+	<-time.After(5 * time.Millisecond)
 	for _, record := range records[1:16] {
 		add(record)
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 	}
-	time.Sleep(345 * time.Millisecond)
+	<-time.After(345 * time.Millisecond)
 	add(records[16])
-	time.Sleep(pace)
+	<-time.After(pace)
 	stop()
 	if err := <-ended; err != nil {
 		t.Fatal(err)
@@ -98,9 +98,9 @@ func TestAFollowerDoesNotRestWhileSomebodyWaits(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				demand := &Demand{}
 				go func() {
-					time.Sleep(42 * time.Millisecond)
+					<-time.After(42 * time.Millisecond)
 					leave := demand.Enter()
-					time.Sleep(20 * time.Millisecond)
+					<-time.After(20 * time.Millisecond)
 					leave()
 				}()
 				if got := testPace(t, name == "offered", demand); !slices.Equal(got, want) {
