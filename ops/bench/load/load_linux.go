@@ -117,6 +117,7 @@ type generator struct {
 	Options
 	result *Result
 
+	to           *unix.SockaddrInet4
 	epoll, timer int
 	connections  []connection
 	idle         []int32
@@ -147,7 +148,7 @@ func (g *generator) connect() error {
 	if err != nil {
 		return err
 	}
-	to := &unix.SockaddrInet4{Port: addr.Port, Addr: addr.AddrPort().Addr().As4()}
+	g.to = &unix.SockaddrInet4{Port: addr.Port, Addr: addr.AddrPort().Addr().As4()}
 	if g.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return fmt.Errorf("epoll: %w", err)
 	}
@@ -159,29 +160,40 @@ func (g *generator) connect() error {
 	}
 	g.connections = make([]connection, 0, g.Connections)
 	for i := range g.Connections {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("socket: %w", err)
-		}
-		g.connections = append(g.connections, connection{fd: fd, buffer: make([]byte, readSize)})
+		g.connections = append(g.connections, connection{fd: -1, buffer: make([]byte, readSize)})
 		g.idle = append(g.idle, int32(i))
-		if err := unix.Connect(fd, to); err != nil {
-			return fmt.Errorf("connect: %w", err)
+		if err := g.dial(int32(i)); err != nil {
+			return err
 		}
-		if err := errors.Join(
-			unix.SetNonblock(fd, true),
-			unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
-			unix.EpollCtl(g.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}),
-		); err != nil {
-			return fmt.Errorf("socket: %w", err)
-		}
+	}
+	return nil
+}
+
+// dial opens a connection that is not open.
+func (g *generator) dial(i int32) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	g.connections[i].fd = fd
+	if err := unix.Connect(fd, g.to); err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	if err := errors.Join(
+		unix.SetNonblock(fd, true),
+		unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+		unix.EpollCtl(g.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: i}),
+	); err != nil {
+		return fmt.Errorf("socket: %w", err)
 	}
 	return nil
 }
 
 func (g *generator) close() {
 	for i := range g.connections {
-		_ = unix.Close(g.connections[i].fd) // Nothing was written that a close could lose.
+		if fd := g.connections[i].fd; fd >= 0 {
+			_ = unix.Close(fd) // Nothing was written that a close could lose.
+		}
 	}
 	for _, fd := range []int{g.timer, g.epoll} {
 		if fd > 0 {
@@ -326,6 +338,10 @@ func (g *generator) receive(i int32, now time.Time) (time.Time, error) {
 		return now, nil
 	case err != nil:
 		return now, fmt.Errorf("read: %w", err)
+	case count == 0 && conn.due.IsZero():
+		// Servers hang up on connections that nothing comes over, also on those over which nothing has come yet.
+		_, conn.fd = unix.Close(conn.fd), -1
+		return now, g.dial(i)
 	case count == 0:
 		return now, errors.New("the server hung up")
 	}

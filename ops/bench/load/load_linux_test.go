@@ -57,6 +57,60 @@ func TestAClosedLoopMakesEveryCallOnceAndReadsEveryKindOfBody(t *testing.T) {
 	}
 }
 
+// A server hangs up on a connection that carries nothing, also on a new one: a flood of few calls over many connections ended there.
+func TestAConnectionThatIsHungUpOnBeforeItsTurnIsOpenedAgain(t *testing.T) {
+	const connections = 4
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan net.Conn)
+	server := http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})} //nolint:gosec // It serves this test.
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(&handed{listener, opened}) }()
+	go func() {
+		defer close(opened)
+		for i := 0; ; i++ {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			if i > 0 && i < connections { // All of the first ones but that of the first call.
+				_ = conn.Close()
+				continue
+			}
+			opened <- conn
+		}
+	}()
+	defer func() {
+		_ = server.Close()
+		<-ended
+	}()
+	result, err := load.Run(t.Context(), load.Options{
+		Addr: listener.Addr().String(), Connections: connections, Rate: 4, Calls: connections, Source: fixed("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.Calls != connections || result.Failed != 0 {
+		t.Errorf("%d calls were answered and %d failed, want %d and 0", result.Calls, result.Failed, connections)
+	}
+}
+
+// handed is a listener of connections that somebody else accepts.
+type handed struct {
+	net.Listener
+	opened <-chan net.Conn
+}
+
+func (h *handed) Accept() (net.Conn, error) {
+	conn, open := <-h.opened
+	if !open {
+		return nil, net.ErrClosed
+	}
+	return conn, nil
+}
+
 // A server hangs up on a connection that carries nothing, and a generator that left some of them idle failed in the middle of a long run.
 func TestAnOpenLoopTakesTurnsAmongItsConnections(t *testing.T) {
 	const connections, calls = 4, 40
