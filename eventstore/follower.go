@@ -24,8 +24,8 @@ const (
 type FollowerOptions struct {
 	Lane uint32
 	Log  Log
-	// Pace is how long after a flush the next commit is taken in, at the earliest, unless somebody waits for it: what came meanwhile
-	// is one step. Where commits come further apart, none waits. 0 means as soon as it comes.
+	// Pace is how long after a flush the next commit is taken in, at the earliest, while commits come faster than that and nobody waits for
+	// them: what came meanwhile is one step. 0 means as soon as it comes.
 	Pace time.Duration
 	// Demand says whether somebody waits; nil means nobody does.
 	Demand *Demand
@@ -58,7 +58,8 @@ type Follower struct {
 	position Position // newest commit that the consumer has taken in
 	offers   []offer
 	flushed  time.Time // when what was taken in was last flushed
-	taken    bool      // something was taken in since
+	taken    int       // commits taken in since
+	crowd    crowd
 
 	// head is the newest commit known to exist. It means nothing until headKnown.
 	head      atomic.Uint64
@@ -264,16 +265,36 @@ func (f *Follower) followTail(ctx context.Context, consumer Consumer) error {
 }
 
 func (f *Follower) flush(ctx context.Context, consumer Consumer) error {
-	if f.taken {
-		f.flushed, f.taken = time.Now(), false
+	if f.taken > 0 {
+		f.flushed = time.Now()
+		f.crowd.count(f.flushed, f.taken, f.options.Pace)
+		f.taken = 0
 	}
 	return consumer.Flush(ctx)
+}
+
+// A crowd says whether commits come faster than a pace, of late. Steps pay only then; a few commits are seen at once.
+type crowd struct {
+	since  time.Time // when counting began
+	came   int
+	isSome bool
+}
+
+// crowdWindow is for how long commits are counted.
+const crowdWindow = 100 * time.Millisecond
+
+func (c *crowd) count(now time.Time, commits int, pace time.Duration) {
+	c.came += commits
+	if passed := now.Sub(c.since); passed >= crowdWindow {
+		c.isSome = time.Duration(c.came)*pace > passed
+		c.since, c.came = now, 0
+	}
 }
 
 // rest waits until the next step is due, or somebody waits for it.
 func (f *Follower) rest(ctx context.Context) error {
 	left := f.options.Pace - time.Since(f.flushed)
-	if left <= 0 {
+	if left <= 0 || !f.crowd.isSome {
 		return nil
 	}
 	entered, waiting := f.options.Demand.look()
@@ -307,7 +328,8 @@ func (f *Follower) take(ctx context.Context, consumer Consumer, commit *Commit, 
 	if err := consumer.Take(ctx, commit, at); err != nil {
 		return err
 	}
-	f.position, f.taken = at, true
+	f.position = at
+	f.taken++
 	return nil
 }
 

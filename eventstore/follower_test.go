@@ -74,11 +74,20 @@ func testPace(t *testing.T, offered bool, demand *Demand) []step {
 	return steps.steps
 }
 
+// asTheyCome are the steps until it is known that commits come faster than the pace.
+func asTheyCome() (steps []step) {
+	steps = append(steps, step{0, 1})
+	for to := uint64(2); to <= 12; to++ {
+		steps = append(steps, step{time.Duration(to)*10*time.Millisecond - 15*time.Millisecond, to})
+	}
+	return steps
+}
+
 func TestAFollowerTakesInCommitsThatComeFastInSteps(t *testing.T) {
 	for name, offered := range map[string]bool{"off the log": false, "offered": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				want := []step{{0, 1}, {100 * time.Millisecond, 11}, {200 * time.Millisecond, 16}, {500 * time.Millisecond, 17}}
+				want := append(asTheyCome(), step{205 * time.Millisecond, 16}, step{500 * time.Millisecond, 17})
 				if got := testPace(t, offered, nil); !slices.Equal(got, want) {
 					t.Fatalf("its steps were %v, want %v", got, want)
 				}
@@ -88,22 +97,19 @@ func TestAFollowerTakesInCommitsThatComeFastInSteps(t *testing.T) {
 }
 
 func TestAFollowerDoesNotRestWhileSomebodyWaits(t *testing.T) {
-	// What had come by then, what comes meanwhile, and then steps again. Off the log, the follower waits for one more when that is over.
-	began := []step{{0, 1}, {42 * time.Millisecond, 5}, {45 * time.Millisecond, 6}, {55 * time.Millisecond, 7}}
-	for name, want := range map[string][]step{
-		"off the log": append(slices.Clone(began), step{65 * time.Millisecond, 8}, step{165 * time.Millisecond, 16}, step{500 * time.Millisecond, 17}),
-		"offered":     append(slices.Clone(began), step{155 * time.Millisecond, 16}, step{500 * time.Millisecond, 17}),
-	} {
+	// What had come by then, and what comes meanwhile.
+	want := append(asTheyCome(), step{142 * time.Millisecond, 15}, step{145 * time.Millisecond, 16}, step{500 * time.Millisecond, 17})
+	for name, offered := range map[string]bool{"off the log": false, "offered": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				demand := &Demand{}
 				go func() {
-					<-time.After(42 * time.Millisecond)
+					<-time.After(142 * time.Millisecond)
 					leave := demand.Enter()
 					<-time.After(20 * time.Millisecond)
 					leave()
 				}()
-				if got := testPace(t, name == "offered", demand); !slices.Equal(got, want) {
+				if got := testPace(t, offered, demand); !slices.Equal(got, want) {
 					t.Fatalf("its steps were %v, want %v", got, want)
 				}
 			})

@@ -51,7 +51,7 @@ func TestTheBenchOfAClusterReportsEveryRow(t *testing.T) {
 	wantRows(t, benchBinary(t), bench.ClusterGroups, []string{
 		"orders/s of three nodes", "R3 : one node", "p50 at that rate", "the hop: processor", "the hop: p50", "through another node : to the owner's",
 		"when the lane is moved, p99 of 1", "when its node is killed, p99 of 1", "when a stream's leader is killed, p99 of 1", "calls around a move, p99",
-	}, 7, "--nats-server", server, "--failovers", "1")
+	}, 9, "--nats-server", server, "--failovers", "1")
 }
 
 func benchBinary(t *testing.T) string {

@@ -106,14 +106,14 @@ func TestAnErasedPersonIsInNoFileAndTheLogStillVerifies(t *testing.T) {
 	alice := n.customer()
 	order := place(t, alice, append([]string{"tea-sencha=2"}, personArgs...)...)
 	cancelled := place(t, alice, append([]string{"last-one"}, personArgs...)...)
-	live(t, alice, "order", "cancel", cancelled.Order.OrderID).want(t, exitOK)
+	cancel := decode[placed](t, live(t, alice, "order", "cancel", cancelled.Order.OrderID, "-o", "json").want(t, exitOK).stdout)
 	wantText(t, live(t, alice, "order", "place", "nonesuch", "--note", personTexts[7], "--phone", personTexts[6]).want(t, exitRefused).stderr, "UNKNOWN_PRODUCT")
 	wantText(t, live(t, alice, "order", "place", "tea-sencha", "--recipient", personTexts[0], "--line", personTexts[1], "--country", "UK").want(t, exitUsage).stderr, "country_code")
 	if count := shown(t, alice, "order", "get", order.Order.OrderID, "--min-revision", order.revision()); count < len(personTexts) {
 		t.Fatalf("the order shows %d of %d texts", count, len(personTexts))
 	}
 	file := filepath.Join(t.TempDir(), "alice.json")
-	wantText(t, live(t, n.operator(), "user", "export", "--user", devCustomer, "--file", file).want(t, exitOK).stdout, "orders  2")
+	wantText(t, live(t, n.operator(), "user", "export", "--user", devCustomer, "--file", file, "--min-revision", cancel.revision(), "--wait", "10s").want(t, exitOK).stdout, "orders  2")
 	exported, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

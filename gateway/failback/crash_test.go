@@ -116,7 +116,9 @@ func TestNothingThatWasAcceptedIsLostWhenTheGatewayIsKilled(t *testing.T) {
 		}
 		child := startGateway(t, dir, node.URL)
 		// The killer does not care what is under way.
+		mu.Lock()
 		killAfter := 1 + random.IntN(40)
+		mu.Unlock()
 		for range 40 {
 			if last {
 				break

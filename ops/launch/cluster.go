@@ -165,7 +165,7 @@ func (c *Cluster) Start(ctx context.Context) (err error) {
 	switch {
 	case len(c.Nodes) == 0:
 		return c.startServers(ctx)
-	case len(c.Servers) == 0:
+	case c.keys != "":
 		if err := shareKeys(c.keys, c.Nodes); err != nil {
 			return err
 		}
