@@ -44,6 +44,7 @@ func TestTheBenchOfTheGatewayReportsEveryRow(t *testing.T) {
 }
 
 func TestTheBenchOfAClusterReportsEveryRow(t *testing.T) {
+	t.Parallel() // It mostly waits for elections.
 	server := filepath.Join(t.TempDir(), "nats-server")
 	if printed, err := exec.CommandContext(t.Context(), "go", "build", "-o", server, "github.com/nats-io/nats-server/v2").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, printed)
