@@ -60,7 +60,7 @@ func TestAClosedLoopMakesEveryCallOnceAndReadsEveryKindOfBody(t *testing.T) {
 // A server hangs up on a connection that carries nothing, also on a new one: a flood of few calls over many connections ended there.
 func TestAConnectionThatIsHungUpOnBeforeItsTurnIsOpenedAgain(t *testing.T) {
 	const connections = 4
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
