@@ -3,7 +3,7 @@ package eventstore
 import "sync"
 
 // A Demand says whether somebody waits for what the followers of a lane have not taken in yet: they do not rest as long as somebody does.
-// The zero value is ready. Its methods may be called by several goroutines.
+// The zero value is ready; for a nil Demand nobody ever waits. Its methods may be called by several goroutines.
 type Demand struct {
 	mu      sync.Mutex
 	waiting int
@@ -12,6 +12,9 @@ type Demand struct {
 
 // Enter says that the caller waits, until it calls leave, once.
 func (d *Demand) Enter() (leave func()) {
+	if d == nil {
+		return func() {}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.waiting++
@@ -26,7 +29,7 @@ func (d *Demand) Enter() (leave func()) {
 	}
 }
 
-// look reports whether somebody waits, and if not, returns what is closed when somebody does. For a nil Demand nobody ever does.
+// look reports whether somebody waits, and if not, returns what is closed when somebody does.
 func (d *Demand) look() (entered <-chan struct{}, waiting bool) {
 	if d == nil {
 		return nil, false

@@ -59,7 +59,7 @@ type Follower struct {
 	offers   []offer
 	flushed  time.Time // when what was taken in was last flushed
 	taken    int       // commits taken in since
-	crowd    crowd
+	rate     commitRate
 
 	// head is the newest commit known to exist. It means nothing until headKnown.
 	head      atomic.Uint64
@@ -267,34 +267,32 @@ func (f *Follower) followTail(ctx context.Context, consumer Consumer) error {
 func (f *Follower) flush(ctx context.Context, consumer Consumer) error {
 	if f.taken > 0 {
 		f.flushed = time.Now()
-		f.crowd.count(f.flushed, f.taken, f.options.Pace)
+		f.rate.count(f.flushed, f.taken, f.options.Pace)
 		f.taken = 0
 	}
 	return consumer.Flush(ctx)
 }
 
-// A crowd says whether commits come faster than a pace, of late. Steps pay only then; a few commits are seen at once.
-type crowd struct {
-	since  time.Time // when counting began
-	came   int
-	isSome bool
+// A commitRate says whether commits came faster than a pace over a rateWindow. Steps pay only then; a few commits are seen at once. Other than
+// a lane's rate it does not keep what it knew of busier times.
+type commitRate struct {
+	since     time.Time // when counting began
+	commits   int       // that came since
+	beatsPace bool      // as of when counting was last begun anew
 }
 
-// crowdWindow is for how long commits are counted.
-const crowdWindow = 100 * time.Millisecond
-
-func (c *crowd) count(now time.Time, commits int, pace time.Duration) {
-	c.came += commits
-	if passed := now.Sub(c.since); passed >= crowdWindow {
-		c.isSome = time.Duration(c.came)*pace > passed
-		c.since, c.came = now, 0
+func (r *commitRate) count(now time.Time, commits int, pace time.Duration) {
+	r.commits += commits
+	if passed := now.Sub(r.since); passed >= rateWindow {
+		r.beatsPace = time.Duration(r.commits)*pace > passed
+		r.since, r.commits = now, 0
 	}
 }
 
-// rest waits until the next step is due, or somebody waits for it.
+// rest waits until the next step is due, or somebody waits for it. Where commits come further apart than the pace, it returns at once.
 func (f *Follower) rest(ctx context.Context) error {
 	left := f.options.Pace - time.Since(f.flushed)
-	if left <= 0 || !f.crowd.isSome {
+	if left <= 0 || !f.rate.beatsPace {
 		return nil
 	}
 	entered, waiting := f.options.Demand.look()

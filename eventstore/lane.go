@@ -338,6 +338,7 @@ type rate struct {
 	perSecond atomic.Uint64
 }
 
+// rateWindow is for how long is counted what a rate is told by.
 const rateWindow = 100 * time.Millisecond
 
 // add counts some more at a time; busy says that there was enough to do. One goroutine calls it.

@@ -36,8 +36,8 @@ type RunnerOptions struct {
 	Lane, Lanes uint32
 	// Log of the lane.
 	Log eventstore.Log
-	// Pace is how long after a batch the next one is begun, at the earliest, unless a read waits for what comes. 0 means as soon as a
-	// commit comes.
+	// Pace is how long after a batch the next one is begun, at the earliest, while commits come faster than that and no read waits for
+	// them. 0 means as soon as a commit comes.
 	Pace time.Duration
 	// Observer is told what changes; nil for none.
 	Observer Observer

@@ -61,9 +61,7 @@ func (s *Set) catchUp(ctx context.Context, lane uint32) error {
 	if err != nil {
 		return err
 	}
-	if demand := s.demand(lane); demand != nil {
-		defer demand.Enter()()
-	}
+	defer s.demand(lane).Enter()()
 	return s.seats[lane].reach(ctx, head)
 }
 

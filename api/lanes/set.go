@@ -46,7 +46,7 @@ type Options struct {
 	// OnOwnership is told when a lane begins to be served here, and before it no longer is; may be nil. It does not block.
 	OnOwnership func(lane uint32, owned bool)
 	// StandbyPace is how long after it took in commits of a lane that another node decides this one takes in the next, at the earliest,
-	// unless Demand says that somebody waits for them. 0 means as soon as they come.
+	// while they come faster than that and Demand does not say that somebody waits for them. 0 means as soon as they come.
 	StandbyPace time.Duration
 	// Demand says of a lane whether somebody waits for what its commits change; nil means that nobody does.
 	Demand func(lane uint32) *eventstore.Demand

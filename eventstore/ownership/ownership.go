@@ -392,7 +392,7 @@ func (n *Node) pass(ctx context.Context, h *hold, to string) (owner string, err 
 	revision, err := n.leases.write(ctx, leaseKey(h.lane), value, h.revision)
 	if err == nil {
 		h.revision = revision
-		if n.claimed(ctx, h, to) {
+		if n.awaitClaim(ctx, h, to) {
 			return to, nil
 		}
 		err = errNotClaimed
@@ -403,9 +403,9 @@ func (n *Node) pass(ctx context.Context, h *hold, to string) (owner string, err 
 // errNotClaimed: a node did not claim the lease that it was offered.
 var errNotClaimed = errors.New("the node does not claim the lease")
 
-// claimed waits for a node to claim the lease that it is offered, and reports whether it did. One that is not there any more, or that
+// awaitClaim waits for a node to claim the lease that it is offered, and reports whether it did. One that is not there any more, or that
 // leaves, is not waited for. REQUIRES: h.mu is held, and the offer is at h's revision.
-func (n *Node) claimed(ctx context.Context, h *hold, to string) bool {
+func (n *Node) awaitClaim(ctx context.Context, h *hold, to string) bool {
 	ctx, cancel := context.WithTimeout(ctx, min(offerMax, n.beatEvery()))
 	defer cancel()
 	poll := time.NewTicker(offerPoll)
