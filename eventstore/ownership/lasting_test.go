@@ -152,3 +152,42 @@ func TestALeaseThatWasFoundOverIsNotGoodAgain(t *testing.T) {
 		return len(c.said) > 0 && c.said[len(c.said)-1] == "one starts 0"
 	}, one)
 }
+
+func TestANodeSaysWhatIsMissingUntilItIsSettled(t *testing.T) {
+	c := newCluster(t, 2, time.Minute)
+	two := &fakeNode{c: c, id: "two", held: map[uint32]func() bool{}, park: map[uint32]bool{}}
+	n, err := New(c.connect(), Options{NodeID: "two", Topology: eventstore.Topology{Lanes: 2}, Lanes: two, LeaseTTL: c.ttl, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	says := func(want string) {
+		t.Helper()
+		if got := n.Unsettled(); got != want {
+			t.Errorf("it says %q, want %q", got, want)
+		}
+	}
+	started, now := timestamppb.New(n.started), time.Now()
+	member, memberErr := proto.Marshal(&clusterv1.Member{NodeId: "two", StartTime: started, Warm: true})
+	lease, leaseErr := proto.Marshal(&clusterv1.Lease{NodeId: "two", ProcessStartTime: started})
+	if err := errors.Join(memberErr, leaseErr); err != nil {
+		t.Fatal(err)
+	}
+	says("bucket WEIR-NODES: it could not be read yet")
+	n.members.loaded, n.leases.loaded = true, true
+	says("bucket WEIR-PLACEMENT: it could not be read yet")
+	n.placement.loaded = true
+	says("bucket WEIR-NODES: the node could not say there yet that it is there")
+	n.joined = true
+	says("lane 0: no node has it, and none may")
+	n.members.rows["two"] = row{value: member, revision: 1, seen: now}
+	says("lane 0: no node has it, and node two is to take it")
+	for lane := range uint32(2) {
+		n.leases.rows[leaseKey(lane)] = row{value: lease, revision: 1, seen: now}
+	}
+	says("lane 0: its lease is this node's and not claimed yet")
+	n.holds[0], n.holds[1] = &hold{}, &hold{}
+	two.held[0] = func() bool { return true }
+	says("lane 1: this node has it and is opening it, with its state at commit 0 of 0")
+	two.held[1] = two.held[0]
+	says("")
+}

@@ -578,23 +578,37 @@ func (n *Node) Joined() bool {
 }
 
 // Settled reports whether the node has joined, every lane has an owner, and those that this node has are served.
-func (n *Node) Settled() bool {
-	if !n.Joined() {
-		return false
-	}
+func (n *Node) Settled() bool { return n.Unsettled() == "" }
+
+// Unsettled says, for people, what is missing until that is so; "" when nothing is.
+func (n *Node) Unsettled() string {
 	view := n.view(time.Now())
-	if slices.Contains(view.leases, nil) {
-		return false
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.joined {
+		for _, t := range []*table{n.members, n.leases, n.placement} {
+			if _, loaded := t.all(); !loaded {
+				return fmt.Sprintf("bucket %s: it could not be read yet", t.config.Bucket)
+			}
+		}
+		return fmt.Sprintf("bucket %s: the node could not say there yet that it is there", NodesBucket)
+	}
+	if lane := slices.Index(view.leases, nil); lane >= 0 {
+		if to := Assign(view.owners, view.mayHave(), view.pins)[lane]; to != "" {
+			return fmt.Sprintf("lane %d: no node has it, and node %s is to take it", lane, to)
+		}
+		return fmt.Sprintf("lane %d: no node has it, and none may", lane)
+	}
 	for lane, lease := range view.leases {
 		if lease.NodeId != n.options.NodeID {
 			continue
 		}
-		if n.holds[uint32(lane)] == nil || !n.options.Lanes.Status(uint32(lane)).Serving {
-			return false
+		if n.holds[uint32(lane)] == nil {
+			return fmt.Sprintf("lane %d: its lease is this node's and not claimed yet", lane)
+		}
+		if status := n.options.Lanes.Status(uint32(lane)); !status.Serving {
+			return fmt.Sprintf("lane %d: this node has it and is opening it, with its state at commit %d of %d", lane, status.Commit, status.Head)
 		}
 	}
-	return true
+	return ""
 }
