@@ -34,8 +34,9 @@ const (
 	// lostMax is how long after a try that got no answer it may still take effect: a node takes no command of another one that is older than a
 	// second, holds it up for at most two while its lane moves, and has another one for its queue.
 	lostMax = 5 * time.Second
-	// historyCheckMax is how long one history may take to be checked.
-	historyCheckMax = 30 * time.Second
+	// historyCheckMax is how long one history may take to be checked, and historiesCheckMax all of a round.
+	historyCheckMax   = 30 * time.Second
+	historiesCheckMax = 3 * time.Minute
 	// freshReadWait is how long a read waits for what was acknowledged before it.
 	freshReadWait = 2 * time.Second
 )
@@ -147,16 +148,21 @@ func (h *history) draw(random *rand.Rand) (orderID string, newest *typev1.Revisi
 
 // check returns an error for each thing whose history cannot have happened one call after the other.
 func (h *history) check() (checked int, wrong []error) {
+	until := time.Now().Add(historiesCheckMax)
 	for thing, calls := range h.of {
+		left := min(historyCheckMax, time.Until(until))
+		if left <= 0 {
+			return checked, append(wrong, fmt.Errorf("the histories of %d things were not checked within %v", len(h.of), historiesCheckMax))
+		}
 		model := orderModel
 		if _, stock := calls[0].Input.(stockCall); stock {
 			model = stockModel
 		}
 		checked += len(calls)
-		switch porcupine.CheckOperationsTimeout(model, calls, historyCheckMax) {
+		switch porcupine.CheckOperationsTimeout(model, calls, left) {
 		case porcupine.Ok:
 		case porcupine.Unknown:
-			wrong = append(wrong, fmt.Errorf("the history of %s, %d calls, was not checked within %v", thing, len(calls), historyCheckMax))
+			wrong = append(wrong, fmt.Errorf("the history of %s, %d calls, was not checked within %v", thing, len(calls), left))
 		case porcupine.Illegal:
 			text := ""
 			for i := range calls {
@@ -235,6 +241,19 @@ func (w *witness) request() string {
 }
 
 func (w *witness) user() string { return fmt.Sprintf("witness-%d", w.number) }
+
+// stock puts the products of the round's histories, and their units.
+func (w *witness) stock(ctx context.Context) error {
+	for _, sku := range []string{w.sku(), w.plenty()} {
+		product := &catalogv1.PutProductRequest{Sku: sku, Title: "Of a history", Price: &typev1.Money{CurrencyCode: "EUR", Units: 100}}
+		if _, refusal, err := w.call(ctx, putProduct, product); err != nil || refusal != "" {
+			return fmt.Errorf("put %s: %w %s", product.Sku, err, refusal)
+		}
+	}
+	w.receive(ctx, w.sku(), witnessUnits)
+	w.receive(ctx, w.plenty(), witnessPlenty)
+	return nil
+}
 
 // work makes calls until ctx ends.
 func (w *witness) work(ctx context.Context) {
@@ -371,14 +390,9 @@ func (c *chaos) witnessed(ctx context.Context, round int, f func() error) error 
 		all[i] = &witness{chaos: c, history: h, number: i, round: round, random: rand.New(rand.NewPCG(c.Seed, uint64(round*witnesses+i)<<20)), began: time.Now()}
 		all[i].began = all[0].began
 	}
-	for _, sku := range []string{all[0].sku(), all[0].plenty()} {
-		product := &catalogv1.PutProductRequest{Sku: sku, Title: "Of a history", Price: &typev1.Money{CurrencyCode: "EUR", Units: 100}}
-		if _, refusal, err := c.call(ctx, putProduct, product); err != nil || refusal != "" {
-			return fmt.Errorf("put %s: %w %s", product.Sku, err, refusal)
-		}
+	if err := within(ctx, stockMax, "stock for the histories", all[0].stock); err != nil {
+		return err
 	}
-	all[0].receive(ctx, all[0].sku(), witnessUnits)
-	all[0].receive(ctx, all[0].plenty(), witnessPlenty)
 	working, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup
