@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -154,25 +155,32 @@ func (h *history) check() (checked int, wrong []error) {
 		if left <= 0 {
 			return checked, append(wrong, fmt.Errorf("the histories of %d things were not checked within %v", len(h.of), historiesCheckMax))
 		}
-		model := orderModel
-		if _, stock := calls[0].Input.(stockCall); stock {
-			model = stockModel
-		}
 		checked += len(calls)
-		switch porcupine.CheckOperationsTimeout(model, calls, left) {
+		model, result := orderModel, porcupine.Ok
+		if _, stock := calls[0].Input.(stockCall); stock {
+			model, result = stockModel, checkStock(calls, left)
+		} else {
+			result = porcupine.CheckOperationsTimeout(model, calls, left)
+		}
+		switch result {
 		case porcupine.Ok:
 		case porcupine.Unknown:
-			wrong = append(wrong, fmt.Errorf("the history of %s, %d calls, was not checked within %v", thing, len(calls), left))
+			wrong = append(wrong, fmt.Errorf("the history of %s, %d calls, was not checked within %v:%s", thing, len(calls), left, textOf(model, calls)))
 		case porcupine.Illegal:
-			text := ""
-			for i := range calls {
-				o := &calls[i]
-				text += fmt.Sprintf("\n  %d: %d to %d: %s", o.ClientId, o.Call, o.Return, model.DescribeOperation(o.Input, o.Output))
-			}
-			wrong = append(wrong, fmt.Errorf("the history of %s is not linearizable (I3, I4):%s", thing, text))
+			wrong = append(wrong, fmt.Errorf("the history of %s is not linearizable (I3, I4):%s", thing, textOf(model, calls)))
 		}
 	}
 	return checked, wrong
+}
+
+// textOf writes down a history, a call a line: who made it, its beginning and end, what it asked for and what it was answered.
+func textOf(model porcupine.Model, calls []porcupine.Operation) string {
+	var text strings.Builder
+	for i := range calls {
+		o := &calls[i]
+		fmt.Fprintf(&text, "\n  %d: %d to %d: %s", o.ClientId, o.Call, o.Return, model.DescribeOperation(o.Input, o.Output))
+	}
+	return text.String()
 }
 
 // A witness makes calls for a history, one at a time.
