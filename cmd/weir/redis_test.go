@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/weirhq/weir/projections"
 )
 
 // startRedis starts a Redis server of the test's own and returns its address, and what kills it.
@@ -94,7 +96,7 @@ func TestVerifyFindsWhatIsWrongInRedis(t *testing.T) {
 	order := place(t, n.customer(), "tea-sencha")
 	client := redis.NewClient(&redis.Options{Addr: address})
 	t.Cleanup(func() { _ = client.Close() })
-	key := "weir:0:order:{" + order.Order.OrderID + "}"
+	key := "weir:" + projections.CopiedVersions() + ":order:{" + order.Order.OrderID + "}"
 	var entry []byte
 	for end := time.Now().Add(20 * time.Second); ; {
 		var err error
