@@ -80,6 +80,7 @@ var rooms = []room{
 	{path: "gateway", may: []string{"proto"}, inTests: []string{"eventstore/embedded"}},
 	{path: "ops", may: []string{"*"}},
 	{path: freePorts},
+	{path: redisServer, may: []string{freePorts}},
 	{path: "cmd", may: []string{"*"}},
 	{path: "proto"},
 	{path: "proto/stored/weir/log"},
@@ -101,8 +102,11 @@ var guarded = map[string][]string{
 	"github.com/stretchr/testify":    {},
 }
 
-// freePorts is for the tests of every room.
-const freePorts = "ops/freeports"
+// freePorts and redisServer are for the tests of every room.
+const (
+	freePorts   = "ops/freeports"
+	redisServer = "ops/redisserver"
+)
 
 // testTools are modules for tests that also the tests of rooms with a closed list import.
 var testTools = []string{"pgregory.net/rapid"}
@@ -137,6 +141,9 @@ func TestPlantedImportsTripTheArrows(t *testing.T) {
 		{"domain/order_test.go", modulePath + "/eventstore", false},
 		{"domain/order_test.go", modulePath + "/ops/freeports", true},
 		{"domain/order.go", modulePath + "/ops/freeports", false},
+		{"gateway/hall_test.go", modulePath + "/ops/redisserver", true},
+		{"gateway/hall.go", modulePath + "/ops/redisserver", false},
+		{"ops/redisserver/redisserver.go", modulePath + "/ops/launch", false},
 		{"domain/order.go", "pgregory.net/rapid", false},
 		{"domain/stored/codec.go", "google.golang.org/protobuf/proto", true},
 		{"domain/stored/codec.go", modulePath + "/proto/stored/weir/event/v1", true},
@@ -257,7 +264,7 @@ func (r room) refuses(imported string, inTest bool) string {
 			return ""
 		case slices.Contains(r.may, "*") && to.path != "cmd":
 			return ""
-		case inTest && (slices.Contains(r.inTests, to.path) || to.path == freePorts):
+		case inTest && (slices.Contains(r.inTests, to.path) || to.path == freePorts || to.path == redisServer):
 			return ""
 		}
 		return fmt.Sprintf("no arrow from %s to %s", r.path, to.path)

@@ -153,6 +153,10 @@ const beingCreated = " (being created)"
 // there and does not write the checksum either. Only a change of the settings writes both.
 func (p *provision) seal(ctx context.Context, stream string) error {
 	found, err := p.js.Stream(ctx, stream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		// It is there: this node or another one has just made it, and whoever leads the cluster has not applied that yet.
+		return fmt.Errorf("%w: stream %s is not known yet", errProvisionAgain, stream)
+	}
 	if err != nil {
 		return fmt.Errorf("look at stream %s: %w", stream, err)
 	}
@@ -195,6 +199,9 @@ func (p *provision) begin(ctx context.Context) error {
 	})
 	if errors.Is(err, jetstream.ErrBucketExists) {
 		bucket, err = p.js.KeyValue(ctx, clusterBucket)
+		if errors.Is(err, jetstream.ErrBucketNotFound) { // As in seal.
+			return fmt.Errorf("%w: bucket %s is not known yet", errProvisionAgain, clusterBucket)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("create bucket %s: %w", clusterBucket, err)

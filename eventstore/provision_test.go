@@ -300,6 +300,31 @@ func TestARecordThatAClusterDoesNotKnowYetIsAskedForAgain(t *testing.T) {
 	}
 }
 
+// What another node is making has its name already, and is not found.
+func TestAStreamThatIsJustBeingMadeIsLookedAtAgain(t *testing.T) {
+	_, nc := plainServer(t, "weir")
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for subject, answer := range map[string]string{
+		"STREAM.LIST":                       `{"total":0,"offset":0,"limit":256,"streams":[]}`,
+		"STREAM.CREATE.KV_" + clusterBucket: `{"error":{"code":400,"err_code":10058,"description":"stream name already in use with a different configuration"}}`,
+		"STREAM.INFO.KV_" + clusterBucket:   `{"error":{"code":404,"err_code":10059,"description":"stream not found"}}`,
+		"INFO":                              `{}`,
+	} {
+		if _, err := nc.Subscribe("$JS.API."+subject, func(question *nats.Msg) { _ = question.Respond([]byte(answer)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := &provision{nc: nc, js: js, options: ProvisionOptions{Topology: Topology{Lanes: 2}, Replicas: 3}, reached: provisionReached}
+	for what, err := range map[string]error{"begin": p.begin(t.Context()), "seal": p.seal(t.Context(), "KV_"+clusterBucket)} {
+		if !errors.Is(err, errProvisionAgain) || !Forming(err) {
+			t.Errorf("%s: got %v, want %v", what, err, errProvisionAgain)
+		}
+	}
+}
+
 // plainServer is a server without JetStream, for tests that answer in its place.
 func plainServer(t *testing.T, cluster string) (*natsserver.Server, *nats.Conn) {
 	t.Helper()

@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
-	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,34 +19,11 @@ import (
 	"github.com/weirhq/weir/gateway/limit"
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/room"
-	"github.com/weirhq/weir/ops/freeports"
+	"github.com/weirhq/weir/ops/redisserver"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
 	roomv1 "github.com/weirhq/weir/proto/weir/room/v1"
 	"github.com/weirhq/weir/proto/weir/room/v1/roomv1connect"
 )
-
-// startRedis starts a Redis of the test's own, and returns its address.
-func startRedis(t *testing.T) (address string) {
-	t.Helper()
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Fatal("this test needs redis-server: run 'make redis-server' as root, or install it (Debian: apt-get install redis-server)")
-	}
-	address = freeports.Addresses(t, 1)[0]
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := exec.Command(program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir()) //nolint:noctx,gosec // It is killed below.
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	})
-	return address
-}
 
 // onRedis serves a gateway that shares what gateways share through Redis.
 func onRedis(t *testing.T, address, id string, decided policy.Policy, upstream string) (*front, *limit.Globals) {
@@ -100,7 +75,7 @@ func holdsWithin(t *testing.T, what string, holds func() bool) {
 func TestTwoGatewaysOnOneRedisAreAsOne(t *testing.T) {
 	const perSecond = 100
 	n := (&node{}).start(t)
-	address := startRedis(t)
+	address := redisserver.Start(t).Addr
 	decided := policy.Policy{
 		Methods: map[string]policy.Method{getOrder: {Global: &limit.Rate{PerSecond: perSecond}}},
 		Room: room.Config{

@@ -13,6 +13,8 @@ type Observer interface {
 	// Forgetting is called when another generation of a view answers from now on: what was read as of a commit up to this number
 	// may be another answer than the view has now. It may be called on another goroutine.
 	Forgetting(lane uint32, upTo uint64)
+	// Swapped is called after Forgetting when the other generation is whole. It may be called on another goroutine.
+	Swapped(lane uint32)
 	// Passing is called with each commit that is taken in, before Changing is called with what it changed.
 	Passing(lane uint32, at eventstore.Position)
 	// Changing is called before anybody can read the changes. Changes are the runner's again when it returns.

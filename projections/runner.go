@@ -303,6 +303,9 @@ func (r *Runner) swapped(p *Projection) error {
 		return err
 	}
 	r.forgetReads()
+	if r.observer != nil {
+		r.observer.Swapped(r.lane)
+	}
 	if r.behind[p.space].Swap(nil) != nil || len(healed) > 0 { // Now that what answers is fed and nothing else is remembered, not before.
 		r.watchers.wakeAll()
 		r.stockWatchers.wakeAll()

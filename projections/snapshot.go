@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -24,12 +27,35 @@ type Snapshot struct {
 	parked map[prefix]*parkedKeys
 }
 
-// holds returns ErrNotFound for what may lack parked events: that is nothing to copy.
+// copied are the projections whose values a Snapshot hands out.
+var copied = []*Projection{&ordersProjection, &ordersByUserProjection, &stockProjection, &campaignsProjection, &boardProjection}
+
+// CopiedVersions returns the versions of the views that a Snapshot hands values of: another program may write the same keys with other
+// values, so whoever keeps copies keeps those of each apart.
+func CopiedVersions() string {
+	versions := make([]string, len(copied))
+	for i, p := range copied {
+		versions[i] = strconv.FormatUint(uint64(p.Version), 10)
+	}
+	return strings.Join(versions, ".")
+}
+
+// holds returns ErrNotFound for what may lack parked events, and for what a program of another version wrote, though it answers until it
+// is made again: that is nothing to copy.
 func (s *Snapshot) holds(p *Projection, lane uint32, parks func(*parkedKeys) bool) error {
 	at := s.prefix(p, lane)
 	parked := s.parked[at]
 	if parked == nil {
-		var err error
+		if !slices.Contains(copied, p) {
+			panic(fmt.Sprintf("projections: bug: view %s is copied, and copies do not say of which version", p.Name))
+		}
+		version, _, err := s.progress(p, lane)
+		if err != nil {
+			return err
+		}
+		if version != p.Version {
+			return ErrNotFound
+		}
 		if parked, err = loadParked(s.db, at); err != nil {
 			return err
 		}
@@ -69,17 +95,9 @@ func (s *Snapshot) Position(lane uint32) (eventstore.Position, error) {
 	}
 	var least eventstore.Position
 	for i, projection := range Projections {
-		at := eventstore.Genesis(lane, s.lanes)
-		value, err := read(s.db, progressKey(projection.space, s.live(projection, lane), lane))
-		switch {
-		case err == nil:
-			_, progress, err := readProgress(value)
-			if err != nil {
-				return least, err
-			}
-			at = progress.Position
-		case !errors.Is(err, pebble.ErrNotFound):
-			return least, fmt.Errorf("read the progress of view %s: %w", projection.Name, err)
+		_, at, err := s.progress(projection, lane)
+		if err != nil {
+			return least, err
 		}
 		if i == 0 || at.Number < least.Number {
 			least = at
@@ -89,8 +107,21 @@ func (s *Snapshot) Position(lane uint32) (eventstore.Position, error) {
 	return least, nil
 }
 
+// progress returns which version wrote the lane's part of a projection, and how far that is.
+func (s *Snapshot) progress(p *Projection, lane uint32) (version uint32, at eventstore.Position, err error) {
+	value, err := read(s.db, progressKey(p.space, s.live(p, lane), lane))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return p.Version, eventstore.Genesis(lane, s.lanes), nil
+	}
+	if err != nil {
+		return 0, at, fmt.Errorf("read the progress of view %s: %w", p.Name, err)
+	}
+	version, progress, err := readProgress(value)
+	return version, progress.Position, err
+}
+
 // OrderRecord returns the record of an order of the lane (see ReadEntries), or ErrNotFound. That is also
-// the answer, here and in what follows, for what may lack parked events.
+// the answer, here and in what follows, for what may lack parked events, and for what another version of the view wrote.
 func (s *Snapshot) OrderRecord(lane uint32, id domain.OrderID) ([]byte, error) {
 	if err := s.holds(&ordersProjection, lane, func(k *parkedKeys) bool { return k.parks(id.String()) }); err != nil {
 		return nil, err

@@ -31,26 +31,20 @@ type backupResult struct {
 	Added uint64 `json:"added"`
 	Users int    `json:"users"`
 	State bool   `json:"state"`
-	Bytes int64  `json:"bytes"`
+	// Bytes are those of the backup's files, LogBytes those of the log that it is of; 0 where the log does not say.
+	Bytes    uint64 `json:"bytes"`
+	LogBytes uint64 `json:"logBytes,omitempty"`
 }
 
-func resultOf(dir string, m backup.Manifest) backupResult {
-	r := backupResult{Dir: dir, Run: m.Run, Lanes: uint32(len(m.Lanes))}
+func resultOf(dir string, b *backup.Backup) backupResult {
+	m := b.Manifest()
+	r := backupResult{Dir: dir, Run: m.Run, Lanes: uint32(len(m.Lanes)), State: m.State != nil, Bytes: b.Bytes()}
 	for i := range m.Lanes {
 		r.Commits += m.Lanes[i].Commits
-		for _, segment := range m.Lanes[i].Segments {
-			r.Bytes += segment.Bytes
-		}
+		r.LogBytes += m.Lanes[i].LogBytes
 	}
 	if m.Keys != nil {
 		r.Users = m.Keys.Users
-		r.Bytes += m.Keys.Bytes
-	}
-	if m.State != nil {
-		r.State = true
-		for _, file := range m.State.Files {
-			r.Bytes += file.Bytes
-		}
 	}
 	return r
 }
@@ -116,7 +110,7 @@ func (p *process) backUp(cmd *cobra.Command, s *source, to string, withState boo
 	if old, err := backup.Open(to); err == nil {
 		before = old.Commits()
 	}
-	copying := p.newProgress("back up", "commits", 0)
+	copying := p.newProgress("back up", unitBytes, 0)
 	run.Progress = func(done, total uint64) { copying.total = int64(total); copying.at(int64(done)) }
 	b, err := backup.Add(cmd.Context(), to, run)
 	copying.end()
@@ -126,7 +120,7 @@ func (p *process) backUp(cmd *cobra.Command, s *source, to string, withState boo
 	if err := p.checkBackup(cmd, to, b); err != nil {
 		return err
 	}
-	result := resultOf(to, b.Manifest())
+	result := resultOf(to, b)
 	result.Added = result.Commits - before
 	return p.printBackup(cmd, result, fmt.Sprintf("backed up: %s new commits; the backup has %s in %d lanes, %d users' keys",
 		groupDigits(result.Added), groupDigits(result.Commits), result.Lanes, result.Users))
@@ -134,7 +128,7 @@ func (p *process) backUp(cmd *cobra.Command, s *source, to string, withState boo
 
 // checkBackup reads all of a backup.
 func (p *process) checkBackup(cmd *cobra.Command, dir string, b *backup.Backup) error {
-	reading := p.newProgress("verify the backup", "commits", int64(b.Commits()))
+	reading := p.newProgress("verify the backup", unitBytes, int64(b.Bytes()))
 	err := b.Verify(cmd.Context(), func(done, _ uint64) { reading.at(int64(done)) })
 	reading.end()
 	return explainBackup(dir, err)
@@ -148,7 +142,7 @@ func (p *process) printBackup(cmd *cobra.Command, result backupResult, text stri
 	if result.State {
 		state = "with state"
 	}
-	_, err := fmt.Fprintf(p.stdout, "%s, %s, %s, run %d\n", text, state, bytesText(result.Bytes), result.Run)
+	_, err := fmt.Fprintf(p.stdout, "%s, %s, %s, run %d\n", text, state, bytesText(int64(result.Bytes)), result.Run)
 	return err
 }
 

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
+	"time"
 )
 
 func TestANodeIsBackedUpWhileItRunsAndPutBack(t *testing.T) {
@@ -30,9 +34,14 @@ func TestANodeIsBackedUpWhileItRunsAndPutBack(t *testing.T) {
 	if three.Run != 3 || three.State {
 		t.Fatalf("the third run: %+v", three)
 	}
-	live(t, nil, "backup", "--data", dir, "--to", to).want(t, exitOK)
+	r := watched(t, "backup", "--data", dir, "--to", to, "-o", "json").want(t, exitOK)
+	wantShownByBytes(t, r.stderr, "back up", "verify the backup")
+	if four := decode[backupResult](t, r.stdout); four.LogBytes == 0 || four.Commits < three.Commits {
+		t.Fatalf("the fourth run: %+v after %+v", four, three)
+	}
 	restored := filepath.Join(t.TempDir(), "restored")
-	r := live(t, nil, "restore", "--from", to, "--data", restored).want(t, exitOK)
+	r = watched(t, "restore", "--from", to, "--data", restored).want(t, exitOK)
+	wantShownByBytes(t, r.stderr, "verify the backup", "restore")
 	wantText(t, r.stdout, "restored to "+restored, "views: equal to the fold of the log", "result: ok")
 	for _, key := range []string{"master.key", "token.key"} {
 		data, err := os.ReadFile(filepath.Join(dir, key))
@@ -50,6 +59,35 @@ func TestANodeIsBackedUpWhileItRunsAndPutBack(t *testing.T) {
 	wantText(t, live(t, env, "order", "get", second.Order.OrderID).want(t, exitOK).stdout, "pending-payment")
 	place(t, env, "tea-sencha")
 	n.stop().want(t, exitOK)
+}
+
+// watched runs a command in-process whose clock goes on by so much at each look that all progress is shown.
+func watched(t *testing.T, args ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	now := testTime
+	p := &process{stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr, now: func() time.Time {
+		now = now.Add(progressLineEvery)
+		return now
+	}}
+	code := p.execute(t.Context(), args)
+	return result{code: code, stdout: stdout.String(), stderr: stderr.String()}
+}
+
+// wantShownByBytes fails the test when what was shown of a step does not count bytes, or does not end with all of them.
+func wantShownByBytes(t *testing.T, shown string, steps ...string) {
+	t.Helper()
+	for _, step := range steps {
+		lines := regexp.MustCompile("(?m)^"+step+`: .*$`).FindAllString(shown, -1)
+		for _, line := range lines {
+			if !regexp.MustCompile(`: +\d+% [\d.]+ (Ki|Mi)?B of [\d.]+ (Ki|Mi)?B, [\d.]+ (Ki|Mi)?B/s, ETA (unknown|(\d+m)?\d+s)$`).MatchString(line) {
+				t.Errorf("%q is shown, want bytes", line)
+			}
+		}
+		if len(lines) < 2 || !regexp.MustCompile(`: 100% (\S+ \S+) of .*, ETA 0s$`).MatchString(lines[len(lines)-1]) {
+			t.Errorf("%s: want two lines or more, the last one with all of it, in:\n%s", step, shown)
+		}
+	}
 }
 
 func TestABackupThatCannotBeIsRefused(t *testing.T) {

@@ -1,61 +1,21 @@
 package main
 
 import (
-	"net"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/weirhq/weir/ops/redisserver"
+	"github.com/weirhq/weir/projections"
 )
 
-// startRedis starts a Redis server of the test's own and returns its address, and what kills it.
-func startRedis(t *testing.T) (address string, kill func()) {
-	t.Helper()
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Fatal("redis-server is missing: run 'make redis-server', or install the package redis-server")
-	}
-	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address = listener.Addr().String()
-	_, port, _ := net.SplitHostPort(address)
-	if err := listener.Close(); err != nil {
-		t.Fatal(err)
-	}
-	server := exec.Command(program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir()) //nolint:noctx,gosec // It is killed below.
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := false
-	kill = func() {
-		if !ended {
-			ended = true
-			_ = server.Process.Kill()
-			_ = server.Wait()
-		}
-	}
-	t.Cleanup(kill)
-	for end := time.Now().Add(20 * time.Second); ; {
-		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(t.Context(), "tcp", address)
-		if err == nil {
-			_ = conn.Close()
-			return address, kill
-		}
-		if time.Now().After(end) {
-			t.Fatalf("redis-server does not listen: %v", err)
-		}
-	}
-}
-
 func TestANodeReadsThroughRedisAndDoesWithoutIt(t *testing.T) {
-	address, kill := startRedis(t)
+	server := redisserver.Start(t)
 	dir := filepath.Join(t.TempDir(), "data")
-	n := startDev(t, dir, "--demo", "--redis", "redis://"+address)
+	n := startDev(t, dir, "--demo", "--redis", "redis://"+server.Addr)
 	order := place(t, n.customer(), "tea-sencha")
 	get := func() {
 		t.Helper()
@@ -77,24 +37,24 @@ func TestANodeReadsThroughRedisAndDoesWithoutIt(t *testing.T) {
 	wantText(t, live(t, nil, "reads", "--data", dir).want(t, exitOK).stdout, "orders", "Redis: ")
 
 	// Without Redis the node answers as before, and starts.
-	kill()
+	server.Kill()
 	order = place(t, n.customer(), "tea-sencha=2")
 	get()
 	n.stop().want(t, exitOK)
-	n = startDev(t, dir, "--redis", "redis://"+address)
+	n = startDev(t, dir, "--redis", "redis://"+server.Addr)
 	get()
 	n.stop().want(t, exitOK)
 	wantText(t, live(t, nil, "reads", "--data", dir).want(t, exitUnavailable).stderr, "no node runs on")
 }
 
 func TestVerifyFindsWhatIsWrongInRedis(t *testing.T) {
-	address, kill := startRedis(t)
+	server := redisserver.Start(t)
 	dir := filepath.Join(t.TempDir(), "data")
-	n := startDev(t, dir, "--demo", "--redis", "redis://"+address)
+	n := startDev(t, dir, "--demo", "--redis", "redis://"+server.Addr)
 	order := place(t, n.customer(), "tea-sencha")
-	client := redis.NewClient(&redis.Options{Addr: address})
+	client := redis.NewClient(&redis.Options{Addr: server.Addr})
 	t.Cleanup(func() { _ = client.Close() })
-	key := "weir:0:order:{" + order.Order.OrderID + "}"
+	key := "weir:" + projections.CopiedVersions() + ":order:{" + order.Order.OrderID + "}"
 	var entry []byte
 	for end := time.Now().Add(20 * time.Second); ; {
 		var err error
@@ -125,7 +85,7 @@ func TestVerifyFindsWhatIsWrongInRedis(t *testing.T) {
 	if got := decode[report](t, verify(exitDifference, "-o", "json")); got.OK || got.Redis.DifferencesTotal != 1 || len(got.Redis.Differences) != 1 {
 		t.Errorf("got %+v, want one difference", got)
 	}
-	kill()
+	server.Kill()
 	wantText(t, verify(exitOK), "equal to the fold of the log", "not compared: redis does not answer")
 	n.stop().want(t, exitOK)
 	if said := verify(exitOK); strings.Contains(said, "redis") {
@@ -151,7 +111,7 @@ func TestARedisThatCannotBeIsRefused(t *testing.T) {
 	} {
 		wantText(t, live(t, nil, append([]string{"dev", "--data", dir, "--listen", "127.0.0.1:0"}, c.args...)...).want(t, exitUsage).stderr, c.want)
 	}
-	address, _ := startRedis(t)
+	address := redisserver.Start(t).Addr
 	secret := "c3cr3t"
 	said := live(t, nil, "dev", "--data", dir, "--listen", "127.0.0.1:0", "--redis", "redis://ann:"+secret+"@"+address).want(t, exitUsage).stderr
 	wantText(t, said, "a node needs none")

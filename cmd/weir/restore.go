@@ -49,7 +49,7 @@ With --check the backup is verified and nothing is restored. Exit code 3: the ba
 			if err := p.checkBackup(cmd, from, b); err != nil {
 				return err
 			}
-			result := resultOf(from, b.Manifest())
+			result := resultOf(from, b)
 			if check {
 				return p.printBackup(cmd, result, fmt.Sprintf("the backup is whole: %s commits in %d lanes, %d users' keys", groupDigits(result.Commits), result.Lanes, result.Users))
 			}
@@ -88,11 +88,14 @@ func (p *process) restore(cmd *cobra.Command, b *backup.Backup, from string, dir
 		return err
 	}
 	unfinished := dataDir(dir.restoring())
-	if err := p.restoreLog(cmd, b, dir, unfinished, options); err != nil {
+	restoring := p.newProgress("restore", unitBytes, int64(b.Bytes()))
+	defer restoring.end()
+	told := func(done, _ uint64) { restoring.at(int64(done)) }
+	if err := p.restoreLog(cmd, b, dir, unfinished, options, told); err != nil {
 		return explainBackup(from, explainStart(dir, err))
 	}
 	if _, err := os.Lstat(dir.state()); errors.Is(err, fs.ErrNotExist) {
-		if _, err := b.RestoreState(dir.state()); err != nil {
+		if _, err := b.RestoreState(dir.state(), told); err != nil {
 			return explainBackup(from, err)
 		}
 	}
@@ -107,7 +110,7 @@ func (p *process) restore(cmd *cobra.Command, b *backup.Backup, from string, dir
 // restoring is where a log lies that is not whole yet.
 func (d dataDir) restoring() string { return string(d) + "/restoring" }
 
-func (p *process) restoreLog(cmd *cobra.Command, b *backup.Backup, dir, unfinished dataDir, options logOptions) (err error) {
+func (p *process) restoreLog(cmd *cobra.Command, b *backup.Backup, dir, unfinished dataDir, options logOptions, told func(done, total uint64)) (err error) {
 	if err := unfinished.make(); err != nil {
 		return err
 	}
@@ -132,15 +135,13 @@ func (p *process) restoreLog(cmd *cobra.Command, b *backup.Backup, dir, unfinish
 	if l.streams, err = eventstore.OpenJetStream(ctx, l.nc, l.topology, eventstore.JetStreamOptions{}); err != nil {
 		return err
 	}
-	restoring := p.newProgress("restore", "commits", int64(b.Commits()))
-	defer restoring.end()
 	return b.Restore(ctx, backup.Target{
 		Log: func(lane uint32) eventstore.Log { return l.streams.Log(lane) },
 		SetKey: func(ctx context.Context, userID string, value []byte) error {
 			_, err := l.keys.Create(ctx, userID, value)
 			return err
 		},
-		Progress: func(done, _ uint64) { restoring.at(int64(done)) },
+		Progress: told,
 	})
 }
 

@@ -11,6 +11,7 @@
 package backup
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,8 +26,12 @@ import (
 	"github.com/weirhq/weir/eventstore"
 )
 
-// format is that of the manifest. A program that meets a newer one refuses it.
-const format = 1
+// format is that of the manifest, and formatOldest the oldest one that is read. A program that meets a newer one refuses it.
+// 2: a lane says how large its log was.
+const (
+	format       = 2
+	formatOldest = 1
+)
 
 const (
 	manifestName = "manifest.json"
@@ -53,8 +58,10 @@ type Manifest struct {
 type Lane struct {
 	Lane uint32 `json:"lane"`
 	// Commits is the number of the newest commit, Hash its hash; 0 and the hash of the genesis for none.
-	Commits  uint64    `json:"commits"`
-	Hash     string    `json:"hash"`
+	Commits uint64 `json:"commits"`
+	Hash    string `json:"hash"`
+	// LogBytes is how many bytes the log said that it held, up to the newest commit; 0 if it did not say.
+	LogBytes uint64    `json:"logBytes,omitempty"`
 	Segments []Segment `json:"segments"`
 }
 
@@ -102,8 +109,15 @@ func Open(dir string) (*Backup, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the backup's manifest: %w", err)
 	}
+	var written struct {
+		Format int `json:"format"`
+	}
+	// What a newer program wrote has fields that this one does not know, and is not damaged for that.
+	if err := json.Unmarshal(data, &written); err == nil && written.Format > format {
+		return nil, fmt.Errorf("the backup in %s has format %d, and this program reads up to format %d: use the version that made it", dir, written.Format, format)
+	}
 	b := &Backup{dir: dir}
-	decoder := json.NewDecoder(strings.NewReader(string(data)))
+	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&b.manifest); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, filepath.Join(dir, manifestName), err)
@@ -113,8 +127,8 @@ func Open(dir string) (*Backup, error) {
 
 // check holds a manifest against what write writes.
 func (m *Manifest) check() error {
-	if m.Format != format {
-		return fmt.Errorf("the backup has format %d, and this program reads format %d: use the version that made it", m.Format, format)
+	if m.Format < formatOldest || m.Format > format {
+		return fmt.Errorf("%w: its manifest has format %d", ErrDamaged, m.Format)
 	}
 	if err := m.topology().Validate(); err != nil {
 		return fmt.Errorf("%w: %w", ErrDamaged, err)
@@ -155,6 +169,8 @@ func (b *Backup) Topology() eventstore.Topology { return b.manifest.topology() }
 // A Reader reads one lane's log.
 type Reader interface {
 	Head(ctx context.Context) (uint64, error)
+	// Size may fail where Head does not: then nobody knows how much there is to back up.
+	Size(ctx context.Context) (eventstore.LogSize, error)
 	Follow(ctx context.Context, number uint64) (eventstore.Cursor, error)
 }
 
@@ -167,7 +183,8 @@ type Run struct {
 	Keys func(ctx context.Context, each func(userID string, value []byte) error) error
 	// State is a directory with a node's state, which must not change any more; empty leaves it out.
 	State string
-	// Progress is told how many commits were added, of how many; may be nil.
+	// Progress is told after each commit, and each file of the state, how many bytes were added, of how many: of the log as it counts
+	// them, and of the state. total is 0 where a log does not say how large it is. It may be nil.
 	Progress func(done, total uint64)
 	// Now is written down as the time of the run.
 	Now time.Time
@@ -191,12 +208,21 @@ func Add(ctx context.Context, dir string, run Run) (*Backup, error) {
 		return nil, fmt.Errorf("%w: it has %d lanes, the log has %d", ErrOtherLog, b.Topology().Lanes, run.Topology.Lanes)
 	}
 	next := b.manifest
+	next.Format = format
 	next.Run, next.Time = next.Run+1, run.Now.UTC()
 	next.Lanes = append([]Lane(nil), next.Lanes...)
 	if err := b.removeStrays(); err != nil {
 		return nil, err
 	}
-	if err := b.addLanes(ctx, &next, run); err != nil {
+	heads, err := headsOf(ctx, next.Lanes, run)
+	if err != nil {
+		return nil, err
+	}
+	added, err := newAdding(next.Lanes, heads, run)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.addLanes(ctx, &next, run, heads, added); err != nil {
 		return nil, err
 	}
 	next.Keys, next.State = nil, nil
@@ -206,7 +232,7 @@ func Add(ctx context.Context, dir string, run Run) (*Backup, error) {
 		}
 	}
 	if run.State != "" {
-		if next.State, err = b.addState(ctx, next.Run, run.State); err != nil {
+		if next.State, err = b.addState(ctx, next.Run, run.State, added); err != nil {
 			return nil, err
 		}
 	}
@@ -229,37 +255,40 @@ func newManifest(topology eventstore.Topology) Manifest {
 	return m
 }
 
-// addLanes adds what each lane has got since the last run.
-func (b *Backup) addLanes(ctx context.Context, next *Manifest, run Run) error {
-	heads := make([]uint64, len(next.Lanes))
-	var done, total uint64
+// headsOf returns how much the log of each lane holds. Of one that does not say, only the head is known.
+func headsOf(ctx context.Context, lanes []Lane, run Run) ([]eventstore.LogSize, error) {
+	heads := make([]eventstore.LogSize, len(lanes))
 	for lane := range heads {
-		head, err := run.Lane(uint32(lane)).Head(ctx)
+		reader := run.Lane(uint32(lane))
+		size, err := reader.Size(ctx)
 		if err != nil {
-			return fmt.Errorf("back up lane %d: %w", lane, err)
-		}
-		if head < next.Lanes[lane].Commits {
-			return fmt.Errorf("%w, or the log has lost commits: lane %d ends at commit %d, and the backup has %d", ErrOtherLog, lane, head, next.Lanes[lane].Commits)
-		}
-		heads[lane] = head
-		total += head - next.Lanes[lane].Commits
-	}
-	for lane := range heads {
-		err := b.addLane(ctx, &next.Lanes[lane], run, heads[lane], func() {
-			if done++; run.Progress != nil {
-				run.Progress(done, total)
+			size = eventstore.LogSize{}
+			if size.Head, err = reader.Head(ctx); err != nil {
+				return nil, fmt.Errorf("back up lane %d: %w", lane, err)
 			}
-		})
-		if err != nil {
+		}
+		if size.Head < lanes[lane].Commits {
+			return nil, fmt.Errorf("%w, or the log has lost commits: lane %d ends at commit %d, and the backup has %d", ErrOtherLog, lane, size.Head, lanes[lane].Commits)
+		}
+		heads[lane] = size
+	}
+	return heads, nil
+}
+
+// addLanes adds what each lane has got since the last run, up to heads.
+func (b *Backup) addLanes(ctx context.Context, next *Manifest, run Run, heads []eventstore.LogSize, added *adding) error {
+	for lane := range heads {
+		if err := b.addLane(ctx, &next.Lanes[lane], run, heads[lane].Head, added.commit); err != nil {
 			return fmt.Errorf("back up lane %d: %w", lane, err)
 		}
+		next.Lanes[lane].LogBytes = heads[lane].Bytes
 	}
 	return nil
 }
 
 // addLane writes segments of a lane's new commits up to head. The newest commit of the backup is read again: the log must have it
 // too.
-func (b *Backup) addLane(ctx context.Context, lane *Lane, run Run, head uint64, each func()) error {
+func (b *Backup) addLane(ctx context.Context, lane *Lane, run Run, head uint64, each func(eventstore.Record)) error {
 	at, err := lane.position()
 	if err != nil {
 		return err
@@ -295,7 +324,7 @@ func (b *Backup) addLane(ctx context.Context, lane *Lane, run Run, head uint64, 
 				if err := s.Append(record); err != nil {
 					return err
 				}
-				each()
+				each(record)
 			}
 			at = s.Position()
 			return s.Close()
@@ -334,7 +363,7 @@ func (b *Backup) addKeys(ctx context.Context, run int, from Run) (*Keys, error) 
 }
 
 // addState copies a node's state.
-func (b *Backup) addState(ctx context.Context, run int, from string) (*State, error) {
+func (b *Backup) addState(ctx context.Context, run int, from string, added *adding) (*State, error) {
 	state := &State{Dir: fmt.Sprintf("state-%d", run), Files: []File{}}
 	err := eachFile(from, func(name string) error {
 		if err := ctx.Err(); err != nil {
@@ -342,6 +371,7 @@ func (b *Backup) addState(ctx context.Context, run int, from string) (*State, er
 		}
 		file, err := copyFile(filepath.Join(from, name), filepath.Join(b.dir, state.Dir), name)
 		state.Files = append(state.Files, file)
+		added.bytes(uint64(file.Bytes))
 		return err
 	})
 	if err != nil {

@@ -37,19 +37,25 @@ func newSource(t *testing.T) *source {
 	return s
 }
 
+// commit appends a commit to a lane, with a payload of random numbers.
+func (s *source) commit(lane uint32, numbers int) {
+	s.t.Helper()
+	at := s.logs[lane].Position()
+	record := eventstore.EncodeCommit(&eventstore.Commit{
+		Lane: lane, Number: at.Number + 1, Epoch: 1, Time: time.Unix(1_700_000_000, int64(at.Number)), PrevHash: at.Hash,
+		Events: []eventstore.Event{{Type: "Test", Version: 1, Payload: fmt.Appendf(nil, "%x", s.random.Perm(numbers))}},
+	})
+	if err := s.logs[lane].Append(record).Wait(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // grow appends some commits to every lane but the last, gives a user a key and changes the state.
 func (s *source) grow(commits int) {
 	s.t.Helper()
-	for lane := range s.logs[:lanes-1] {
+	for lane := range uint32(lanes - 1) {
 		for range commits {
-			at := s.logs[lane].Position()
-			record := eventstore.EncodeCommit(&eventstore.Commit{
-				Lane: uint32(lane), Number: at.Number + 1, Epoch: 1, Time: time.Unix(1_700_000_000, int64(at.Number)), PrevHash: at.Hash,
-				Events: []eventstore.Event{{Type: "Test", Version: 1, Payload: fmt.Appendf(nil, "%x", s.random.Perm(s.random.IntN(200)))}},
-			})
-			if err := s.logs[lane].Append(record).Wait(s.t.Context()); err != nil {
-				s.t.Fatal(err)
-			}
+			s.commit(lane, s.random.IntN(200))
 		}
 	}
 	s.keys[fmt.Sprintf("user-%d", len(s.keys))] = fmt.Appendf(nil, "key %d", s.random.Uint64())
@@ -110,13 +116,13 @@ func (s *source) wantAsSource(b *Backup, r *restored) {
 		s.t.Fatalf("seed %d: the keys are %s, want %s", s.seed, r.keys, s.keys)
 	}
 	state := filepath.Join(s.t.TempDir(), "state")
-	if found, err := b.RestoreState(state); !found || err != nil {
+	if found, err := b.RestoreState(state, nil); !found || err != nil {
 		s.t.Fatalf("seed %d: restore the state: %v, %v", s.seed, found, err)
 	}
 	if got, want := contents(s.t, state), contents(s.t, s.state); got != want {
 		s.t.Fatalf("seed %d: the state is\n%s\nwant\n%s", s.seed, got, want)
 	}
-	if _, err := b.RestoreState(state); err == nil {
+	if _, err := b.RestoreState(state, nil); err == nil {
 		s.t.Fatalf("seed %d: the state was restored over one that is there", s.seed)
 	}
 }
@@ -168,8 +174,9 @@ func TestARunThatIsStoppedLeavesTheBackupAsItWas(t *testing.T) {
 	for stopAt := range uint64(40) {
 		ctx, stop := context.WithCancel(t.Context())
 		run := s.run()
-		run.Progress = func(done, _ uint64) {
-			if done == stopAt+1 {
+		told := uint64(0)
+		run.Progress = func(uint64, uint64) {
+			if told++; told == stopAt+1 {
 				stop()
 			}
 		}
@@ -300,8 +307,9 @@ func TestARestoreThatWasStoppedGoesOn(t *testing.T) {
 	for stopAt := uint64(1); stopAt < b.Commits(); stopAt += 37 {
 		ctx, stop := context.WithCancel(t.Context())
 		target := r.target()
-		target.Progress = func(done, _ uint64) {
-			if done == stopAt {
+		told := uint64(0)
+		target.Progress = func(uint64, uint64) {
+			if told++; told == stopAt {
 				stop()
 			}
 		}

@@ -16,21 +16,16 @@ import (
 var ErrDamaged = errors.New("the backup is damaged")
 
 // Verify reads all of the backup: every file is what it was, and every lane's commits are one chain from its genesis on (I2).
-// progress is told how many commits were read, of how many; it may be nil.
+// progress is told how many bytes of its files were read, of how many; it may be nil.
 func (b *Backup) Verify(ctx context.Context, progress func(done, total uint64)) error {
-	done, total := uint64(0), b.Commits()
+	read := &reading{tell: progress, total: b.Bytes()}
 	for lane := range b.manifest.Lanes {
-		err := b.readLane(ctx, &b.manifest.Lanes[lane], func(eventstore.Record) error {
-			if done++; progress != nil {
-				progress(done, total)
-			}
-			return nil
-		})
+		err := b.readLane(ctx, &b.manifest.Lanes[lane], read, func(eventstore.Record) error { return nil })
 		if err != nil {
 			return err
 		}
 	}
-	if _, err := b.keys(); err != nil {
+	if _, err := b.keys(read); err != nil {
 		return err
 	}
 	if b.manifest.State != nil {
@@ -38,6 +33,7 @@ func (b *Backup) Verify(ctx context.Context, progress func(done, total uint64)) 
 			if err := checkFile(filepath.Join(b.dir, b.manifest.State.Dir), file); err != nil {
 				return err
 			}
+			read.end(file)
 		}
 	}
 	return nil
@@ -52,15 +48,40 @@ func (b *Backup) Commits() uint64 {
 	return commits
 }
 
+// Bytes returns how large the files of the backup are, without the manifest.
+func (b *Backup) Bytes() uint64 {
+	bytes := b.manifest.State.bytes()
+	for lane := range b.manifest.Lanes {
+		for _, segment := range b.manifest.Lanes[lane].Segments {
+			bytes += uint64(segment.Bytes)
+		}
+	}
+	if b.manifest.Keys != nil {
+		bytes += uint64(b.manifest.Keys.Bytes)
+	}
+	return bytes
+}
+
+// bytes returns how large a state is, 0 where there is none.
+func (s *State) bytes() (bytes uint64) {
+	if s == nil {
+		return 0
+	}
+	for _, file := range s.Files {
+		bytes += uint64(file.Bytes)
+	}
+	return bytes
+}
+
 // readLane reads a lane's segments, in order, and checks that they are all that they were.
-func (b *Backup) readLane(ctx context.Context, lane *Lane, each func(eventstore.Record) error) error {
+func (b *Backup) readLane(ctx context.Context, lane *Lane, read *reading, each func(eventstore.Record) error) error {
 	at := eventstore.Genesis(lane.Lane, b.Topology().Lanes)
 	for _, segment := range lane.Segments {
 		if segment.First != at.Number+1 {
 			return fmt.Errorf("%w: lane %d has no commit %d", ErrDamaged, lane.Lane, at.Number+1)
 		}
 		var err error
-		if at, err = b.readSegment(ctx, lane.Lane, segment, at, each); err != nil {
+		if at, err = b.readSegment(ctx, lane.Lane, segment, at, read, each); err != nil {
 			return err
 		}
 	}
@@ -74,7 +95,7 @@ func (b *Backup) readLane(ctx context.Context, lane *Lane, each func(eventstore.
 	return nil
 }
 
-func (b *Backup) readSegment(ctx context.Context, lane uint32, segment Segment, after eventstore.Position, each func(eventstore.Record) error) (eventstore.Position, error) {
+func (b *Backup) readSegment(ctx context.Context, lane uint32, segment Segment, after eventstore.Position, read *reading, each func(eventstore.Record) error) (eventstore.Position, error) {
 	if err := checkFile(b.dir, segment.File); err != nil {
 		return after, err
 	}
@@ -86,7 +107,8 @@ func (b *Backup) readSegment(ctx context.Context, lane uint32, segment Segment, 
 		return damaged(err)
 	}
 	defer file.Close()
-	reader, err := eventstore.NewSegmentReader(file, lane, b.Topology().Lanes, after)
+	counted := &countingReader{from: file}
+	reader, err := eventstore.NewSegmentReader(counted, lane, b.Topology().Lanes, after)
 	if err != nil {
 		return damaged(err)
 	}
@@ -94,6 +116,7 @@ func (b *Backup) readSegment(ctx context.Context, lane uint32, segment Segment, 
 	for {
 		record, err := reader.Next()
 		if err == io.EOF { //nolint:errorlint // The reader's own end, not an early one that it wraps.
+			read.end(segment.File)
 			return reader.Position(), nil
 		}
 		if err != nil {
@@ -102,11 +125,12 @@ func (b *Backup) readSegment(ctx context.Context, lane uint32, segment Segment, 
 		if err := errors.Join(ctx.Err(), each(record)); err != nil {
 			return after, err
 		}
+		read.at(counted.bytes)
 	}
 }
 
 // keys returns the users' keys, nil where the backup has none.
-func (b *Backup) keys() (map[string][]byte, error) {
+func (b *Backup) keys(read *reading) (map[string][]byte, error) {
 	if b.manifest.Keys == nil {
 		return nil, nil
 	}
@@ -121,6 +145,7 @@ func (b *Backup) keys() (map[string][]byte, error) {
 	if err := json.Unmarshal(data, &values); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrDamaged, b.manifest.Keys.Name, err)
 	}
+	read.end(b.manifest.Keys.File)
 	return values, nil
 }
 
@@ -130,7 +155,7 @@ type Target struct {
 	Log func(lane uint32) eventstore.Log
 	// SetKey stores the wrapped key of a user who has none.
 	SetKey func(ctx context.Context, userID string, value []byte) error
-	// Progress is told how many commits are restored, of how many; may be nil.
+	// Progress is told after each commit how many bytes of the backup's files are put back, of how many; may be nil.
 	Progress func(done, total uint64)
 }
 
@@ -140,23 +165,18 @@ const appendsMax = 64
 // Restore puts the log and the keys back. It may be stopped at any point and called again. The state is put back by
 // RestoreState, or made from the log.
 func (b *Backup) Restore(ctx context.Context, target Target) error {
-	done, total := uint64(0), b.Commits()
+	read := &reading{tell: target.Progress, total: b.Bytes()}
 	for lane := range b.manifest.Lanes {
 		r := restorer{log: target.Log(uint32(lane)), lane: uint32(lane)}
 		err := r.begin(ctx)
 		if err == nil {
-			err = b.readLane(ctx, &b.manifest.Lanes[lane], func(record eventstore.Record) error {
-				if done++; target.Progress != nil {
-					target.Progress(done, total)
-				}
-				return r.take(ctx, record)
-			})
+			err = b.readLane(ctx, &b.manifest.Lanes[lane], read, func(record eventstore.Record) error { return r.take(ctx, record) })
 		}
 		if err = errors.Join(err, r.settle(ctx, 0)); err != nil {
 			return fmt.Errorf("restore lane %d: %w", lane, err)
 		}
 	}
-	keys, err := b.keys()
+	keys, err := b.keys(read)
 	if err != nil {
 		return err
 	}
@@ -217,8 +237,9 @@ func (r *restorer) settle(ctx context.Context, most int) error {
 	return nil
 }
 
-// RestoreState puts the node's state into dir, which must not be there. It reports false when the backup has none.
-func (b *Backup) RestoreState(dir string) (bool, error) {
+// RestoreState puts the node's state into dir, which must not be there. It reports false when the backup has none. progress is told as
+// that of Restore, which came before; it may be nil.
+func (b *Backup) RestoreState(dir string, progress func(done, total uint64)) (bool, error) {
 	if b.manifest.State == nil {
 		return false, nil
 	}
@@ -230,6 +251,7 @@ func (b *Backup) RestoreState(dir string) (bool, error) {
 	if err := os.RemoveAll(unfinished); err != nil {
 		return false, fmt.Errorf("restore the state: %w", err)
 	}
+	read := &reading{tell: progress, done: b.Bytes() - b.manifest.State.bytes(), total: b.Bytes()}
 	for _, file := range b.manifest.State.Files {
 		copied, err := copyFile(filepath.Join(from, file.Name), unfinished, file.Name)
 		if err == nil && copied != file {
@@ -238,6 +260,7 @@ func (b *Backup) RestoreState(dir string) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("restore the state: %w", err)
 		}
+		read.end(file)
 	}
 	if err := os.Rename(unfinished, dir); err != nil {
 		return false, fmt.Errorf("restore the state: %w", err)

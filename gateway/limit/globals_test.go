@@ -2,8 +2,6 @@ package limit
 
 import (
 	"context"
-	"net"
-	"os/exec"
 	"strconv"
 	"sync"
 	"testing"
@@ -12,43 +10,11 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/weirhq/weir/ops/freeports"
+	"github.com/weirhq/weir/ops/redisserver"
 )
 
 // patience bounds the waits of tests; only a failing test waits as long.
 const patience = time.Minute
-
-// startRedis starts a Redis server of the test's own at an address and returns what kills it.
-func startRedis(t *testing.T, address string) (kill func()) {
-	t.Helper()
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Fatal("these tests need a real Redis and redis-server is not here: run 'make redis-server' as root, or install it (Debian: apt-get install redis-server)")
-	}
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := exec.Command(program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir()) //nolint:noctx,gosec // It is killed below.
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var once sync.Once
-	kill = func() {
-		once.Do(func() {
-			_ = server.Process.Kill()
-			_ = server.Wait()
-		})
-	}
-	t.Cleanup(kill)
-	await(t, "redis-server listens", func() bool {
-		connection, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
-		if err == nil {
-			connection.Close()
-		}
-		return err == nil
-	})
-	return kill
-}
 
 // shared reports whether the lease was renewed.
 func (l *lease) shared() bool {
@@ -95,7 +61,7 @@ func gateway(t *testing.T, id int, address string) *Globals {
 func TestGatewaysShareAGlobalRateThroughRedisAndDivideItWithout(t *testing.T) {
 	const perSecond, gateways = 2000.0, 3
 	address := freeports.Addresses(t, 1)[0]
-	kill := startRedis(t, address)
+	kill := redisserver.StartAt(t, address).Kill
 	var all []*Globals
 	var leases []*lease
 	for id := range gateways {
@@ -150,13 +116,13 @@ func TestGatewaysShareAGlobalRateThroughRedisAndDivideItWithout(t *testing.T) {
 		}
 		return true
 	})
-	startRedis(t, address)
+	redisserver.StartAt(t, address)
 	await(t, "the gateways share again", together)
 }
 
 func TestAnEmptiedRedisGivesNothingTwice(t *testing.T) {
 	address := freeports.Addresses(t, 1)[0]
-	startRedis(t, address)
+	redisserver.StartAt(t, address)
 	g := gateway(t, 1, address)
 	l := g.lease("m", Rate{PerSecond: 100, Burst: 100})
 	await(t, "there is a lease", func() bool { return l.shared() && !g.Away() })
@@ -220,7 +186,7 @@ func TestImpossibleGlobalsAreRefused(t *testing.T) {
 
 func TestGatewaysKnowEachOtherThroughRedisAlsoWithoutARateThatTheyShare(t *testing.T) {
 	address := freeports.Addresses(t, 1)[0]
-	kill := startRedis(t, address)
+	kill := redisserver.StartAt(t, address).Kill
 	all := []*Globals{gateway(t, 0, address), gateway(t, 1, address), gateway(t, 2, address)}
 	know := func(want int, away bool) func() bool {
 		return func() bool {
@@ -235,6 +201,6 @@ func TestGatewaysKnowEachOtherThroughRedisAlsoWithoutARateThatTheyShare(t *testi
 	await(t, "each knows of three", know(3, false))
 	kill()
 	await(t, "Redis is away, and each still knows of three", know(3, true))
-	startRedis(t, address)
+	redisserver.StartAt(t, address)
 	await(t, "Redis is back, and each knows of three", know(3, false))
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/weirhq/weir/ops/freeports"
+	"github.com/weirhq/weir/ops/redisserver"
 )
 
 // pots are what Redis keeps, as lease.lua does it, with faults. They are used in a synctest bubble, and from it alone.
@@ -290,7 +291,7 @@ func TestTheModelOfPotsIsWhatTheScriptDoes(t *testing.T) {
 	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	address := freeports.Addresses(t, 1)[0]
-	startRedis(t, address)
+	redisserver.StartAt(t, address)
 	client := redis.NewClient(&redis.Options{Addr: address})
 	t.Cleanup(func() { client.Close() })
 	model := newPots()
@@ -328,7 +329,7 @@ func TestTheModelOfPotsIsWhatTheScriptDoes(t *testing.T) {
 
 func TestAGatewayThatEndsLeavesItsPartToTheOthersAtOnce(t *testing.T) {
 	address := freeports.Addresses(t, 1)[0]
-	startRedis(t, address)
+	redisserver.StartAt(t, address)
 	stays := gateway(t, 1, address)
 	stays.lease("m", Rate{PerSecond: 100})
 	client := redis.NewClient(&redis.Options{Addr: address})

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
-	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/weirhq/weir/eventstore/embedded"
-	"github.com/weirhq/weir/ops/freeports"
+	"github.com/weirhq/weir/ops/redisserver"
 	roomv1 "github.com/weirhq/weir/proto/weir/room/v1"
 )
 
@@ -146,7 +144,9 @@ func usesOf(t *testing.T) map[string]struct {
 	stop func()
 } {
 	t.Helper()
-	client, stopRedis := startRedis(t)
+	ofRedis := redisserver.Start(t)
+	client := redis.NewClient(&redis.Options{Addr: ofRedis.Addr, MaxRetries: -1, DialTimeout: 100 * time.Millisecond})
+	t.Cleanup(func() { client.Close() })
 	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
@@ -164,40 +164,7 @@ func usesOf(t *testing.T) map[string]struct {
 	return map[string]struct {
 		uses Uses
 		stop func()
-	}{"Redis": {NewRedisUses(client, "test"), stopRedis}, "NATS": {NewNATSUses(js), server.Shutdown}}
-}
-
-// startRedis starts a Redis of the test's own.
-func startRedis(t *testing.T) (client redis.UniversalClient, stop func()) {
-	t.Helper()
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		t.Fatal("this test needs redis-server: run 'make redis-server' as root, or install it (Debian: apt-get install redis-server)")
-	}
-	address := freeports.Addresses(t, 1)[0]
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := exec.Command(program, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir()) //nolint:noctx,gosec // It is killed below.
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	})
-	t.Cleanup(stop)
-	client = redis.NewClient(&redis.Options{Addr: address, MaxRetries: -1, DialTimeout: 100 * time.Millisecond})
-	t.Cleanup(func() { client.Close() })
-	ticker := time.NewTicker(time.Millisecond)
-	defer ticker.Stop()
-	for end := time.Now().Add(patience); client.Ping(t.Context()).Err() != nil; <-ticker.C {
-		if time.Now().After(end) {
-			t.Fatal("redis-server does not answer")
-		}
-	}
-	return client, stop
+	}{"Redis": {NewRedisUses(client, "test"), ofRedis.Kill}, "NATS": {NewNATSUses(js), server.Shutdown}}
 }
 
 func TestATurnIsCountedOnceByAllGatewaysThatShareWhatIsUsed(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 // A kind is what an entry is a copy of. Each is one key of a view in one lane, as the bytes that Pebble keeps.
 type kind uint8
 
-// The kinds of entries, and their keys after the prefix and the generation. What is in braces is the cluster's hash tag: the
+// The kinds of entries, and their keys after the prefix and the versions of the views. What is in braces is the cluster's hash tag: the
 // lanes' accounts of one stock key are read together, so they share it; copies of what is hot do not.
 const (
 	kindOrder  kind = iota + 1 // order:{ID}: the order's record

@@ -74,8 +74,9 @@ type Options struct {
 	TLS *tls.Config
 	// Prefix of every key: letters, digits, - and _. Empty means PrefixDefault.
 	Prefix string
-	// Generation comes after the prefix. What another generation wrote is not read.
-	Generation uint32
+	// Versions of the views come after the prefix: what was copied of others is not read. Empty means those of this program, see
+	// projections.CopiedVersions.
+	Versions string
 	// TTL, ReadTimeout, WriteTimeout, PoolSize, ValueBytesMax and StockCopies; 0 means the default.
 	TTL           time.Duration
 	ReadTimeout   time.Duration
@@ -115,6 +116,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if !prefixPattern.MatchString(o.Prefix) {
 		return o, fmt.Errorf("redis: prefix %q: want 1 to 32 letters, digits, - or _", o.Prefix)
+	}
+	if o.Versions == "" {
+		o.Versions = projections.CopiedVersions()
 	}
 	copies := 1
 	if o.Cluster {
@@ -180,7 +184,7 @@ func LoadTLS(caFile, certFile, keyFile string) (*tls.Config, error) {
 // runners of all lanes. Methods may be called by any number of goroutines.
 type Mirror struct {
 	options Options
-	prefix  string // of every key, with its generation
+	prefix  string // of every key, with the versions of the views
 	client  redis.UniversalClient
 	sha     string
 	guard   *guard
@@ -191,6 +195,8 @@ type Mirror struct {
 	servers servers
 	// refills holds a signal when Redis is to be filled.
 	refills chan struct{}
+	// swapped says of a lane that another generation of a view answers, and that no commit has come since.
+	swapped []atomic.Bool
 }
 
 // Stats count what a Mirror has done.
@@ -217,9 +223,9 @@ func New(options Options) (*Mirror, error) {
 	}
 	sum := sha1.Sum([]byte(writeScript)) // The name that Redis gives it.
 	m := &Mirror{
-		options: options, prefix: fmt.Sprintf("%s:%d:", options.Prefix, options.Generation),
+		options: options, prefix: fmt.Sprintf("%s:%s:", options.Prefix, options.Versions),
 		sha: hex.EncodeToString(sum[:]), guard: newGuard(options.Topology.Lanes), breaker: breaker{now: options.Now},
-		refills: make(chan struct{}, 1),
+		refills: make(chan struct{}, 1), swapped: make([]atomic.Bool, options.Topology.Lanes),
 	}
 	m.client = newClient(options, m.connected)
 	m.queue.init()
@@ -381,6 +387,13 @@ func (m *Mirror) Opened(lane uint32, at eventstore.Position) { m.guard.open(lane
 // Forgetting implements projections.Observer.
 func (m *Mirror) Forgetting(lane uint32, upTo uint64) { m.guard.forget(lane, upTo) }
 
+// Swapped implements projections.Observer. What Redis holds of the generation before it is written anew, and once more after the next
+// commit: up to then entries are as of one that this node itself refuses (see Forgetting).
+func (m *Mirror) Swapped(lane uint32) {
+	m.swapped[lane].Store(true)
+	m.wantRefill()
+}
+
 // Passing implements projections.Observer.
 func (m *Mirror) Passing(lane uint32, at eventstore.Position) { m.guard.pass(lane, at) }
 
@@ -388,4 +401,9 @@ func (m *Mirror) Passing(lane uint32, at eventstore.Position) { m.guard.pass(lan
 func (m *Mirror) Changing(changes *projections.Changes) { m.guard.raise(changes) }
 
 // Changed implements projections.Observer.
-func (m *Mirror) Changed(changes *projections.Changes) { m.counts.dropped.Add(m.queue.offer(changes)) }
+func (m *Mirror) Changed(changes *projections.Changes) {
+	m.counts.dropped.Add(m.queue.offer(changes))
+	if m.swapped[changes.Lane].Load() && m.swapped[changes.Lane].Swap(false) {
+		m.wantRefill()
+	}
+}

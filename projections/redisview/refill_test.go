@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,8 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/weirhq/weir/domain"
+	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
 )
 
 // atWorldTime is the clock of a node in whose world little time passes.
@@ -150,6 +153,80 @@ func TestRedisThatIsStartedAgainIsFilledWithoutReads(t *testing.T) {
 		_, _, _, _ = n.mirror.OrderRecords().Get(t.Context(), domain.NewOrderID(w.now, 0, [10]byte{}).String(), 0)
 		return n.keys(second) >= n.least()
 	})
+}
+
+// rebuild makes a view of the node again, and returns when it answers.
+func (n *node) rebuild(view string) {
+	n.w.tb.Helper()
+	b, err := projections.NewRebuilder(projections.RebuilderOptions{
+		Store: n.store, Runners: n.runners, Topology: n.w.topology(), Logger: slog.New(slog.DiscardHandler),
+		Log: func(lane uint32) eventstore.Log { return n.w.logs[lane] },
+	})
+	if err != nil {
+		n.w.tb.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(n.w.tb.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- b.Run(ctx) }()
+	if err := b.Start(view, projections.RebuildOptions{Speed: projections.SpeedFull}); err != nil {
+		n.w.tb.Fatal(err)
+	}
+	eventually(n.w.tb, "the view is made again", func() bool { return len(b.Status()) == 0 })
+	cancel()
+	if err := <-ended; err != nil {
+		n.w.tb.Fatal(err)
+	}
+}
+
+// What another generation wrote is refused, and nothing of it may change again for long.
+func TestRedisIsFilledWithoutReadsWhenAnotherGenerationAnswers(t *testing.T) {
+	w := newWorld(t, 2)
+	s := startServer(t)
+	client := s.client()
+	n := startNode(w, s.addr, nil)
+	for _, user := range w.users {
+		w.place(user)
+	}
+	w.steps(60)
+	n.reach()
+	n.run()
+	eventually(t, "redis is filled", func() bool { return !n.waits() && n.check().orders == len(w.orders) })
+	if err := client.FlushAll(t.Context()).Err(); err != nil { // Nobody sees that.
+		t.Fatal(err)
+	}
+	n.rebuild("orders")
+	eventually(t, "redis is filled before anything else happens", func() bool { return n.keys(client) >= n.least() })
+	if got := n.check().orders; got != 0 {
+		t.Fatalf("seed %d: %d orders are served as of a commit at which the other generation answered", w.seed, got)
+	}
+	for lane := range w.lanes {
+		w.commit(lane, eventstore.Event{Type: eventstore.TypeLaneOpened, Version: 1})
+	}
+	n.reach()
+	eventually(t, "all orders are served again", func() bool { return n.check().orders == len(w.orders) })
+}
+
+func TestCopiesOfOtherVersionsOfTheViewsAreNotRead(t *testing.T) {
+	w := newWorld(t, 2)
+	s := startServer(t)
+	n := startNode(w, s.addr, nil)
+	other := startNode(w, s.addr, func(o *Options) { o.Versions = "another" })
+	w.steps(60)
+	n.warm()
+	other.reach()
+	if got := other.check(); got.total() != 0 {
+		t.Errorf("seed %d: a node of another version is answered %+v", w.seed, got)
+	}
+	other.warm()
+	if got, want := other.check(), other.all(); got != want {
+		t.Errorf("seed %d: found %+v in redis, want %+v", w.seed, got, want)
+	}
+	if got, want := n.check(), n.all(); got != want {
+		t.Errorf("seed %d: found %+v in redis beside what another version wrote, want %+v", w.seed, got, want)
+	}
+	if report, err := n.mirror.Verify(t.Context(), VerifyOptions{}); err != nil || report.DifferencesTotal > 0 {
+		t.Errorf("seed %d: got %+v, %v", w.seed, report, err)
+	}
 }
 
 func TestNewNodeFillsRedisWithoutReads(t *testing.T) {

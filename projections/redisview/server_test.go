@@ -1,11 +1,8 @@
 package redisview
 
 import (
-	"bufio"
 	"context"
-	"io"
 	"net"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,81 +11,28 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/weirhq/weir/ops/freeports"
+	"github.com/weirhq/weir/ops/redisserver"
 )
 
 // patience bounds the waits of tests; only a failing test waits as long.
 const patience = time.Minute
 
-// A server is a redis-server process of a test's own, on loopback.
+// A server is a Redis of a test's own.
 type server struct {
 	tb   testing.TB
 	addr string
-	dir  string
-	kill func() // as kill -9 does; again is harmless
+	kill func()
 }
 
-// startServer starts a Redis that keeps nothing on disk by itself, with more settings if there are any. It ends with the test.
 func startServer(tb testing.TB, settings ...string) *server {
 	tb.Helper()
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		tb.Fatalf("these tests need a real Redis and redis-server is not here: run 'make redis-server' as root, or install it (Debian: apt-get install redis-server)")
-	}
-	dir := tb.TempDir()
-	s := &server{tb: tb, addr: freeports.Addresses(tb, 1)[0], dir: dir}
-	if said := s.start(settings); said != "" {
-		tb.Fatalf("redis-server does not start: %s", said)
-	}
-	tb.Cleanup(s.kill)
-	return s
+	s := redisserver.Start(tb, settings...)
+	return &server{tb: tb, addr: s.Addr, kill: s.Kill}
 }
 
 func atoi(text string) int {
 	value, _ := strconv.Atoi(text)
 	return value
-}
-
-// start returns what the server said if it ended before it was ready.
-func (s *server) start(settings []string) string {
-	_, port, _ := net.SplitHostPort(s.addr)
-	portSetting := "--port"
-	for _, setting := range settings {
-		if strings.HasPrefix(setting, "--tls-cert-file") {
-			portSetting = "--tls-port"
-			settings = append([]string{"--port", "0"}, settings...)
-			break
-		}
-	}
-	arguments := append([]string{
-		portSetting, port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", s.dir, "--daemonize", "no",
-	}, settings...)
-	command := exec.Command("redis-server", arguments...) //nolint:noctx // It outlives contexts: the clean-up kills it.
-	output, err := command.StdoutPipe()
-	if err != nil {
-		s.tb.Fatal(err)
-	}
-	command.Stderr = command.Stdout
-	if err := command.Start(); err != nil {
-		s.tb.Fatal(err)
-	}
-	var once sync.Once
-	s.kill = func() {
-		once.Do(func() {
-			_ = command.Process.Kill()
-			_ = command.Wait()
-		})
-	}
-	var said strings.Builder
-	lines := bufio.NewScanner(output)
-	for lines.Scan() {
-		said.WriteString(lines.Text() + "\n")
-		if strings.Contains(lines.Text(), "Ready to accept connections") {
-			go func() { _, _ = io.Copy(io.Discard, output) }()
-			return ""
-		}
-	}
-	s.kill()
-	return said.String()
 }
 
 // client returns a client of the test's own.

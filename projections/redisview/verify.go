@@ -32,7 +32,7 @@ type VerifyOptions struct {
 
 // A VerifyReport says whether Redis holds what the views hold, as far as a read would be answered with it (I6).
 type VerifyReport struct {
-	// Entries of our prefix and generation that were read: Compared with the view, and Unserved, which the guard refuses: they are
+	// Entries of our prefix and versions that were read: Compared with the view, and Unserved, which the guard refuses: they are
 	// older than a change, from before this node began, as of a commit that it has not come to, or of what is parked or erased.
 	Compared, Unserved uint64
 	// DifferencesTotal counts the entries that differ, or that no node of ours wrote; Differences are the first of them,
@@ -58,7 +58,7 @@ func (r *VerifyReport) differ(lane uint32, key, format string, arguments ...any)
 	}
 }
 
-// Verify reads all that Redis holds under our prefix and generation, and compares each entry that a read would be answered with
+// Verify reads all that Redis holds under our prefix and versions, and compares each entry that a read would be answered with
 // with this node's view of now. Writes may go on meanwhile. A Redis that does not answer is ErrUnreachable, one that does not let us
 // a *SettingsError.
 func (m *Mirror) Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, err error) {

@@ -68,9 +68,9 @@ func TestVerifyFindsWhatAReadWouldBeAnsweredWrongly(t *testing.T) {
 				n.plant(subject{kind: kindTally, lane: w.laneOf(user), text: pool}, []byte{}): "redis has 0 orders of 0 units",
 			}
 			for key, value := range map[string]string{
-				"weir:0:order:{nobody}":         "x",
-				"weir:0:elsewhere":              "x",
-				"weir:0:stock:{" + pool + "#9}": "x",
+				n.mirror.prefix + "order:{nobody}":                           "x",
+				n.mirror.prefix + "elsewhere":                                "x",
+				n.mirror.prefix + "stock:{" + pool + "#9}":                   "x",
 				n.mirror.key(orderSubject(n.mirror.laneOf(other), other), 0): "what somebody else wrote there",
 			} {
 				s.do("SET", key, value)
@@ -79,8 +79,8 @@ func TestVerifyFindsWhatAReadWouldBeAnsweredWrongly(t *testing.T) {
 					planted[key] = "no node of this version"
 				}
 			}
-			s.do("SET", "weir:1:order:{nobody}", "another generation's")
-			s.do("SET", "other:0:order:{nobody}", "another shop's")
+			s.do("SET", "weir:2.1.1.1.1:order:{nobody}", "another version's")
+			s.do("SET", "other:1.1.1.1.1:order:{nobody}", "another shop's")
 			found := verify(VerifyOptions{})
 			// A tally or list that is empty in the view as well is no difference.
 			tally, err := snapshot.Tally(w.laneOf(user), pool)
@@ -143,7 +143,7 @@ func TestVerifyTellsSomeAndCountsAll(t *testing.T) {
 	n.reach()
 	const many = 3*verifyBatchMax + 7
 	for i := range many {
-		s.do("SET", fmt.Sprintf("weir:0:nonsense:%d", i), "x")
+		s.do("SET", fmt.Sprintf("%snonsense:%d", n.mirror.prefix, i), "x")
 	}
 	report, err := n.mirror.Verify(t.Context(), VerifyOptions{})
 	if err != nil || report.DifferencesTotal < many || len(report.Differences) != DifferencesMax {

@@ -197,10 +197,11 @@ func (w *world) steps(count int) {
 
 // A node follows a world's logs and mirrors its views.
 type node struct {
-	w      *world
-	store  *projections.Store
-	views  *projections.Views
-	mirror *Mirror
+	w       *world
+	store   *projections.Store
+	views   *projections.Views
+	runners []*projections.Runner
+	mirror  *Mirror
 
 	mu      sync.Mutex
 	changed []uint64 // by lane, the newest position of which the mirror knows
@@ -241,7 +242,6 @@ func startNode(w *world, addr string, set func(*Options)) *node {
 		w.tb.Fatal(err)
 	}
 	n := &node{w: w, store: store, mirror: mirror, changed: make([]uint64, w.lanes), woken: make(chan struct{})}
-	var runners []*projections.Runner
 	for lane := range w.lanes {
 		runner, err := projections.NewRunner(projections.RunnerOptions{
 			Store: store, Lane: lane, Lanes: w.lanes, Log: w.logs[lane], Observer: watched{mirror, n}, Logger: slog.New(slog.DiscardHandler),
@@ -249,17 +249,17 @@ func startNode(w *world, addr string, set func(*Options)) *node {
 		if err != nil {
 			w.tb.Fatal(err)
 		}
-		runners = append(runners, runner)
+		n.runners = append(n.runners, runner)
 	}
 	n.views, err = projections.NewViews(projections.ViewsOptions{
-		Store: store, Topology: w.topology(), Runners: runners, PageKey: []byte("a key for tests only"),
+		Store: store, Topology: w.topology(), Runners: n.runners, PageKey: []byte("a key for tests only"),
 	})
 	if err != nil {
 		w.tb.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background()) // The clean-up ends it, after tb.Context has ended.
 	var running sync.WaitGroup
-	for _, runner := range runners {
+	for _, runner := range n.runners {
 		running.Go(func() {
 			if err := runner.Run(ctx); err != nil {
 				w.tb.Errorf("seed %d: %v", w.seed, err)
