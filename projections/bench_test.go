@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -122,7 +123,7 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-// BenchmarkOrder reads an order that is there, and one that is not.
+// BenchmarkOrder reads an order of all that are there, one of a few that are read often, and one that is not there.
 func BenchmarkOrder(b *testing.B) {
 	s := benchLog(b, 200_000)
 	n := startNode(b, vfs.NewMem(), s.log)
@@ -130,22 +131,33 @@ func BenchmarkOrder(b *testing.B) {
 	if err := n.store.Flush(); err != nil {
 		b.Fatal(err)
 	}
-	var ids []domain.OrderID
-	record, err := s.log.Read(b.Context(), s.last.Number/2)
-	if err != nil {
-		b.Fatal(err)
-	}
-	commit, err := eventstore.DecodeCommit(record.Data)
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, event := range commit.Events {
-		id, err := domain.ParseOrderID(event.AggregateID)
+	var all []domain.OrderID
+	for number := uint64(1); number <= s.last.Number; number++ {
+		record, err := s.log.Read(b.Context(), number)
 		if err != nil {
 			b.Fatal(err)
 		}
-		ids = append(ids, id)
+		commit, err := eventstore.DecodeCommit(record.Data)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i := range commit.Events {
+			if id, err := domain.ParseOrderID(commit.Events[i].AggregateID); err == nil {
+				all = append(all, id)
+			}
+		}
 	}
+	ids := slices.Clone(all[len(all)/2:][:100])
+	random := rand.New(rand.NewPCG(1, 1))
+	random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	b.Run("spread", func(b *testing.B) { // Too many to be kept: each is read from a block.
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			if _, _, err := n.views.Order(b.Context(), all[i%len(all)], Min{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	b.Run("present", func(b *testing.B) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -103,6 +105,7 @@ func (w *weir) placeWhileRebuilding(ctx context.Context, options Options, c *con
 
 // rebuildAlone reads the log and rebuilds the view in turn, in this process, as a node does that nobody calls.
 func (b *bench) rebuildAlone(ctx context.Context, data string) (err error) {
+	defer tunedAsNode()()
 	quiet := slog.New(slog.DiscardHandler)
 	server, err := embedded.Start(embedded.Options{Dir: filepath.Join(data, "log"), Logger: quiet})
 	if err != nil {
@@ -187,6 +190,20 @@ func (b *bench) rebuildAlone(ctx context.Context, data string) (err error) {
 	b.report.check("rebuild : read", median(ratios), "×", 0.5, false)
 	b.report.check("end foretold after a tenth, off by", 100*median(foretold), "%", 10, true)
 	return nil
+}
+
+// nodeGCPercent is what cmd/weir sets by default.
+const nodeGCPercent = 400
+
+// tunedAsNode sets the scheduler and the collector as a node does (cmd/weir/node.go: tune), and returns what sets them back.
+func tunedAsNode() func() {
+	processors := runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(processors + 1)
+	percent := debug.SetGCPercent(nodeGCPercent)
+	return func() {
+		runtime.GOMAXPROCS(processors)
+		debug.SetGCPercent(percent)
+	}
 }
 
 // compacted waits until the store has compacted what was written before: a rebuild is not to pay for that.
