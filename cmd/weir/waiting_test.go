@@ -25,7 +25,7 @@ func TestANodeSaysWhatItWaitsForWhileItTakesNoCalls(t *testing.T) {
 		// said returns the lines of a time that passes.
 		said := func(passes time.Duration) string {
 			before := len(logged.String())
-			time.Sleep(passes)
+			<-time.After(passes)
 			synctest.Wait()
 			return logged.String()[before:]
 		}
