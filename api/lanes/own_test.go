@@ -105,6 +105,7 @@ func (s *sharedLog) join(id string) *sharingNode {
 	n.Set, err = Open(Options{
 		Topology: s.topology, Store: n.store, Log: streams.Log, Owner: id, Lane: eventstore.LaneOptions{Logger: quiet},
 		Shared: true, Remote: courier{s}, Transport: s, OnOwnership: n.onOwnership, StandbyPace: 100 * time.Millisecond,
+		StockWait: 10 * time.Second, // Units that are on their way while lanes move are waited for, however busy the machine is.
 	})
 	if err != nil {
 		s.t.Fatal(err)

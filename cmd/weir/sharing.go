@@ -194,9 +194,6 @@ func (n *node) counted(handler http.Handler) http.Handler {
 	})
 }
 
-// serving reports whether the node takes calls.
-func (n *node) serving() bool { return n.waitsFor() == "" }
-
 // waitsFor says, for people, what the node waits for until it takes calls, "" when it takes them: it is among the others and not about to
 // leave, every lane has had a node since it came, and the lanes that it has are open, or, while it has none, its views are near the head
 // and another node has them.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"strings"
@@ -14,7 +13,7 @@ import (
 // A node that never took calls said nothing about why.
 func TestANodeSaysWhatItWaitsForWhileItTakesNoCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var logged bytes.Buffer
+		var logged sharedLog
 		var waitsFor atomic.Value
 		waitsFor.Store("lane 3: no node has it")
 		ctx, stop := context.WithCancel(t.Context())
@@ -25,10 +24,10 @@ func TestANodeSaysWhatItWaitsForWhileItTakesNoCalls(t *testing.T) {
 		}()
 		// said returns the lines of a time that passes.
 		said := func(passes time.Duration) string {
-			logged.Reset()
-			time.Sleep(passes)
+			before := len(logged.String())
+			<-time.After(passes)
 			synctest.Wait()
-			return logged.String()
+			return logged.String()[before:]
 		}
 		if got := said(waitLineEvery - waitLook/2); got != "" {
 			t.Errorf("it says at once: %s", got)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -545,17 +546,21 @@ func cut(ctx context.Context, c *cluster, o Options, random *rand.Rand) (string,
 func (c *chaos) askMinority(ctx context.Context, struck *cluster) {
 	alone := *c.node.(*cluster).Nodes[struck.minority] //nolint:errcheck // Only kinds of a cluster strike.
 	client := alone.Orders(&http.Client{Timeout: clusterCallMax})
+	var asking sync.WaitGroup // All at once: none is answered.
 	for i := range minorityCalls {
 		c.asked++
-		_, err := client.PlaceOrder(ctx, &orderv1.PlaceOrderRequest{
+		request := &orderv1.PlaceOrderRequest{
 			RequestId: fmt.Sprintf("minority-%d", c.asked), UserId: fmt.Sprintf("minority-%d", i),
 			// It may still be decided once the node is back: of a product whose orders are not added up.
 			Items: []*orderv1.ItemRequest{{Sku: (&witness{round: 1}).plenty(), Quantity: 1}},
-		})
-		if err == nil {
-			c.violated(fmt.Errorf("node %d is cut off from the majority and acknowledged an order (I1)", struck.minority+1))
 		}
+		asking.Go(func() {
+			if _, err := client.PlaceOrder(ctx, request); err == nil {
+				c.violated(fmt.Errorf("node %d is cut off from the majority and acknowledged an order (I1)", struck.minority+1))
+			}
+		})
 	}
+	asking.Wait()
 }
 
 func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (string, func(context.Context) error, error) {

@@ -156,13 +156,11 @@ func (h *history) check() (checked int, wrong []error) {
 			return checked, append(wrong, fmt.Errorf("the histories of %d things were not checked within %v", len(h.of), historiesCheckMax))
 		}
 		checked += len(calls)
-		model, result := orderModel, porcupine.Ok
+		model, check := orderModel, func() porcupine.CheckResult { return porcupine.CheckOperationsTimeout(orderModel, calls, left) }
 		if _, stock := calls[0].Input.(stockCall); stock {
-			model, result = stockModel, checkStock(calls, left)
-		} else {
-			result = porcupine.CheckOperationsTimeout(model, calls, left)
+			model, check = stockModel, func() porcupine.CheckResult { return checkStock(calls, left) }
 		}
-		switch result {
+		switch check() {
 		case porcupine.Ok:
 		case porcupine.Unknown:
 			wrong = append(wrong, fmt.Errorf("the history of %s, %d calls, was not checked within %v:%s", thing, len(calls), left, textOf(model, calls)))
