@@ -291,7 +291,9 @@ func TestOnlyReadsMayBeStale(t *testing.T) {
 		orderv1connect.OrderServicePlaceOrderProcedure: "no read",
 		orderv1connect.OrderServiceWatchOrderProcedure: "stream",
 		"/weir.order.v1.OrderService/Nothing":          "no such method",
-		"GetOrder":                                     "no such method",
+		"GetOrder":                                     "want /PACKAGE",
+		// It was taken, and no call was ever one of it.
+		getOrder[1:]: "want /PACKAGE",
 	} {
 		err := Config{Stale: map[string]Stale{procedure: {}}}.Validate()
 		if err == nil || !strings.Contains(err.Error(), problem) {

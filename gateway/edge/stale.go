@@ -63,6 +63,9 @@ func (s Stale) validate(procedure string) error {
 	case s.RefreshAfter < 0 || s.RefreshAfter > maxAgeMax:
 		return fmt.Errorf("refresh_after is %s, want 0 (the default) to %s", s.RefreshAfter, maxAgeMax)
 	}
+	if !strings.HasPrefix(procedure, "/") || strings.Count(procedure, "/") != 2 {
+		return errors.New("want /PACKAGE.SERVICE/METHOD")
+	}
 	name := protoreflect.FullName(strings.ReplaceAll(strings.TrimPrefix(procedure, "/"), "/", "."))
 	descriptor, err := protoregistry.GlobalFiles.FindDescriptorByName(name)
 	method, is := descriptor.(protoreflect.MethodDescriptor)

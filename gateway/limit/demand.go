@@ -9,9 +9,10 @@ import (
 // upstreams stall, as much is asked as ever and all of it takes longer, whatever the gate does. So for a moment calls that are no more than usual get
 // more places, and the pace does not fall for what they take. If it lasts, it is an overload: upstreams can do less than they did.
 type demand struct {
-	// asked and served are of about the last demandTime, and usual is the most that served was lately.
-	asked, served, usual float64
-	at                   int64
+	// asked and served are of about the last demandTime, of which known is the share that was seen yet, and usual is the most that was served in as long
+	// lately.
+	asked, served, known, usual float64
+	at                          int64
 	// slow is since when calls take long, or more places were used than the pace has; 0 for not now.
 	slow int64
 }
@@ -21,8 +22,8 @@ const (
 	demandTime = 3 * time.Second
 	// usualTime is how long what is usual is remembered.
 	usualTime = 30 * time.Second
-	// usualMargin times as much as usual, and usualFew calls, are no more than usual.
-	usualMargin = 1.25
+	// usualMargin times the square root of what is usual, by which calls that come at random vary, and usualFew calls more are no more than usual.
+	usualMargin = 3
 	usualFew    = 10
 	// usualPlaces are the places for calls that are no more than usual, and slowMax is how long they have them once calls take long.
 	usualPlaces = 128
@@ -34,8 +35,8 @@ func (d *demand) pass(now int64, asked, served float64, slow bool) {
 	passed := float64(now - d.at)
 	d.at = now
 	kept := math.Exp(-passed / float64(demandTime))
-	d.asked, d.served = d.asked*kept+asked, d.served*kept+served
-	d.usual = max(d.served, d.usual*math.Exp(-passed/float64(usualTime)))
+	d.asked, d.served, d.known = d.asked*kept+asked, d.served*kept+served, d.known*kept+1-kept
+	d.usual = max(d.served/d.known, d.usual*math.Exp(-passed/float64(usualTime)))
 	switch {
 	case !slow:
 		d.slow = 0
@@ -44,7 +45,11 @@ func (d *demand) pass(now int64, asked, served float64, slow bool) {
 	}
 }
 
-// isUsual reports whether no more is asked than usual, and calls have not taken long for long.
-func (d *demand) isUsual(now int64) bool {
-	return d.asked <= d.usual*usualMargin+usualFew && (d.slow == 0 || now-d.slow < int64(slowMax))
+// isUsual reports whether no more is asked than usual, with so many calls since the newest window, and calls have not taken long for long.
+func (d *demand) isUsual(now int64, since int) bool {
+	asked := d.asked*math.Exp(-float64(now-d.at)/float64(demandTime)) + float64(since)
+	return asked <= d.usual+math.Sqrt(d.usual)*usualMargin+usualFew && (d.slow == 0 || now-d.slow < int64(slowMax))
 }
+
+// lately returns the most calls that were served in a window lately.
+func (d *demand) lately() float64 { return d.usual * float64(windowLength) / float64(demandTime) }

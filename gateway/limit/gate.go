@@ -70,7 +70,17 @@ type window struct {
 	shed     int   // for want of room in the queue, or of patience
 	admitted int   // of all levels
 	waitMin  int64 // the least that an admitted call waited
+	entered  int   // passed the bar
 	peak     int   // most calls under way
+	// held is the time that calls were under way, all together, until heldAt.
+	held   float64
+	heldAt int64
+}
+
+// hold takes in that so many calls were under way until now.
+func (w *window) hold(now int64, underWay int) {
+	w.held += float64(underWay) * float64(now-w.heldAt)
+	w.heldAt = now
 }
 
 // ConcurrencyConfig is how many calls are under way at a time; what is zero has a default.
@@ -217,13 +227,21 @@ func (g *gate) places(now int64) int {
 	return places
 }
 
+// hasPlace reports whether one more call may be under way. For each that takes more than the pace it looks whether no more is asked than usual: in a
+// flood, a window is long enough for the calls that have come since to take all places. The lock is held.
+func (g *gate) hasPlace(now int64) bool {
+	return g.underWay < g.pace.places(now) ||
+		g.underWay < g.places(now) && g.demand.isUsual(now, g.window.entered+int(g.barred.Load()))
+}
+
 // tryEnter lets a call through if there is a place and nobody waits.
 func (g *gate) tryEnter(now int64) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.underWay >= g.places(now) || len(g.waiting) > 0 {
+	if len(g.waiting) > 0 || !g.hasPlace(now) {
 		return false
 	}
+	g.window.entered++
 	g.admit(now, now)
 	return true
 }
@@ -232,7 +250,8 @@ func (g *gate) tryEnter(now int64) bool {
 func (g *gate) enter(now int64, at level, settle func(admitted bool)) (admitted bool, queued *waiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.underWay < g.places(now) && len(g.waiting) == 0 {
+	g.window.entered++
+	if len(g.waiting) == 0 && g.hasPlace(now) {
 		g.admit(now, now)
 		return true, nil
 	}
@@ -271,6 +290,7 @@ func byRank(a, b *waiter) int {
 
 // admit counts a call as under way. The lock is held.
 func (g *gate) admit(now, since int64) {
+	g.window.hold(now, g.underWay)
 	g.underWay++
 	g.window.peak = max(g.window.peak, g.underWay)
 	g.window.admitted++
@@ -281,7 +301,7 @@ func (g *gate) admit(now, since int64) {
 
 // serveWaiting gives free places to the best who wait. The lock is held.
 func (g *gate) serveWaiting(now int64) {
-	for len(g.waiting) > 0 && g.underWay < g.places(now) {
+	for len(g.waiting) > 0 && g.hasPlace(now) {
 		last := len(g.waiting) - 1
 		best := g.waiting[last]
 		g.waiting[last] = nil
@@ -313,6 +333,7 @@ func (g *gate) leave(now, since int64, method string, end outcome.Outcome) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.window.hold(now, g.underWay)
 	g.underWay--
 	if end != outcome.Abandoned { // How long it would have taken is not known.
 		g.window.served++
@@ -329,8 +350,9 @@ func (g *gate) roll(now int64) {
 		return // Somebody else did.
 	}
 	g.windowEnd.Store(now + int64(windowLength))
+	g.window.hold(now, g.underWay)
 	passed := g.window
-	g.window = window{start: now, waitMin: -1, peak: g.underWay}
+	g.window = window{start: now, waitMin: -1, peak: g.underWay, heldAt: now}
 	g.barring = g.barred.Swap(0) > 0
 
 	trial := g.pace.trial.cuts(now) || g.pace.trial.cuts(passed.start)
@@ -342,8 +364,8 @@ func (g *gate) roll(now int64) {
 		came += asked[i]
 	}
 	g.demand.pass(now, came, float64(passed.served), full || passed.peak > int(g.pace.limit) || g.pace.recent > 1)
-	g.usual = g.demand.isUsual(now)
-	g.pace.adjust(now, full, g.usual, passed.peak)
+	g.usual = g.demand.isUsual(now, 0)
+	g.pace.adjust(now, use{full: full, usual: g.usual, peak: passed.peak, mean: passed.held / float64(now-passed.start), lately: g.demand.lately()})
 
 	g.noteRefusing(now, passed)
 	if now-passed.start >= 2*int64(windowLength) && len(g.waiting) == 0 {

@@ -38,11 +38,13 @@ type world struct {
 
 	gates []*gate
 	// The upstreams: so many calls at a time, each for about so long; the others wait in one bounded queue.
-	servers   int
-	service   time.Duration
-	queueMax  int
-	busy      int
-	queue     []*call
+	servers  int
+	service  time.Duration
+	queueMax int
+	busy     int
+	queue    []*call
+	// upstream takes a call instead of them, if it is not nil, and has answered called once it is done.
+	upstream  func(c *call)
 	deadline  time.Duration
 	turnAway  int
 	offered   map[Priority]int
@@ -180,6 +182,10 @@ func (w *world) refuse(c *call, why string) {
 // send hands a call to the upstreams. It may be called with the gate's lock held, so what it does to gates comes later.
 func (w *world) send(c *call) {
 	c.since = w.now
+	if w.upstream != nil {
+		w.upstream(c)
+		return
+	}
 	if len(w.queue) >= w.queueMax {
 		w.turnAway++
 		w.after(0, func() { c.gate.leave(w.now, c.since, "m", outcome.Overload) })
@@ -197,16 +203,21 @@ func (w *world) serve() {
 		took := time.Duration(float64(w.service) * (0.5 + w.random.ExpFloat64()*0.5))
 		w.after(took, func() {
 			w.busy--
-			if late := time.Duration(w.now - c.asked); late <= w.deadline {
-				w.good[c.priority]++
-				w.goodUsers[c.user]++
-				w.lateness = append(w.lateness, late)
-				w.goodTimes = append(w.goodTimes, w.now)
-			}
-			w.serve()
-			c.gate.leave(w.now, c.since, "m", outcome.Good)
+			w.answered(c, w.serve)
 		})
 	}
+}
+
+// answered takes in that a call came back, and does what then is next at the upstream.
+func (w *world) answered(c *call, next func()) {
+	if late := time.Duration(w.now - c.asked); late <= w.deadline {
+		w.good[c.priority]++
+		w.goodUsers[c.user]++
+		w.lateness = append(w.lateness, late)
+		w.goodTimes = append(w.goodTimes, w.now)
+	}
+	next()
+	c.gate.leave(w.now, c.since, "m", outcome.Good)
 }
 
 // capacity returns what the upstreams serve in a second.

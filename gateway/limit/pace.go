@@ -61,6 +61,17 @@ type latency struct {
 	trial    tally
 }
 
+// A use is how a window used the pace.
+type use struct {
+	// full says that there was use for more calls than were allowed, and usual that no more was asked than usual.
+	full, usual bool
+	// peak is how many calls were under way at most, and mean on average.
+	peak int
+	mean float64
+	// lately is the most calls that were served in a window lately.
+	lately float64
+}
+
 type tally struct {
 	sum   float64
 	calls int
@@ -71,14 +82,16 @@ func (t tally) mean() float64 { return t.sum / float64(t.calls) }
 const (
 	// callsMin is how many calls a window or a trial needs to say anything of how long they take.
 	callsMin = 5
-	// shrinkMost is by how much the pace shrinks at most at a time; growLeast and growMost times its square root is what it grows. Where both
-	// are the same, the load is 1/(1-growLeast/√pace).
+	// shrinkMost is by how much the pace shrinks at most at a time, as long as it is no more than enough; growLeast and growMost times its square root
+	// is what it grows. Where both are the same, the load is 1/(1-growLeast/√pace).
 	shrinkMost = 0.7
 	growLeast  = 0.5
 	growMost   = 2
 	// usedShare of the pace is used when as many calls were under way at once. Where fewer were, that calls took long is no work of theirs: fewer places
 	// would make them no quicker.
 	usedShare = 0.5
+	// fullShare of the pace is what calls under way take on average while there are enough of them.
+	fullShare = 0.85
 	// busyShare of calls that an upstream turned away because it has too much to do slows down by busyShrink.
 	busyShare  = 0.02
 	busyShrink = 0.9
@@ -183,9 +196,8 @@ func (p *pace) load(of func(*latency) tally) float64 {
 	return took / allowed
 }
 
-// adjust ends a window that ends now; full says that there was use for more calls than were allowed, usual that no more was asked than usual, and peak how
-// many were under way at most.
-func (p *pace) adjust(now int64, full, usual bool, peak int) {
+// adjust ends a window that ends now.
+func (p *pace) adjust(now int64, of use) {
 	defer p.beginWindow()
 	if p.trial.start > 0 && now >= p.trial.judge {
 		p.judge()
@@ -199,11 +211,11 @@ func (p *pace) adjust(now int64, full, usual bool, peak int) {
 	for _, known := range p.methods {
 		known.learn()
 	}
-	p.peak = peak
+	p.peak = of.peak
 	load := p.load(func(known *latency) tally { return known.window })
 	p.recent = (p.recent + load) / 2
 	limit := p.limit
-	used := p.uses(peak)
+	used := p.uses(of.peak)
 	switch {
 	case float64(p.busy) > busyShare*float64(p.calls):
 		limit *= busyShrink
@@ -213,19 +225,24 @@ func (p *pace) adjust(now int64, full, usual bool, peak int) {
 		} else if p.fallFrom == 0 {
 			p.fallFrom = p.limit
 		}
-		if used && !usual {
-			limit *= max(min(1, 1/load), shrinkMost)
+		if used && !of.usual {
+			limit = max(limit*min(1, 1/load), min(limit*shrinkMost, p.enough(of.lately)))
 		}
 		switch {
-		case full && (!usual || load <= 1):
-			// A larger pace grows less in proportion, so that gateways in front of the same upstreams come to like shares.
-			limit += math.Sqrt(p.limit) * min(growLeast+max(0, 1/load-1), growMost)
+		case of.full && (!of.usual || load <= 1):
+			// A larger pace grows less in proportion, so that gateways in front of the same upstreams come to like shares. That calls are quick shows
+			// that more would be only if they were not quick for being few: the bar refuses a few too many at times.
+			grow := growLeast
+			if of.mean >= p.limit*fullShare {
+				grow = min(growLeast+max(0, 1/load-1), growMost)
+			}
+			limit += math.Sqrt(p.limit) * grow
 		case load <= 1 && limit < float64(p.config.Initial):
 			limit = min(limit+math.Sqrt(limit)*growLeast, float64(p.config.Initial))
 		}
 	}
 	p.limit = min(max(limit, float64(p.config.Min)), float64(p.config.Max))
-	switch loaded := !usual && (full || used && p.recent > trialLoad); {
+	switch loaded := !of.usual && (of.full || used && p.recent > trialLoad); {
 	case loaded && p.trial.start == 0:
 		p.planTrial(now)
 	case !loaded:
@@ -234,6 +251,18 @@ func (p *pace) adjust(now int64, full, usual bool, peak int) {
 			p.trial = trial{}
 		}
 	}
+}
+
+// enough returns how many places fill upstreams that serve as many calls in a window as they did lately, or in this one, where each takes as long as it
+// may (Little's law).
+func (p *pace) enough(lately float64) float64 {
+	var allowed float64
+	calls := 0
+	for _, known := range p.methods {
+		allowed += float64(known.window.calls) * p.allowed(known.baseline)
+		calls += known.window.calls
+	}
+	return max(lately, float64(p.calls)) * allowed / float64(calls) / float64(windowLength)
 }
 
 // learn moves the baseline by what was seen since it was looked at last.

@@ -38,7 +38,7 @@ type Options struct {
 	Failovers int
 	// NATSServer is the nats-server that clusters are built of; by default the one in the path.
 	NATSServer string
-	// NATSAway is how long NATS is away in the group gateway-nodes; 0 means six runs.
+	// NATSAway is how long NATS is away in the group gateway-nodes; 0 means 120 runs, which are ten minutes by default.
 	NATSAway time.Duration
 	// Dir is where data directories are made and removed; by default the system's for temporary files.
 	Dir string
@@ -110,7 +110,7 @@ func Command() *cobra.Command {
 	flags.IntVar(&options.Connections, "connections", options.Connections, "connections that the load comes over")
 	flags.IntVar(&options.Orders, "orders", options.Orders, "orders in the log for the groups million and rebuild")
 	flags.IntVar(&options.Failovers, "failovers", options.Failovers, "failovers of each kind in the group failover (half a minute for one of each)")
-	flags.DurationVar(&options.NATSAway, "nats-away", options.NATSAway, "how long NATS is away in the group gateway-nodes (default: six runs)")
+	flags.DurationVar(&options.NATSAway, "nats-away", options.NATSAway, "how long NATS is away in the group gateway-nodes (default: 120 runs, ten minutes)")
 	flags.StringVar(&options.NATSServer, "nats-server", options.NATSServer, "nats-server for the groups of clusters (default: the one in the path)")
 	flags.StringVar(&options.Dir, "dir", options.Dir, "where data directories are made and removed (default: the system's for temporary files)")
 	command.AddCommand(

@@ -11,10 +11,12 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/gateway/edge"
+	"github.com/weirhq/weir/ops/bench/echo"
 	"github.com/weirhq/weir/ops/bench/load"
 	"github.com/weirhq/weir/ops/launch"
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
@@ -32,6 +34,9 @@ const (
 	crowdShare = 40
 	// crowdTime is how long the crowd may take.
 	crowdTime = 20 * time.Second
+	// leaderDelay is how long an upstream takes for what a crowd waits for, and leaderStays how long the one waits who asked for it.
+	leaderDelay = 2 * time.Second
+	leaderStays = time.Second
 )
 
 // gatewayEdge is a gateway in front of a node: what is sold out, which the gateway refuses itself, and a crowd that asks for one key.
@@ -49,6 +54,9 @@ func (b *bench) gatewayEdge(ctx context.Context) error {
 		}
 		if err := b.soldOutAtEdge(ctx, w, echo); err != nil {
 			return fmt.Errorf("sold out: %w", err)
+		}
+		if err := b.leaderLeaves(ctx); err != nil {
+			return fmt.Errorf("one who leaves: %w", err)
 		}
 		return nil
 	})
@@ -201,13 +209,84 @@ func (s *stage) attempts(ctx context.Context, procedure string) (sum float64, er
 	return sum, nil
 }
 
+// crowd is how many ask for the same at once.
+func (b *bench) crowd() int { return min(crowdMax, crowdShare*b.Connections) }
+
+// crowdPolicy sends nobody of a crowd away: what is looked at is who asks for the same, and not for too much.
+func crowdPolicy(crowd int) string {
+	return fmt.Sprintf("limits: {connections: %[1]d, connections_per_address: %[1]d}\nconcurrency: {min: %[1]d, initial: %[1]d, max: %[1]d}\n"+
+		"breaker: {window: %[2]v, slow_after: %[2]v}\nbalance: {ejection: {frozen_after: %[2]v}}\n", 2*crowd, crowdTime)
+}
+
+// leaderLeaves has a crowd wait for the answer that one of them asked the upstream for, who hangs up before it comes: one other asks again, and all
+// others are answered.
+func (b *bench) leaderLeaves(ctx context.Context) error {
+	return b.withStage(ctx, 1, func(s *stage) (err error) {
+		if err := s.behaveAll(ctx, echo.Behaviour{Delay: leaderDelay}); err != nil {
+			return err
+		}
+		crowd := b.crowd()
+		file := filepath.Join(b.dir, "leader.yaml")
+		policy := crowdPolicy(crowd) + "edge: {stale: {/weir.order.v1.OrderService/GetOrder: {always: true}}}\n"
+		if err := os.WriteFile(file, []byte(policy), 0o600); err != nil {
+			return err
+		}
+		front := &stage{}
+		if front.gateway, front.operator, err = startGateway(ctx, b.Weir, "--upstream", "http://"+s.upstreams[0].Addr, "--policy", file); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, front.end()) }()
+		body, err := proto.Marshal(&orderv1.GetOrderRequest{OrderId: sampleOrder().OrderId})
+		if err != nil {
+			return err
+		}
+		token := unsigned("the-same")
+		source, err := callingWith(getPath, body, []string{token})
+		if err != nil {
+			return err
+		}
+		var left error
+		var result *load.Result
+		group, asking := errgroup.WithContext(ctx)
+		group.Go(func() error {
+			leading, hangUp := context.WithTimeout(asking, leaderStays)
+			defer hangUp()
+			_, left = front.call(leading, getPath, token, body)
+			return nil
+		})
+		group.Go(func() error {
+			if err := s.await(asking, "the upstream is not asked", func(ctx context.Context) (bool, error) {
+				arrived, err := s.arrived(ctx)
+				return err == nil && arrived[0] > 0, err
+			}); err != nil {
+				return err
+			}
+			run, err := load.Run(asking, load.Options{Addr: front.gateway.Addr, Connections: crowd, Calls: uint64(crowd), Duration: crowdTime, Source: source})
+			result = run
+			return err
+		})
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		if left == nil {
+			return errors.New("who asked first got an answer, and did not leave")
+		}
+		arrived, err := s.arrived(ctx)
+		if err != nil {
+			return err
+		}
+		b.say("  the first of %d leaves: %.0f calls upstream with the first one's, %d failed %s", crowd, arrived[0], result.Failed, result.FirstFailure)
+		name := fmt.Sprintf("%d wait for one who leaves: ", crowd)
+		b.report.check(name+"those that are answered", 100*float64(result.Calls)/float64(result.Calls+result.Failed), "%", 100, false)
+		b.report.check(name+"calls upstream after the first one's", arrived[0]-1, "calls", 1, true)
+		return nil
+	})
+}
+
 // oneKey has a crowd ask for the same order at once, which no read has asked for before, and counts how often the node reads it.
 func (b *bench) oneKey(ctx context.Context, w *weir) error {
-	crowd := min(crowdMax, crowdShare*b.Connections)
-	// Nobody is to be sent away: what is looked at is who asks for the same, and not for too much.
-	policy := fmt.Sprintf("limits: {connections: %[1]d, connections_per_address: %[1]d}\nconcurrency: {min: %[1]d, initial: %[1]d, max: %[1]d}\n"+
-		"breaker: {window: %[2]v, slow_after: %[2]v}\nbalance: {ejection: {frozen_after: %[2]v}}\n", 2*crowd, crowdTime)
-	return b.withFront(ctx, w, policy, nil, func(s *stage) error {
+	crowd := b.crowd()
+	return b.withFront(ctx, w, crowdPolicy(crowd), nil, func(s *stage) error {
 		var loads, took []float64
 		for range b.Runs {
 			// The view is looked at with one order, so that nobody has read the other.

@@ -36,6 +36,8 @@ const (
 	// nodes has forgotten it: its time to live there, and a second.
 	leaveMax = 200 * time.Millisecond
 	deadMax  = registry.TTLDefault + time.Second
+	// awayRuns is how many times longer than a run NATS is away: ten minutes by default.
+	awayRuns = 120
 	// nodeLooksFor is how long it is looked whether a node gets calls.
 	nodeLooksFor = 2 * deadMax
 )
@@ -191,8 +193,8 @@ type traffic struct {
 
 // during drives the fleet while f runs.
 func (f *fleet) during(ctx context.Context, b *bench, orders bool, do func(ctx context.Context) error) (*traffic, error) {
-	// Long enough for what happens; the end of f ends the load.
-	most := 10*time.Minute + b.NATSAway
+	// Long enough for what happens; the end of do ends the load.
+	most := 10*time.Minute + b.natsAway()
 	t := &traffic{orders: phase{to: most}, reads: phase{to: most}, why: map[string]int{}}
 	driving, stop := context.WithCancel(ctx)
 	defer stop()
@@ -374,12 +376,17 @@ func (b *bench) killNode(ctx context.Context, f *fleet) error {
 	return nil
 }
 
+// natsAway is how long NATS is away.
+func (b *bench) natsAway() time.Duration {
+	if b.NATSAway > 0 {
+		return b.NATSAway
+	}
+	return awayRuns * b.Duration
+}
+
 // nodesWithoutNATS kills NATS, and later empties its list of nodes: reads are to go on.
 func (b *bench) nodesWithoutNATS(ctx context.Context, f *fleet) error {
-	away := b.NATSAway
-	if away == 0 {
-		away = longRuns * b.Duration / 2
-	}
+	away := b.natsAway()
 	t, err := f.during(ctx, b, false, func(ctx context.Context) error {
 		if err := f.log.crash(); err != nil {
 			return err
