@@ -116,8 +116,9 @@ type Options struct {
 	Cluster Cluster
 	// Limits on what a caller may cost.
 	Limits Limits
-	// Serving tells the health service whether the node takes commands; nil means always.
-	Serving func() bool
+	// WaitsFor says, for people, what the node waits for until it takes commands, "" when it takes them; nil means that it always does. The
+	// health service goes by it, and says it in HeaderWaitsFor.
+	WaitsFor func() string
 	// Logger is told of faults; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -204,7 +205,7 @@ func NewHandler(options Options) *Handler {
 		h.clusters.path, h.clusters.handler = clusterv1connect.NewClusterServiceHandler(clusterService{h}, operators...)
 		services = append(services, clusterv1connect.ClusterServiceName)
 	}
-	h.health.path, h.health.handler = grpchealth.NewHandler(&checker{services: services, serving: options.Serving}, open...)
+	h.health.path, h.health.handler = grpchealth.NewHandler(&checker{services: services, waitsFor: options.WaitsFor}, open...)
 	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)
 	h.reflectV1.path, h.reflectV1.handler = grpcreflect.NewHandlerV1(reflector, open...)
 	h.reflectV1Alpha.path, h.reflectV1Alpha.handler = grpcreflect.NewHandlerV1Alpha(reflector, open...)
@@ -265,14 +266,17 @@ func (h *Handler) recovered(ctx context.Context, spec connect.Spec, _ http.Heade
 	return f.connectError()
 }
 
+// HeaderWaitsFor is the header of the health service's answer that says what a node waits for which is not serving.
+const HeaderWaitsFor = "Weir-Waits-For"
+
 // checker answers the health service: for the node (the empty name) and for each service alike.
 type checker struct {
 	services []string
-	serving  func() bool
+	waitsFor func() string
 }
 
 // Check implements grpchealth.Checker.
-func (c *checker) Check(_ context.Context, request *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
+func (c *checker) Check(ctx context.Context, request *grpchealth.CheckRequest) (*grpchealth.CheckResponse, error) {
 	known := request.Service == ""
 	for _, service := range c.services {
 		known = known || request.Service == service
@@ -280,9 +284,15 @@ func (c *checker) Check(_ context.Context, request *grpchealth.CheckRequest) (*g
 	switch {
 	case !known:
 		return nil, connect.NewError(connect.CodeNotFound, errUnknownService)
-	case c.serving == nil || c.serving():
+	case c.waitsFor == nil:
 		return &grpchealth.CheckResponse{Status: grpchealth.StatusServing}, nil
-	default:
-		return &grpchealth.CheckResponse{Status: grpchealth.StatusNotServing}, nil
 	}
+	what := c.waitsFor()
+	if what == "" {
+		return &grpchealth.CheckResponse{Status: grpchealth.StatusServing}, nil
+	}
+	if call, ok := connect.CallInfoForHandlerContext(ctx); ok {
+		call.ResponseHeader().Set(HeaderWaitsFor, what)
+	}
+	return &grpchealth.CheckResponse{Status: grpchealth.StatusNotServing}, nil
 }

@@ -651,11 +651,21 @@ func TestCallThatOutlivesItsDeadlineIsDeadlineExceeded(t *testing.T) {
 
 func TestHealthFollowsTheLanes(t *testing.T) {
 	var serving atomic.Bool
-	n := serve(t, func(o *api.Options) { o.Serving = serving.Load })
+	n := serve(t, func(o *api.Options) {
+		o.WaitsFor = func() string {
+			if serving.Load() {
+				return ""
+			}
+			return "lane 3: no node has it"
+		}
+	})
 	for _, want := range []string{"STATUS_NOT_SERVING", "STATUS_SERVING"} {
-		status, _, body := n.post(t, "/grpc.health.v1.Health/Check", "", "application/json", []byte(`{"service":"weir.order.v1.OrderService"}`))
+		status, header, body := n.post(t, "/grpc.health.v1.Health/Check", "", "application/json", []byte(`{"service":"weir.order.v1.OrderService"}`))
 		if status != http.StatusOK || !bytes.Contains(body, []byte(want)) {
 			t.Errorf("got %d %s, want %s", status, body, want)
+		}
+		if said := header.Get(api.HeaderWaitsFor); (said == "lane 3: no node has it") == serving.Load() || (said == "") != serving.Load() {
+			t.Errorf("%s: it says that it waits for %q", want, said)
 		}
 		serving.Store(true)
 	}

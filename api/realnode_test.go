@@ -83,7 +83,7 @@ func (n *realNode) use(t testing.TB, o *api.Options) {
 			t.Fatal("the lanes did not open")
 		}
 	}
-	o.Commands, o.Views, o.Topology, o.Serving = n.set, n.views, eventstore.Topology{Lanes: uint32(len(n.logs))}, n.set.Serving
+	o.Commands, o.Views, o.Topology = n.set, n.views, eventstore.Topology{Lanes: uint32(len(n.logs))}
 }
 
 // openRealNode runs a node with these logs until the test ends. change may change the options of its lanes.

@@ -3,6 +3,7 @@ package domain
 import (
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -56,18 +57,23 @@ func ParseOrderID(text string) (OrderID, error) {
 	if len(text) != OrderIDLen {
 		return OrderID{}, &InvalidIDError{Text: text, Problem: fmt.Sprintf("it has %d characters, want %d", len(text), OrderIDLen)}
 	}
-	var hi, lo uint64
-	var sum byte
-	for i := range OrderIDLen {
-		value := symbolOf[text[i]]
-		if value == notInCrockford {
-			return OrderID{}, &InvalidIDError{Text: text, Problem: fmt.Sprintf("character %d is not of 0-9 A-Z without I L O U", i+1)}
-		}
-		sum = timesAlpha(sum) ^ value
-		if i < OrderIDLen-1 {
-			hi, lo = hi<<5|lo>>59, lo<<5|uint64(value)
-		}
+	// No step waits for another's result: an id is read for every event of the log.
+	var first, middle, last uint64 // The values of 12, 12 and 2 characters.
+	var sum, all byte
+	for i := range 12 {
+		one, other := symbolOf[text[i]], symbolOf[text[12+i]]
+		first, middle = first<<5|uint64(one), middle<<5|uint64(other)
+		sum ^= weighted[i][one&31] ^ weighted[12+i][other&31]
+		all |= one | other
 	}
+	one, other, check := symbolOf[text[24]], symbolOf[text[25]], symbolOf[text[26]]
+	last = uint64(one)<<5 | uint64(other)
+	sum ^= weighted[24][one&31] ^ weighted[25][other&31] ^ check
+	if all|one|other|check == notInCrockford {
+		at := strings.IndexFunc(text, func(r rune) bool { return r >= rune(len(symbolOf)) || symbolOf[r] == notInCrockford })
+		return OrderID{}, &InvalidIDError{Text: text, Problem: fmt.Sprintf("character %d is not of 0-9 A-Z without I L O U", at+1)}
+	}
+	hi, lo := first<<6|middle>>54, middle<<10|last
 	if text[0] > '7' {
 		return OrderID{}, &InvalidIDError{Text: text, Problem: "the first character is above 7"}
 	}
@@ -87,16 +93,17 @@ func ParseOrderID(text string) (OrderID, error) {
 func (id OrderID) String() string {
 	var text [OrderIDLen]byte
 	hi, lo := binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])
-	for i := OrderIDLen - 2; i >= 0; i-- {
-		text[i] = byte(lo & 31)
-		hi, lo = hi>>5, hi<<59|lo>>5
-	}
+	first, middle := hi>>6, hi<<58>>4|lo>>10
 	var sum byte
-	for i := range OrderIDLen - 1 {
-		sum = timesAlpha(sum) ^ text[i]
-		text[i] = crockford[text[i]]
+	for i := 11; i >= 0; i-- {
+		one, other := first&31, middle&31
+		text[i], text[12+i] = crockford[one], crockford[other]
+		sum ^= weighted[i][one] ^ weighted[12+i][other]
+		first, middle = first>>5, middle>>5
 	}
-	text[OrderIDLen-1] = crockford[timesAlpha(sum)]
+	one, other := lo>>5&31, lo&31
+	text[24], text[25] = crockford[one], crockford[other]
+	text[26] = crockford[sum^weighted[24][one]^weighted[25][other]]
 	return string(text[:])
 }
 
@@ -122,3 +129,15 @@ func timesAlpha(value byte) byte {
 	}
 	return value
 }
+
+// weighted holds x·α²⁶⁻ⁱ for each place i of a text and each value x of a character.
+var weighted = func() (table [OrderIDLen][32]byte) {
+	for x := range table[0] {
+		product := byte(x)
+		for i := OrderIDLen - 1; i >= 0; i-- {
+			table[i][x] = product
+			product = timesAlpha(product)
+		}
+	}
+	return table
+}()

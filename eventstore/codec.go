@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -145,11 +146,21 @@ func appendBytes(b []byte, field protowire.Number, v []byte) []byte {
 	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), v)
 }
 
-// DecodeCommit reads a commit. Byte slices of the result alias data, and its strings share one copy of data: whoever
-// keeps a small part of a commit for long clones it. Unknown fields are passed over.
+// DecodeCommit reads a commit. What it holds aliases data, which nobody may change any more: whoever keeps a small part of a commit for
+// long clones it. Unknown fields are passed over.
 func DecodeCommit(data []byte) (*Commit, error) {
 	c := &Commit{}
-	text := string(data)
+	if err := c.Decode(data); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Decode reads a commit into c, as DecodeCommit does, and writes its events over those that c had: for whoever reads many commits one after
+// the other and keeps none. After an error c holds nothing of use.
+func (c *Commit) Decode(data []byte) error {
+	*c = Commit{Events: c.Events[:0]}
+	text := unsafe.String(unsafe.SliceData(data), len(data)) // Nobody changes it, as said above.
 	events := 0
 	for at := 0; at < len(data); {
 		f, err := readField(data, at)
@@ -157,7 +168,7 @@ func DecodeCommit(data []byte) (*Commit, error) {
 			err = c.set(f, data)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("decode commit: %w", err)
+			return fmt.Errorf("decode commit: %w", err)
 		}
 		if f.number == commitEvents {
 			events++
@@ -165,22 +176,23 @@ func DecodeCommit(data []byte) (*Commit, error) {
 		at = f.to
 	}
 	if c.Number == 0 {
-		return nil, fmt.Errorf("decode commit: it has no number")
+		return fmt.Errorf("decode commit: it has no number")
 	}
-	c.Events = make([]Event, events)
-	events = 0
-	for at := 0; at < len(data); {
+	if c.Events == nil || cap(c.Events) < events {
+		c.Events = make([]Event, 0, events)
+	}
+	for at := 0; len(c.Events) < events; {
 		f, err := readField(data, at)
 		if err == nil && f.number == commitEvents {
-			err = decodeEvent(&c.Events[events], data[f.from:f.to:f.to], text[f.from:f.to])
-			events++
+			c.Events = append(c.Events, Event{})
+			err = decodeEvent(&c.Events[len(c.Events)-1], data[f.from:f.to:f.to], text[f.from:f.to])
 		}
 		if err != nil {
-			return nil, fmt.Errorf("decode commit %d of lane %d: event %d: %w", c.Number, c.Lane, events-1, err)
+			return fmt.Errorf("decode commit %d of lane %d: event %d: %w", c.Number, c.Lane, len(c.Events)-1, err)
 		}
 		at = f.to
 	}
-	return c, nil
+	return nil
 }
 
 // set takes in a field of the commit's own.
@@ -255,10 +267,13 @@ type field struct {
 
 // readField reads the field that begins at data[at].
 func readField(data []byte, at int) (field, error) {
-	// Nearly every tag is one byte, and nearly every short value or length.
-	if at+1 < len(data) && data[at] >= 1<<3 && data[at] < 0x80 && data[at+1] < 0x80 {
-		number, value, from := protowire.Number(data[at]>>3), data[at+1], at+2
-		switch to := from + int(value); {
+	// Nearly every tag is one byte, and nearly every value or length one or two.
+	if at+2 < len(data) && data[at] >= 1<<3 && data[at] < 0x80 && data[at+1]&data[at+2] < 0x80 {
+		number, value, from := protowire.Number(data[at]>>3), int(data[at+1]), at+2
+		if value >= 0x80 {
+			value, from = value&0x7f|int(data[at+2])<<7, at+3
+		}
+		switch to := from + value; {
 		case protowire.Type(data[at]&7) == protowire.VarintType:
 			return field{number: number, v: uint64(value), from: from, to: from}, nil
 		case protowire.Type(data[at]&7) == protowire.BytesType && to <= len(data):

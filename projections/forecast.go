@@ -20,7 +20,7 @@ const (
 	forecastMax = 365 * 24 * time.Hour
 	// comparedWork is what comparing a byte of a generation's tables costs, by bytes of the log that are taken in in the same time. It was
 	// measured of the order view.
-	comparedWork = 1.8
+	comparedWork = 3.0
 )
 
 // A forecast says how long a rebuild still takes, by how much was done of late.

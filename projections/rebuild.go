@@ -510,7 +510,8 @@ type builder struct {
 	part      *part
 	view      *view
 	log       eventstore.Log
-	changes   []change
+	commit    eventstore.Commit // the one that is taken in
+	changes   []change          // its events
 	// shift is nil while the lane's runner waits: then nothing makes room for anybody.
 	shift *shift
 
@@ -652,9 +653,8 @@ func (f *builder) read(ctx context.Context, upTo uint64) error {
 
 // take takes in the next commit.
 func (f *builder) take(record eventstore.Record) error {
-	v := f.view
-	commit, err := eventstore.DecodeCommit(record.Data)
-	if err != nil {
+	v, commit := f.view, &f.commit
+	if err := commit.Decode(record.Data); err != nil {
 		return &UnreadableError{Lane: v.lane, Number: record.Number, Cause: err}
 	}
 	at := eventstore.Position{Number: record.Number, Hash: record.Hash}

@@ -194,7 +194,7 @@ func (r *tableRun) sortTurns(ctx context.Context) error {
 		run := order[from:min(from+sortedRunMin, len(order))]
 		for i := 1; i < len(run); i++ {
 			turn, at := run[i], i
-			for ; at > 0 && r.less(&turn, &run[at-1]); at-- {
+			for ; at > 0 && turn.rank <= run[at-1].rank && r.less(&turn, &run[at-1]); at-- {
 				run[at] = run[at-1]
 			}
 			run[at] = turn
@@ -222,7 +222,7 @@ func (r *tableRun) merge(list []opInTurn, first int) {
 	r.aside = append(r.aside[:0], list[start:first]...)
 	left, right, to := r.aside, list[first:end], list[start:end]
 	for len(left) > 0 && len(right) > 0 {
-		if r.less(&right[0], &left[0]) {
+		if a, b := &right[0], &left[0]; a.rank < b.rank || a.rank == b.rank && r.less(a, b) { // Most need no call.
 			to[0], right = right[0], right[1:]
 		} else {
 			to[0], left = left[0], left[1:]

@@ -3,7 +3,10 @@ package lanes
 import (
 	"context"
 	"errors"
+	"slices"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -27,6 +30,42 @@ func (l *gatedLog) Follow(ctx context.Context, number uint64) (eventstore.Cursor
 	}
 }
 
+// openShared runs a node of several until the test ends, and returns once it serves its lanes.
+func openShared(t *testing.T, topology eventstore.Topology, log func(uint32) eventstore.Log, serves ...uint32) *Set {
+	t.Helper()
+	store, err := projections.OpenStore("state", projections.StoreOptions{FS: vfs.NewMem()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := Open(Options{Topology: topology, Store: store, Owner: "test", Log: log, Shared: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- set.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-ended, store.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, lane := range serves {
+		set.Start(lane, func() bool { return true })
+		eventually(t, "the lane serves", func() bool { return set.Status(lane).Serving })
+	}
+	return set
+}
+
+// putTea puts a product whose home is a lane of the node.
+func putTea(t *testing.T, set *Set, home uint32, sku string) {
+	t.Helper()
+	put := catalogRequest(sku, "put", domain.PutProduct{SKU: sku, Title: "Tea", Price: domain.Money{Currency: "EUR", Minor: 1299}})
+	if _, err := set.SubmitLocal(t.Context(), home, put); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestANodeThatIsBehindCallsNothingUnknown has a node decide orders before it has heard what other lanes decided of products, as one does that was
 // killed with all others: what it does not know may be on sale.
 func TestANodeThatIsBehindCallsNothingUnknown(t *testing.T) {
@@ -35,34 +74,8 @@ func TestANodeThatIsBehindCallsNothingUnknown(t *testing.T) {
 	sku := userIn(topology, home, "tea")
 	logs := []eventstore.Log{eventstore.OpenMemoryLog(home, 2), eventstore.OpenMemoryLog(other, 2)}
 	gated := &gatedLog{Log: logs[home], gate: make(chan struct{})}
-	open := func(log func(uint32) eventstore.Log, serves uint32) *Set {
-		store, err := projections.OpenStore("state", projections.StoreOptions{FS: vfs.NewMem()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		set, err := Open(Options{Topology: topology, Store: store, Owner: "test", Log: log, Shared: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		ended := make(chan error, 1)
-		go func() { ended <- set.Run(ctx) }()
-		t.Cleanup(func() {
-			cancel()
-			if err := errors.Join(<-ended, store.Close()); err != nil {
-				t.Error(err)
-			}
-		})
-		set.Start(serves, func() bool { return true })
-		eventually(t, "the lane serves", func() bool { return set.Status(serves).Serving })
-		return set
-	}
-	first := open(func(lane uint32) eventstore.Log { return logs[lane] }, home)
-	put := catalogRequest(sku, "put", domain.PutProduct{SKU: sku, Title: "Tea", Price: domain.Money{Currency: "EUR", Minor: 1299}})
-	if _, err := first.SubmitLocal(t.Context(), home, put); err != nil {
-		t.Fatal(err)
-	}
-	behind := open(func(lane uint32) eventstore.Log {
+	putTea(t, openShared(t, topology, func(lane uint32) eventstore.Log { return logs[lane] }, home), home, sku)
+	behind := openShared(t, topology, func(lane uint32) eventstore.Log {
 		if lane == home {
 			return gated
 		}
@@ -83,5 +96,69 @@ func TestANodeThatIsBehindCallsNothingUnknown(t *testing.T) {
 	}
 	if err := order("other", userIn(topology, home, "coffee")); !errors.Is(err, domain.ErrUnknownProduct) {
 		t.Fatalf("of a product that nobody has it says %v, want ErrUnknownProduct", err)
+	}
+}
+
+// An order may name products of several lanes. A node that is behind all of them asked for the end of one lane's log, that of the first that it
+// did not know, and then refused the order for the next one.
+func TestANodeThatIsBehindSeveralLanesCallsNothingUnknown(t *testing.T) {
+	topology := eventstore.Topology{Lanes: 4}
+	const other = uint32(3)
+	skus := []string{userIn(topology, 0, "tea"), userIn(topology, 1, "milk"), userIn(topology, 2, "cups")}
+	var logs []eventstore.Log
+	for lane := range topology.Lanes {
+		logs = append(logs, eventstore.OpenMemoryLog(lane, topology.Lanes))
+	}
+	first := openShared(t, topology, func(lane uint32) eventstore.Log { return logs[lane] }, 0, 1, 2)
+	for home, sku := range skus {
+		putTea(t, first, uint32(home), sku)
+	}
+	// It has followed none of the others, and hears of each when it asks for its end.
+	asked := slices.Clone(logs)
+	for home := range skus {
+		asked[home] = &askedLog{gatedLog: gatedLog{Log: logs[home], gate: make(chan struct{})}}
+	}
+	behind := openShared(t, topology, func(lane uint32) eventstore.Log { return asked[lane] }, other)
+	command := domain.PlaceOrder{UserID: userIn(topology, other, "ann")}
+	for _, sku := range skus {
+		command.Lines = append(command.Lines, domain.LineRequest{SKU: sku, Units: 1})
+	}
+	_, err := behind.SubmitLocal(t.Context(), other, Request{
+		UserID: command.UserID, RequestID: "all", Fingerprint: fingerprint(command), Partition: eventstore.PartitionOf(command.UserID), Command: command,
+	})
+	// There is none in stock, but all are known.
+	if unavailable := (*eventstore.UnavailableError)(nil); errors.Is(err, domain.ErrUnknownProduct) || errors.As(err, &unavailable) || err == nil {
+		t.Fatalf("of products of three lanes that it had not heard of it says %v", err)
+	}
+}
+
+// An askedLog is followed once somebody has asked for its end, beside who follows it, who does so at first.
+type askedLog struct {
+	gatedLog
+	asked atomic.Int64
+}
+
+func (l *askedLog) Head(ctx context.Context) (uint64, error) {
+	if l.asked.Add(1) == 2 {
+		close(l.gate)
+	}
+	return l.Log.Head(ctx)
+}
+
+// A lane that came here after a request was begun says nothing about what the node knew as it decided that.
+func TestALaneIsServedSinceItWasOpened(t *testing.T) {
+	topology := eventstore.Topology{Lanes: 1}
+	log := eventstore.OpenMemoryLog(0, 1)
+	before := time.Now()
+	set := openShared(t, topology, func(uint32) eventstore.Log { return log }, 0)
+	if set.seats[0].servedSince(before) {
+		t.Error("a lane was served since before it was opened")
+	}
+	if !set.seats[0].servedSince(time.Now()) {
+		t.Error("a lane that is served is not served")
+	}
+	set.Stop(0, "another")
+	if set.seats[0].servedSince(time.Now()) {
+		t.Error("a lane of another node is served")
 	}
 }

@@ -37,6 +37,7 @@ type seat struct {
 	mu       sync.Mutex
 	state    seatState
 	owner    string        // of a lane that is away, as far as this node was told
+	since    time.Time     // when the lane was last opened
 	next     *term         // to begin once the one before has ended
 	term     *term         // under way
 	unfollow func()        // ends standing by; nil while nobody does
@@ -357,9 +358,21 @@ func (s *seat) serve(ctx context.Context, t *term) error {
 	return nil
 }
 
+// servedSince reports whether the lane has been served here since before a moment: then this node knew at that moment all that was decided in it.
+func (s *seat) servedSince(moment time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state != seatServing || s.term == nil || s.term.lane == nil || !s.term.held() {
+		return false
+	}
+	_, serving := s.term.lane.Serving()
+	return serving && s.since.Before(moment)
+}
+
 // opened is called each time that the term's lane begins to serve.
 func (s *seat) opened(t *term) {
 	s.mu.Lock()
+	s.since = time.Now()
 	begins := s.term == t && s.state == seatOpening && !t.isStopped()
 	if begins {
 		s.turn(seatServing)

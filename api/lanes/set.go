@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -226,11 +227,18 @@ func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 // SubmitLocal decides a request in a lane of this node, and waits for units that are on their way as Submit does, and for what other lanes
 // decided of what it names. It returns a *NotOwnerError when the lane is not here.
 func (s *Set) SubmitLocal(ctx context.Context, lane uint32, request Request) (Reply, error) {
+	began := time.Now()
 	reply, err := s.seats[lane].submit(ctx, request)
 	if err == nil {
 		return reply, nil
 	}
-	if home, unknown := s.homeOfUnknown(err); unknown && !s.Status(home).Serving {
+	// What a request names may be of several lanes, and a refusal names the first that is not known.
+	for caughtUp := []uint32(nil); ; {
+		home, unknown := s.homeOfUnknown(err)
+		if !unknown || slices.Contains(caughtUp, home) || s.seats[home].servedSince(began) {
+			break
+		}
+		caughtUp = append(caughtUp, home)
 		if reply, err = s.submitOnceKnown(ctx, lane, home, request); err == nil {
 			return reply, nil
 		}

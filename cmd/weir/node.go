@@ -161,8 +161,31 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	for _, open := range []func(context.Context) error{n.openDir, n.openListeners, n.openLog, n.openState, n.openViews, n.openPayments, n.openReactors, n.openSharing, n.openAPI, n.openGateway, n.openInspector} {
-		if err := open(ctx); err != nil {
+	var opening atomic.Value // what is being opened, for people
+	opening.Store("")
+	saying, ended := context.WithCancel(ctx)
+	var said sync.WaitGroup
+	said.Go(func() { sayWaiting(saying, logger, func() string { return opening.Load().(string) }) }) //nolint:errcheck // It holds texts alone.
+	defer said.Wait()
+	defer ended()
+	for _, step := range []struct {
+		what string
+		open func(context.Context) error
+	}{
+		{"its data directory", n.openDir},
+		{"its addresses", n.openListeners},
+		{"its log: the servers, the streams, the users' keys", n.openLog},
+		{"its state: a copy of it, the views, the lanes", n.openState},
+		{"its views: the master key", n.openViews},
+		{"its payments", n.openPayments},
+		{"its reactors: their buckets and streams", n.openReactors},
+		{"its place among the nodes", n.openSharing},
+		{"its API", n.openAPI},
+		{"its gateway", n.openGateway},
+		{"its inspection endpoint", n.openInspector},
+	} {
+		opening.Store(step.what + ", to open")
+		if err := step.open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
 	}
@@ -373,7 +396,7 @@ func (n *node) openAPI(ctx context.Context) error {
 	}
 	handler := api.NewHandler(api.Options{
 		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks, Cluster: sharedLanes{n},
-		Limits: n.options.limits, Serving: n.serving, Logger: n.logger, PaymentProviders: n.options.payments.providers,
+		Limits: n.options.limits, WaitsFor: n.waitsFor, Logger: n.logger, PaymentProviders: n.options.payments.providers,
 	})
 	n.server, n.endWatches = api.NewServer(handler), handler.EndWatches
 	n.server.Handler = n.counted(n.withWebhooks(handler))
@@ -464,6 +487,10 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 
 	viewing.run(n.log.run)
 	viewing.run(n.followKeys)
+	viewing.run(func(ctx context.Context) error {
+		sayWaiting(ctx, n.logger, n.waitsFor)
+		return nil
+	})
 	if n.mirror != nil {
 		viewing.run(n.mirror.Run)
 	}

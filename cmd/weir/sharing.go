@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -34,6 +35,11 @@ const (
 	nodeProtocol = 1
 	// drainMax bounds how long a stopping node takes to hand its lanes over.
 	drainMax = 15 * time.Second
+	// waitLook is how often is looked whether the node waits for something, waitLineEvery how often it says for what, and waitWarnAfter when
+	// that becomes a warning.
+	waitLook      = time.Second
+	waitLineEvery = 5 * time.Second
+	waitWarnAfter = 15 * time.Second
 )
 
 // sharingOptions say how a node takes part in the sharing of lanes.
@@ -188,33 +194,96 @@ func (n *node) counted(handler http.Handler) http.Handler {
 	})
 }
 
-// serving reports whether the node takes calls: it is among the others and not about to leave, and the lanes that it has are open, or,
-// while it has none, its views are near the head and another node has them.
-func (n *node) serving() bool {
-	if !n.settled.Load() || n.leaving.Load() || !n.sharing.Joined() || !n.lanes.Serving() {
-		return false
+// serving reports whether the node takes calls.
+func (n *node) serving() bool { return n.waitsFor() == "" }
+
+// waitsFor says, for people, what the node waits for until it takes calls, "" when it takes them: it is among the others and not about to
+// leave, every lane has had a node since it came, and the lanes that it has are open, or, while it has none, its views are near the head
+// and another node has them.
+func (n *node) waitsFor() string {
+	if n.leaving.Load() {
+		return "its end: it is leaving"
 	}
+	if what := n.unsettled(); what != "" {
+		return what
+	}
+	owned := false
 	for lane := range n.log.topology.Lanes {
-		if n.lanes.Owned(lane) {
-			return true
+		if !n.lanes.Owned(lane) {
+			continue
+		}
+		owned = true
+		if status := n.lanes.Status(lane); !status.Serving {
+			return fmt.Sprintf("lane %d: this node has it and is opening it, with its state at commit %d of %d", lane, status.Commit, status.Head)
 		}
 	}
-	return len(n.sharing.Members()) > 1 && !n.viewsLag(eventstore.TailCommitsMax)
+	switch {
+	case owned:
+		return ""
+	case len(n.sharing.Members()) < 2:
+		return "lanes, or another node: it has none, and knows of no other that has"
+	case n.viewsLag(eventstore.TailCommitsMax):
+		return fmt.Sprintf("its views: they are %d commits behind", n.viewsLagMost())
+	}
+	return ""
+}
+
+// unsettled says what is missing until every lane has a node, and those that this one has are served, "" once that was so.
+func (n *node) unsettled() string {
+	if n.settled.Load() {
+		return ""
+	}
+	what := n.sharing.Unsettled()
+	if what == "" {
+		n.settled.Store(true)
+	}
+	return what
 }
 
 // settle waits until every lane has a node, and those that this one has are served. It reports false when ctx ends before.
 func (n *node) settle(ctx context.Context) bool {
 	tick := time.NewTicker(servingPoll)
 	defer tick.Stop()
-	for !n.sharing.Settled() {
+	for n.unsettled() != "" {
 		select {
 		case <-ctx.Done():
 			return false
 		case <-tick.C:
 		}
 	}
-	n.settled.Store(true)
 	return true
+}
+
+// sayWaiting says in the log what the node waits for, again and again while it does not take calls, and that it takes them once it does
+// after that, until ctx ends. A wait that begins when it is looked for, once a waitLook, counts from then.
+func sayWaiting(ctx context.Context, logger *slog.Logger, waitsFor func() string) {
+	tick := time.NewTicker(waitLook)
+	defer tick.Stop()
+	var since, said time.Time // zero while it waits for nothing, and before that was said
+	for {
+		now, what := time.Now(), waitsFor()
+		switch {
+		case what == "":
+			if !said.IsZero() {
+				logger.Info("the node waits no longer", "after", now.Sub(since).Round(waitLook))
+			}
+			since, said = time.Time{}, time.Time{}
+		case since.IsZero():
+			since = now
+		case now.Sub(since) >= waitLineEvery && now.Sub(said) >= waitLineEvery:
+			said = now
+			say := logger.Info
+			if now.Sub(since) >= waitWarnAfter {
+				say = logger.Warn
+			}
+			say("the node takes no calls yet", "waits_for", what, "since", now.Sub(since).Round(waitLook))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // drain hands the lanes over to other nodes, if there are any. What is not handed over is stopped, and free for whoever comes.

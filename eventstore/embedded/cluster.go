@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -121,6 +122,14 @@ system_account: %s
 		systemAccount, public[systemAccount], systemAccount))
 }
 
+// A server whose machine is cut off does not close its routes. One on which routePingsMax questions in a row are not answered, one each
+// routePingEvery, is given up: until then its place is taken, and the server that is there again is turned away. The server's own would take a
+// minute and a half.
+const (
+	routePingEvery = 3 * time.Second
+	routePingsMax  = 2
+)
+
 // configure adds the cluster to a server's options.
 func (c *Cluster) configure(options *server.Options) (err error) {
 	if c.Secret != nil && len(c.Secret) < SecretBytesMin {
@@ -131,6 +140,7 @@ func (c *Cluster) configure(options *server.Options) (err error) {
 		return err
 	}
 	options.Cluster.NoAdvertise = true // Clients are told where to connect by people.
+	options.Cluster.PingInterval, options.Cluster.MaxPingsOut = routePingEvery, routePingsMax
 	var user *url.Userinfo
 	if c.Secret != nil {
 		options.Cluster.Username, options.Cluster.Password = "weir", hex.EncodeToString(c.Secret.derive("routes"))

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -132,6 +133,105 @@ func TestThreeServersBecomeAClusterInAnyOrderAndAfterTheyAllStopped(t *testing.T
 			t.Fatalf("the log holds a secret:\n%s", logged.String())
 		}
 	}
+}
+
+// A server that was cut off was turned away for up to a minute and a half after it was there again: the others took its old routes for good.
+func TestARouteThatAnswersNothingIsGivenUp(t *testing.T) {
+	t.Parallel() // Most of it is waiting.
+	routes, authority := freeports.Addresses(t, 2), newAuthority(t)
+	link := newLink(t, routes[1])
+	options := []Options{
+		member(t, 0, []string{routes[0], link.listener.Addr().String()}, authority),
+		member(t, 1, routes[:2], authority),
+	}
+	options[0].Cluster.Listen, options[1].Cluster.Routes = routes[0], routes[1:]
+	var servers []*Server
+	for i := range options {
+		servers = append(servers, start(t, options[i]))
+	}
+	sees := func(count int) func() bool {
+		return func() bool {
+			for _, s := range servers {
+				if len(s.Cluster().Servers) != count {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	eventually(t, "each server sees the other", sees(2))
+	link.cut()
+	eventually(t, "neither server sees the other", sees(1))
+}
+
+// A link passes on what goes from one server to another, until it is cut: then it takes in everything and says nothing.
+type link struct {
+	listener net.Listener
+	mu       sync.Mutex
+	isCut    bool
+}
+
+func newLink(t *testing.T, to string) *link {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // It lasts as long as the test.
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &link{listener: listener}
+	var carrying sync.WaitGroup
+	ctx, stop := context.WithCancel(context.Background())
+	carrying.Go(func() {
+		for {
+			in, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			out, err := (&net.Dialer{}).DialContext(ctx, "tcp", to)
+			if err != nil {
+				_ = in.Close() // The server dials again.
+				continue
+			}
+			context.AfterFunc(ctx, func() { _, _ = in.Close(), out.Close() }) // To end the copies below.
+			for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
+				carrying.Go(func() { l.carry(way[0], way[1]) })
+			}
+		}
+	})
+	t.Cleanup(func() {
+		stop()
+		_ = listener.Close() // Nothing is lost with it.
+		carrying.Wait()
+	})
+	return l
+}
+
+// carry passes on what comes. While the link is cut, nothing is closed either.
+func (l *link) carry(from, to net.Conn) {
+	buffer := make([]byte, 32<<10)
+	for {
+		count, err := from.Read(buffer)
+		l.mu.Lock()
+		isCut := l.isCut
+		l.mu.Unlock()
+		switch {
+		case isCut && err == nil:
+			continue
+		case isCut:
+			return
+		case err == nil:
+			_, err = to.Write(buffer[:count])
+		}
+		if err != nil {
+			_ = to.Close() // As the other side did.
+			return
+		}
+	}
+}
+
+func (l *link) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.isCut = true
 }
 
 func TestAServerWithAnotherSecretOrCertificateGetsNoRoute(t *testing.T) {

@@ -29,9 +29,17 @@ type hold struct {
 	over  atomic.Bool
 }
 
-// valid reports whether the lease is certainly nobody else's.
+// valid reports whether the lease is certainly nobody else's. Once it was found over it stays so, even if a renewal that was on its way still
+// succeeds: whoever found that has stopped the lane, and only a lease that is taken anew starts it again.
 func (h *hold) valid() bool {
-	return !h.over.Load() && int64(time.Since(h.node.started)) < h.until.Load()
+	if h.over.Load() {
+		return false
+	}
+	if int64(time.Since(h.node.started)) < h.until.Load() {
+		return true
+	}
+	h.end()
+	return false
 }
 
 // end gives the lease up.

@@ -181,7 +181,8 @@ type view struct {
 	silent  map[string]bool
 	drained map[string]bool
 	pins    map[uint32]string
-	// leases has, for each lane, the lease that counts, nil when there is none; owners its node, or the one that had it last.
+	// leases has, for each lane, the lease that counts, nil when there is none; owners its node, or the one whose process, which is there
+	// still, had it last.
 	leases []*clusterv1.Lease
 	owners []string
 }
@@ -190,7 +191,7 @@ type view struct {
 func (n *Node) view(now time.Time) *view {
 	v := &view{
 		members: map[string]*clusterv1.Member{}, silent: map[string]bool{}, drained: map[string]bool{}, pins: map[uint32]string{},
-		leases: make([]*clusterv1.Lease, n.options.Topology.Lanes),
+		leases: make([]*clusterv1.Lease, n.options.Topology.Lanes), owners: make([]string, n.options.Topology.Lanes),
 	}
 	rows, members := n.members.all()
 	ttl := n.members.timeToLive()
@@ -202,7 +203,7 @@ func (n *Node) view(now time.Time) *view {
 	rows, leases := n.leases.all()
 	ttl = n.leases.timeToLive()
 	n.mu.Lock()
-	v.owners = slices.Clone(n.last)
+	last := slices.Clone(n.last)
 	hushed := n.hushed(now)
 	n.mu.Unlock()
 	for id, member := range hushed {
@@ -214,6 +215,9 @@ func (n *Node) view(now time.Time) *view {
 		if r := rows[leaseKey(lane)]; r.live(now, ttl) {
 			v.leases[lane] = decodeLease(r)
 			v.owners[lane] = v.leases[lane].NodeId
+		} else if member := v.members[last[lane].nodeID]; member != nil && member.StartTime.AsTime().Equal(last[lane].started) {
+			// A later process of the node does not know that it had the lane, and may plan to leave it to others.
+			v.owners[lane] = member.NodeId
 		}
 	}
 	rows, placement := n.placement.all()

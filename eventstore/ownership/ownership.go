@@ -136,7 +136,8 @@ type Node struct {
 	acting   map[uint32]bool      // lanes that are being taken or handed over
 	passing  int                  // of these, lanes that are being handed over
 	notYet   map[uint32]time.Time // lanes that are left alone until then, since what was tried failed
-	last     []string             // who had each lane last, as far as this node knows
+	last     []keeper             // who had each lane last, as far as this node knows
+	free     []time.Time          // since when each lane could be taken by whoever is to have it, zero where it cannot
 	told     []string             // the owners that Lanes was told of lanes that are not here
 	stopping bool
 	joined   bool
@@ -177,7 +178,8 @@ func New(nc *nats.Conn, options Options) (*Node, error) {
 	}
 	n := &Node{
 		options: options, logger: options.Logger, started: time.Now(), wake: make(chan struct{}, 1), beat: make(chan struct{}, 1),
-		holds: map[uint32]*hold{}, acting: map[uint32]bool{}, notYet: map[uint32]time.Time{}, last: make([]string, options.Topology.Lanes), told: make([]string, options.Topology.Lanes),
+		holds: map[uint32]*hold{}, acting: map[uint32]bool{}, notYet: map[uint32]time.Time{},
+		last: make([]keeper, options.Topology.Lanes), free: make([]time.Time, options.Topology.Lanes), told: make([]string, options.Topology.Lanes),
 	}
 	replicas := max(1, options.Replicas)
 	n.members = newTable(js, jetstream.KeyValueConfig{
@@ -264,12 +266,12 @@ func (n *Node) step(begin func(act func(context.Context))) {
 		return
 	}
 	for lane, h := range n.holds {
-		if !h.valid() && !n.acting[lane] {
+		if !n.acting[lane] && !h.valid() {
 			n.logger.Warn("a lease could not be renewed in time: the lane is no longer decided here", "lane", lane)
 			n.drop(h, "")
 		}
 	}
-	copy(n.last, view.owners)
+	n.remember(view, now)
 	plan := Assign(view.owners, view.mayHave(), view.pins)
 	for lane := range n.options.Topology.Lanes {
 		h, lease := n.holds[lane], view.leases[lane]
@@ -291,6 +293,30 @@ func (n *Node) step(begin func(act func(context.Context))) {
 			// Handed over to this node, or left by an earlier process of it, or free.
 			n.acting[lane] = true
 			begin(func(ctx context.Context) { n.take(ctx, lane) })
+		}
+	}
+}
+
+// A keeper is the process that had a lane's lease.
+type keeper struct {
+	nodeID  string
+	started time.Time
+}
+
+// remember takes in who has each lane. Whoever had it last is to have it again when its lease could not be renewed. But nodes may have heard
+// different things, and each leave the lane to another one: after a lease's time all plan by what is in the buckets alone. The time in which
+// nobody can be heard does not count, since nobody can take the lane. REQUIRES: mu is held.
+func (n *Node) remember(v *view, now time.Time) {
+	for lane, lease := range v.leases {
+		switch {
+		case lease != nil:
+			n.last[lane], n.free[lane] = keeper{lease.NodeId, lease.ProcessStartTime.AsTime()}, time.Time{}
+		case n.hush.members != nil:
+			n.free[lane] = time.Time{}
+		case n.free[lane].IsZero():
+			n.free[lane] = now
+		case now.Sub(n.free[lane]) > n.leases.timeToLive():
+			n.last[lane] = keeper{}
 		}
 	}
 }
@@ -371,6 +397,9 @@ func (n *Node) handOver(ctx context.Context, h *hold, to string) {
 		n.logger.Info("lane handed over", "lane", h.lane, "to", to, "after", time.Since(began))
 	default:
 		n.logger.Warn("a lane was lost while it was handed over", "lane", h.lane, "to", to, "owner", owner, "error", err)
+		if owner == n.options.NodeID {
+			owner = "" // It was over meanwhile, and is taken anew.
+		}
 	}
 	n.drop(h, owner)
 }
@@ -549,23 +578,37 @@ func (n *Node) Joined() bool {
 }
 
 // Settled reports whether the node has joined, every lane has an owner, and those that this node has are served.
-func (n *Node) Settled() bool {
-	if !n.Joined() {
-		return false
-	}
+func (n *Node) Settled() bool { return n.Unsettled() == "" }
+
+// Unsettled says, for people, what is missing until that is so; "" when nothing is.
+func (n *Node) Unsettled() string {
 	view := n.view(time.Now())
-	if slices.Contains(view.leases, nil) {
-		return false
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.joined {
+		for _, t := range []*table{n.members, n.leases, n.placement} {
+			if _, loaded := t.all(); !loaded {
+				return fmt.Sprintf("bucket %s: it could not be read yet", t.config.Bucket)
+			}
+		}
+		return fmt.Sprintf("bucket %s: the node could not say there yet that it is there", NodesBucket)
+	}
+	if lane := slices.Index(view.leases, nil); lane >= 0 {
+		if to := Assign(view.owners, view.mayHave(), view.pins)[lane]; to != "" {
+			return fmt.Sprintf("lane %d: no node has it, and node %s is to take it", lane, to)
+		}
+		return fmt.Sprintf("lane %d: no node has it, and none may", lane)
+	}
 	for lane, lease := range view.leases {
 		if lease.NodeId != n.options.NodeID {
 			continue
 		}
-		if n.holds[uint32(lane)] == nil || !n.options.Lanes.Status(uint32(lane)).Serving {
-			return false
+		if n.holds[uint32(lane)] == nil {
+			return fmt.Sprintf("lane %d: its lease is this node's and not claimed yet", lane)
+		}
+		if status := n.options.Lanes.Status(uint32(lane)); !status.Serving {
+			return fmt.Sprintf("lane %d: this node has it and is opening it, with its state at commit %d of %d", lane, status.Commit, status.Head)
 		}
 	}
-	return true
+	return ""
 }

@@ -45,6 +45,14 @@ const (
 	explainFrom = 10 * time.Second
 	// leadMax is how long a server may take to lead a stream.
 	leadMax = 30 * time.Second
+	// strikeMax is how long a strike may take, beside Options.PauseFor and LeaseTTL; restarting everything in turn is the longest. healMax is how
+	// long it may take until all is well again: started, caught up, and each lane with a node.
+	strikeMax = 10 * time.Minute
+	healMax   = 4 * time.Minute
+	// giveBackMax is how long it may take to give the disks back.
+	giveBackMax = 30 * time.Second
+	// stepDownMax is how long a leader is asked to step down.
+	stepDownMax = 5 * time.Second
 	// tornMax is how much of the end of a file is lost.
 	tornMax = 4096
 )
@@ -143,12 +151,19 @@ func withProxies(_ context.Context, c *cluster, options Options, o *launch.Clust
 }
 
 // End stops all of it, and gives the disks back.
-func (c *cluster) End() error {
-	err := c.Cluster.End()
+func (c *cluster) End() error { return errors.Join(c.Cluster.End(), c.giveBack()) }
+
+// Crash kills all of it, and gives the disks back.
+func (c *cluster) Crash() error { return errors.Join(c.Cluster.Crash(), c.giveBack()) }
+
+func (c *cluster) giveBack() error {
+	ctx, cancel := context.WithTimeout(context.Background(), giveBackMax) // Also after an interruption.
+	defer cancel()
+	var errs []error
 	for _, each := range c.disks {
-		err = errors.Join(err, each.powerDown(context.Background()))
+		errs = append(errs, each.powerDown(ctx))
 	}
-	return err
+	return errors.Join(errs...)
 }
 
 // Begin starts all of it. It takes a while: the first node makes what the others are given.
@@ -495,7 +510,10 @@ func (c *chaos) leadDamaged(ctx context.Context, struck *cluster) error {
 			return fmt.Errorf("server %s does not lead %s within %v: %w", name, stream, leadMax, errors.Join(err, ctx.Err()))
 		}
 		question := fmt.Sprintf(`{"placement":{"preferred":%q}}`, name)
-		if _, err := nc.RequestWithContext(ctx, "$JS.API.STREAM.LEADER.STEPDOWN."+stream, []byte(question)); err != nil && ctx.Err() != nil {
+		asking, cancel := context.WithTimeout(ctx, stepDownMax) // Nobody answers for a stream without a leader.
+		_, err = nc.RequestWithContext(asking, "$JS.API.STREAM.LEADER.STEPDOWN."+stream, []byte(question))
+		cancel()
+		if err != nil && ctx.Err() != nil {
 			return err
 		}
 		wait(ctx, time.Second)
@@ -597,7 +615,12 @@ func (c *chaos) strike(ctx context.Context) error {
 	c.silence.begin()
 	failed := c.failed.Load()
 	c.faultsSince() // Those of before.
-	did, heal, err := c.kind.strike.comes(ctx, struck, c.Options, c.random)
+	var did string
+	var heal func(context.Context) error
+	err := within(ctx, strikeMax+c.PauseFor+c.LeaseTTL, "strike", func(ctx context.Context) (err error) {
+		did, heal, err = c.kind.strike.comes(ctx, struck, c.Options, c.random)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", did, err)
 	}
@@ -617,8 +640,8 @@ func (c *chaos) strike(ctx context.Context) error {
 	if heal == nil {
 		heal = struck.healed
 	}
-	if err := heal(ctx); err != nil {
-		return fmt.Errorf("%s: heal: %w", did, err)
+	if err := within(ctx, healMax, "heal", heal); err != nil {
+		return fmt.Errorf("%s: %w", did, err)
 	}
 	struck.down = false
 	if !c.load(ctx) {
@@ -628,7 +651,7 @@ func (c *chaos) strike(ctx context.Context) error {
 		c.violated(fmt.Errorf("%s, and all was well again: %w", did, err))
 	}
 	if c.kind.strike == strikesByName["damage"] {
-		if err := c.leadDamaged(ctx, struck); err != nil {
+		if err := within(ctx, healMax, "have the damaged server lead", func(ctx context.Context) error { return c.leadDamaged(ctx, struck) }); err != nil {
 			return fmt.Errorf("%s: %w", did, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
@@ -34,8 +35,9 @@ const (
 	// lostMax is how long after a try that got no answer it may still take effect: a node takes no command of another one that is older than a
 	// second, holds it up for at most two while its lane moves, and has another one for its queue.
 	lostMax = 5 * time.Second
-	// historyCheckMax is how long one history may take to be checked.
-	historyCheckMax = 30 * time.Second
+	// historyCheckMax is how long one history may take to be checked, and historiesCheckMax all of a round.
+	historyCheckMax   = 30 * time.Second
+	historiesCheckMax = 3 * time.Minute
 	// freshReadWait is how long a read waits for what was acknowledged before it.
 	freshReadWait = 2 * time.Second
 )
@@ -147,26 +149,38 @@ func (h *history) draw(random *rand.Rand) (orderID string, newest *typev1.Revisi
 
 // check returns an error for each thing whose history cannot have happened one call after the other.
 func (h *history) check() (checked int, wrong []error) {
+	until := time.Now().Add(historiesCheckMax)
 	for thing, calls := range h.of {
-		model := orderModel
-		if _, stock := calls[0].Input.(stockCall); stock {
-			model = stockModel
+		left := min(historyCheckMax, time.Until(until))
+		if left <= 0 {
+			return checked, append(wrong, fmt.Errorf("the histories of %d things were not checked within %v", len(h.of), historiesCheckMax))
 		}
 		checked += len(calls)
-		switch porcupine.CheckOperationsTimeout(model, calls, historyCheckMax) {
+		model, result := orderModel, porcupine.Ok
+		if _, stock := calls[0].Input.(stockCall); stock {
+			model, result = stockModel, checkStock(calls, left)
+		} else {
+			result = porcupine.CheckOperationsTimeout(model, calls, left)
+		}
+		switch result {
 		case porcupine.Ok:
 		case porcupine.Unknown:
-			wrong = append(wrong, fmt.Errorf("the history of %s, %d calls, was not checked within %v", thing, len(calls), historyCheckMax))
+			wrong = append(wrong, fmt.Errorf("the history of %s, %d calls, was not checked within %v:%s", thing, len(calls), left, textOf(model, calls)))
 		case porcupine.Illegal:
-			text := ""
-			for i := range calls {
-				o := &calls[i]
-				text += fmt.Sprintf("\n  %d: %d to %d: %s", o.ClientId, o.Call, o.Return, model.DescribeOperation(o.Input, o.Output))
-			}
-			wrong = append(wrong, fmt.Errorf("the history of %s is not linearizable (I3, I4):%s", thing, text))
+			wrong = append(wrong, fmt.Errorf("the history of %s is not linearizable (I3, I4):%s", thing, textOf(model, calls)))
 		}
 	}
 	return checked, wrong
+}
+
+// textOf writes down a history, a call a line: who made it, its beginning and end, what it asked for and what it was answered.
+func textOf(model porcupine.Model, calls []porcupine.Operation) string {
+	var text strings.Builder
+	for i := range calls {
+		o := &calls[i]
+		fmt.Fprintf(&text, "\n  %d: %d to %d: %s", o.ClientId, o.Call, o.Return, model.DescribeOperation(o.Input, o.Output))
+	}
+	return text.String()
 }
 
 // A witness makes calls for a history, one at a time.
@@ -235,6 +249,19 @@ func (w *witness) request() string {
 }
 
 func (w *witness) user() string { return fmt.Sprintf("witness-%d", w.number) }
+
+// stock puts the products of the round's histories, and their units.
+func (w *witness) stock(ctx context.Context) error {
+	for _, sku := range []string{w.sku(), w.plenty()} {
+		product := &catalogv1.PutProductRequest{Sku: sku, Title: "Of a history", Price: &typev1.Money{CurrencyCode: "EUR", Units: 100}}
+		if _, refusal, err := w.call(ctx, putProduct, product); err != nil || refusal != "" {
+			return fmt.Errorf("put %s: %w %s", product.Sku, err, refusal)
+		}
+	}
+	w.receive(ctx, w.sku(), witnessUnits)
+	w.receive(ctx, w.plenty(), witnessPlenty)
+	return nil
+}
 
 // work makes calls until ctx ends.
 func (w *witness) work(ctx context.Context) {
@@ -371,14 +398,9 @@ func (c *chaos) witnessed(ctx context.Context, round int, f func() error) error 
 		all[i] = &witness{chaos: c, history: h, number: i, round: round, random: rand.New(rand.NewPCG(c.Seed, uint64(round*witnesses+i)<<20)), began: time.Now()}
 		all[i].began = all[0].began
 	}
-	for _, sku := range []string{all[0].sku(), all[0].plenty()} {
-		product := &catalogv1.PutProductRequest{Sku: sku, Title: "Of a history", Price: &typev1.Money{CurrencyCode: "EUR", Units: 100}}
-		if _, refusal, err := c.call(ctx, putProduct, product); err != nil || refusal != "" {
-			return fmt.Errorf("put %s: %w %s", product.Sku, err, refusal)
-		}
+	if err := within(ctx, stockMax, "stock for the histories", all[0].stock); err != nil {
+		return err
 	}
-	all[0].receive(ctx, all[0].sku(), witnessUnits)
-	all[0].receive(ctx, all[0].plenty(), witnessPlenty)
 	working, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup

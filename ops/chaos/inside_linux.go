@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,11 +22,15 @@ const (
 	// bridge connects the namespaces of the hosts, hostAddress is what their addresses begin with.
 	bridge      = "weir"
 	hostAddress = "10.77.0."
+	// insideEndMax is how long the program that runs there may take to end once it is told to: to stop all that it started.
+	insideEndMax = time.Minute
+	// setUpMax is how long the set-up of hosts or of a disk may take.
+	setUpMax = time.Minute
 	// diskBytes is the size of a disk that power is cut of.
 	diskBytes = 1 << 30
 )
 
-// inside runs this program again in a network and a mount namespace of its own: what is set up there touches nothing of the machine, and is
+// inside runs this program again in namespaces of its own for networks, mounts and processes: what is set up there touches nothing of the machine, and is
 // gone with the last process in it. It needs root.
 func inside(ctx context.Context, arguments []string) error {
 	self, err := os.Executable()
@@ -35,8 +40,10 @@ func inside(ctx context.Context, arguments []string) error {
 	command := exec.CommandContext(ctx, self, arguments...)
 	command.Stdin, command.Stdout, command.Stderr = nil, os.Stdout, os.Stderr
 	command.Env = append(os.Environ(), insideVariable+"=1")
-	command.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
+	// It is the first process of its own namespace of processes: if it is killed, because it does not end when it is told to, so are all others.
+	command.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID}
 	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
+	command.WaitDelay = insideEndMax
 	if err := command.Run(); err != nil {
 		return fmt.Errorf("in namespaces of its own, which need root: %w", err)
 	}
@@ -46,8 +53,15 @@ func inside(ctx context.Context, arguments []string) error {
 // isInside reports whether this program runs in namespaces of its own.
 func isInside() bool { return os.Getenv(insideVariable) != "" }
 
+// settleIn makes the program's namespaces its own: nothing that it mounts is seen outside, and /proc is that of its own processes.
+func settleIn(ctx context.Context) error {
+	return setUp(ctx, "mount --make-rprivate /", "mount -t proc proc /proc", "ip link set lo up")
+}
+
 // setUp runs commands, one a line.
 func setUp(ctx context.Context, lines ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, setUpMax)
+	defer cancel()
 	for _, line := range lines {
 		words := strings.Fields(line)
 		if _, err := launch.Output(ctx, nil, words[0], words[1:]...); err != nil {
@@ -64,9 +78,7 @@ func hosts(ctx context.Context, count int) (addresses []string, prefixes [][]str
 		return nil, nil, errors.New("hosts are made in a network namespace of their own")
 	}
 	err = setUp(ctx,
-		"mount --make-rprivate /",
 		"mount -t tmpfs tmpfs /run",
-		"ip link set lo up",
 		"ip link add "+bridge+" type bridge",
 		"ip addr add "+hostAddress+"254/24 dev "+bridge,
 		"ip link set "+bridge+" up",
@@ -121,7 +133,7 @@ func newDisk(ctx context.Context, dir string) (*disk, error) {
 	if err := errors.Join(file.Truncate(diskBytes), file.Close()); err != nil {
 		return nil, err
 	}
-	return d, setUp(ctx, "mount --make-rprivate /", "ip link set lo up", "mkfs.ext4 -q "+d.image, "mount -o loop "+d.image+" "+d.mount)
+	return d, setUp(ctx, "mkfs.ext4 -q "+d.image, "mount -o loop "+d.image+" "+d.mount)
 }
 
 // cut ends everything that goes to the disk, at once and without flushing: what was not fsynced is lost.

@@ -13,6 +13,7 @@ var errNoNamespaces = errors.New("this kind needs the namespaces and loop device
 type disk struct{}
 
 func inside(context.Context, []string) error                   { return errNoNamespaces }
+func settleIn(context.Context) error                           { return errNoNamespaces }
 func isInside() bool                                           { return false }
 func hosts(context.Context, int) ([]string, [][]string, error) { return nil, nil, errNoNamespaces }
 func cutOff(context.Context, int) error                        { return errNoNamespaces }

@@ -149,6 +149,11 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 			runs = append(runs, one)
 		}
 	}
+	if isInside() {
+		if err := settleIn(ctx); err != nil {
+			return err
+		}
+	}
 	for _, one := range runs {
 		if strike := kinds[one.Kind].strike; strike != nil && strike.inside && !isInside() {
 			return inside(ctx, arguments)

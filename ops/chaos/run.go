@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,13 +65,13 @@ func newDevNode(options Options, dir string) (*devNode, error) {
 
 // Verify runs 'weir log verify'.
 func (n *devNode) Verify(ctx context.Context) error {
-	_, err := launch.Output(ctx, nil, n.Binary, "log", "verify", "--data", n.Data)
+	_, err := n.Output(ctx, "log", "verify", "--data", n.Data)
 	return err
 }
 
 // Audit runs 'weir audit stock'.
 func (n *devNode) Audit(ctx context.Context) error {
-	_, err := launch.Output(ctx, nil, n.Binary, "audit", "stock", "--data", n.Data)
+	_, err := n.Output(ctx, "audit", "stock", "--data", n.Data)
 	return err
 }
 
@@ -81,11 +82,11 @@ func (n *devNode) Events(ctx context.Context) ([]event, error) {
 		arguments = append(arguments, "--type", name)
 	}
 	var events []event
-	err := launch.Lines(ctx, func(line []byte) error {
+	err := n.PrintedLines(ctx, func(line []byte) error {
 		e, err := decodeEvent(line)
 		events = append(events, e)
 		return err
-	}, n.Binary, arguments...)
+	}, arguments...)
 	return events, err
 }
 
@@ -109,6 +110,13 @@ const (
 	plentyUnits = 10_000_000
 	// loadWaitMax is how long a round's load may take to come to Options.CallsMin.
 	loadWaitMax = time.Minute
+	// startMax is how long whatever is started, and started again when its servers were not there yet, may take to serve.
+	startMax = 5 * time.Minute
+	// stockMax is how long it may take to put the products and their units there.
+	stockMax = time.Minute
+	// checkMaxMin is how long it may take to check what was acknowledged, and checkMaxEach how much longer for each that was.
+	checkMaxMin  = 3 * time.Minute
+	checkMaxEach = 20 * time.Millisecond
 	// bankKillRounds is after how many rounds the payment provider is killed too.
 	bankKillRounds = 5
 	// lossShare is the share of replies that are lost in kinds that lose them.
@@ -248,17 +256,23 @@ func (c *chaos) withBank(ctx context.Context, dir string, f func() error) (err e
 }
 
 func (c *chaos) run(ctx context.Context) (err error) {
-	if err := c.node.Begin(ctx); err != nil {
+	if err := within(ctx, startMax, "start", c.node.Begin); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.node.End()) }()
-	if _, err := c.serving(ctx); err != nil {
+	defer func() {
+		if err != nil { // What keeps it from working may keep it from ending well, too.
+			err = errors.Join(err, c.node.Crash())
+			return
+		}
+		err = c.node.End()
+	}()
+	if err := within(ctx, startMax, "serve", func(ctx context.Context) error { _, err := c.serving(ctx); return err }); err != nil {
 		return err
 	}
 	if c.kind.scarce {
 		return c.scarce(ctx)
 	}
-	if err := c.stock(ctx); err != nil {
+	if err := within(ctx, stockMax, "stock", c.stock); err != nil {
 		return err
 	}
 	killed := 0
@@ -270,9 +284,14 @@ func (c *chaos) run(ctx context.Context) (err error) {
 		c.http.CloseIdleConnections()
 		did := c.kind.fault.String()
 		if c.kind.fault == kills {
-			times, serving, err := c.restart(ctx, round)
+			var times int
+			var serving time.Duration
+			err := within(ctx, startMax, "serve after the kill", func(ctx context.Context) (err error) {
+				times, serving, err = c.restart(ctx, round)
+				return err
+			})
 			if err != nil {
-				return fmt.Errorf("round %d: after the kill: %w", round, err)
+				return fmt.Errorf("round %d: %w", round, err)
 			}
 			killed, servings = killed+times, append(servings, serving)
 			did = fmt.Sprintf("killed %d times, serving after %4d ms", times, serving.Milliseconds())
@@ -283,11 +302,11 @@ func (c *chaos) run(ctx context.Context) (err error) {
 		if c.kind.fault == strikes {
 			did = c.struck
 		}
-		if err := c.check(ctx, false); err != nil {
+		if err := within(ctx, c.checkMax(), "check what was acknowledged", func(ctx context.Context) error { return c.check(ctx, false) }); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 		if round%10 == 0 || round == c.Rounds {
-			if err := c.checkLog(ctx); err != nil {
+			if err := within(ctx, c.checkMax(), "check the log", c.checkLog); err != nil {
 				c.violated(fmt.Errorf("round %d: %w", round, err))
 			}
 		}
@@ -334,10 +353,10 @@ func (c *chaos) finish(ctx context.Context, killed int, servings []time.Duration
 		}
 	}
 	fmt.Fprintf(c.out, "checking all %d acknowledged requests\n", c.acknowledged)
-	if err := c.check(ctx, true); err != nil {
+	if err := within(ctx, c.checkMax(), "check all that was acknowledged", func(ctx context.Context) error { return c.check(ctx, true) }); err != nil {
 		return err
 	}
-	if err := c.checkLog(ctx); err != nil {
+	if err := within(ctx, c.checkMax(), "check the log", c.checkLog); err != nil {
 		c.violated(err)
 	}
 	if len(c.violations) > 0 {
@@ -398,6 +417,28 @@ func (c *chaos) stock(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// within does one phase of a run, which is over when do returns. One that takes longer than most is an error that names it, and so is one that
+// was cut off then and does not say so.
+func within(ctx context.Context, most time.Duration, phase string, do func(context.Context) error) error {
+	bounded, cancel := context.WithTimeoutCause(ctx, most, fmt.Errorf("it was not over within %v", most))
+	defer cancel()
+	err := do(bounded)
+	switch {
+	case bounded.Err() != nil && ctx.Err() == nil:
+		return fmt.Errorf("%s: %w: %w", phase, context.Cause(bounded), cmp.Or(err, bounded.Err()))
+	case err != nil:
+		return fmt.Errorf("%s: %w", phase, err)
+	}
+	return ctx.Err()
+}
+
+// checkMax is how long it may take to check everything that was acknowledged, or the log of it.
+func (c *chaos) checkMax() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return checkMaxMin + time.Duration(c.acknowledged)*checkMaxEach
 }
 
 // tormented is torment with witnesses, where there is a cluster for them.

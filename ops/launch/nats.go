@@ -44,8 +44,8 @@ func (s *NATS) Begin() error {
 		for i, route := range s.Routes {
 			routes[i] = fmt.Sprintf("%q", "nats-route://"+route)
 		}
-		// Without no_advertise, clients would learn of servers past what stands in between.
-		text += fmt.Sprintf("cluster { name: weir, listen: %q, no_advertise: true, routes: [%s] }\n", s.Route, strings.Join(routes, ", "))
+		// Without no_advertise, clients would learn of servers past what stands in between. Routes are pinged as those of embedded servers.
+		text += fmt.Sprintf("cluster { name: weir, listen: %q, no_advertise: true, ping_interval: 3s, ping_max: 2, routes: [%s] }\n", s.Route, strings.Join(routes, ", "))
 	}
 	file := filepath.Join(s.Dir, "nats.conf")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {

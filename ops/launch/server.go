@@ -21,6 +21,8 @@ import (
 const (
 	// stopWait is how long a server may take to end cleanly before it is killed.
 	stopWait = 30 * time.Second
+	// goneWait is how long a process that was killed may take to be gone, and the pipe for what it printed to be empty.
+	goneWait = 10 * time.Second
 	// readyWait is how long a server may take to serve.
 	readyWait = 2 * time.Minute
 	// pollInterval is how often a server that starts is asked.
@@ -45,6 +47,7 @@ type Server struct {
 func Start(name, addr string, user *syscall.Credential, command *exec.Cmd) (*Server, error) {
 	s := &Server{Name: name, Addr: addr, command: command, exited: make(chan struct{})}
 	command.Stdin, command.Stdout, command.Stderr = nil, &s.printed, &s.printed
+	command.WaitDelay = goneWait
 	// In a group of its own, so that ctrl-c reaches this program first, and this program ends the server.
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: user}
 	if err := command.Start(); err != nil {
@@ -73,9 +76,13 @@ func (s *Server) Stop(signal os.Signal) error {
 	case <-s.exited:
 		return nil
 	case <-time.After(stopWait):
-		_ = s.command.Process.Kill()
-		<-s.exited
+	}
+	_ = s.command.Process.Kill()
+	select {
+	case <-s.exited:
 		return fmt.Errorf("%s did not end within %v and was killed: %s", s.Name, stopWait, s.Printed())
+	case <-time.After(goneWait):
+		return fmt.Errorf("%s did not end within %v, and is there %v after it was killed: %s", s.Name, stopWait, goneWait, s.Printed())
 	}
 }
 
@@ -128,7 +135,7 @@ func Output(ctx context.Context, user *syscall.Credential, name string, argument
 	command := exec.CommandContext(ctx, name, arguments...)
 	command.SysProcAttr = &syscall.SysProcAttr{Credential: user}
 	var stdout, stderr bytes.Buffer
-	command.Stdout, command.Stderr = &stdout, &stderr
+	command.Stdout, command.Stderr, command.WaitDelay = &stdout, &stderr, goneWait
 	if err := command.Run(); err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s%s", filepath.Base(name), strings.Join(arguments, " "), err, &stderr, &stdout)
 	}
@@ -144,7 +151,7 @@ func Lines(ctx context.Context, take func(line []byte) error, name string, argum
 	defer cancel()
 	command := exec.CommandContext(ctx, name, arguments...)
 	var stderr tail
-	command.Stderr = &stderr
+	command.Stderr, command.WaitDelay = &stderr, goneWait
 	stdout, err := command.StdoutPipe()
 	if err != nil {
 		return err

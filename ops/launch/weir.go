@@ -20,6 +20,9 @@ import (
 	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
 
+// waitsForHeader is the header of the health service's answer that says what a node waits for which does not serve.
+const waitsForHeader = "Weir-Waits-For"
+
 // payWithinDefault is how long an order stays open unpaid when the node does not say.
 const payWithinDefault = 24 * time.Hour
 
@@ -94,11 +97,23 @@ func (n *Node) Serving(ctx context.Context) (time.Duration, error) {
 			continue
 		}
 		var err error
-		if *token, err = Output(ctx, nil, n.Binary, "token", "--data", n.Data, "--user", "harness", "--scope", scope, "--ttl", "24h"); err != nil {
+		if *token, err = n.Output(ctx, "token", "--data", n.Data, "--user", "harness", "--scope", scope, "--ttl", "24h"); err != nil {
 			return 0, err
 		}
 	}
 	return took, nil
+}
+
+// Output runs a command of weir where the node runs, which alone may reach what the node listens on, and returns what it printed.
+func (n *Node) Output(ctx context.Context, arguments ...string) (string, error) {
+	line := slices.Concat(n.Prefix, []string{n.Binary}, arguments)
+	return Output(ctx, nil, line[0], line[1:]...)
+}
+
+// PrintedLines runs a command of weir where the node runs, and gives every line that it prints to take.
+func (n *Node) PrintedLines(ctx context.Context, take func(line []byte) error, arguments ...string) error {
+	line := slices.Concat(n.Prefix, []string{n.Binary}, arguments)
+	return Lines(ctx, take, line[0], line[1:]...)
 }
 
 // prefixed makes a command that another one runs, if there is one. Stop ends it.
@@ -154,7 +169,7 @@ func (n *Node) healthy(ctx context.Context) error {
 		return err
 	}
 	if text := string(body); response.StatusCode != http.StatusOK || !strings.Contains(text, "SERVING") || strings.Contains(text, "NOT_SERVING") {
-		return fmt.Errorf("health is %d %s", response.StatusCode, body)
+		return fmt.Errorf("health is %d %s, it waits for %q", response.StatusCode, body, response.Header.Get(waitsForHeader))
 	}
 	return nil
 }
