@@ -14,9 +14,7 @@ func TestCampaignsAndCouponsAreShownWithWhatIsLeftOverAllLanes(t *testing.T) {
 	shops := []*shop{newShop(t, seed, 0, 2), newShop(t, seed+1, 1, 2)}
 	n := startNode(t, vfs.NewMem(), shops[0].log, shops[1].log)
 	for _, s := range shops {
-		for range 300 {
-			s.step()
-		}
+		s.steps(300)
 		n.reach(s)
 	}
 	n.checkCampaigns(shops...)

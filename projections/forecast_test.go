@@ -279,9 +279,7 @@ func TestAGenerationThatAnswersIsReadByOlderPrograms(t *testing.T) {
 // what answers goes on, the rebuild says what to do, and can be dropped and begun again at once.
 func TestARebuildThatANewerProgramBeganIsGivenUpByHand(t *testing.T) {
 	s := newShop(t, seedOf(t), 0, 1)
-	for range 200 {
-		s.step()
-	}
+	s.steps(200)
 	fs := vfs.NewMem()
 	n := startNode(t, fs, s.log)
 	n.reach(s)

@@ -41,9 +41,7 @@ func failsOver(orders ...string) func(*Projection, *change) string {
 func poisonShop(t *testing.T) *poisonedShop {
 	p := poisonViews(t, healedViews...)
 	s := newShop(t, seedOf(t), 0, 1)
-	for range 60 {
-		s.step()
-	}
+	s.steps(60)
 	s.commit(s.place(s.users[1], 1))
 	placed := s.place(s.users[0], 0)
 	placed.Pool = domain.CampaignPool(s.skus[0], "flash")
@@ -52,9 +50,7 @@ func poisonShop(t *testing.T) *poisonedShop {
 	fs := vfs.NewMem()
 	n := startNode(t, fs, s.log)
 	s.commit(domain.NoteAdded{OrderID: placed.OrderID, UserID: placed.UserID, By: "clerk"})
-	for range 60 {
-		s.step()
-	}
+	s.steps(60)
 	n.reach(s)
 	for _, view := range healedViews {
 		if got := n.parkedOf(view); len(got) != 1 {
@@ -292,9 +288,7 @@ func TestARebuildThatHealsGoesOnAfterARestart(t *testing.T) {
 	}
 	s.node.stop()
 	n := startNode(t, s.fs, s.log)
-	for range 20 {
-		s.step()
-	}
+	s.steps(20)
 	n.reach(s.shop)
 	if got := n.parkedOf(&ordersProjection); len(got) != 1 {
 		t.Fatalf("seed %d: after the restart %+v is parked, want the order", s.seed, got)

@@ -129,9 +129,7 @@ func TestAnEventThatCannotBeReadParksItsKeyAndTheOthersGoOn(t *testing.T) {
 			test.change(&event)
 			s.append(&eventstore.Commit{Number: 3, Epoch: 1, Time: s.now, PrevHash: s.last.Hash, Events: []eventstore.Event{event}})
 			n := startNode(t, vfs.NewMem(), s.log)
-			for range 20 {
-				s.step()
-			}
+			s.steps(20)
 			n.reach(s)
 			for _, p := range Projections {
 				key := placed.OrderID.String()
@@ -187,9 +185,7 @@ func TestAParkedKeyIsReplayedInOrderAndReadsSaySo(t *testing.T) {
 			s.commit(placed)
 			fs := vfs.NewMem()
 			n := startNode(t, fs, s.log)
-			for range 50 {
-				s.step()
-			}
+			s.steps(50)
 			s.commit(domain.PointsAwarded{OrderID: placed.OrderID, UserID: s.users[0], PaymentID: "p", Points: 3, PerMajor: 1})
 			n.reach(s)
 			n.verify(s)

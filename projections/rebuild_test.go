@@ -258,9 +258,7 @@ func TestARebuildGoesOnAfterACrash(t *testing.T) {
 func crashARebuild(t *testing.T, seed uint64, flush bool) (resumed int) {
 	random := rand.New(rand.NewPCG(seed, 3))
 	s := newShop(t, seed, 0, 1)
-	for range 250 {
-		s.step()
-	}
+	s.steps(250)
 	fs := vfs.NewCrashableMem()
 	n := startNode(t, fs, s.log)
 	n.reach(s)
@@ -321,9 +319,7 @@ func crashARebuild(t *testing.T, seed uint64, flush bool) (resumed int) {
 func TestAGenerationThatDiffersIsHeldUntilItIsSwappedByHand(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 100 {
-		s.step()
-	}
+	s.steps(100)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	b := n.rebuilder(s.log)
@@ -396,54 +392,44 @@ func setVersion(t *testing.T, p *Projection, version, readsSince uint32) {
 func TestAViewOfAnotherVersionIsMadeAgainWhileTheOthersGoOn(t *testing.T) {
 	for name, readable := range map[string]bool{"its reads understand the old keys": true, "its reads do not": false} {
 		t.Run(name, func(t *testing.T) {
-			seed := seedOf(t)
-			s := newShop(t, seed, 0, 1)
-			for range 100 {
-				s.step()
-			}
-			fs := vfs.NewMem()
-			n := startNode(t, fs, s.log)
-			n.reach(s)
+			s, fs := takenIn(t, 100)
 			old := s.last.Number
-			n.stop()
 			since := uint32(0)
 			if readable {
 				since = 1
 			}
 			setVersion(t, &ordersByUserProjection, 2, since)
-			for range 20 {
-				s.step()
-			}
-			n = startNode(t, fs, s.log)
+			s.steps(20)
+			n := startNode(t, fs, s.log)
 			b := n.rebuilder(s.log)
 			n.reach(s)
 			user := s.users[0]
 			page, fresh, err := n.views.Orders(t.Context(), OrdersQuery{UserID: user}, Min{Commit: s.last.Number, Wait: patience})
 			if err != nil || fresh.State != StateRebuilding {
-				t.Fatalf("seed %d: got %v, %v, want a view that is being rebuilt", seed, fresh, err)
+				t.Fatalf("seed %d: got %v, %v, want a view that is being rebuilt", s.seed, fresh, err)
 			}
 			if answered := len(page.Orders) > 0 && fresh.Commit == old; answered != readable {
-				t.Fatalf("seed %d: got %d orders as of commit %d, want some as of %d: %v", seed, len(page.Orders), fresh.Commit, old, readable)
+				t.Fatalf("seed %d: got %d orders as of commit %d, want some as of %d: %v", s.seed, len(page.Orders), fresh.Commit, old, readable)
 			}
 			for sku, want := range s.products { // The others go on.
 				if got, fresh, err := n.views.Product(t.Context(), sku, Min{Commit: s.last.Number}); err != nil || got != want || fresh.State != StateFresh {
-					t.Fatalf("seed %d: product %s: got %+v, %v, %v", seed, sku, got, fresh, err)
+					t.Fatalf("seed %d: product %s: got %+v, %v, %v", s.seed, sku, got, fresh, err)
 				}
 			}
 			if err := b.Drop(t.Context(), "orders-by-user"); err == nil {
-				t.Fatalf("seed %d: the new version was dropped", seed)
+				t.Fatalf("seed %d: the new version was dropped", s.seed)
 			}
 			b.run(t)
 			if left := b.settle(t); len(left) > 0 {
-				t.Fatalf("seed %d: rebuilds are left: %+v", seed, left)
+				t.Fatalf("seed %d: rebuilds are left: %+v", s.seed, left)
 			}
 			n.check(s)
 			n.verify(s)
 			if err := b.Rollback(t.Context(), "orders-by-user"); err == nil {
-				t.Fatalf("seed %d: went back to what another version wrote", seed)
+				t.Fatalf("seed %d: went back to what another version wrote", s.seed)
 			}
 			if removed, err := b.Sweep(); err != nil || removed > 1 {
-				t.Fatalf("seed %d: %d parts of views were removed, want the old one (%v)", seed, removed, err)
+				t.Fatalf("seed %d: %d parts of views were removed, want the old one (%v)", s.seed, removed, err)
 			}
 			for range 20 {
 				n.runners[0].Offer(s.step())
@@ -456,50 +442,34 @@ func TestAViewOfAnotherVersionIsMadeAgainWhileTheOthersGoOn(t *testing.T) {
 }
 
 func TestAViewThatIsBehindTheOthersIsMadeUpInItsPlace(t *testing.T) {
-	seed := seedOf(t)
-	s := newShop(t, seed, 0, 1)
-	for range 100 {
-		s.step()
-	}
-	fs := vfs.NewMem()
-	n := startNode(t, fs, s.log)
-	n.reach(s)
-	n.stop()
-	n = openNode(t, fs, s.log)
+	s, fs := takenIn(t, 100)
+	n := openNode(t, fs, s.log)
 	batch := n.store.db.NewBatch() // As a view that this program has and the one before had not.
 	if err := errors.Join(wipe(batch, &pointsProjection, firstGeneration, 0), batch.Commit(pebble.NoSync), n.store.Close()); err != nil {
 		t.Fatal(err)
 	}
 	n = startNode(t, fs, s.log)
 	if _, fresh, err := n.views.Points(t.Context(), PointsQuery{UserID: s.users[0]}, Min{}); err != nil || fresh.State != StateRebuilding || fresh.Commit != 0 {
-		t.Fatalf("seed %d: got %v, %v, want a view that is being rebuilt", seed, fresh, err)
+		t.Fatalf("seed %d: got %v, %v, want a view that is being rebuilt", s.seed, fresh, err)
 	}
 	b := n.rebuilder(s.log)
 	if err := b.Pause("points"); err == nil {
-		t.Fatalf("seed %d: a view that answers in part was paused", seed)
+		t.Fatalf("seed %d: a view that answers in part was paused", s.seed)
 	}
 	b.run(t)
 	if left := b.settle(t); len(left) > 0 {
-		t.Fatalf("seed %d: rebuilds are left: %+v", seed, left)
+		t.Fatalf("seed %d: rebuilds are left: %+v", s.seed, left)
 	}
 	n.reach(s)
 	n.verify(s)
 	if g := b.Generations(); g[len(g)-1].Live != 1 {
-		t.Fatalf("seed %d: got %+v, want the same generation", seed, g)
+		t.Fatalf("seed %d: got %+v, want the same generation", s.seed, g)
 	}
 }
 
 func TestWhatWasRememberedOfAViewIsForgottenWhenItIsWhole(t *testing.T) {
-	seed := seedOf(t)
-	s := newShop(t, seed, 0, 1)
-	for range 100 {
-		s.step()
-	}
-	fs := vfs.NewMem()
-	n := startNode(t, fs, s.log)
-	n.reach(s)
-	n.stop()
-	n = openNode(t, fs, s.log)
+	s, fs := takenIn(t, 100)
+	n := openNode(t, fs, s.log)
 	batch := n.store.db.NewBatch()
 	if err := errors.Join(
 		wipe(batch, &productsProjection, firstGeneration, 0), wipe(batch, &campaignsProjection, firstGeneration, 0),
@@ -515,13 +485,13 @@ func TestWhatWasRememberedOfAViewIsForgottenWhenItIsWhole(t *testing.T) {
 		_, _, skuErr := n.views.Product(t.Context(), sku, Min{})
 		_, _, campaignErr := n.views.Campaign(t.Context(), "flash", sku, Min{})
 		if !errors.Is(err, ErrBehind) || !errors.Is(skuErr, ErrBehind) || !errors.Is(campaignErr, ErrBehind) {
-			t.Fatalf("seed %d: got %v, %v and %v, want that the views are behind", seed, err, skuErr, campaignErr)
+			t.Fatalf("seed %d: got %v, %v and %v, want that the views are behind", s.seed, err, skuErr, campaignErr)
 		}
 	}
 	b := n.rebuilder(s.log)
 	b.run(t)
 	if left := b.settle(t); len(left) > 0 {
-		t.Fatalf("seed %d: rebuilds are left: %+v", seed, left)
+		t.Fatalf("seed %d: rebuilds are left: %+v", s.seed, left)
 	}
 	n.check(s) // Nothing was written since.
 	if len(s.campaigns) > 0 {
@@ -532,9 +502,7 @@ func TestWhatWasRememberedOfAViewIsForgottenWhenItIsWhole(t *testing.T) {
 func TestARebuildThatIsPausedStaysSoAndGoesOn(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 200 {
-		s.step()
-	}
+	s.steps(200)
 	fs := vfs.NewMem()
 	n := startNode(t, fs, s.log)
 	n.reach(s)
@@ -584,9 +552,7 @@ func TestARebuildThatIsPausedStaysSoAndGoesOn(t *testing.T) {
 func TestARebuildThatFailsLeavesWhatAnswersAsItIs(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 100 {
-		s.step()
-	}
+	s.steps(100)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	failures := 1
@@ -721,9 +687,7 @@ func scheduleRebuilds(t *testing.T, seed uint64) {
 
 func TestCommandsThatDoNotFitAreRefused(t *testing.T) {
 	s := newShop(t, seedOf(t), 0, 1)
-	for range 20 {
-		s.step()
-	}
+	s.steps(20)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	b := n.rebuilder(s.log)
@@ -785,9 +749,7 @@ func (endingContext) Value(any) any { return nil }
 // TestWhatIsShownAsHeldCanBeSwapped looks at a rebuild while the work on it ends, when its comparison is over and is noted.
 func TestWhatIsShownAsHeldCanBeSwapped(t *testing.T) {
 	s := newShop(t, seedOf(t), 0, 1)
-	for range 20 {
-		s.step()
-	}
+	s.steps(20)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	b := n.rebuilder(s.log)
@@ -841,9 +803,7 @@ func TestGenerationsGoRoundAndNeverMeet(t *testing.T) {
 func TestANewGenerationHasKeysThatNobodyRemoved(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 50 {
-		s.step()
-	}
+	s.steps(50)
 	fs := vfs.NewMem()
 	n := startNode(t, fs, s.log)
 	n.reach(s)
@@ -1003,9 +963,7 @@ func TestNobodyRestsWhileARunnerWaits(t *testing.T) {
 func TestARebuildThatWasGivenUpIsNotTakenUpAgain(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 200 {
-		s.step()
-	}
+	s.steps(200)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	r := n.runners[0]

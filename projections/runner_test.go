@@ -22,9 +22,7 @@ import (
 func TestViewsEqualTheFoldOfTheLog(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 300 {
-		s.step()
-	}
+	s.steps(300)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	n.check(s)
@@ -54,9 +52,7 @@ func TestARestartedNodeGivesTheSameAnswersAndGoesOn(t *testing.T) {
 	s := newShop(t, seed, 0, 1)
 	fs := vfs.NewMem()
 	for range 5 {
-		for range 40 {
-			s.step()
-		}
+		s.steps(40)
 		n := startNode(t, fs, s.log)
 		n.reach(s)
 		n.check(s)
@@ -204,9 +200,7 @@ func (c brokenCursor) Next(ctx context.Context) (eventstore.Record, error) {
 // runBroken runs a lane's views over a log that is broken at commit number 30, and returns what Run says.
 func runBroken(t *testing.T, s *shop, damage func(eventstore.Cursor, context.Context, eventstore.Record) (eventstore.Record, error)) (*node, error) {
 	t.Helper()
-	for range 50 {
-		s.step()
-	}
+	s.steps(50)
 	log := &brokenLog{Log: s.log, next: func(cursor eventstore.Cursor, ctx context.Context) (eventstore.Record, error) {
 		record, err := cursor.Next(ctx)
 		if err == nil && record.Number == 30 {
@@ -287,29 +281,17 @@ func TestARunnerStopsAtACommitThatItCannotRead(t *testing.T) {
 }
 
 func TestARunnerStopsOnALogThatIsNotTheOneItsViewsWereMadeOf(t *testing.T) {
-	seed := seedOf(t)
-	s := newShop(t, seed, 0, 1)
-	for range 20 {
-		s.step()
-	}
-	fs := vfs.NewMem()
-	n := startNode(t, fs, s.log)
-	n.reach(s)
-	n.stop()
+	s, fs := takenIn(t, 20)
 
-	shorter, other := newShop(t, seed, 0, 1), newShop(t, seed+1, 0, 1)
-	for range 10 {
-		shorter.step()
-	}
-	for range 20 {
-		other.step()
-	}
+	shorter, other := newShop(t, s.seed, 0, 1), newShop(t, s.seed+1, 0, 1)
+	shorter.steps(10)
+	other.steps(20)
 	for name, log := range map[string]eventstore.Log{"shorter": shorter.log, "another": other.log} {
 		n := openNode(t, fs, log)
 		err := n.runners[0].Run(t.Context())
 		var chain *eventstore.ChainError
 		if !errors.As(err, &chain) || chain.Number != 20 {
-			t.Fatalf("seed %d, %s log: got %v, want a ChainError at commit 20", seed, name, err)
+			t.Fatalf("seed %d, %s log: got %v, want a ChainError at commit 20", s.seed, name, err)
 		}
 		if err := n.store.Close(); err != nil {
 			t.Fatal(err)
@@ -320,9 +302,7 @@ func TestARunnerStopsOnALogThatIsNotTheOneItsViewsWereMadeOf(t *testing.T) {
 func TestARunnerThatMissedOffersReadsThemFromTheLog(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 10 {
-		s.step()
-	}
+	s.steps(10)
 	n := openNode(t, vfs.NewMem(), s.log)
 	r := n.runners[0]
 	// More than the tail holds, and with a hole, before the runner runs at all.
@@ -537,9 +517,7 @@ func TestARunnerThatIsOfferedNothingReadsTheLog(t *testing.T) {
 func TestALogThatCannotBeReachedIsTriedAgain(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 60 {
-		s.step()
-	}
+	s.steps(60)
 	random := rand.New(rand.NewPCG(seed, 2))
 	failures := 0
 	n := startNode(t, vfs.NewMem(), &brokenLog{Log: s.log, next: func(cursor eventstore.Cursor, ctx context.Context) (eventstore.Record, error) {
@@ -559,9 +537,7 @@ func TestALogThatCannotBeReachedIsTriedAgain(t *testing.T) {
 func TestVerifyTellsWhatDiffers(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 50 {
-		s.step()
-	}
+	s.steps(50)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	options := VerifyOptions{Store: n.store, Lane: 0, Lanes: 1, Log: s.log}
@@ -595,9 +571,7 @@ func TestVerifyTellsWhatDiffers(t *testing.T) {
 func TestVerifyComparesASampleOfTheOrders(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 100 {
-		s.step()
-	}
+	s.steps(100)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	id := s.byUser[s.users[0]][0]

@@ -274,9 +274,7 @@ func TestWhatAProjectionRefusesLeavesItAsItWas(t *testing.T) {
 func TestEveryEventThatChangesAViewHasAKey(t *testing.T) {
 	seed := seedOf(t)
 	s := newShop(t, seed, 0, 1)
-	for range 300 {
-		s.step()
-	}
+	s.steps(300)
 	for _, projection := range Projections {
 		store, err := OpenStore("store", StoreOptions{FS: vfs.NewMem(), BlockCacheBytes: 1 << 20})
 		if err != nil {

@@ -143,6 +143,13 @@ func (s *shop) evolve(event domain.Event, number uint64) {
 	}
 }
 
+// steps lets so much happen.
+func (s *shop) steps(count int) {
+	for range count {
+		s.step()
+	}
+}
+
 // step appends a commit of up to 4 random events; the first ones open the shop.
 func (s *shop) step() (*eventstore.Commit, eventstore.Position) {
 	if s.last.Number == 0 {
@@ -372,6 +379,17 @@ type node struct {
 }
 
 var testPageKey = []byte("a key for tests only")
+
+// takenIn returns a shop of one lane in which so much has happened, and where a node keeps its views that took all of it in and was stopped.
+func takenIn(tb testing.TB, steps int) (*shop, *vfs.MemFS) {
+	tb.Helper()
+	s, fs := newShop(tb, seedOf(tb), 0, 1), vfs.NewMem()
+	s.steps(steps)
+	n := startNode(tb, fs, s.log)
+	n.reach(s)
+	n.stop()
+	return s, fs
+}
 
 // startNode opens the store in fs and runs the views of all lanes. The caller stops it, or the end of the test.
 func startNode(tb testing.TB, fs vfs.FS, logs ...eventstore.Log) *node {

@@ -154,9 +154,7 @@ func TestABatchThatTablesCannotHoldIsLeftToItsCaller(t *testing.T) {
 // TestNewKeysGoStraightToTheLowestLevel is what tables are for: nothing has to merge them with what is there.
 func TestNewKeysGoStraightToTheLowestLevel(t *testing.T) {
 	s := newShop(t, seedOf(t), 0, 1)
-	for range 300 {
-		s.step()
-	}
+	s.steps(300)
 	n := startNode(t, vfs.NewMem(), s.log)
 	n.reach(s)
 	// What there is already is one file of the lowest level, into the middle of which the new generation belongs. It is merged of two:
@@ -210,9 +208,7 @@ func TestWhatACrashLeftOfATableIsRemoved(t *testing.T) {
 func TestAGenerationThatACrashLeftAheadOfItsRunnerWaitsForIt(t *testing.T) {
 	s := newShop(t, seedOf(t), 0, 1)
 	step := func(times int) eventstore.Position {
-		for range times {
-			s.step()
-		}
+		s.steps(times)
 		return s.last
 	}
 	fs := vfs.NewCrashableMem()

@@ -530,9 +530,7 @@ func TestTheNumberOfWaitersAndWatchersIsBounded(t *testing.T) {
 
 func TestTheStockViewReadsPayloadsAsTheDomainDoes(t *testing.T) {
 	s := newShop(t, seedOf(t), 0, 1)
-	for range 300 {
-		s.step()
-	}
+	s.steps(300)
 	s.commit(domain.StockReturned{SKU: s.skus[0], HomeLane: 0, ReturnNumber: 1, Units: 5})
 	s.commit(domain.StockReclaimed{SKU: s.skus[0], FromLane: 0, ReturnNumber: 1, Units: 4})
 	n := startNode(t, vfs.NewMem(), s.log)

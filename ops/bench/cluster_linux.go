@@ -44,42 +44,74 @@ func (b *bench) findServer() string {
 	return path
 }
 
-// withCluster runs f with a stocked cluster in processes of its own, which it ends and removes. Without a nats-server nothing is
-// run, and the report says so.
-// 0 servers are in the nodes' processes.
-func (b *bench) withCluster(ctx context.Context, nodes, servers int, f func(*launch.Cluster) error) (err error) {
+// A shape is how many nodes and servers a cluster has. 0 servers are in the nodes' processes, 0 nodes are a log alone, and empty.
+type shape struct{ nodes, servers int }
+
+// withCluster is withClusters of one.
+func (b *bench) withCluster(ctx context.Context, of shape, f func(*launch.Cluster) error) error {
+	return b.withClusters(ctx, []shape{of}, func(clusters []*launch.Cluster) error { return f(clusters[0]) })
+}
+
+// withClusters runs f with stocked clusters in processes of their own, which it ends and removes: side by side, since both are mostly waiting.
+// Without a nats-server nothing is run, and the report says so.
+func (b *bench) withClusters(ctx context.Context, of []shape, f func([]*launch.Cluster) error) (err error) {
 	binary := b.findServer()
 	if binary == "" {
 		return nil
 	}
-	dir, err := os.MkdirTemp(b.dir, "cluster-")
-	if err != nil {
+	clusters, dirs := make([]*launch.Cluster, len(of)), make([]string, len(of))
+	defer func() {
+		var ending errgroup.Group
+		for i, c := range clusters {
+			ending.Go(func() error {
+				if c == nil { // It has not come so far.
+					return os.RemoveAll(dirs[i])
+				}
+				return errors.Join(c.End(), os.RemoveAll(dirs[i]))
+			})
+		}
+		err = errors.Join(err, ending.Wait())
+	}()
+	starting, started := errgroup.WithContext(ctx)
+	for i := range of {
+		if dirs[i], err = os.MkdirTemp(b.dir, "cluster-"); err != nil {
+			return errors.Join(err, starting.Wait())
+		}
+		starting.Go(func() (err error) {
+			clusters[i], err = b.startCluster(started, binary, dirs[i], of[i])
+			return err
+		})
+	}
+	if err := starting.Wait(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	return f(clusters)
+}
+
+// startCluster starts a cluster and stocks it. It returns it also with an error, if it runs.
+func (b *bench) startCluster(ctx context.Context, binary, dir string, of shape) (*launch.Cluster, error) {
 	weirBinary, err := filepath.Abs(b.Weir)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c, err := launch.NewCluster(ctx, launch.ClusterOptions{Weir: weirBinary, NATS: binary, Dir: dir, Nodes: nodes, Servers: servers, Lanes: clusterLanes})
+	c, err := launch.NewCluster(ctx, launch.ClusterOptions{Weir: weirBinary, NATS: binary, Dir: dir, Nodes: of.nodes, Servers: of.servers, Lanes: clusterLanes})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.Start(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	defer func() { err = errors.Join(err, c.End()) }()
+	if of.nodes == 0 {
+		return c, nil
+	}
 	w := &weir{c.Nodes[0]}
 	if err := w.stock(ctx); err != nil {
-		return fmt.Errorf("stock: %w", err)
+		return c, fmt.Errorf("stock: %w", err)
 	}
 	if err := w.preheat(ctx); err != nil {
-		return err
+		return c, err
 	}
-	if err := allKnown(ctx, c); err != nil {
-		return err
-	}
-	return f(c)
+	return c, allKnown(ctx, c)
 }
 
 // allKnown waits until every node has followed the logs of all lanes to their heads.
@@ -196,13 +228,10 @@ func newRandom() *rand.Rand { return rand.New(rand.NewPCG(sources.Add(1), 1)) }
 // cluster is three nodes and three servers, each a process, or each a node with its server, beside one node and one server, and beside the log
 // that they write, on the same processors and disk.
 func (b *bench) cluster(ctx context.Context) error {
-	return b.withCluster(ctx, 1, 1, func(one *launch.Cluster) error {
-		return b.withCluster(ctx, 3, 3, func(three *launch.Cluster) error {
-			return b.withCluster(ctx, 3, 0, func(binary *launch.Cluster) error {
-				return b.withLogAlone(ctx, 3, three, func(log *logAlone) error {
-					return b.compareClusters(ctx, one, three, binary, log)
-				})
-			})
+	return b.withClusters(ctx, []shape{{1, 1}, {3, 3}, {3, 0}, {0, 3}}, func(clusters []*launch.Cluster) error {
+		one, three, binary, servers := clusters[0], clusters[1], clusters[2], clusters[3]
+		return withLogAlone(ctx, servers, three, func(log *logAlone) error {
+			return b.compareClusters(ctx, one, three, binary, log)
 		})
 	})
 }
@@ -245,7 +274,7 @@ func (b *bench) compareClusters(ctx context.Context, one, three, binary *launch.
 // hop is a call to the node that decides it beside one to another node, which asks that one. Two nodes and one server, so that nothing but the
 // hop differs.
 func (b *bench) hop(ctx context.Context) error {
-	return b.withCluster(ctx, 2, 1, func(c *launch.Cluster) error {
+	return b.withCluster(ctx, shape{2, 1}, func(c *launch.Cluster) error {
 		users, err := usersByNode(ctx, c)
 		if err != nil {
 			return err

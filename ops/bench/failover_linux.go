@@ -27,11 +27,12 @@ const (
 	attemptMax   = 2 * time.Second
 	attemptPause = 10 * time.Millisecond
 	orderMax     = time.Minute
-	// calmFor is for how long every lane has to acknowledge orders, none later than calmGap after the one before, until a failover counts as
-	// over; calmMax bounds the wait.
-	calmFor = 2 * time.Second
-	calmGap = 250 * time.Millisecond
-	calmMax = time.Minute
+	// calmForMax is for how long every lane has to acknowledge orders, none later than calmGap after the one before, until a failover counts as
+	// over; where runs are short, it is calmOfRun of one. calmMax bounds the wait.
+	calmForMax = 2 * time.Second
+	calmOfRun  = 0.4
+	calmGap    = 250 * time.Millisecond
+	calmMax    = time.Minute
 	// moveMax bounds the wait until a move is known.
 	moveMax = 10 * time.Second
 	// leaderSilenceMax is what a stream's leader that is killed may cost, leaderStopMax one that passes its streams on before it stops,
@@ -45,43 +46,49 @@ const (
 
 // A strike is what happens to a cluster that has to fail over.
 type strike struct {
-	name string
-	do   func(context.Context, *launch.Cluster) error
+	// group is the name for Options.Only of this strike alone.
+	group string
+	name  string
+	do    func(context.Context, *launch.Cluster) error
 	// aim is for how long a lane may acknowledge no order then; 0 is none.
 	aim time.Duration
 }
 
-var (
-	laneMoved     = strike{"the lane is moved", moveAnyLane, moveCostMax}
-	nodeKilled    = strike{"its node is killed", killAnyNode, ownership.LeaseTTLDefault + takeoverMax}
-	leaderKilled  = strike{"a stream's leader is killed", killAnyLeader, leaderSilenceMax}
-	leaderStopped = strike{"a stream's leader is stopped", stopAnyLeader, leaderStopMax}
-)
+// failoverGroup is the name for Options.Only of all strikes; that of one begins with it.
+const failoverGroup = "failover"
 
-// failover is for how long a lane acknowledges no order when the strikes happen, each Options.Failovers times; and what a move does to the
-// calls meanwhile.
-func (b *bench) failover(strikes ...strike) func(context.Context) error {
-	return func(ctx context.Context) error {
-		return b.withCluster(ctx, 3, 3, func(c *launch.Cluster) error {
-			p, err := newPulse(c)
-			if err != nil {
-				return err
+var strikes = []strike{
+	{failoverGroup + "-move", "the lane is moved", moveAnyLane, moveCostMax},
+	{failoverGroup + "-node", "its node is killed", killAnyNode, ownership.LeaseTTLDefault + takeoverMax},
+	{failoverGroup + "-leader", "a stream's leader is killed", killAnyLeader, leaderSilenceMax},
+	{failoverGroup + "-stop", "a stream's leader is stopped", stopAnyLeader, leaderStopMax},
+}
+
+// failover is for how long a lane acknowledges no order when the strikes happen that Options.Only names, each Options.Failovers times; and what
+// a move does to the calls meanwhile.
+func (b *bench) failover(ctx context.Context) error {
+	return b.withCluster(ctx, shape{3, 3}, func(c *launch.Cluster) error {
+		p, err := newPulse(c, max(2*calmGap, min(calmForMax, time.Duration(calmOfRun*float64(b.Duration)))))
+		if err != nil {
+			return err
+		}
+		beating, stop := context.WithCancel(ctx)
+		defer p.all.Wait()
+		defer stop()
+		p.begin(beating)
+		if _, err := p.calm(ctx); err != nil {
+			return err
+		}
+		for _, s := range strikes {
+			if !slices.Contains(b.Only, failoverGroup) && !slices.Contains(b.Only, s.group) {
+				continue
 			}
-			beating, stop := context.WithCancel(ctx)
-			defer p.all.Wait()
-			defer stop()
-			p.begin(beating)
-			if _, err := p.calm(ctx); err != nil {
-				return err
+			if err := b.strike(ctx, c, p, s); err != nil {
+				return fmt.Errorf("%s: %w", s.name, err)
 			}
-			for _, strike := range strikes {
-				if err := b.strike(ctx, c, p, strike); err != nil {
-					return fmt.Errorf("%s: %w", strike.name, err)
-				}
-			}
-			return nil
-		})
-	}
+		}
+		return nil
+	})
 }
 
 // strike makes one kind happen again and again, and reports on it.
@@ -194,6 +201,7 @@ func endAnyLeader(ctx context.Context, c *launch.Cluster, end func(*launch.NATS)
 type pulse struct {
 	clients []orderv1connect.OrderServiceClient
 	users   [][]string // by lane
+	calmFor time.Duration
 	run     uint64
 	next    atomic.Uint64
 	all     sync.WaitGroup
@@ -211,8 +219,8 @@ type beat struct {
 	err   error
 }
 
-func newPulse(c *launch.Cluster) (*pulse, error) {
-	p := &pulse{users: make([][]string, clusterLanes), run: sources.Add(1)}
+func newPulse(c *launch.Cluster, calmFor time.Duration) (*pulse, error) {
+	p := &pulse{users: make([][]string, clusterLanes), calmFor: calmFor, run: sources.Add(1)}
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: pulsesMax * clusterLanes}, Timeout: attemptMax}
 	for _, node := range c.Nodes {
 		p.clients = append(p.clients, node.Orders(client))
@@ -323,11 +331,11 @@ func (p *pulse) silence(since, now time.Time) (longest time.Duration, calm bool)
 	for lane := range heard {
 		heard[lane] = since
 	}
-	calm = now.Sub(since) > calmFor
+	calm = now.Sub(since) > p.calmFor
 	note := func(lane uint32, at time.Time) {
 		gap := at.Sub(heard[lane])
 		longest = max(longest, gap)
-		if gap > calmGap && now.Sub(at) < calmFor {
+		if gap > calmGap && now.Sub(at) < p.calmFor {
 			calm = false
 		}
 		heard[lane] = at

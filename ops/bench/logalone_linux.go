@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -31,21 +30,8 @@ type logAlone struct {
 	orders, bytes int
 }
 
-// withLogAlone runs f with an empty log on servers of its own.
-func (b *bench) withLogAlone(ctx context.Context, servers int, like *launch.Cluster, f func(*logAlone) error) (err error) {
-	dir, err := os.MkdirTemp(b.dir, "log-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	c, err := launch.NewCluster(ctx, launch.ClusterOptions{NATS: b.findServer(), Dir: dir, Servers: servers, Lanes: clusterLanes})
-	if err != nil {
-		return err
-	}
-	if err := c.Start(ctx); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, c.End()) }()
+// withLogAlone runs f with an empty log on the servers of a cluster without nodes.
+func withLogAlone(ctx context.Context, c, like *launch.Cluster, f func(*logAlone) error) error {
 	nc, err := nats.Connect(c.Servers[0].URL(), nats.Name("weir bench"))
 	if err != nil {
 		return err
@@ -53,7 +39,7 @@ func (b *bench) withLogAlone(ctx context.Context, servers int, like *launch.Clus
 	defer nc.Close()
 	topology := eventstore.Topology{Lanes: clusterLanes}
 	if err := again(ctx, func() error {
-		_, err := eventstore.Provision(ctx, nc, eventstore.ProvisionOptions{Topology: topology, Replicas: servers, Now: time.Now()})
+		_, err := eventstore.Provision(ctx, nc, eventstore.ProvisionOptions{Topology: topology, Replicas: len(c.Servers), Now: time.Now()})
 		return err
 	}); err != nil {
 		return err

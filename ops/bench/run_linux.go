@@ -58,15 +58,13 @@ func run(ctx context.Context, options Options, out, progress io.Writer) (err err
 		"place": b.place, "json": b.json, "get": b.get, "quarter": b.quarter, "lanes": b.lanes,
 		"hot4": b.hot4, "campaign": b.campaign, "pay": b.pay, "flash": b.flash, "peers": b.peers, "million": b.million,
 		"visible": b.visible, "levels": b.levels, "redis": b.redis, "rebuild": b.rebuild,
-		"cluster": b.cluster, "hop": b.hop, "failover": b.failover(laneMoved, nodeKilled, leaderKilled, leaderStopped),
-		"failover-move": b.failover(laneMoved), "failover-node": b.failover(nodeKilled),
-		"failover-leader": b.failover(leaderKilled), "failover-stop": b.failover(leaderStopped),
+		"cluster": b.cluster, "hop": b.hop, failoverGroup: b.failover,
 		"gateway-cost": b.gatewayCost, "gateway-faults": b.gatewayFaults, "gateway-overload": b.gatewayOverload,
 		"gateway-edge": b.gatewayEdge, "gateway-plans": b.gatewayPlans, "gateway-limits": b.gatewayLimits, "gateway-nodes": b.gatewayNodes,
 		"gateway-failback": b.gatewayFailback,
 	}
 	for _, name := range slices.Concat(Groups, GatewayGroups, ClusterGroups) {
-		if !slices.Contains(b.Only, name) && (len(b.Only) > 0 || !slices.Contains(Groups, name)) {
+		if !b.runs(name) {
 			continue
 		}
 		b.say("%s", name)
@@ -78,6 +76,19 @@ func run(ctx context.Context, options Options, out, progress io.Writer) (err err
 		return b.report.printJSON(out)
 	}
 	return b.report.print(out)
+}
+
+// runs reports whether a group is run by itself: it is named, or is one of those that run when none is.
+func (b *bench) runs(group string) bool {
+	switch {
+	case len(b.Only) == 0:
+		return slices.Contains(Groups, group)
+	case group == failoverGroup: // One cluster is for all of its strikes that are named.
+		return slices.ContainsFunc(b.Only, func(named string) bool { return strings.HasPrefix(named, failoverGroup) })
+	case strings.HasPrefix(group, failoverGroup):
+		return false
+	}
+	return slices.Contains(b.Only, group)
 }
 
 func machine() string {
@@ -149,7 +160,7 @@ func (b *bench) measure(ctx context.Context, group string, contestants []contest
 					return nil, err
 				}
 			}
-			if err := settle(ctx, servers...); err != nil {
+			if err := settleWithin(ctx, min(settleMax, settleRuns*b.Duration), servers...); err != nil {
 				return nil, err
 			}
 			result, err := c.measured(ctx, b.Options)

@@ -30,12 +30,20 @@ func (s *server) processes() []int {
 	return ids
 }
 
+const (
+	// settleMax bounds the wait for servers to be idle, which a dozen processes of a cluster seldom are all at once; before a run it is
+	// settleRuns times as long as the run at most.
+	settleMax  = 15 * time.Second
+	settleRuns = 3
+)
+
 // settle waits until the servers are idle: what the last run left them to do would be on the next one's account.
 func settle(ctx context.Context, servers ...*server) error {
-	const (
-		window  = 200 * time.Millisecond
-		waitMax = 15 * time.Second
-	)
+	return settleWithin(ctx, settleMax, servers...)
+}
+
+func settleWithin(ctx context.Context, waitMax time.Duration, servers ...*server) error {
+	const window = 200 * time.Millisecond
 	for end := time.Now().Add(waitMax); time.Now().Before(end); {
 		before, err := cpuOf(servers)
 		if err != nil {
