@@ -653,7 +653,11 @@ func (c *chaos) strike(ctx context.Context) error {
 		c.violated(fmt.Errorf("%s, all was well again, and less than %d calls were acknowledged within %v", did, c.CallsMin, loadWaitMax))
 	}
 	if err := struck.deserted(); err != nil {
-		c.violated(fmt.Errorf("%s, and all was well again: %w", did, err))
+		err = fmt.Errorf("%s, and all was well again: %w", did, err)
+		if c.Lossy && strings.Contains(err.Error(), refusesData) {
+			return &lossError{err}
+		}
+		c.violated(err)
 	}
 	if c.kind.strike == strikesByName["damage"] {
 		if err := within(ctx, healMax, "have the damaged server lead", func(ctx context.Context) error { return c.leadDamaged(ctx, struck) }); err != nil {

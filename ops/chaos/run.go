@@ -303,7 +303,7 @@ func (c *chaos) run(ctx context.Context) (err error) {
 			did = c.struck
 		}
 		if err := within(ctx, c.checkMax(), "check what was acknowledged", func(ctx context.Context) error { return c.check(ctx, false) }); err != nil {
-			return fmt.Errorf("round %d: %w", round, err)
+			return fmt.Errorf("round %d: %w", round, errors.Join(append(c.violations, err)...))
 		}
 		if round%10 == 0 || round == c.Rounds {
 			if err := within(ctx, c.checkMax(), "check the log", c.checkLog); err != nil {

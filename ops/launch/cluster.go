@@ -236,7 +236,15 @@ func (c *Cluster) Heal(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return c.Settled(ctx)
+	if err := c.Settled(ctx); err != nil {
+		return err
+	}
+	// A node that served for a moment and ended since is not asked, and all of them together are asked nothing.
+	var errs []error
+	for _, node := range c.Nodes {
+		errs = append(errs, node.Gone())
+	}
+	return errors.Join(errs...)
 }
 
 // serve starts a node that does not run, and again, as a supervisor would, when it says that the servers cannot be reached.
