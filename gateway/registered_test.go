@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/eventstore/embedded/embeddedtest"
 	"github.com/weirhq/weir/gateway"
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/registry"
@@ -29,16 +30,7 @@ type listed struct {
 // listNodes serves a gateway that finds nodes in a registry, once they say what they are.
 func listNodes(t *testing.T, decided policy.Policy, nodes ...*node) *listed {
 	t.Helper()
-	server, err := embedded.Start(embedded.Options{Dir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Shutdown)
-	connection, err := server.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(connection.Close)
+	connection := embeddedtest.Connect(t, embeddedtest.Start(t, embedded.Options{}))
 	stream, err := jetstream.New(connection)
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/eventstore/embedded/embeddedtest"
 )
 
 // startCluster starts three servers that form a cluster.
@@ -46,7 +47,7 @@ func startCluster(t *testing.T) []*embedded.Server {
 // A replicated stream refuses with other codes than a single one does, and its leader may die.
 func TestInAClusterRequestsOutliveAServer(t *testing.T) {
 	servers := startCluster(t)
-	nc := connect(t, servers[0])
+	nc := embeddedtest.Connect(t, servers[0])
 	config := quickly
 	config.Replicas, config.RequestsMax = 3, 3
 	var q *Queue
@@ -76,7 +77,7 @@ func TestInAClusterRequestsOutliveAServer(t *testing.T) {
 		if fmt.Sprint("node", i+1) == info.Cluster.Leader {
 			server.Shutdown()
 		} else {
-			survivors = append(survivors, connect(t, server))
+			survivors = append(survivors, embeddedtest.Connect(t, server))
 		}
 	}
 	var gateway *Queue

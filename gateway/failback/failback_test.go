@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/eventstore/embedded/embeddedtest"
 	"github.com/weirhq/weir/gateway/outcome"
 )
 
@@ -23,26 +24,6 @@ var testKey = bytes.Repeat([]byte{7}, 32)
 
 // quickly is a Config whose retries are not waited for long.
 var quickly = Config{Period: 100 * time.Millisecond, SendTimeMax: 100 * time.Millisecond}
-
-func startServer(t testing.TB) *embedded.Server {
-	t.Helper()
-	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Shutdown)
-	return server
-}
-
-func connect(t testing.TB, server *embedded.Server) *nats.Conn {
-	t.Helper()
-	nc, err := server.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(nc.Close)
-	return nc
-}
 
 func open(t testing.TB, nc *nats.Conn, config Config) *Queue {
 	t.Helper()
@@ -55,7 +36,7 @@ func open(t testing.TB, nc *nats.Conn, config Config) *Queue {
 
 func openFresh(t testing.TB, config Config) *Queue {
 	t.Helper()
-	return open(t, connect(t, startServer(t)), config)
+	return open(t, embeddedtest.Connect(t, embeddedtest.Start(t, embedded.Options{})), config)
 }
 
 func request(id string) Request {
@@ -362,7 +343,7 @@ func TestAParkedRequestThatIsParkedAgainMeanwhileIsNoError(t *testing.T) {
 func TestARequestThatNobodyAnswersIsParkedWhenItIsOld(t *testing.T) {
 	now := time.Now()
 	var mu sync.Mutex
-	q, err := Open(t.Context(), connect(t, startServer(t)), quickly, Options{
+	q, err := Open(t.Context(), embeddedtest.Connect(t, embeddedtest.Start(t, embedded.Options{})), quickly, Options{
 		Key: testKey, Logger: slog.New(slog.DiscardHandler),
 		Now: func() time.Time {
 			mu.Lock()
@@ -440,8 +421,8 @@ func TestRequestsThatHangHoldUpNoOther(t *testing.T) {
 }
 
 func TestTheServerMayGoAwayAndComeBack(t *testing.T) {
-	server := startServer(t)
-	q := open(t, connect(t, server), quickly)
+	server := embeddedtest.Start(t, embedded.Options{})
+	q := open(t, embeddedtest.Connect(t, server), quickly)
 	l := &ledger{}
 	broken := true
 	l.answer = func(context.Context, Request, int) Answer {
@@ -472,8 +453,8 @@ func TestTheServerMayGoAwayAndComeBack(t *testing.T) {
 }
 
 func TestAnAcknowledgementThatDoesNotComeIsAnErrorThatSaysSo(t *testing.T) {
-	server := startServer(t)
-	q := open(t, connect(t, server), quickly)
+	server := embeddedtest.Start(t, embedded.Options{})
+	q := open(t, embeddedtest.Connect(t, server), quickly)
 	server.Shutdown()
 	ctx, end := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer end()
@@ -496,11 +477,11 @@ func TestAConsumerThatSomebodyRemovesIsMadeAgain(t *testing.T) {
 }
 
 func TestGatewaysShareTheWork(t *testing.T) {
-	server := startServer(t)
+	server := embeddedtest.Start(t, embedded.Options{})
 	l := &ledger{}
 	var queues []*Queue
 	for range 3 {
-		queues = append(queues, open(t, connect(t, server), Config{}))
+		queues = append(queues, open(t, embeddedtest.Connect(t, server), Config{}))
 	}
 	for i := range 200 {
 		accept(t, queues[i%3], request(fmt.Sprint("r", i)))
@@ -518,8 +499,8 @@ func TestGatewaysShareTheWork(t *testing.T) {
 
 // A gateway that is gone has told nothing of its attempts.
 func TestARequestWhoseGatewayDiesIsMadeByAnother(t *testing.T) {
-	server := startServer(t)
-	dying, surviving := connect(t, server), connect(t, server)
+	server := embeddedtest.Start(t, embedded.Options{})
+	dying, surviving := embeddedtest.Connect(t, server), embeddedtest.Connect(t, server)
 	q := open(t, dying, quickly)
 	accept(t, q, request("r1"))
 	hangs := make(chan struct{})
@@ -535,7 +516,7 @@ func TestARequestWhoseGatewayDiesIsMadeByAnother(t *testing.T) {
 }
 
 func TestWhatIsKeptCannotBeReadWithoutTheKey(t *testing.T) {
-	nc := connect(t, startServer(t))
+	nc := embeddedtest.Connect(t, embeddedtest.Start(t, embedded.Options{}))
 	q := open(t, nc, quickly)
 	accept(t, q, request("r1"))
 	message, err := q.waiting.GetMsg(t.Context(), 1)
@@ -558,7 +539,7 @@ func TestWhatIsKeptCannotBeReadWithoutTheKey(t *testing.T) {
 }
 
 func TestAStreamThatCouldLoseRequestsIsNotUsed(t *testing.T) {
-	nc := connect(t, startServer(t))
+	nc := embeddedtest.Connect(t, embeddedtest.Start(t, embedded.Options{}))
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
@@ -574,7 +555,7 @@ func TestAStreamThatCouldLoseRequestsIsNotUsed(t *testing.T) {
 }
 
 func TestLimitsChangeWithTheConfig(t *testing.T) {
-	nc := connect(t, startServer(t))
+	nc := embeddedtest.Connect(t, embeddedtest.Start(t, embedded.Options{}))
 	accept(t, open(t, nc, Config{RequestsMax: 1}), request("r1"))
 	q := open(t, nc, Config{RequestsMax: 2})
 	accept(t, q, request("r2"))
@@ -620,7 +601,7 @@ func TestConfigsThatAreNoneAreRefused(t *testing.T) {
 	if err := (Config{}).Validate(); err != nil {
 		t.Errorf("the zero Config: %v", err)
 	}
-	nc := connect(t, startServer(t))
+	nc := embeddedtest.Connect(t, embeddedtest.Start(t, embedded.Options{}))
 	config := Config{RequestBytesMax: requestBytesLimit, BytesMax: 1 << 30}
 	if nc.MaxPayload() < requestBytesLimit {
 		t.Fatal("the test's server takes too little")

@@ -9,14 +9,11 @@ import (
 	"time"
 
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/eventstore/embedded/embeddedtest"
 )
 
 func TestGatewaysOnOneServerKnowHowManyTheyAre(t *testing.T) {
-	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Shutdown)
+	server := embeddedtest.Start(t, embedded.Options{Listen: "127.0.0.1:0"})
 	var all []*Presence
 	var stops []func()
 	for i := range 3 {

@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/eventstore/embedded/embeddedtest"
 	"github.com/weirhq/weir/ops/redisserver"
 	roomv1 "github.com/weirhq/weir/proto/weir/room/v1"
 )
@@ -147,17 +148,8 @@ func usesOf(t *testing.T) map[string]struct {
 	ofRedis := redisserver.Start(t)
 	client := redis.NewClient(&redis.Options{Addr: ofRedis.Addr, MaxRetries: -1, DialTimeout: 100 * time.Millisecond})
 	t.Cleanup(func() { client.Close() })
-	server, err := embedded.Start(embedded.Options{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(server.Shutdown)
-	connection, err := server.Connect()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(connection.Close)
-	js, err := jetstream.New(connection)
+	server := embeddedtest.Start(t, embedded.Options{Listen: "127.0.0.1:0"})
+	js, err := jetstream.New(embeddedtest.Connect(t, server))
 	if err != nil {
 		t.Fatal(err)
 	}
