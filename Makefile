@@ -84,9 +84,10 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 	./weir bench $(ARGS)
 
 .PHONY: gateway-bench
-gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave, and of nodes (about eight minutes; flags in ARGS, such as --nats-away 10m).
+gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave, and of nodes, and run Connect's suite (about twenty minutes, in ten of which NATS is away; flags in ARGS, such as --nats-away 30s).
 	./weir bench --only gateway-cost,gateway-faults,gateway-overload,gateway-edge,gateway-plans,gateway-limits,gateway-nodes,gateway-failback $(ARGS)
 	WEIR_ROOM_TICKETS=10000000 go test ./gateway/room -count=1 -run BoundedMemory -v
+	$(MAKE) --no-print-directory conformance
 
 .PHONY: cluster-bench
 cluster-bench: build ## Measure three nodes and three NATS servers, the hop to another node, and failovers (about twenty minutes; flags in ARGS).
