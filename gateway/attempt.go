@@ -249,8 +249,8 @@ func (c *call) requestTo(ctx context.Context, request *http.Request, to *upstrea
 	case c.stream != nil:
 		// A node may begin to answer before it has read the request. Over HTTP/1.1 a server would take the rest from the node then, throw it away,
 		// and close the body under whoever reads it for the node, which is told as a request that broke off.
-		_ = c.controller.EnableFullDuplex() // What does not support it does both at once in any case.
-		c.upload = &upload{body: c.stream, controller: c.controller, grace: c.grace}
+		_ = c.reading.controller.EnableFullDuplex() // What does not support it does both at once in any case.
+		c.upload = &upload{body: c.stream, reading: c.reading, grace: c.grace}
 		out.Body = c.upload
 		return out, c.upload
 	case len(c.body) > 0:

@@ -59,10 +59,10 @@ type call struct {
 	tell     bool
 	// body is the whole body, nil when it is not kept: then it can be sent once.
 	body []byte
-	// stream is the body of a request that is not kept, nil for none, and controller that of its reply.
-	stream     io.Reader
-	controller *http.ResponseController
-	grace      time.Duration
+	// stream is the body of a request that is not kept, nil for none, and reading how it is interrupted.
+	stream  io.Reader
+	reading *reading
+	grace   time.Duration
 	// upload is that body on its way, nil before.
 	upload *upload
 }
@@ -173,7 +173,7 @@ func (c *call) readBody(w http.ResponseWriter, r *http.Request) error {
 	if c.protocol == wire.Plain || !c.unary() {
 		// The request keeps the server's own body: by that the server knows whether there is more of it when the call is over. It would take
 		// what is left for the next request of the connection.
-		c.stream, c.controller = r.Body, http.NewResponseController(w)
+		c.stream, c.reading = r.Body, &reading{controller: http.NewResponseController(w)}
 		if c.protocol == wire.Plain {
 			c.stream = http.MaxBytesReader(w, r.Body, plainBytesMax)
 		}

@@ -379,6 +379,7 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
 	call.permit = permit
 	// A panic, which is how the proxy breaks off, ends the call as well.
 	defer func() { call.leave(call.end) }()
+	defer func() { call.reading.end() }()
 	if call.streams() {
 		w = &streamWriter{ResponseWriter: w, controller: http.NewResponseController(w), timeMax: call.limits.StreamWriteTime}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -21,8 +22,8 @@ const uploadGrace = time.Second
 //
 // An upload of which nothing was read may be closed without harm: the next upstream gets another one of the same body.
 type upload struct {
-	body       io.Reader
-	controller *http.ResponseController
+	body    io.Reader
+	reading *reading
 	// grace is how long a client may go on sending after the answer.
 	grace  time.Duration
 	read   atomic.Bool
@@ -56,7 +57,33 @@ func (u *upload) leave(answer http.Header) {
 func (u *upload) Close() error {
 	u.closed.Store(true)
 	if u.read.Load() && !u.atEnd.Load() {
-		_ = u.controller.SetReadDeadline(time.Now().Add(u.grace)) // A server without deadlines ends the read with the call.
+		u.reading.interrupt(time.Now().Add(u.grace))
 	}
 	return nil
+}
+
+// A reading is how the reading of a request's body is interrupted, until its handler returns. An HTTP/2 transport closes the body of a request in its
+// own time, which may be after that, and there is nothing left then to set a deadline of: net/http panics.
+type reading struct {
+	controller *http.ResponseController
+	mu         sync.Mutex
+	over       bool
+}
+
+func (r *reading) interrupt(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.over {
+		_ = r.controller.SetReadDeadline(at) // A server without deadlines ends the read with the call.
+	}
+}
+
+// end says that the handler returns. The server ends the reading then.
+func (r *reading) end() {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
 }

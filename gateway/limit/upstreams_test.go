@@ -49,8 +49,7 @@ func (w *world) spread(t *testing.T, upstreams, places int) {
 		p := pools[pick.ID()]
 		way := time.Duration(w.random.ExpFloat64() * float64(poolWay))
 		since := w.now
-		var serve func()
-		serve = func() {
+		serve := func() {
 			p.busy++
 			w.after(poolDelay, func() {
 				p.busy--
