@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 
@@ -173,4 +174,42 @@ func TestViewsAreRebuiltOnARunningNodeAndOnAStoppedOne(t *testing.T) {
 	want("stock", 1, 2, 0)
 	wantText(t, on(exitOK, "verify"), "ok")
 	n.stop().want(t, exitOK)
+}
+
+// A rebuild is noted before the command says that it began, so it needs nobody who begins it again.
+func TestARebuildGoesOnAfterItsNodeIsKilled(t *testing.T) {
+	dir := t.TempDir()
+	c := startChild(t, dir, "--demo", "--lanes", "1")
+	var order placed
+	for range 150 { // Each is a commit: far more than a generation may be behind when it is taken over.
+		order = place(t, c.customer(), "tea-sencha")
+	}
+	on := func(args ...string) string {
+		t.Helper()
+		return live(t, nil, append([]string{"projections", "--data", dir}, args...)...).want(t, exitOK).stdout
+	}
+	rebuilds := func() []viewRebuild {
+		t.Helper()
+		return decode[struct{ Rebuilds []viewRebuild }](t, on("status", "-o", "json")).Rebuilds
+	}
+	on("rebuild", "orders", "--speed", "40", "--detach")
+	eventually(t, "some of the log is read", func() bool {
+		now := rebuilds()
+		return len(now) == 1 && now[0].Lanes[0].Events > 20
+	}, func() string { return on("status") })
+	c.signal(t, os.Kill)
+	_ = c.command.Wait() // It was killed.
+
+	c = startChild(t, dir, "--lanes", "1")
+	if now := rebuilds(); len(now) != 1 || now[0].View != "orders" || now[0].State != string(projections.RebuildBuilding) || now[0].Speed != "40" {
+		t.Fatalf("after the node was killed the rebuilds are %+v, want that of orders to go on as it was asked for", now)
+	}
+	eventually(t, "the rebuild ends", func() bool { return len(rebuilds()) == 0 }, func() string { return on("status") })
+	for _, g := range decode[struct{ Views []viewGenerations }](t, on("list", "-o", "json")).Views {
+		if g.View == "orders" && (g.Answers != 2 || g.Kept != 1) {
+			t.Errorf("got %+v, want that generation 2 answers and 1 is kept", g)
+		}
+	}
+	wantText(t, on("verify"), "ok")
+	wantText(t, live(t, c.customer(), "order", "get", order.Order.OrderID).want(t, exitOK).stdout, order.Order.OrderID)
 }
