@@ -328,7 +328,10 @@ func (w *walk) readEvents(servers []int) (told func()) {
 		}
 		from, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		consumer, err := js.OrderedConsumer(from, eventstore.FeedStream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: last + 1})
+		consumer, err := js.OrderedConsumer(from, eventstore.FeedStream, jetstream.OrderedConsumerConfig{
+			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: last + 1,
+			MaxResetAttempts: 1, // By default it would look for a server that was killed for ever.
+		})
 		if err != nil {
 			return err
 		}
