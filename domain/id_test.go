@@ -2,6 +2,7 @@ package domain_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -79,6 +80,19 @@ func TestOnlyTheCanonicalTextIsAnOrderID(t *testing.T) {
 			t.Errorf("%.40q: got %v, %v", text, id, err)
 		} else if len(err.Error()) > 400 {
 			t.Errorf("%.40q: the message has %d bytes", text, len(err.Error()))
+		}
+	}
+}
+
+func TestARefusedOrderIDSaysWhichCharacterIsWrong(t *testing.T) {
+	valid := goldenIDs[1].text
+	for i := range domain.OrderIDLen {
+		for _, wrong := range []string{"U", "a", "-", "\x00", "\xff"} { // Characters and bytes that are none.
+			text := valid[:i] + wrong + valid[i+1:]
+			var invalid *domain.InvalidIDError
+			if _, err := domain.ParseOrderID(text); !errors.As(err, &invalid) || !strings.HasPrefix(invalid.Problem, fmt.Sprintf("character %d is", i+1)) {
+				t.Errorf("%q: got %v, want that character %d is wrong", text, err, i+1)
+			}
 		}
 	}
 }
