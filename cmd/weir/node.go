@@ -161,11 +161,11 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			err = errors.Join(err, n.close())
 		}
 	}()
-	var opening atomic.Value // what is being opened, for people
-	opening.Store("")
+	var opening atomic.Pointer[string] // what is being opened, for people
+	opening.Store(new(string))
 	saying, ended := context.WithCancel(ctx)
 	var said sync.WaitGroup
-	said.Go(func() { sayWaiting(saying, logger, func() string { return opening.Load().(string) }) }) //nolint:errcheck // It holds texts alone.
+	said.Go(func() { sayWaiting(saying, logger, func() string { return *opening.Load() }) })
 	defer said.Wait()
 	defer ended()
 	for _, step := range []struct {
@@ -184,7 +184,8 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 		{"its gateway", n.openGateway},
 		{"its inspection endpoint", n.openInspector},
 	} {
-		opening.Store(step.what + ", to open")
+		what := step.what + ", to open"
+		opening.Store(&what)
 		if err := step.open(ctx); err != nil {
 			return nil, explainStart(options.data, err)
 		}
