@@ -124,17 +124,27 @@ func (w *world) run(length time.Duration) {
 	w.now = end
 }
 
-// offer lets calls come at random, so many a second on average, until stop; share draws their priority.
+// offer lets calls come at random, so many a second on average, until stop; mix draws their priority.
 func (w *world) offer(perSecond float64, mix func() Priority, stop *bool) {
-	var arrive func()
-	arrive = func() {
+	w.arrive(func() float64 { return w.random.ExpFloat64() / perSecond }, mix, stop)
+}
+
+// evenly lets so many calls a second come, one as long after the other as the next, until stop; mix draws their priority.
+func (w *world) evenly(perSecond float64, mix func() Priority, stop *bool) {
+	w.arrive(func() float64 { return 1 / perSecond }, mix, stop)
+}
+
+// arrive lets calls come, the next one so many seconds after each, until stop.
+func (w *world) arrive(gap func() float64, mix func() Priority, stop *bool) {
+	var next func()
+	next = func() {
 		if *stop {
 			return
 		}
 		w.ask(mix())
-		w.after(time.Duration(w.random.ExpFloat64()/perSecond*float64(time.Second)), arrive)
+		w.after(time.Duration(gap()*float64(time.Second)), next)
 	}
-	w.after(0, arrive)
+	w.after(0, next)
 }
 
 const simulatedUsers = 5000

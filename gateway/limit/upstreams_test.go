@@ -74,19 +74,6 @@ func (w *world) spread(t *testing.T, upstreams, places int) {
 	}
 }
 
-// evenly lets so many calls a second come, one as long after the other as the next, until stop.
-func (w *world) evenly(perSecond float64, mix func() Priority, stop *bool) {
-	var arrive func()
-	arrive = func() {
-		if *stop {
-			return
-		}
-		w.ask(mix())
-		w.after(time.Duration(float64(time.Second)/perSecond), arrive)
-	}
-	w.after(0, arrive)
-}
-
 // fixedFlood has three upstreams, whose calls take the same time each, be asked for a while for what fits, and then ten times as much. It returns what the
 // slowest hundredth of calls took before.
 func (w *world) fixedFlood(t *testing.T) (before time.Duration) {
