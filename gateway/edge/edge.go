@@ -115,10 +115,7 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("stale %s: %w", name, err))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("edge: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // New makes an edge with everything switched off.
@@ -144,7 +141,7 @@ func New(options Options) (*Edge, error) {
 // Apply switches, from the next call on. An error leaves everything as it is.
 func (e *Edge) Apply(config Config) error {
 	if err := config.Validate(); err != nil {
-		return err
+		return fmt.Errorf("edge: %w", err)
 	}
 	if config.SoldOut && e.board == nil {
 		return errors.New("edge: sold_out needs a board, and this gateway has none: say which products and campaigns it is to look at")
