@@ -153,8 +153,8 @@ type part struct {
 	// read are the bytes of the log that were taken in, less those of its first uncounted commits. They are kept with the position.
 	read, uncounted atomic.Uint64
 	size            atomic.Pointer[eventstore.LogSize] // of the lane's log, when it was last asked; nil before
-	// toCompare is the work of the comparison, compared what is done of it.
-	toCompare, compared atomic.Uint64
+	// toCompare is the work of the comparison, comparedLive and comparedOther what is done of it: of either generation.
+	toCompare, comparedLive, comparedOther atomic.Uint64
 }
 
 // NewRebuilder finds what is to be rebuilt: what was not finished, and what this version of the program has to make again.
@@ -396,7 +396,8 @@ func (b *Rebuilder) poke() {
 func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	building, ctxOfParts := errgroup.WithContext(ctx)
 	for _, p := range job.parts {
-		p.compared.Store(0)
+		p.comparedLive.Store(0)
+		p.comparedOther.Store(0)
 		building.Go(func() error {
 			select {
 			case b.slots <- struct{}{}:
@@ -800,49 +801,67 @@ type compareOptions struct {
 	other func(*Runner) byte
 	kept  bool
 	pace  *pace
-	// seen is told now and then how far the keys of a generation are read, in their order, nil at their end; nil tells nobody.
+	// seen is told now and then how far the keys of a generation are read, in their order, nil at their end; nil tells nobody. Several
+	// goroutines call it.
 	seen func(of prefix, key []byte)
 }
 
-// compare compares the generation that answers with another one, lane by lane, each at one position of its runner. Lanes in
-// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with.
+// compare compares the generation that answers with another one, each lane at one position of its runner. Lanes in which the one that
+// answers is not fed, as another version wrote it, are left out: there is nothing to compare with.
 func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, options compareOptions) (*Comparison, error) {
-	found := &Comparison{Projection: p.Name}
-	for _, lane := range lanes {
-		r := b.runners[lane]
-		var snapshot *pebble.Snapshot
-		var position eventstore.Position
-		live, another := r.live(p), options.other(r)
-		// What is parked by now is read while the runner goes on; what comes meanwhile is little.
-		events, err := r.eventsParkedBy(ctx, p, live, another)
-		if err != nil {
-			return nil, err
-		}
-		var healed heals
-		err = r.atBoundary(ctx, func() (err error) {
-			if r.feeds(p, live) && r.feeds(p, another) {
-				if healed, err = r.healsOf(ctx, p, live, another, options.kept, events); err != nil {
-					return err
-				}
-				snapshot, position = b.store.db.NewSnapshot(), r.position.Position
+	inLanes := make([]*LaneComparison, len(lanes))
+	comparing, ctxOfLanes := errgroup.WithContext(ctx)
+	comparing.SetLimit(max(1, cap(b.slots)/2)) // Two generations are read of each.
+	for i, lane := range lanes {
+		comparing.Go(func() (err error) {
+			if inLanes[i], err = b.compareLane(ctxOfLanes, p, b.runners[lane], options); err != nil {
+				return fmt.Errorf("compare view %s of lane %d: %w", p.Name, lane, err)
 			}
 			return nil
 		})
-		if err != nil {
-			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
-		}
-		if snapshot == nil {
+	}
+	if err := comparing.Wait(); err != nil {
+		return nil, err
+	}
+	found := &Comparison{Projection: p.Name}
+	for _, in := range inLanes {
+		if in == nil {
 			continue
 		}
-		found.Live, found.Other = uint32(live), uint32(another)
-		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another, healed, options.pace.newShift(), options.seen)
-		if err := errors.Join(err, snapshot.Close()); err != nil {
-			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
-		}
-		lane.Position = position
-		found.Lanes = append(found.Lanes, lane)
+		r := b.runners[in.Lane]
+		found.Live, found.Other = uint32(r.live(p)), uint32(options.other(r))
+		found.Lanes = append(found.Lanes, *in)
 	}
 	return found, nil
+}
+
+// compareLane compares two generations in one lane, and returns nil where there is nothing to compare with.
+func (b *Rebuilder) compareLane(ctx context.Context, p *Projection, r *Runner, options compareOptions) (found *LaneComparison, err error) {
+	live, another := r.live(p), options.other(r)
+	// What is parked by now is read while the runner goes on; what comes meanwhile is little.
+	events, err := r.eventsParkedBy(ctx, p, live, another)
+	if err != nil {
+		return nil, err
+	}
+	var snapshot *pebble.Snapshot
+	var position eventstore.Position
+	var healed heals
+	err = r.atBoundary(ctx, func() (err error) {
+		if r.feeds(p, live) && r.feeds(p, another) {
+			if healed, err = r.healsOf(ctx, p, live, another, options.kept, events); err != nil {
+				return err
+			}
+			snapshot, position = b.store.db.NewSnapshot(), r.position.Position
+		}
+		return nil
+	})
+	if err != nil || snapshot == nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, snapshot.Close()) }()
+	compared, err := compareGenerations(ctx, snapshot, p, r.lane, live, another, healed, options.pace, options.seen)
+	compared.Position = position
+	return &compared, err
 }
 
 // swap makes a generation that is built answer reads. REQUIRES: mu is held; every part is with its runner.
