@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -125,20 +124,6 @@ type rebuild struct {
 	done       chan struct{} // closed when the work ends; nil when there is none
 }
 
-// rebuildRecord is what the store knows of a rebuild, in JSON at KeySpaceViews, spaceRebuilds, space of the view.
-type rebuildRecord struct {
-	Generation byte     `json:"generation"`
-	Version    uint32   `json:"version"`
-	Lanes      []uint32 `json:"lanes"`
-	Speed      Speed    `json:"speed"`
-	Swap       SwapMode `json:"swap"`
-	Paused     bool     `json:"paused,omitempty"`
-	// Held says why a generation that is built waits for Swap.
-	Held string `json:"held,omitempty"`
-}
-
-func recordKey(p *Projection) []byte { return []byte{KeySpaceViews, spaceRebuilds, p.space} }
-
 // A part is one lane of a rebuild.
 type part struct {
 	runner     *Runner
@@ -199,17 +184,13 @@ func (b *Rebuilder) load(p *Projection) error {
 			beside = append(beside, r.lane)
 		}
 	}
-	value, err := read(b.store.db, recordKey(p))
-	if err != nil && !errors.Is(err, pebble.ErrNotFound) {
+	record, ok, err := b.store.record(p)
+	if err != nil {
 		return err
 	}
-	job := &rebuild{projection: p}
-	if err == nil {
-		if err := json.Unmarshal(value, &job.record); err != nil {
-			return fmt.Errorf("its record cannot be read: %w", err)
-		}
-		job.stored = job.record.Version == p.Version && job.record.Generation != 0 && allBelow(job.record.Lanes, b.topology.Lanes)
-	}
+	job := &rebuild{projection: p, record: record}
+	job.stored = ok && record.Version == p.Version && record.Generation != 0 && allBelow(record.Lanes, b.topology.Lanes) &&
+		!b.store.generations.names(p, record.Generation, record.Lanes)
 	switch {
 	case job.stored:
 		// A lane that a newer version has to make again as well comes after it, at the next start.
@@ -219,7 +200,7 @@ func (b *Rebuilder) load(p *Projection) error {
 		}
 	default:
 		job.record = rebuildRecord{Version: p.Version, Speed: SpeedFull, Swap: SwapAuto}
-		if err := b.store.db.Delete(recordKey(p), pebble.NoSync); err != nil { // One of another version.
+		if err := b.store.removeRecord(p); err != nil { // One of another version, or of what answers by now.
 			return err
 		}
 	}
@@ -278,32 +259,25 @@ func (b *Rebuilder) begin(job *rebuild, options RebuildOptions) (err error) {
 			return err
 		}
 	}
-	if err := errors.Join(job.put(batch), batch.Commit(pebble.NoSync)); err != nil {
+	if !batch.Empty() || b.store.generations.wentRound(p) {
+		// What was there before is not to come back after a crash that leaves the record.
+		if err := errors.Join(batch.Commit(pebble.NoSync), b.store.Flush()); err != nil {
+			return err
+		}
+	}
+	if err := b.store.putRecord(p, &job.record); err != nil {
 		return err
 	}
 	job.stored = true
 	return nil
 }
 
-func (job *rebuild) put(batch *pebble.Batch) error {
-	value, err := json.Marshal(job.record)
-	if err != nil {
-		return err
-	}
-	return batch.Set(recordKey(job.projection), value, nil)
-}
-
 // save writes the record, durably.
-func (b *Rebuilder) save(job *rebuild) (err error) {
+func (b *Rebuilder) save(job *rebuild) error {
 	if !job.stored {
 		return nil
 	}
-	batch := b.store.db.NewBatch()
-	defer func() { err = errors.Join(err, batch.Close()) }()
-	if err := errors.Join(job.put(batch), batch.Commit(pebble.NoSync)); err != nil {
-		return fmt.Errorf("note the rebuild of view %s: %w", job.projection.Name, err)
-	}
-	return b.store.Flush()
+	return b.store.putRecord(job.projection, &job.record)
 }
 
 // Run rebuilds what is to be rebuilt until ctx ends, which is no error. A rebuild that fails is logged, and leaves what
@@ -885,7 +859,7 @@ func (b *Rebuilder) swap(ctx context.Context, job *rebuild) error {
 			return pointer{live: job.record.Generation}
 		}
 		return pointer{live: job.record.Generation, kept: at.live}
-	}, func(batch *pebble.Batch) error { return batch.Delete(recordKey(p), nil) })
+	}, nil)
 	if err != nil {
 		return err
 	}
@@ -899,7 +873,10 @@ func (b *Rebuilder) swap(ctx context.Context, job *rebuild) error {
 		healed = job.comparison.Heals()
 	}
 	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes), "keys_healed", healed)
-	return b.store.Flush()
+	if err := b.store.Flush(); err != nil { // The pointers, before the record is gone.
+		return err
+	}
+	return b.store.removeRecord(p)
 }
 
 // swapped tells the runners of lanes that another generation of a view answers. It is told to all of them, come what may: the
