@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/weirhq/weir/eventstore"
 )
@@ -73,8 +74,9 @@ type LaneComparison struct {
 // No order matters, and no digest depends on the generation or the node.
 type digests [eventstore.Partitions][sha256.Size]byte
 
-// digest reads a lane's part of a view. seen is told how far it is, as compareOptions says.
-func digest(ctx context.Context, from pebble.Reader, projection *Projection, p prefix, shift *shift, seen func(prefix, []byte)) (_ *digests, keys uint64, err error) {
+// digest reads a lane's part of a view, in a shift of its own at the pace. seen is told how far it is, as compareOptions says.
+func digest(ctx context.Context, from pebble.Reader, projection *Projection, p prefix, pace *pace, seen func(prefix, []byte)) (_ *digests, keys uint64, err error) {
+	shift := pace.newShift()
 	entries, err := from.NewIterWithContext(ctx, &pebble.IterOptions{LowerBound: p[:], UpperBound: p.end()})
 	if err != nil {
 		return nil, 0, err
@@ -113,18 +115,24 @@ const yieldKeys = 64
 const seenKeys = 1 << 15
 
 // compareGenerations compares a lane's part of two generations of a view: by digest, and key by key where those differ or where what
-// is parked says that they do. healed is what they would hold without that.
+// is parked says that they do. healed is what they would hold without that. Both are read at the same time.
 func compareGenerations(
-	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heals, shift *shift, seen func(prefix, []byte),
+	ctx context.Context, from pebble.Reader, projection *Projection, lane uint32, live, other byte, healed heals, pace *pace, seen func(prefix, []byte),
 ) (found LaneComparison, err error) {
 	found.Lane = lane
 	old, young := prefixOf(projection.space, live, lane), prefixOf(projection.space, other, lane)
-	oldDigests, oldKeys, err := digest(ctx, from, projection, old, shift, seen)
-	if err != nil {
-		return found, err
-	}
-	youngDigests, youngKeys, err := digest(ctx, from, projection, young, shift, seen)
-	if err != nil {
+	var oldDigests, youngDigests *digests
+	var oldKeys, youngKeys uint64
+	reading, ctxOfReads := errgroup.WithContext(ctx)
+	reading.Go(func() (err error) {
+		oldDigests, oldKeys, err = digest(ctxOfReads, from, projection, old, pace, seen)
+		return err
+	})
+	reading.Go(func() (err error) {
+		youngDigests, youngKeys, err = digest(ctxOfReads, from, projection, young, pace, seen)
+		return err
+	})
+	if err := reading.Wait(); err != nil {
 		return found, err
 	}
 	found.Keys = max(oldKeys, youngKeys)
@@ -137,7 +145,7 @@ func compareGenerations(
 	}
 	names := pair{got: fmt.Sprintf("generation %d", live), want: fmt.Sprintf("generation %d", other)}
 	c := comparer{
-		projection: projection, names: names, got: side{from, old}, want: side{from, young}, shift: shift,
+		projection: projection, names: names, got: side{from, old}, want: side{from, young}, shift: pace.newShift(),
 		skip: func(suffix []byte) bool {
 			return healed.changes(suffix) || !differ[projection.partition(suffix)]
 		},

@@ -20,7 +20,7 @@ const (
 	forecastMax = 365 * 24 * time.Hour
 	// comparedWork is what comparing a byte of a generation's tables costs, by bytes of the log that are taken in in the same time. It was
 	// measured of the order view.
-	comparedWork = 3.0
+	comparedWork = 1.6
 )
 
 // A forecast says how long a rebuild still takes, by how much was done of late.
@@ -112,7 +112,7 @@ func (p *part) building() work {
 // comparing returns the work of comparing the part with the generation that answers.
 func (p *part) comparing() work {
 	total := p.toCompare.Load()
-	return work{min(p.compared.Load(), total), total}
+	return work{min(p.comparedLive.Load()+p.comparedOther.Load(), total), total}
 }
 
 // work returns what there is to do of a rebuild: of building, and of comparing.
@@ -158,22 +158,22 @@ func (b *Rebuilder) markOf(job *rebuild) forecastMark {
 	return forecastMark{at: time.Now(), done: building.done + comparing.done, waited: job.pace.heldBack() / time.Duration(atATime)}
 }
 
-// seen returns what notes how far the comparison of a rebuild is: first the generation that answers is read, then the other one.
+// seen returns what notes how far the comparison of a rebuild is.
 func (b *Rebuilder) seen(job *rebuild) func(of prefix, key []byte) {
 	return func(of prefix, key []byte) {
 		for _, p := range job.parts {
 			if p.inPlace || p.runner.lane != uint32(binary.BigEndian.Uint16(of[3:])) {
 				continue
 			}
-			half := p.toCompare.Load() / 2
-			done := half
+			done := p.toCompare.Load() / 2
 			if key != nil {
-				done = min(half, b.compareWork(of, key))
+				done = min(done, b.compareWork(of, key))
 			}
 			if of[2] == p.generation {
-				done += half
+				p.comparedOther.Store(done)
+			} else {
+				p.comparedLive.Store(done)
 			}
-			p.compared.Store(done)
 		}
 	}
 }

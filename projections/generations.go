@@ -33,6 +33,8 @@ type generations struct {
 	// taken are the generations that had keys since the store was opened, by space. What removes these stays in the store for a while, and
 	// keeps the tables of a generation that is made in their place from the lowest level: they are compacted again and again.
 	taken [256][generationsMax + 1]bool
+	// again says, by space, that there are no generations any more that never had keys.
+	again [256]bool
 	// bySpace holds the pointers by lane, which nobody changes. A lane that they do not reach has firstGeneration.
 	bySpace [256]atomic.Pointer[[]pointer]
 }
@@ -155,9 +157,16 @@ func (g *generations) next(p *Projection, lanes ...uint32) byte {
 				return generation
 			}
 		}
-		*taken = [generationsMax + 1]bool{} // It goes round.
+		*taken, g.again[p.space] = [generationsMax + 1]bool{}, true // It goes round.
 	}
 	panic(fmt.Sprintf("projections: bug: view %s has %d generations", p.Name, generationsMax))
+}
+
+// wentRound reports whether the generations that next returns may have had keys since the store was opened.
+func (g *generations) wentRound(p *Projection) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.again[p.space]
 }
 
 // wipe removes what there is of a generation of a view in a lane.

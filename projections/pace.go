@@ -163,6 +163,14 @@ type shift struct {
 // newShift begins to work.
 func (p *pace) newShift() *shift { return &shift{pace: p, began: time.Now()} }
 
+// another begins a shift of one more goroutine at the same pace.
+func (s *shift) another() *shift {
+	if s == nil {
+		return nil
+	}
+	return s.pace.newShift()
+}
+
 // begin says that what was before was no work: it waited.
 func (s *shift) begin() {
 	if s != nil {

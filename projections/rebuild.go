@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -125,20 +124,6 @@ type rebuild struct {
 	done       chan struct{} // closed when the work ends; nil when there is none
 }
 
-// rebuildRecord is what the store knows of a rebuild, in JSON at KeySpaceViews, spaceRebuilds, space of the view.
-type rebuildRecord struct {
-	Generation byte     `json:"generation"`
-	Version    uint32   `json:"version"`
-	Lanes      []uint32 `json:"lanes"`
-	Speed      Speed    `json:"speed"`
-	Swap       SwapMode `json:"swap"`
-	Paused     bool     `json:"paused,omitempty"`
-	// Held says why a generation that is built waits for Swap.
-	Held string `json:"held,omitempty"`
-}
-
-func recordKey(p *Projection) []byte { return []byte{KeySpaceViews, spaceRebuilds, p.space} }
-
 // A part is one lane of a rebuild.
 type part struct {
 	runner     *Runner
@@ -153,8 +138,8 @@ type part struct {
 	// read are the bytes of the log that were taken in, less those of its first uncounted commits. They are kept with the position.
 	read, uncounted atomic.Uint64
 	size            atomic.Pointer[eventstore.LogSize] // of the lane's log, when it was last asked; nil before
-	// toCompare is the work of the comparison, compared what is done of it.
-	toCompare, compared atomic.Uint64
+	// toCompare is the work of the comparison, comparedLive and comparedOther what is done of it: of either generation.
+	toCompare, comparedLive, comparedOther atomic.Uint64
 }
 
 // NewRebuilder finds what is to be rebuilt: what was not finished, and what this version of the program has to make again.
@@ -199,17 +184,13 @@ func (b *Rebuilder) load(p *Projection) error {
 			beside = append(beside, r.lane)
 		}
 	}
-	value, err := read(b.store.db, recordKey(p))
-	if err != nil && !errors.Is(err, pebble.ErrNotFound) {
+	record, ok, err := b.store.record(p)
+	if err != nil {
 		return err
 	}
-	job := &rebuild{projection: p}
-	if err == nil {
-		if err := json.Unmarshal(value, &job.record); err != nil {
-			return fmt.Errorf("its record cannot be read: %w", err)
-		}
-		job.stored = job.record.Version == p.Version && job.record.Generation != 0 && allBelow(job.record.Lanes, b.topology.Lanes)
-	}
+	job := &rebuild{projection: p, record: record}
+	job.stored = ok && record.Version == p.Version && record.Generation != 0 && allBelow(record.Lanes, b.topology.Lanes) &&
+		!b.store.generations.names(p, record.Generation, record.Lanes)
 	switch {
 	case job.stored:
 		// A lane that a newer version has to make again as well comes after it, at the next start.
@@ -219,7 +200,7 @@ func (b *Rebuilder) load(p *Projection) error {
 		}
 	default:
 		job.record = rebuildRecord{Version: p.Version, Speed: SpeedFull, Swap: SwapAuto}
-		if err := b.store.db.Delete(recordKey(p), pebble.NoSync); err != nil { // One of another version.
+		if err := b.store.removeRecord(p); err != nil { // One of another version, or of what answers by now.
 			return err
 		}
 	}
@@ -278,32 +259,25 @@ func (b *Rebuilder) begin(job *rebuild, options RebuildOptions) (err error) {
 			return err
 		}
 	}
-	if err := errors.Join(job.put(batch), batch.Commit(pebble.NoSync)); err != nil {
+	if !batch.Empty() || b.store.generations.wentRound(p) {
+		// What was there before is not to come back after a crash that leaves the record.
+		if err := errors.Join(batch.Commit(pebble.NoSync), b.store.Flush()); err != nil {
+			return err
+		}
+	}
+	if err := b.store.putRecord(p, &job.record); err != nil {
 		return err
 	}
 	job.stored = true
 	return nil
 }
 
-func (job *rebuild) put(batch *pebble.Batch) error {
-	value, err := json.Marshal(job.record)
-	if err != nil {
-		return err
-	}
-	return batch.Set(recordKey(job.projection), value, nil)
-}
-
 // save writes the record, durably.
-func (b *Rebuilder) save(job *rebuild) (err error) {
+func (b *Rebuilder) save(job *rebuild) error {
 	if !job.stored {
 		return nil
 	}
-	batch := b.store.db.NewBatch()
-	defer func() { err = errors.Join(err, batch.Close()) }()
-	if err := errors.Join(job.put(batch), batch.Commit(pebble.NoSync)); err != nil {
-		return fmt.Errorf("note the rebuild of view %s: %w", job.projection.Name, err)
-	}
-	return b.store.Flush()
+	return b.store.putRecord(job.projection, &job.record)
 }
 
 // Run rebuilds what is to be rebuilt until ctx ends, which is no error. A rebuild that fails is logged, and leaves what
@@ -396,7 +370,8 @@ func (b *Rebuilder) poke() {
 func (b *Rebuilder) work(ctx context.Context, job *rebuild) error {
 	building, ctxOfParts := errgroup.WithContext(ctx)
 	for _, p := range job.parts {
-		p.compared.Store(0)
+		p.comparedLive.Store(0)
+		p.comparedOther.Store(0)
 		building.Go(func() error {
 			select {
 			case b.slots <- struct{}{}:
@@ -800,49 +775,67 @@ type compareOptions struct {
 	other func(*Runner) byte
 	kept  bool
 	pace  *pace
-	// seen is told now and then how far the keys of a generation are read, in their order, nil at their end; nil tells nobody.
+	// seen is told now and then how far the keys of a generation are read, in their order, nil at their end; nil tells nobody. Several
+	// goroutines call it.
 	seen func(of prefix, key []byte)
 }
 
-// compare compares the generation that answers with another one, lane by lane, each at one position of its runner. Lanes in
-// which the one that answers is not fed, as another version wrote it, are left out: there is nothing to compare with.
+// compare compares the generation that answers with another one, each lane at one position of its runner. Lanes in which the one that
+// answers is not fed, as another version wrote it, are left out: there is nothing to compare with.
 func (b *Rebuilder) compare(ctx context.Context, p *Projection, lanes []uint32, options compareOptions) (*Comparison, error) {
-	found := &Comparison{Projection: p.Name}
-	for _, lane := range lanes {
-		r := b.runners[lane]
-		var snapshot *pebble.Snapshot
-		var position eventstore.Position
-		live, another := r.live(p), options.other(r)
-		// What is parked by now is read while the runner goes on; what comes meanwhile is little.
-		events, err := r.eventsParkedBy(ctx, p, live, another)
-		if err != nil {
-			return nil, err
-		}
-		var healed heals
-		err = r.atBoundary(ctx, func() (err error) {
-			if r.feeds(p, live) && r.feeds(p, another) {
-				if healed, err = r.healsOf(ctx, p, live, another, options.kept, events); err != nil {
-					return err
-				}
-				snapshot, position = b.store.db.NewSnapshot(), r.position.Position
+	inLanes := make([]*LaneComparison, len(lanes))
+	comparing, ctxOfLanes := errgroup.WithContext(ctx)
+	comparing.SetLimit(max(1, cap(b.slots)/2)) // Two generations are read of each.
+	for i, lane := range lanes {
+		comparing.Go(func() (err error) {
+			if inLanes[i], err = b.compareLane(ctxOfLanes, p, b.runners[lane], options); err != nil {
+				return fmt.Errorf("compare view %s of lane %d: %w", p.Name, lane, err)
 			}
 			return nil
 		})
-		if err != nil {
-			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
-		}
-		if snapshot == nil {
+	}
+	if err := comparing.Wait(); err != nil {
+		return nil, err
+	}
+	found := &Comparison{Projection: p.Name}
+	for _, in := range inLanes {
+		if in == nil {
 			continue
 		}
-		found.Live, found.Other = uint32(live), uint32(another)
-		lane, err := compareGenerations(ctx, snapshot, p, lane, live, another, healed, options.pace.newShift(), options.seen)
-		if err := errors.Join(err, snapshot.Close()); err != nil {
-			return nil, fmt.Errorf("compare view %s of lane %d: %w", p.Name, r.lane, err)
-		}
-		lane.Position = position
-		found.Lanes = append(found.Lanes, lane)
+		r := b.runners[in.Lane]
+		found.Live, found.Other = uint32(r.live(p)), uint32(options.other(r))
+		found.Lanes = append(found.Lanes, *in)
 	}
 	return found, nil
+}
+
+// compareLane compares two generations in one lane, and returns nil where there is nothing to compare with.
+func (b *Rebuilder) compareLane(ctx context.Context, p *Projection, r *Runner, options compareOptions) (found *LaneComparison, err error) {
+	live, another := r.live(p), options.other(r)
+	// What is parked by now is read while the runner goes on; what comes meanwhile is little.
+	events, err := r.eventsParkedBy(ctx, p, live, another)
+	if err != nil {
+		return nil, err
+	}
+	var snapshot *pebble.Snapshot
+	var position eventstore.Position
+	var healed heals
+	err = r.atBoundary(ctx, func() (err error) {
+		if r.feeds(p, live) && r.feeds(p, another) {
+			if healed, err = r.healsOf(ctx, p, live, another, options.kept, events); err != nil {
+				return err
+			}
+			snapshot, position = b.store.db.NewSnapshot(), r.position.Position
+		}
+		return nil
+	})
+	if err != nil || snapshot == nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, snapshot.Close()) }()
+	compared, err := compareGenerations(ctx, snapshot, p, r.lane, live, another, healed, options.pace, options.seen)
+	compared.Position = position
+	return &compared, err
 }
 
 // swap makes a generation that is built answer reads. REQUIRES: mu is held; every part is with its runner.
@@ -866,7 +859,7 @@ func (b *Rebuilder) swap(ctx context.Context, job *rebuild) error {
 			return pointer{live: job.record.Generation}
 		}
 		return pointer{live: job.record.Generation, kept: at.live}
-	}, func(batch *pebble.Batch) error { return batch.Delete(recordKey(p), nil) })
+	}, nil)
 	if err != nil {
 		return err
 	}
@@ -880,7 +873,10 @@ func (b *Rebuilder) swap(ctx context.Context, job *rebuild) error {
 		healed = job.comparison.Heals()
 	}
 	b.logger.Info("a rebuilt view answers", "view", p.Name, "generation", job.record.Generation, "lanes", len(lanes), "keys_healed", healed)
-	return b.store.Flush()
+	if err := b.store.Flush(); err != nil { // The pointers, before the record is gone.
+		return err
+	}
+	return b.store.removeRecord(p)
 }
 
 // swapped tells the runners of lanes that another generation of a view answers. It is told to all of them, come what may: the

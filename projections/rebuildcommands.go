@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/cockroachdb/pebble/v2"
 )
 
 // A RebuildRefusal says why a command about a projection's generations is not carried out. Nothing was changed.
@@ -73,7 +71,7 @@ func (b *Rebuilder) Start(name string, options RebuildOptions) error {
 	}
 	b.rebuilds[p.space] = job
 	b.poke()
-	return b.store.Flush()
+	return nil
 }
 
 // Pause stops building a generation until Resume. What answers reads is fed as ever.
@@ -226,10 +224,7 @@ func (b *Rebuilder) giveUp(ctx context.Context, p *Projection, job *rebuild) (er
 	}
 	delete(b.rebuilds, p.space)
 	b.sweepLater()
-	if err := b.store.db.Delete(recordKey(p), pebble.NoSync); err != nil {
-		return err
-	}
-	return b.store.Flush()
+	return b.store.removeRecord(p)
 }
 
 // command runs one command about a projection and its rebuild, nil when there is none, with mu held.

@@ -76,8 +76,9 @@ type Store struct {
 	lock        *pebble.Lock
 	generations generations
 
+	fs  vfs.FS
+	dir string
 	// Tables that are written past the memtable stand in a folder of their own until Pebble takes them.
-	fs           vfs.FS
 	tables       string
 	tablesMade   atomic.Uint64
 	tableOptions sstable.WriterOptions
@@ -109,7 +110,7 @@ func OpenStore(dir string, options StoreOptions) (*Store, error) {
 		}
 		return nil, &StoreInUseError{Dir: dir, Cause: err}
 	}
-	s := &Store{lock: lock, fs: options.FS, tables: options.FS.PathJoin(dir, tablesDir)}
+	s := &Store{lock: lock, fs: options.FS, dir: dir, tables: options.FS.PathJoin(dir, tablesDir)}
 	if err := errors.Join(s.fs.RemoveAll(s.tables), s.fs.MkdirAll(s.tables, 0o755)); err != nil {
 		return nil, errors.Join(fmt.Errorf("clear the folder for new tables: %w", err), lock.Close())
 	}
@@ -173,7 +174,8 @@ func (s *Store) DB() *pebble.DB { return s.db }
 func (s *Store) Flush() error { return s.db.Flush() }
 
 // Checkpoint copies the store as of now into dir, which must not be there and is on the same file system: files are linked, not
-// copied. A store that is opened there goes on from the positions that it holds, as after a crash.
+// copied. A store that is opened there goes on from the positions that it holds, as after a crash; what was being rebuilt begins again,
+// if it has to be.
 func (s *Store) Checkpoint(dir string) error {
 	return errors.Join(s.db.Flush(), s.db.Checkpoint(dir))
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sort"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/sync/errgroup"
 )
 
 // Limits of tables that are written outside the memtable.
@@ -93,7 +95,9 @@ func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, er
 			return 1
 		})
 	}
-	if err := r.store.ingest(ctx, r.shift, r.sorted[:beyond], r.sorted[beyond:], []tableOp{progress}); err != nil {
+	// Writing them is more work than filling the next batch, so it takes two goroutines.
+	half := beyond + (len(r.sorted)-beyond)/2
+	if err := r.store.ingest(ctx, r.shift, r.sorted[:beyond], r.sorted[beyond:half], r.sorted[half:], []tableOp{progress}); err != nil {
 		return false, err
 	}
 	if beyond < len(r.sorted) {
@@ -240,8 +244,8 @@ func (r *tableRun) less(a, b *opInTurn) bool {
 	return bytes.Compare(r.ops[a.op].key, r.ops[b.op].key) < 0
 }
 
-// ingest writes each list that is not empty as a table, and adds all of them in one durable step. REQUIRES: each list is sorted, and no
-// two of them overlap.
+// ingest writes each list that is not empty as a table, all at the same time, and adds them in one durable step. REQUIRES: each list is
+// sorted, and no two of them overlap.
 func (s *Store) ingest(ctx context.Context, shift *shift, lists ...[]tableOp) (err error) {
 	var paths []string
 	defer func() {
@@ -249,18 +253,27 @@ func (s *Store) ingest(ctx context.Context, shift *shift, lists ...[]tableOp) (e
 			return // The store has taken the files.
 		}
 		for _, path := range paths {
-			err = errors.Join(err, s.fs.Remove(path))
+			if removed := s.fs.Remove(path); !errors.Is(removed, fs.ErrNotExist) {
+				err = errors.Join(err, removed)
+			}
 		}
 	}()
+	writing, ctxOfTables := errgroup.WithContext(ctx)
 	for _, ops := range lists {
 		if len(ops) == 0 {
 			continue
 		}
 		path := s.fs.PathJoin(s.tables, strconv.FormatUint(s.tablesMade.Add(1), 10))
-		if err := s.writeTable(ctx, shift, path, ops); err != nil {
-			return fmt.Errorf("write a table of %d keys: %w", len(ops), err)
-		}
 		paths = append(paths, path)
+		writing.Go(func() error {
+			if err := s.writeTable(ctxOfTables, shift.another(), path, ops); err != nil {
+				return fmt.Errorf("write a table of %d keys: %w", len(ops), err)
+			}
+			return nil
+		})
+	}
+	if err := writing.Wait(); err != nil {
+		return err
 	}
 	if err := s.db.Ingest(ctx, paths); err != nil {
 		return fmt.Errorf("add %d tables to the store: %w", len(paths), err)
