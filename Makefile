@@ -95,7 +95,7 @@ cluster-bench: build ## Measure three nodes and three NATS servers, the hop to a
 	./weir bench --only cluster,hop,failover --nats-server $(BIN)/nats-server $(ARGS)
 
 .PHONY: chaos
-chaos: build ## Torment a node and a cluster under load and check that nothing acknowledged is lost or done twice (root, an hour, more where others work; flags in ARGS).
+chaos: build ## Torment a node and a cluster under load and check that nothing acknowledged is lost or done twice (root, two hours, more where others work; flags in ARGS).
 	go build -o $(BIN)/nats-server github.com/nats-io/nats-server/v2
 	go build -o $(BIN)/chaos ./ops/chaos
 	$(BIN)/chaos -weir ./weir -nats-server $(BIN)/nats-server $(ARGS)

@@ -43,7 +43,7 @@ func openTwoNodes(t testing.TB, logger *slog.Logger, count uint32) (owner, front
 			t.Fatal(err)
 		}
 		n := openRealNode(t, logger, logs, func(o *lanes.Options) {
-			o.Shared, o.Remote, o.Transport, o.OnOwnership = true, c, c, c.Own
+			o.Shared, o.Remote, o.Transport, o.OnOwnership, o.OnOwner = true, c, c, c.Own, c.Moved
 		})
 		ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 		done := make(chan error, 1)

@@ -553,6 +553,41 @@ func ask(ctx context.Context, nc *nats.Conn, subject string, body []byte, again 
 	}
 }
 
+// answerWaits are how long the first attempts of untilAnswered wait.
+var answerWaits = [...]time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second}
+
+// untilAnswered does something with a server that may be done again, and again when no answer comes: what a server was asked that stops, or a
+// stream without a leader, is never answered. The last attempt has most, so that a slow server is not asked in vain for ever.
+func untilAnswered(ctx context.Context, most time.Duration, do func(context.Context) error) error {
+	for attempt := 0; ; attempt++ {
+		last := attempt == len(answerWaits)
+		wait := most
+		if !last {
+			wait = min(wait, answerWaits[attempt])
+		}
+		err := attemptFor(ctx, wait, do)
+		if last || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+	}
+}
+
+// attemptFor does something until it is over, or as long as there is no leader who could: servers say so at once.
+func attemptFor(ctx context.Context, wait time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for {
+		err := do(ctx)
+		refused := (*jetstream.APIError)(nil)
+		if !errors.As(err, &refused) || refused.Code != http.StatusServiceUnavailable {
+			return err
+		}
+		if paused := pause(ctx, awaitAgain); paused != nil {
+			return fmt.Errorf("%w: %w", paused, err)
+		}
+	}
+}
+
 // Head returns the number of the newest commit that the stream's leader knows.
 func (l *jetStreamLog) Head(ctx context.Context) (uint64, error) {
 	info, err := l.s.streamInfo(ctx, l.lane)
@@ -698,16 +733,16 @@ type jetStreamCursor struct {
 // open makes a consumer at the next number.
 func (c *jetStreamCursor) open(ctx context.Context) error {
 	c.drop()
-	if _, bounded := ctx.Deadline(); !bounded {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.log.s.options.RequestTimeout)
-		defer cancel()
-	}
 	c.switches, _ = c.log.s.connection()
-	consumer, err := c.log.s.js.CreateConsumer(ctx, c.log.stream, jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: c.next,
-		AckPolicy: jetstream.AckNonePolicy, ReplayPolicy: jetstream.ReplayInstantPolicy,
-		InactiveThreshold: followInactive, MemoryStorage: true, Replicas: 1,
+	var consumer jetstream.Consumer
+	err := untilAnswered(ctx, c.log.s.options.RequestTimeout, func(ctx context.Context) (err error) {
+		// Another one each time: the server that was to keep it may be the one that is gone.
+		consumer, err = c.log.s.js.CreateConsumer(ctx, c.log.stream, jetstream.ConsumerConfig{
+			DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: c.next,
+			AckPolicy: jetstream.AckNonePolicy, ReplayPolicy: jetstream.ReplayInstantPolicy,
+			InactiveThreshold: followInactive, MemoryStorage: true, Replicas: 1,
+		})
+		return err
 	})
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return &MissingLogError{Lane: c.log.lane, Reason: "the server has no stream " + c.log.stream}

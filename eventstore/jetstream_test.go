@@ -286,6 +286,63 @@ func TestAQuestionThatIsNotAnsweredIsAskedAgainLessAndLess(t *testing.T) {
 	}
 }
 
+const noLeaderAnswer = `{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`
+
+// answering answers what is asked on a subject with one answer after the other, with nothing for an empty one, and then always with the last. It
+// returns how many questions came. Of a server without JetStream the test is the leader.
+func answering(t *testing.T, nc *nats.Conn, subject string, answers ...string) (asked func() int64) {
+	t.Helper()
+	var count atomic.Int64
+	if _, err := nc.Subscribe(subject, func(m *nats.Msg) {
+		answer := answers[min(count.Add(1), int64(len(answers)))-1]
+		if answer == "" {
+			return
+		}
+		if err := m.Respond([]byte(answer)); err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return count.Load
+}
+
+// A server that is stopped does not answer who asks it for a consumer. Views stood still for 5 s after that.
+func TestACursorAsksAgainForAConsumerThatNobodyAnswersFor(t *testing.T) {
+	_, nc := plainServer(t, "")
+	s, err := openJetStream(t.Context(), nc, Topology{Lanes: 1}, JetStreamOptions{RequestTimeout: time.Hour}, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const made = `{"stream_name":"ORDERS-00","name":"made","config":{}}`
+	asked := answering(t, nc, "$JS.API.CONSUMER.CREATE.ORDERS-00.>", "", noLeaderAnswer, "", made)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cursor, err := s.Log(0).Follow(ctx, 1)
+	if err != nil {
+		t.Fatalf("asked %d times: %v", asked(), err)
+	}
+	cursor.Close()
+	if got := asked(); got != 4 {
+		t.Errorf("asked %d times, want 4", got)
+	}
+}
+
+func TestAServerThatIsSlowIsNotAskedInVainForEver(t *testing.T) {
+	attempts := 0
+	err := untilAnswered(t.Context(), time.Hour, func(ctx context.Context) error {
+		attempts++
+		if deadline, _ := ctx.Deadline(); time.Until(deadline) > time.Minute {
+			return nil // It has all the time that it wants.
+		}
+		return context.DeadlineExceeded
+	})
+	if err != nil || attempts != len(answerWaits)+1 {
+		t.Errorf("after %d attempts: %v", attempts, err)
+	}
+}
+
 func TestAStreamIsAwaitedUntilItsLeaderAnswers(t *testing.T) {
 	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
 	answers := []string{

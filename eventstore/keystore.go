@@ -30,6 +30,8 @@ const (
 	userKeyAttempts = 10
 	// userKeyPause is the pause before the second attempt; it doubles with each.
 	userKeyPause = 5 * time.Millisecond
+	// userKeyMax bounds how long a value is asked for, or stored, while no server answers.
+	userKeyMax = 5 * time.Second
 )
 
 // UserKeysOptions configure OpenUserKeys. Topology is required.
@@ -129,7 +131,11 @@ func sealUserKeys(ctx context.Context, nc *nats.Conn, js jetstream.JetStream) er
 // Get returns the user's value; found is false when there is none, or none any more.
 // REQUIRES: userID has only characters of A-Z a-z 0-9 _ -.
 func (k *UserKeys) Get(ctx context.Context, userID string) (value []byte, found bool, err error) {
-	entry, err := k.bucket.Get(ctx, userID)
+	var entry jetstream.KeyValueEntry
+	err = k.answered(ctx, func(ctx context.Context) (err error) {
+		entry, err = k.bucket.Get(ctx, userID)
+		return err
+	})
 	if errors.Is(err, jetstream.ErrKeyNotFound) || errors.Is(err, jetstream.ErrKeyDeleted) {
 		return nil, false, nil
 	}
@@ -137,6 +143,13 @@ func (k *UserKeys) Get(ctx context.Context, userID string) (value []byte, found 
 		return nil, false, fmt.Errorf("read user key: %w", err)
 	}
 	return entry.Value(), true, nil
+}
+
+// answered does something with the bucket that may be done again, and again when no answer comes, for userKeyMax at most.
+func (k *UserKeys) answered(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, userKeyMax)
+	defer cancel()
+	return untilAnswered(ctx, userKeyMax, do)
 }
 
 // Used reports whether the bucket holds a value of any user, or the mark that one was erased.
@@ -177,7 +190,10 @@ func (k *UserKeys) Each(ctx context.Context, each func(userID string, value []by
 // get the same. Users as with Get.
 func (k *UserKeys) Create(ctx context.Context, userID string, value []byte) (stored []byte, err error) {
 	for attempt := range userKeyAttempts {
-		_, err := k.bucket.Create(ctx, userID, value)
+		err := k.answered(ctx, func(ctx context.Context) error { // Of two attempts that both arrive, the second finds the first one's value.
+			_, err := k.bucket.Create(ctx, userID, value)
+			return err
+		})
 		if err == nil {
 			return value, nil
 		}

@@ -217,6 +217,33 @@ func TestAnEraseThatWasStoppedHalfwayIsFinished(t *testing.T) {
 	}
 }
 
+// A bucket's leader that is stopped does not answer. Who ordered with a note waited for it for 5 s, and was told that keys are unavailable.
+func TestAUserKeyIsAskedForAgainWhenNobodyAnswers(t *testing.T) {
+	_, nc := plainServer(t, "")
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answering(t, nc, "$JS.API.STREAM.INFO."+userKeysStream, `{"config":{"name":"`+userKeysStream+`","max_msgs_per_subject":1}}`)
+	bucket, err := js.KeyValue(t.Context(), userKeysBucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := &UserKeys{js: js, bucket: bucket}
+	const stored = `{"message":{"subject":"$KV.` + userKeysBucket + `.ada","seq":7,"data":"YQ==","time":"2026-11-11T00:00:00Z"}}`
+	asked := answering(t, nc, "$JS.API.STREAM.MSG.GET."+userKeysStream, "", noLeaderAnswer, "", stored)
+	value, found, err := keys.Get(t.Context(), "ada")
+	if err != nil || !found || string(value) != "a" {
+		t.Fatalf("asked %d times: got %q, %t, %v", asked(), value, found, err)
+	}
+	// What was stored and not answered is found.
+	const there = `{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 7"}}`
+	put := answering(t, nc, userKeySubject("ada"), "", there)
+	if value, err := keys.Create(t.Context(), "ada", []byte("a")); err != nil || string(value) != "a" {
+		t.Fatalf("stored %d times: got %q, %v", put(), value, err)
+	}
+}
+
 func TestWatchersHearOfEveryKeyThatIsMadeOrErased(t *testing.T) {
 	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
 	keys := openKeys(t, nc, provisioned(t, nc, 1), 1)

@@ -34,6 +34,8 @@ type Courier struct {
 	// closing are services of lanes that stopped; failed is what ends Run.
 	closing sync.WaitGroup
 	failed  chan error
+	// waits are the questions to other nodes that may be asked again.
+	waits waits
 }
 
 // Local decides in the lanes of this node. lanes.Set implements it.
@@ -144,13 +146,13 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 	bounded, cancel := context.WithTimeout(ctx, c.options.BudgetMax)
 	defer cancel()
 	search := searching{lane: lane, pause: pauseMin, until: time.Now().Add(c.options.OwnerWait)}
-	search.ask(c.options.OwnerOf(lane))
+	search.ask(c.lookUp(&search))
 	var wait time.Duration // All the time there is, if it cannot be asked again.
 	if repeatable(&request) {
 		wait = c.options.AnswerWait
 	}
 	for {
-		data, err := c.options.Post.Ask(bounded, search.subject(), question, wait)
+		data, err := c.ask(bounded, &search, question, wait)
 		var notOwner *lanes.NotOwnerError
 		switch {
 		case err == nil:
@@ -176,6 +178,10 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 			}
 		case errors.Is(err, eventstore.ErrBusy):
 			return lanes.Reply{}, &eventstore.QueueFullError{Lane: lane, RetryAfter: busyAfter}
+		case errors.Is(err, errMoved):
+			wait = c.options.AnswerWait
+			search.ask(c.lookUp(&search))
+			continue
 		case errors.Is(err, eventstore.ErrAnswerLost):
 			if wait == 0 || bounded.Err() != nil {
 				return lanes.Reply{}, c.unavailable(lane, err)
@@ -192,7 +198,7 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 			}
 			return lanes.Reply{}, c.unavailable(lane, err)
 		}
-		search.ask(c.options.OwnerOf(lane))
+		search.ask(c.lookUp(&search))
 	}
 }
 
@@ -227,8 +233,10 @@ type searching struct {
 	node string
 	// followed says that the node was named by another one since the last pause, repeated that who is asked was asked again since.
 	followed, repeated bool
-	pause              time.Duration
-	until              time.Time
+	// moves is how often the lane had moved when it was looked up who decides it.
+	moves uint64
+	pause time.Duration
+	until time.Time
 }
 
 func (s *searching) subject() string {

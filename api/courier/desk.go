@@ -68,6 +68,7 @@ func (c *Courier) Own(lane uint32, owned bool) {
 	case c.open != nil:
 		c.begin(lane)
 	}
+	c.waits.own(lane, owned)
 }
 
 // begin answers for a lane from now on. REQUIRES: c.mu, Run runs.

@@ -106,7 +106,7 @@ func (c *cluster) join(t testing.TB, own func(uint32) bool, change func(*Options
 	n.Set, err = lanes.Open(lanes.Options{
 		Topology: topology, Store: n.store, Owner: "test", Log: func(lane uint32) eventstore.Log { return c.logs[lane] },
 		Lane:   eventstore.LaneOptions{Clock: c.clock, TickEvery: time.Millisecond, ReopenDelay: 10 * time.Millisecond, Logger: options.Logger},
-		Shared: true, Remote: n.courier, Transport: n.courier, OnOwnership: n.courier.Own, Entropy: rand.NewChaCha8([32]byte{byte(len(c.nodes))}), // The same in every cluster.
+		Shared: true, Remote: n.courier, Transport: n.courier, OnOwnership: n.courier.Own, OnOwner: n.courier.Moved, Entropy: rand.NewChaCha8([32]byte{byte(len(c.nodes))}), // The same in every cluster.
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -759,6 +759,54 @@ func TestACallDuringAMoveIsNotLostWhereServersBelieveInTheOldOwner(t *testing.T)
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("the command was asked where nobody answers")
+	}
+}
+
+// A node that hangs keeps what it was asked, and nothing says that it does not listen. What it was asked waited on for up to 8 s when the lane
+// had long been another node's.
+func TestWhatANodeWasAskedThatHangsIsAskedOfTheNextAtOnce(t *testing.T) {
+	product := domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1299}}
+	for _, c := range []struct {
+		name string
+		// known is the owner as the node knows it that is called, subject what the one listens to that hangs.
+		known, subject string
+		// takes says that the node that is called is the next owner itself.
+		takes bool
+	}{
+		{"by its id, and another node takes the lane", "hung", eventstore.NodeCommandSubject(0, "hung"), false},
+		{"by its id, and this node takes the lane", "hung", eventstore.NodeCommandSubject(0, "hung"), true},
+		{"by its lane, and another node takes it", "", eventstore.CommandSubject(0), false},
+		{"by its lane, and this node takes it", "", eventstore.CommandSubject(0), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			nodes := newCluster(t, 1)
+			front := nodes.join(t, none, func(o *Options) { o.AnswerWait = time.Hour }) // An answer that is waited for in vain fails the test.
+			next := front
+			if !c.takes {
+				next = nodes.join(t, none, nil)
+			}
+			front.Stop(0, c.known)
+			heard := nodes.hole(t, c.subject)
+			outcomes := make(chan error, 1)
+			go func() {
+				_, err := front.Submit(t.Context(), asked(t, "op", "p", product))
+				outcomes <- err
+			}()
+			eventually(t, "the node that hangs is asked", func() bool { return heard() > 0 })
+			next.Start(0, next.held.Load)
+			eventually(t, "the next one serves", func() bool { return next.Status(0).Serving })
+			if !c.takes {
+				front.Stop(0, next.id)
+			}
+			select {
+			case err := <-outcomes:
+				if err != nil {
+					t.Error(err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Error("the next one was not asked")
+			}
+		})
 	}
 }
 

@@ -193,13 +193,16 @@ func (s *seat) parkIn(ctx context.Context) error {
 func (s *seat) giveUp(owner string) {
 	s.tell(false)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.next = nil
 	if s.term != nil {
 		s.term.stop()
 	}
 	s.owner = owner
 	s.turn(seatAway) // Also when it was away: who waits elsewhere may want to know the owner.
+	s.mu.Unlock()
+	if hook := s.set.options.OnOwner; hook != nil && owner != "" {
+		hook(s.lane, owner)
+	}
 }
 
 // turn changes the state. REQUIRES: mu is held.

@@ -46,6 +46,9 @@ type Options struct {
 	Remote Remote
 	// OnOwnership is told when a lane begins to be served here, and before it no longer is; may be nil. It does not block.
 	OnOwnership func(lane uint32, owned bool)
+	// OnOwner is told which node decides a lane that is not here, whenever this node is told, after OwnerOf says so; may be nil. It does not
+	// block.
+	OnOwner func(lane uint32, owner string)
 	// StandbyPace is how long after it took in commits of a lane that another node decides this one takes in the next, at the earliest,
 	// while they come faster than that and Demand does not say that somebody waits for them. 0 means as soon as they come.
 	StandbyPace time.Duration

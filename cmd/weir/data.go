@@ -106,6 +106,30 @@ func (r nodeRecord) write(dir dataDir) error {
 	return nil
 }
 
+// writeDurably puts a file into the directory, whole or not at all, also when the power fails, for its owner's eyes only.
+func (d dataDir) writeDurably(name string, data []byte) error {
+	file, err := os.CreateTemp(string(d), "."+name+"-*") // CreateTemp makes it 0600.
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	if err == nil {
+		err = file.Sync()
+	}
+	err = errors.Join(err, file.Close())
+	if err == nil {
+		err = os.Rename(file.Name(), filepath.Join(string(d), name))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(file.Name()))
+	}
+	dir, err := os.Open(string(d))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
 // remove takes the record away, if it is still this node's.
 func (r nodeRecord) remove(dir dataDir) error {
 	found, err := readNodeRecord(dir)

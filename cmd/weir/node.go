@@ -357,7 +357,7 @@ func (n *node) laneOptions() lanes.Options {
 	return lanes.Options{
 		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.sharing.nodeID + " " + n.options.owner,
 		StandbyPace: standbyPace, Demand: func(lane uint32) *eventstore.Demand { return n.runners[lane].Demand() },
-		Shared: true, OnOwnership: n.onOwnership, Remote: n.courier, Transport: n.courier,
+		Shared: true, OnOwnership: n.onOwnership, OnOwner: n.courier.Moved, Remote: n.courier, Transport: n.courier,
 		PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {

@@ -98,10 +98,7 @@ func (n *node) openNodeID() error {
 	if n.options.sharing.nodeID == "" {
 		n.options.sharing.nodeID = newNodeID()
 	}
-	if err := os.WriteFile(file, []byte(n.options.sharing.nodeID+"\n"), 0o600); err != nil {
-		return n.options.data.explain(err)
-	}
-	return nil
+	return n.options.data.explain(n.options.data.writeDurably(nodeIDFile, []byte(n.options.sharing.nodeID+"\n")))
 }
 
 // newNodeID makes an id of the host's name and something random.

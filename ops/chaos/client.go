@@ -379,7 +379,8 @@ func (c *chaos) call(ctx context.Context, procedure string, message proto.Messag
 
 // post makes one call from its bytes to its bytes.
 func (c *chaos) post(ctx context.Context, procedure string, body []byte) (reply []byte, refusal string, err error) {
-	message, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url()+procedure, bytes.NewReader(body))
+	began, node := time.Now(), c.url()
+	message, err := http.NewRequestWithContext(ctx, http.MethodPost, node+procedure, bytes.NewReader(body))
 	if err != nil {
 		return nil, "", err
 	}
@@ -405,21 +406,37 @@ func (c *chaos) post(ctx context.Context, procedure string, body []byte) (reply 
 	case asksForPatience(data):
 		err = fmt.Errorf("%w: %w", errPatience, err)
 	case ctx.Err() == nil:
-		c.fail(kindOfFault(err, data), err)
+		kind := kindOfFault(err, data)
+		if kind == lateFault {
+			kind += " to " + procedure[strings.LastIndexByte(procedure, '/')+1:]
+		}
+		c.fail(kind, &failure{Began: began, Millis: time.Since(began).Milliseconds(), Node: node, Procedure: procedure, Error: err.Error()})
 	}
 	return nil, refusalOf(data), err
 }
 
-// fail counts a call that failed.
-func (c *chaos) fail(kind string, err error) {
+// A failure is a call without an answer that stands, as it is written down: nothing says so well what a node did meanwhile as its log at that time.
+type failure struct {
+	Began     time.Time `json:"began"`
+	Millis    int64     `json:"millis"`
+	Node      string    `json:"node"`
+	Procedure string    `json:"procedure"`
+	Error     string    `json:"error"`
+}
+
+// fail counts a call that failed, and writes it down.
+func (c *chaos) fail(kind string, f *failure) {
 	c.failed.Add(1)
-	c.lastFault.Store(err.Error())
+	c.lastFault.Store(f.Error)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.faults == nil {
 		c.faults = map[string]int{}
 	}
 	c.faults[kind]++
+	if err := c.failures.Encode(f); err != nil && c.failuresErr == nil {
+		c.failuresErr = fmt.Errorf("write down a call that failed: %w", err)
+	}
 }
 
 // faultsSince returns how often calls failed in which way since it was asked before, the most frequent way first.
@@ -436,6 +453,9 @@ func (c *chaos) faultsSince() string {
 	return strings.Join(kinds, ", ")
 }
 
+// lateFault is what kindOfFault says of a call that had no answer in time.
+const lateFault = "no answer in time"
+
 // kindOfFault says in few words how a call failed that was answered with data, if with anything.
 func kindOfFault(err error, data []byte) string {
 	var answer connectError
@@ -446,7 +466,7 @@ func kindOfFault(err error, data []byte) string {
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "connection closed"
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return "no answer in time"
+		return lateFault
 	case json.Unmarshal(data, &answer) == nil && answer.Code != "":
 		return answer.Code + " " + answer.reason()
 	}

@@ -56,10 +56,12 @@ const (
 	stepDownMax = 5 * time.Second
 	// tornMax is how much of the end of a file is lost.
 	tornMax = 4096
+	// catchUpMax is how long after the start of a node with an empty disk another one is killed, at most.
+	catchUpMax = 3 * time.Second
 )
 
-// A cluster is nodes that share the lanes of one log, and the servers that keep it, all in processes of their own. It implements node: its
-// clients ask all nodes in turn, whether they are there or not.
+// A cluster is nodes that share the lanes of one log, and the servers that keep it, all in processes of their own, or each node with its server
+// in one. It implements node: its clients ask all nodes in turn, whether they are there or not.
 type cluster struct {
 	*launch.Cluster
 	turn atomic.Uint64
@@ -73,7 +75,7 @@ type cluster struct {
 	down bool
 	// minority is the node that is cut off.
 	minority int
-	// disks of the servers where power is cut.
+	// disks of the machines where power is cut: of the servers, or of the nodes that are servers.
 	disks []*disk
 }
 
@@ -85,7 +87,13 @@ func (e *lossError) Unwrap() error { return e.error }
 
 func newCluster(ctx context.Context, options Options, dir string) (*cluster, error) {
 	o := launch.ClusterOptions{Dir: dir, Nodes: clusterNodes, Servers: options.Servers, Lanes: options.Lanes, LeaseTTL: options.LeaseTTL}
-	for path, absolute := range map[string]*string{options.Weir: &o.Weir, options.NATS: &o.NATS} {
+	binaries := map[string]*string{options.Weir: &o.Weir}
+	if kinds[options.Kind].strike.peers {
+		o.Servers = 0
+	} else {
+		binaries[options.NATS] = &o.NATS
+	}
+	for path, absolute := range binaries {
 		var err error
 		if *absolute, err = filepath.Abs(path); err != nil {
 			return nil, err
@@ -119,9 +127,13 @@ func newCluster(ctx context.Context, options Options, dir string) (*cluster, err
 	return c, nil
 }
 
-// withDisks puts each server's files on a disk of its own.
-func withDisks(ctx context.Context, c *cluster, options Options, o *launch.ClusterOptions) error {
-	for i := range options.Servers {
+// withDisks puts the files of each server on a disk of its own, or of each node that is one.
+func withDisks(ctx context.Context, c *cluster, _ Options, o *launch.ClusterOptions) error {
+	machines := o.Servers
+	if machines == 0 {
+		machines = o.Nodes
+	}
+	for i := range machines {
 		made, err := newDisk(ctx, filepath.Join(o.Dir, fmt.Sprintf("disk%d", i+1)))
 		if err != nil {
 			return err
@@ -229,6 +241,22 @@ func (c *cluster) crashServer(i int) error {
 	return c.Servers[i].Crash()
 }
 
+// crashKeeper kills one of those that keep the log: a server, or a node that is one.
+func (c *cluster) crashKeeper(i int) error {
+	if len(c.Servers) == 0 {
+		return c.crash(i)
+	}
+	return c.crashServer(i)
+}
+
+// keepers is how many keep the log.
+func (c *cluster) keepers() int {
+	if len(c.Servers) == 0 {
+		return len(c.Nodes)
+	}
+	return len(c.Servers)
+}
+
 // healed starts what was struck and waits until all is as it was.
 func (c *cluster) healed(ctx context.Context) error {
 	if err := c.Heal(ctx); err != nil {
@@ -286,12 +314,19 @@ type strike struct {
 	planned bool
 	// total says that nobody can be served until it is over.
 	total bool
+	// cuts says that a node is cut off from the majority, and may acknowledge nothing.
+	cuts bool
+	// peers says that the nodes are the servers, too: 'weir serve --peers'.
+	peers bool
 	says  string
 }
 
 // The strikes by name, and strikeNames in the order in which they run.
 var (
-	strikeNames   = []string{"node", "leader", "all", "pause-node", "pause-server", "state", "lost", "late", "damage", "cut", "power", "move", "rolling"}
+	strikeNames = []string{
+		"node", "leader", "all", "pause-node", "pause-server", "state", "lost", "late", "damage", "cut", "power", "move", "rolling",
+		"peers-node", "peers-all", "peers-pause", "peers-disk", "peers-cut", "peers-power", "peers-move", "peers-rolling",
+	}
 	strikesByName = map[string]*strike{
 		"node":         {comes: killNode, says: "kill -9 of one of three nodes"},
 		"leader":       {comes: killLeader, says: "kill -9 of the server that leads a stream"},
@@ -302,10 +337,19 @@ var (
 		"lost":         {comes: loseReplies, prepare: withProxies, says: "5% of the replies of three nodes are lost, and some of the servers' to them"},
 		"late":         {comes: delay, prepare: withProxies, says: "what a node sends to the servers arrives when its leases are long over"},
 		"damage":       {comes: damage, says: "a server is killed, and a file of a stream of its is cut short or has a bit flipped"},
-		"cut":          {comes: cut, prepare: withHosts, inside: true, says: "a node and its server are cut off from the others; root, network namespaces"},
+		"cut":          {comes: cut, prepare: withHosts, inside: true, cuts: true, says: "a node and its server are cut off from the others; root, network namespaces"},
 		"power":        {comes: cutPower, prepare: withDisks, inside: true, says: "the power of one server or of all is cut; root, loop devices"},
 		"move":         {comes: moveLane, planned: true, says: "a lane is moved to another node: no call fails"},
 		"rolling":      {comes: rollOver, says: "nodes, then servers, are stopped cleanly and started, one after the other"},
+
+		"peers-node":    {comes: killNode, peers: true, says: "each node is a server of the log too: kill -9 of one of three"},
+		"peers-all":     {comes: killAll, peers: true, total: true, says: "so, and kill -9 of all three"},
+		"peers-pause":   {comes: pauseNode, peers: true, says: "so, and SIGSTOP of one, for longer than its leases last"},
+		"peers-disk":    {comes: loseDisk, peers: true, says: "so, and one loses its disk, and now and then another is killed while it gets the log from the others"},
+		"peers-cut":     {comes: cut, prepare: withHosts, inside: true, cuts: true, peers: true, says: "so, and one is cut off from the others; root, network namespaces"},
+		"peers-power":   {comes: cutPower, prepare: withDisks, inside: true, peers: true, says: "so, and the power of one or of all is cut; root, loop devices"},
+		"peers-move":    {comes: moveLane, peers: true, planned: true, says: "so, and a lane is moved to another node: no call fails"},
+		"peers-rolling": {comes: rollOver, peers: true, says: "so, and they are stopped cleanly and started, one after the other"},
 	}
 )
 
@@ -329,7 +373,7 @@ func killAll(_ context.Context, c *cluster, _ Options, random *rand.Rand) (strin
 		group.Go(s.Crash)
 	}
 	did := "all servers killed"
-	if random.IntN(2) == 0 {
+	if len(c.Servers) == 0 || random.IntN(2) == 0 {
 		did = "all servers and nodes killed"
 		for _, each := range c.Nodes {
 			c.struck[each] = true
@@ -366,6 +410,31 @@ func loseState(_ context.Context, c *cluster, _ Options, random *rand.Rand) (str
 	i := random.IntN(len(c.Nodes))
 	err := c.crash(i)
 	return fmt.Sprintf("node %d killed, its state gone", i+1), nil, errors.Join(err, os.RemoveAll(filepath.Join(c.Nodes[i].Data, "state")))
+}
+
+// loseDisk takes everything from a node that was killed but its keys, which whoever looks after it puts back on its new disk. In every other
+// round another node is killed while that one gets the log: what only the two of them had acknowledged is then with the other one alone.
+func loseDisk(_ context.Context, c *cluster, _ Options, random *rand.Rand) (string, func(context.Context) error, error) {
+	i := random.IntN(len(c.Nodes))
+	did := fmt.Sprintf("node %d killed, its disk gone", i+1)
+	if err := c.crash(i); err != nil {
+		return "", nil, err
+	}
+	if err := c.Renew(i); err != nil {
+		return "", nil, err
+	}
+	if random.IntN(2) == 0 {
+		return did, nil, nil
+	}
+	other, after := (i+1+random.IntN(len(c.Nodes)-1))%len(c.Nodes), time.Duration(random.Int64N(int64(catchUpMax)))
+	heal := func(ctx context.Context) error {
+		if err := c.Nodes[i].Begin(ctx); err != nil {
+			return err
+		}
+		wait(ctx, after)
+		return errors.Join(c.crash(other), c.healed(ctx))
+	}
+	return fmt.Sprintf("%s, and node %d killed %v after its start", did, other+1, after.Round(time.Millisecond)), heal, nil
 }
 
 func moveLane(ctx context.Context, c *cluster, _ Options, random *rand.Rand) (string, func(context.Context) error, error) {
@@ -566,9 +635,9 @@ func (c *chaos) askMinority(ctx context.Context, struck *cluster) {
 func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (string, func(context.Context) error, error) {
 	all := o.Lossy || random.IntN(2) == 0
 	c.down = all
-	first := random.IntN(len(c.Servers))
+	first := random.IntN(c.keepers())
 	var off []int
-	for i := range c.Servers {
+	for i := range c.keepers() {
 		if all || i == first {
 			off = append(off, i)
 		}
@@ -579,7 +648,7 @@ func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (st
 		}
 	}
 	for _, i := range off {
-		if err := c.crashServer(i); err != nil {
+		if err := c.crashKeeper(i); err != nil {
 			return "", nil, err
 		}
 	}
@@ -595,7 +664,7 @@ func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (st
 		}
 		return err
 	}
-	return fmt.Sprintf("power of %d servers cut", len(off)), heal, nil
+	return fmt.Sprintf("power of %d machines cut", len(off)), heal, nil
 }
 
 // runCluster torments a cluster.
@@ -629,7 +698,7 @@ func (c *chaos) strike(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", did, err)
 	}
-	if c.kind.strike == strikesByName["cut"] {
+	if c.kind.strike.cuts {
 		c.askMinority(ctx, struck)
 	}
 	if !c.kind.strike.total && !struck.down && !c.kind.strike.planned {

@@ -25,6 +25,7 @@ func TestARealClusterKeepsItsPromises(t *testing.T) {
 	}{
 		{"node", 1},
 		{"lost", 3},
+		{"peers-node", 3},
 	} {
 		t.Run(c.kind, func(t *testing.T) {
 			t.Parallel() // Most of it is waiting.

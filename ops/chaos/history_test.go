@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/json"
+	"io"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -88,7 +90,7 @@ func TestAReadThatSaysItIsOldIsInNoHistory(t *testing.T) {
 	defer server.Close()
 	h := &history{of: map[string][]porcupine.Operation{}, newest: map[string]*typev1.Revision{}}
 	h.know(id, &typev1.Revision{Commit: 991})
-	w := &witness{chaos: &chaos{node: &aNode{url: server.URL}, http: server.Client()}, history: h, random: rand.New(rand.NewPCG(1, 1)), began: time.Now()}
+	w := &witness{chaos: &chaos{node: &aNode{url: server.URL}, http: server.Client(), failures: json.NewEncoder(io.Discard)}, history: h, random: rand.New(rand.NewPCG(1, 1)), began: time.Now()}
 	for state, reads := range map[typev1.Freshness_State]int{typev1.Freshness_STATE_CATCHING_UP: 0, typev1.Freshness_STATE_REBUILDING: 0, typev1.Freshness_STATE_FRESH: 1} {
 		answer.Freshness.State = state
 		clear(h.of)

@@ -60,8 +60,10 @@ type Options struct {
 	ServingMax time.Duration
 	// ViewWait is how long a view may take to show what was acknowledged, at most 10 s.
 	ViewWait time.Duration
-	// Dir is where the data directory and the record of acknowledgements are made; they are kept after a failure.
-	Dir string
+	// Dir is where the data directory and the records of acknowledgements and failed calls are made; they are kept after a failure, and with Keep
+	// in any case.
+	Dir  string
+	Keep bool
 }
 
 // Validate returns an error that says what is wrong with the options.
@@ -114,7 +116,7 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 	flags := flag.NewFlagSet("chaos", flag.ContinueOnError)
 	flags.StringVar(&options.Weir, "weir", "./weir", "binary to torment")
 	flags.StringVar(&options.NATS, "nats-server", "./nats-server", "binary of the servers that keep a cluster's log")
-	flags.IntVar(&options.Servers, "servers", 3, "servers that keep a cluster's log, each a replica: 1 or 3")
+	flags.IntVar(&options.Servers, "servers", 3, "servers that keep a cluster's log where the nodes do not, each a replica: 1 or 3")
 	flags.BoolVar(&options.Lossy, "lossy", false, "control run for the kind power: the servers fsync every two minutes, and the run fails if nothing is seen to be lost")
 	flags.BoolVar(&options.Unfenced, "unfenced", false, "control run for the kind late: appends reach the servers without the condition that fences off a node that has lost its lane, and the run fails if no broken log is seen")
 	flags.DurationVar(&options.LeaseTTL, "lease-ttl", 3*time.Second, "how long the lease of a lane lasts in a cluster")
@@ -132,6 +134,7 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 	flags.DurationVar(&options.ServingMax, "serving-max", 5*time.Second, "longest restart that is no failure")
 	flags.DurationVar(&options.ViewWait, "view-wait", 10*time.Second, "longest that a view may take to show what was acknowledged, at most 10s")
 	flags.StringVar(&options.Dir, "dir", "", "where data is made (default: the system's folder for temporary files)")
+	flags.BoolVar(&options.Keep, "keep", false, "keep the data also when all is well: failures.jsonl has the calls that failed")
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
@@ -196,7 +199,7 @@ func (o Options) of(name string) Options {
 func kindsText() string {
 	var b strings.Builder
 	for _, name := range kindNames {
-		fmt.Fprintf(&b, "%-9s %s\n", name, kinds[name].says)
+		fmt.Fprintf(&b, "%-13s %s\n", name, kinds[name].says)
 	}
 	return b.String()
 }
@@ -251,7 +254,11 @@ func torment(ctx context.Context, options Options, out io.Writer) error {
 		err = blindToWriters(err, out)
 	}
 	if err != nil {
-		return fmt.Errorf("%s with %d lanes, seed %d: %w\nthe data directory and the acknowledgements are kept in %s", options.Kind, options.Lanes, options.Seed, err, dir)
+		return fmt.Errorf("%s with %d lanes, seed %d: %w\nthe data directory, the acknowledgements and the failures are kept in %s", options.Kind, options.Lanes, options.Seed, err, dir)
+	}
+	if options.Keep {
+		fmt.Fprintf(out, "the data directory, the acknowledgements and the failures are kept in %s\n", dir)
+		return nil
 	}
 	return os.RemoveAll(dir)
 }

@@ -161,8 +161,10 @@ type chaos struct {
 	// failed counts calls without an answer that stands, other than "come again", and lastFault is the newest.
 	failed    atomic.Int64
 	lastFault atomic.Value
-	// faults counts them by what went wrong.
-	faults map[string]int
+	// faults counts them by what went wrong. failures are where they are written down, and failuresErr is the first error of that.
+	faults      map[string]int
+	failures    *json.Encoder
+	failuresErr error
 	// asked counts calls to nodes that were cut off.
 	asked int
 	// struck says what came over the cluster in this round.
@@ -199,20 +201,25 @@ func (c *chaos) serving(ctx context.Context) (time.Duration, error) {
 }
 
 // run torments the node and returns an error that joins every violation.
-func run(ctx context.Context, options Options, tormented node, dir string, out io.Writer) (err error) {
-	file, err := os.Create(filepath.Join(dir, "acknowledged.jsonl"))
-	if err != nil {
-		return err
+func run(ctx context.Context, options Options, tormented node, dir string, out io.Writer) (result error) {
+	var files []*bufio.Writer
+	for _, name := range []string{"acknowledged.jsonl", "failures.jsonl"} {
+		file, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		buffered := bufio.NewWriter(file)
+		defer func() { result = errors.Join(result, buffered.Flush(), file.Close()) }()
+		files = append(files, buffered)
 	}
-	buffered := bufio.NewWriter(file)
-	defer func() { err = errors.Join(err, buffered.Flush(), file.Close()) }()
 	transport := &http.Transport{MaxIdleConnsPerHost: max(options.Clients, options.Buyers) + 1}
 	defer transport.CloseIdleConnections()
 	c := &chaos{
 		Options: options, kind: kinds[options.Kind], node: tormented, http: &http.Client{Transport: transport, Timeout: callTimeout}, out: out,
-		random: rand.New(rand.NewPCG(options.Seed, 0)), record: json.NewEncoder(buffered),
+		random: rand.New(rand.NewPCG(options.Seed, 0)), record: json.NewEncoder(files[0]), failures: json.NewEncoder(files[1]),
 		received: map[string]int64{},
 	}
+	defer func() { result = errors.Join(result, c.failuresErr) }()
 	for i := range options.Clients {
 		c.clients = append(c.clients, newClient(c, i))
 	}
@@ -223,9 +230,11 @@ func run(ctx context.Context, options Options, tormented node, dir string, out i
 	if !c.kind.pays {
 		return c.run(ctx)
 	}
-	if c.proxy, err = newProxy(ctx, options.Seed, 0, c.behind); err != nil {
+	proxy, err := newProxy(ctx, options.Seed, 0, c.behind)
+	if err != nil {
 		return err
 	}
+	c.proxy = proxy
 	ctx, cancel := context.WithCancel(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return c.proxy.Run(ctx) })

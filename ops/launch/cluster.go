@@ -61,7 +61,7 @@ type ClusterOptions struct {
 	Between func(ctx context.Context, node int, server string) (string, error)
 	// SyncInterval is how the servers fsync; empty is before they acknowledge.
 	SyncInterval string
-	// ServerDirs are where the servers keep their files; none puts them below Dir.
+	// ServerDirs are where the servers keep their files, and nodes that keep the log themselves all of theirs; none puts them below Dir.
 	ServerDirs []string
 	// Flags are further flags of 'weir serve'.
 	Flags []string
@@ -86,7 +86,7 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 		return o.Prefixes[host]
 	}
 	if o.Servers == 0 {
-		return c, c.embed(ctx, o, at)
+		return c, c.embed(ctx, o, hosts, at)
 	}
 	var routes, monitors []string
 	for i := range o.Servers {
@@ -129,10 +129,12 @@ func NewCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	return c, nil
 }
 
-// embed makes nodes that keep the log themselves: one binary on as many machines. It makes what they share.
-func (c *Cluster) embed(ctx context.Context, o ClusterOptions, at func(host, port int) string) error {
+// embed makes nodes that keep the log themselves: one binary on as many machines. It makes what they share. Between hosts of their own the
+// routes are protected by TLS, without which nodes refuse to leave loopback.
+func (c *Cluster) embed(ctx context.Context, o ClusterOptions, hosts []string, at func(host, port int) string) error {
 	c.keys = filepath.Join(o.Dir, "keys")
-	if _, err := Output(ctx, nil, o.Weir, "cluster", "keys", "127.0.0.1", "--out", c.keys); err != nil {
+	arguments := append([]string{"cluster", "keys", "--out", c.keys}, hosts[:o.Nodes]...)
+	if _, err := Output(ctx, nil, o.Weir, arguments...); err != nil {
 		return err
 	}
 	var peers []string
@@ -145,12 +147,23 @@ func (c *Cluster) embed(ctx context.Context, o ClusterOptions, at func(host, por
 			"--node-id", name, "--server-name", fmt.Sprintf("s%d", i+1), "--cluster-name", "weir", "--peers", strings.Join(peers, ","), "--cluster-listen", peer,
 			"--cluster-secret-file", filepath.Join(c.keys, "secret"), "--log-level", "warn",
 		}
+		if len(o.Hosts) > 0 {
+			key := filepath.Join(c.keys, hosts[i])
+			flags = append(flags, "--cluster-tls-cert", key+".pem", "--cluster-tls-key", key+".key", "--cluster-tls-ca", filepath.Join(c.keys, "ca.pem"))
+		}
 		if o.LeaseTTL != 0 {
 			flags = append(flags, "--lease-ttl", o.LeaseTTL.String())
 		}
-		c.Nodes = append(c.Nodes, &Node{
+		node := &Node{
 			Binary: o.Weir, Data: filepath.Join(o.Dir, name), Lanes: o.Lanes, Member: true, Listen: at(i, apiPort), Flags: append(flags, o.Flags...),
-		})
+		}
+		if len(o.Prefixes) > 0 {
+			node.Prefix = o.Prefixes[i]
+		}
+		if len(o.ServerDirs) > 0 {
+			node.Data = filepath.Join(o.ServerDirs[i], name)
+		}
+		c.Nodes = append(c.Nodes, node)
 	}
 	return nil
 }
@@ -187,7 +200,15 @@ func (c *Cluster) Start(ctx context.Context) (err error) {
 	return c.Heal(ctx)
 }
 
-// shareKeys gives nodes the keys in a directory.
+// Renew gives a node that does not run, and is a server too, a new disk: an empty one, on which it finds the keys that all nodes share.
+func (c *Cluster) Renew(node int) error {
+	if err := os.RemoveAll(c.Nodes[node].Data); err != nil {
+		return err
+	}
+	return shareKeys(c.keys, c.Nodes[node:node+1])
+}
+
+// shareKeys gives nodes the keys in a directory. They are durable when it returns, as what a person copied long ago is.
 func shareKeys(from string, nodes []*Node) error {
 	for _, node := range nodes {
 		if err := os.MkdirAll(node.Data, 0o700); err != nil {
@@ -198,12 +219,34 @@ func shareKeys(from string, nodes []*Node) error {
 			if err != nil {
 				return err
 			}
-			if err := os.WriteFile(filepath.Join(node.Data, name), key, 0o600); err != nil {
+			if err := writeDurably(filepath.Join(node.Data, name), key); err != nil {
 				return err
 			}
 		}
+		if err := errors.Join(syncDir(node.Data), syncDir(filepath.Dir(node.Data))); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// writeDurably writes a file that only its owner may read, and returns once it is on the disk. Its directory is synced by the caller.
+func writeDurably(path string, data []byte) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	return errors.Join(err, file.Sync(), file.Close())
+}
+
+// syncDir makes durable what was made in a directory.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func (c *Cluster) startServers(ctx context.Context) error {
