@@ -110,6 +110,11 @@ type front struct {
 // inFront serves a gateway in front of some upstreams.
 func inFront(t *testing.T, decided policy.Policy, upstreams ...string) *front {
 	t.Helper()
+	return serveGateway(t, optionsFor(t, decided, upstreams...))
+}
+
+func optionsFor(t *testing.T, decided policy.Policy, upstreams ...string) gateway.Options {
+	t.Helper()
 	options := gateway.Options{Policy: decided, Logger: slog.New(slog.DiscardHandler)}
 	for _, upstream := range upstreams {
 		base, err := url.Parse(upstream)
@@ -118,20 +123,25 @@ func inFront(t *testing.T, decided policy.Policy, upstreams ...string) *front {
 		}
 		options.Upstreams = append(options.Upstreams, base)
 	}
-	return serveGateway(t, options)
+	return options
 }
 
 func serveGateway(t *testing.T, options gateway.Options) *front {
+	t.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serveOn(t, options, listener)
+}
+
+func serveOn(t *testing.T, options gateway.Options, listener net.Listener) *front {
 	t.Helper()
 	g, err := gateway.New(options)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := gateway.NewServer(g)
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(gateway.Bounded(g, listener)) }()
 	t.Cleanup(func() {
