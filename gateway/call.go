@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -90,8 +89,17 @@ func (g *Gateway) newCall(rules *rules, r *http.Request) *call {
 	if !who.actsForOthers {
 		c.lane, c.hasLane = g.laneOf(who.subject)
 	}
-	c.proxied = c.client.IsValid() && len(r.Header["X-Forwarded-For"]) > 0 && !strings.HasPrefix(r.RemoteAddr, netip.AddrPortFrom(c.client, 0).Addr().String())
+	c.proxied = c.client.IsValid() && len(r.Header["X-Forwarded-For"]) > 0 && c.client != peerOf(r)
 	return c
+}
+
+// peerOf returns the address at the other end of a request's connection, the zero Addr for none.
+func peerOf(r *http.Request) netip.Addr {
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return peer.Addr().Unmap().WithZone("")
 }
 
 // laneOf returns the lane that decides a user's calls, if it is known how many there are.

@@ -388,6 +388,11 @@ func (g *Gateway) admit(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.proxy.ServeHTTP(w, r)
+	if call.upload.unread() {
+		_ = http.NewResponseController(w).Flush() // A server that cannot flush has no connection to keep either.
+		call.leave(call.end)
+		call.upload.drain(r.Body)
+	}
 }
 
 // notAdmitted says why a call was not let through.

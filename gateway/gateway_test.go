@@ -110,6 +110,11 @@ type front struct {
 // inFront serves a gateway in front of some upstreams.
 func inFront(t *testing.T, decided policy.Policy, upstreams ...string) *front {
 	t.Helper()
+	return serveGateway(t, optionsFor(t, decided, upstreams...))
+}
+
+func optionsFor(t *testing.T, decided policy.Policy, upstreams ...string) gateway.Options {
+	t.Helper()
 	options := gateway.Options{Policy: decided, Logger: slog.New(slog.DiscardHandler)}
 	for _, upstream := range upstreams {
 		base, err := url.Parse(upstream)
@@ -118,20 +123,25 @@ func inFront(t *testing.T, decided policy.Policy, upstreams ...string) *front {
 		}
 		options.Upstreams = append(options.Upstreams, base)
 	}
-	return serveGateway(t, options)
+	return options
 }
 
 func serveGateway(t *testing.T, options gateway.Options) *front {
+	t.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serveOn(t, options, listener)
+}
+
+func serveOn(t *testing.T, options gateway.Options, listener net.Listener) *front {
 	t.Helper()
 	g, err := gateway.New(options)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := gateway.NewServer(g)
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(gateway.Bounded(g, listener)) }()
 	t.Cleanup(func() {
@@ -756,6 +766,38 @@ func TestAForgedWayIsNotBelieved(t *testing.T) {
 		if got := <-seen; got != test.want {
 			t.Errorf("trusting %q: the node is told %q, want %q", test.trusted, got, test.want)
 		}
+	}
+}
+
+// Whether a call came by way of a proxy was read off the text of its addresses: of one over IPv6 the caller's own word was passed on, and a trusted
+// proxy's was not where its address begins as the client's does.
+func TestTheWayOfACallIsKnownByAddresses(t *testing.T) {
+	seen := make(chan string, 1)
+	upstream := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen <- r.Header.Get("X-Forwarded-For")
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	for _, test := range []struct {
+		name, peer, said string
+		trusted          []string
+		want             string
+	}{
+		{"a caller over IPv6", "[2001:db8::1]:5000", "203.0.113.7", nil, "2001:db8::1"},
+		{"a trusted proxy over IPv6", "[2001:db8::1]:5000", "203.0.113.7", []string{"2001:db8::/32"}, "203.0.113.7, 2001:db8::1"},
+		{"a caller over IPv6 with a zone", "[fe80::1%eth0]:5000", "203.0.113.7", nil, "fe80::1%eth0"},
+		{"a proxy whose address begins as the client's does", "10.0.0.10:5000", "10.0.0.1", []string{"10.0.0.10"}, "10.0.0.1, 10.0.0.10"},
+		{"a trusted proxy that says nothing that can be read", "10.0.0.10:5000", "nobody", []string{"10.0.0.10"}, "10.0.0.10"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := inFront(t, policy.Policy{TrustedProxies: test.trusted}, upstream.URL)
+			request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/webhooks/somebody", http.NoBody)
+			request.RemoteAddr = test.peer
+			request.Header.Set("X-Forwarded-For", test.said)
+			f.ServeHTTP(httptest.NewRecorder(), request)
+			if got := <-seen; got != test.want {
+				t.Errorf("the node is told %q, want %q", got, test.want)
+			}
+		})
 	}
 }
 

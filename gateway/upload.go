@@ -12,9 +12,13 @@ import (
 // errUploadEnded is what a transport reads that goes on reading after it has closed a body.
 var errUploadEnded = errors.New("the body was closed")
 
-// uploadGrace is what an HTTP/1.1 client has to finish sending once it is answered. It reads the answer only then, and would not see
-// it if the connection were closed before. With HTTP/2 it does both at once.
-const uploadGrace = time.Second
+const (
+	// uploadGrace is what an HTTP/1.1 client has to finish sending once it is answered. It reads the answer only then, and would not see
+	// it if the connection were closed before. With HTTP/2 it does both at once.
+	uploadGrace = time.Second
+	// drainBytesMax bounds what is read of that.
+	drainBytesMax = 256 << 10
+)
 
 // An upload is the body of a stream's request on its way to one upstream. A node may answer, and be done, while its client still
 // sends: then the transport waits for its own reading of the body, and that for the client, which waits for the answer. So closing
@@ -48,9 +52,22 @@ func (u *upload) Read(p []byte) (int, error) {
 // looks for the next one while it still reads the rest of this one, which it cannot do in full duplex (it panics), and if the rest does not come,
 // it would take that for the next one. REQUIRES: the headers of the answer are not written yet.
 func (u *upload) leave(answer http.Header) {
-	if u != nil && u.grace > 0 && !u.atEnd.Load() {
+	if u.unread() {
 		answer.Set("Connection", "close")
 	}
+}
+
+// unread is whether an HTTP/1.1 client may still be sending.
+func (u *upload) unread() bool { return u != nil && u.grace > 0 && !u.atEnd.Load() }
+
+// drain reads, and throws away, what an HTTP/1.1 client still sends of a request that is answered. When a handler returns, the server interrupts the
+// read that the transport may be at, takes that for the end of the body, and closes the connection: whoever is still writing to it is told that this
+// failed, and has no use for an answer. And where the transport never began to read, it would wait for the rest without end. body is the server's own,
+// which several may read at once. REQUIRES: unread, and the answer is sent.
+func (u *upload) drain(body io.Reader) {
+	u.closed.Store(true)
+	u.reading.interrupt(time.Now().Add(u.grace))
+	_, _ = io.CopyN(io.Discard, body, drainBytesMax) // Its end is what was waited for, whatever it is.
 }
 
 // Close implements io.Closer.

@@ -103,6 +103,19 @@ type ConcurrencyConfig struct {
 }
 
 // Defaults and limits of a gate.
+//
+// Tolerance and slack are what a flood costs those whom it lets through. Of three upstreams that do two calls at a time, each for 10 ms, in simulation
+// (fixedFlood, a minute of ten times as much as they can do), with the p99 of calls as a multiple of that before, and what was served of what they can do:
+//
+//	tolerance 2, slack 10 ms     2.77   97%
+//	tolerance 1.75, slack 7.5 ms 2.47   97%
+//	tolerance 1.5, slack 5 ms    2.25   96%
+//	tolerance 1.3, slack 2 ms    2.0    94%
+//
+// Nine tenths of that p99 are time at the upstream, and so it is the whole minute, not its first seconds nor its trials. So small a pace rests where calls
+// take 1.16 times what they may, 1/(1-growLeast/√pace). With a growLeast of 0.25 in place of 0.5 the first line has 2.43, the third 2.02 and 94%. But with
+// 0.3 already the least served of three gateways has 0.65 of the most (third line: 0.62) in the worst of eight seeds, in place of 0.76, and in the third line
+// there is a seed in which fewer than 99% of the orders of one kind are served.
 const (
 	minDefault          = 8
 	initialDefault      = 64
