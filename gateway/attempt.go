@@ -194,7 +194,7 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 		left := time.Until(call.deadline)
 		if left <= 0 {
 			to.done(outcome.Abandoned, 0)
-			return attemptResult{Outcome: outcome.Abandoned, Err: &refusal{reason: reasonTimedOut, message: "the deadline had passed before the call was sent"}}
+			return attemptResult{Outcome: outcome.Abandoned, Err: call.timedOut("the deadline had passed before the call was sent", nil)}
 		}
 		call.protocol.SetTimeout(out.Header, left)
 	}
@@ -297,7 +297,7 @@ func (c *call) explain(ctx context.Context, err error) *refusal {
 	case errors.Is(err, balance.ErrNoUpstream), errors.Is(err, fault.ErrNobody):
 		return &refusal{reason: reasonNoUpstream, message: "there is no node to call; nothing was done", retryAfter: retryAfterNoUpstream, cause: err}
 	case ctx.Err() != nil && !c.deadline.IsZero() && !time.Now().Before(c.deadline):
-		return &refusal{reason: reasonTimedOut, message: "the deadline passed; what was asked may still take effect, and the same request_id asks again safely", cause: err}
+		return c.timedOut("the deadline passed; what was asked may still take effect, and the same request_id asks again safely", err)
 	case ctx.Err() != nil && !errors.Is(context.Cause(ctx), fault.ErrTooSlow):
 		return &refusal{reason: reasonLeft, message: "the caller left", cause: err}
 	case errors.As(err, &dial) && dial.Op == "dial":
@@ -307,6 +307,12 @@ func (c *call) explain(ctx context.Context, err error) *refusal {
 		reason: reasonUpstreamBroke, retryAfter: retryAfterNoUpstream, cause: err,
 		message: "the node broke off; what was asked may have taken effect, and the same request_id asks again safely",
 	}
+}
+
+// timedOut is what a caller is told whose deadline passed, or the policy's. It says the same as the node would have, had its answer come in time:
+// Weir's nodes say the reason, and a server of somebody else says the code of a deadline that its caller gave, and nothing more.
+func (c *call) timedOut(message string, cause error) *refusal {
+	return &refusal{reason: reasonTimedOut, message: message, cause: cause, bare: c.knows && c.method == otherMethod}
 }
 
 func formatBytes(count int64) string { return strconv.FormatInt(count, 10) + " bytes" }

@@ -57,6 +57,8 @@ type call struct {
 	// is malformed: then it is the node's to refuse it.
 	deadline time.Time
 	tell     bool
+	// knows is whether the deadline is the one that the caller gave, so that it knows when that passes.
+	knows bool
 	// body is the whole body, nil when it is not kept: then it can be sent once.
 	body []byte
 	// stream is the body of a request that is not kept, nil for none, and reading how it is interrupted.
@@ -148,8 +150,9 @@ func (c *call) bound(ctx context.Context, w http.ResponseWriter, r *http.Request
 	case err != nil:
 		budget, given = c.rules.Deadline, true
 	case c.streams():
-		c.tell = given
+		c.tell, c.knows = given, given
 	case given:
+		c.knows = budget <= c.rules.DeadlineMax
 		budget, c.tell = min(budget, c.rules.DeadlineMax), true
 	default:
 		// What the schema does not have is somebody else's service: it is not told of a deadline that nobody gave.

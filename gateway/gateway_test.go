@@ -21,6 +21,7 @@ import (
 
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/weirhq/weir/gateway"
 	"github.com/weirhq/weir/gateway/balance"
@@ -157,6 +158,11 @@ var speeches = map[string][]connect.ClientOption{
 // orders returns a client that speaks in one way, over HTTP/2 if it is gRPC.
 func orders(t *testing.T, base, speech string) orderv1connect.OrderServiceClient {
 	t.Helper()
+	return orderv1connect.NewOrderServiceClient(speaker(t, speech), base, speeches[speech]...)
+}
+
+func speaker(t *testing.T, speech string) *http.Client {
+	t.Helper()
 	transport := &http.Transport{Protocols: &http.Protocols{}, DisableCompression: true}
 	if speech == "gRPC" {
 		transport.Protocols.SetUnencryptedHTTP2(true)
@@ -164,7 +170,7 @@ func orders(t *testing.T, base, speech string) orderv1connect.OrderServiceClient
 		transport.Protocols.SetHTTP1(true)
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	return orderv1connect.NewOrderServiceClient(&http.Client{Transport: transport, Timeout: testTimeMax}, base, speeches[speech]...)
+	return &http.Client{Transport: transport, Timeout: testTimeMax}
 }
 
 func eachSpeech(t *testing.T, run func(t *testing.T, speech string)) {
@@ -286,6 +292,59 @@ func TestACallThatOutlastsItsDeadlineIsEndedInProtocol(t *testing.T) {
 			t.Errorf("got %v (%s)", err, reason)
 		}
 	})
+}
+
+// On a busy machine, a node's word on a deadline came too late, and the gateway's own had a detail that no server of somebody else sends.
+func TestADeadlineOfTheCallersOwnIsToldAsTheNodeWouldTellIt(t *testing.T) {
+	const weirs, others = "/weir.order.v1.OrderService/PlaceOrder", "/somebody.Else/Call"
+	released := make(chan struct{})
+	defer close(released)
+	hangs := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-released })) // It does not heed its deadline.
+	byPolicy := policy.Method{Deadline: 20 * time.Millisecond, DeadlineMax: 40 * time.Millisecond}
+	f := inFront(t, policy.Policy{Methods: map[string]policy.Method{weirs[1:]: byPolicy}}, hangs.URL)
+	strict := inFront(t, policy.Policy{Deadlines: policy.Deadlines{Default: byPolicy.Deadline, Max: byPolicy.DeadlineMax}}, hangs.URL)
+	for _, test := range []struct {
+		name, base, procedure string
+		asked                 time.Duration // 0 for no deadline of the caller's own
+		stream                bool
+		reason                string
+	}{
+		{"of the caller, for another service", f.URL, others, 20 * time.Millisecond, false, ""},
+		{"of the caller, for a stream of another service", f.URL, others, 20 * time.Millisecond, true, ""},
+		{"of the policy, for another service", strict.URL, others, 0, false, "DEADLINE_EXCEEDED"},
+		{"of the policy, which has less than the caller", strict.URL, others, time.Minute, false, "DEADLINE_EXCEEDED"},
+		{"of the caller, for a service of Weir", f.URL, weirs, 20 * time.Millisecond, false, "DEADLINE_EXCEEDED"},
+		{"of the policy, for a service of Weir", f.URL, weirs, 0, false, "DEADLINE_EXCEEDED"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			eachSpeech(t, func(t *testing.T, speech string) {
+				if test.base == strict.URL && !strings.HasPrefix(speech, "connect") {
+					t.Skip("what this asks for may be a stream, which has no deadline by policy")
+				}
+				client := connect.NewClient[emptypb.Empty, emptypb.Empty](speaker(t, speech), test.base+test.procedure, speeches[speech]...)
+				request := connect.NewRequest(&emptypb.Empty{})
+				if test.asked > 0 { // In the headers alone, so that the client hears the gateway out.
+					timeout := strconv.FormatInt(test.asked.Milliseconds(), 10)
+					request.Header().Set("Connect-Timeout-Ms", timeout)
+					request.Header().Set("Grpc-Timeout", timeout+"m")
+				}
+				var err error
+				if test.stream {
+					var stream *connect.ServerStreamForClient[emptypb.Empty]
+					if stream, err = client.CallServerStream(t.Context(), request); err == nil {
+						stream.Receive()
+						err = stream.Err()
+						_ = stream.Close()
+					}
+				} else {
+					_, err = client.CallUnary(t.Context(), request)
+				}
+				if code, reason, _ := details(t, err); code != connect.CodeDeadlineExceeded || reason != test.reason {
+					t.Errorf("got %v with the reason %q, want %q", err, reason, test.reason)
+				}
+			})
+		})
+	}
 }
 
 func TestANodeThatIsNotThereIsUnavailable(t *testing.T) {

@@ -64,6 +64,8 @@ type refusal struct {
 	reason     reason
 	message    string
 	retryAfter time.Duration
+	// bare leaves the reason out of what the caller is told.
+	bare bool
 	// cause is for the log, never for the caller.
 	cause error
 }
@@ -89,7 +91,9 @@ func (r *refusal) code() connect.Code {
 // connectError makes the error of the RPC, with what a client needs to come again at the right time.
 func (r *refusal) connectError() *connect.Error {
 	err := connect.NewError(r.code(), textError(r.message))
-	addDetail(err, &errdetails.ErrorInfo{Reason: string(r.reason), Domain: errorDomain})
+	if !r.bare {
+		addDetail(err, &errdetails.ErrorInfo{Reason: string(r.reason), Domain: errorDomain})
+	}
 	if reasons[r.reason].retry {
 		after := min(max(r.retryAfter, time.Millisecond), retryAfterMax)
 		addDetail(err, &errdetails.RetryInfo{RetryDelay: durationpb.New(after)})

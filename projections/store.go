@@ -40,6 +40,10 @@ const (
 	BulkBytes = memTableBytes/2 + 1<<20
 	// memTableStop is how many memtables may exist before writes wait for a flush.
 	memTableStop = 3
+	// l0CompactionThreshold is how deep L0 is when it is compacted: see pebbleOptions.
+	l0CompactionThreshold = 16
+	// l0StopWrites is how deep L0 may become before writes wait for a compaction.
+	l0StopWrites = 64
 	// blockBytes is how much of a table is compressed and read at a time: twice what Pebble does by default makes tables for 5% less CPU
 	// of a rebuild, and a read of an order costs the same (BenchmarkRebuildOfOrders, BenchmarkOrder).
 	blockBytes = 8 << 10
@@ -53,6 +57,8 @@ type StoreOptions struct {
 	FS vfs.FS
 	// BlockCacheBytes bounds the cache of uncompressed blocks; 0 means BlockCacheBytesDefault.
 	BlockCacheBytes int64
+	// Asked counts what others have asked of this node so far: while that rises, compactions make room. nil means that nobody asks.
+	Asked func() uint64
 	// Logger is told of Pebble's errors; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -109,11 +115,14 @@ func OpenStore(dir string, options StoreOptions) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("clear the folder for new tables: %w", err), lock.Close())
 	}
 	pebbled := pebbleOptions(options, lock)
+	compactions := newCompactions(options.Asked)
+	pebbled.Experimental.CompactionScheduler = compactions
 	pebbled.EnsureDefaults()
 	db, err := pebble.Open(dir, pebbled)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the views in %s: %w", dir, err), lock.Close())
 	}
+	compactions.l0.watch(db)
 	s.db, s.tableOptions = db, pebbled.MakeWriterOptions(len(pebbled.Levels)-1, db.TableFormat())
 	s.tableOptions.WritingToLowestLevel = false // It would have readers pass over what a table deletes, and the level is Pebble's choice.
 	if err := s.generations.load(db); err != nil {
@@ -140,10 +149,10 @@ func pebbleOptions(options StoreOptions, lock *pebble.Lock) *pebble.Options {
 		// Ledger keys arrive in random order: every flush overlaps everything below, and the write cost is that of
 		// compacting it. L0 may grow deep before it is compacted, so that more is merged at once (half the CPU
 		// that a threshold of 4 takes, BenchmarkStore); a point read looks at a deep L0 through filters.
-		L0CompactionThreshold: 16,
-		L0StopWritesThreshold: 64,
+		L0CompactionThreshold: l0CompactionThreshold,
+		L0StopWritesThreshold: l0StopWrites,
 		LBaseMaxBytes:         256 << 20,
-		// One compaction at a time: the other cores serve, and bulk writes make the log's fsyncs wait.
+		// One compaction at a time: the other cores serve, and bulk writes make the log's fsyncs wait. See compactions, too.
 		CompactionConcurrencyRange: func() (lower, upper int) { return 1, 1 },
 	}
 	// A table of a new generation belongs between two others' keys, which one file below may hold both of: it is split there.

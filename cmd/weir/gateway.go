@@ -24,10 +24,13 @@ import (
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/gateway"
+	"github.com/weirhq/weir/gateway/failback"
 	"github.com/weirhq/weir/gateway/limit"
+	"github.com/weirhq/weir/gateway/plan"
 	"github.com/weirhq/weir/gateway/policy"
 	"github.com/weirhq/weir/gateway/presence"
 	"github.com/weirhq/weir/gateway/registry"
+	"github.com/weirhq/weir/gateway/replicas"
 	"github.com/weirhq/weir/gateway/room"
 )
 
@@ -334,7 +337,7 @@ Ctrl-c or SIGTERM stops it cleanly: it finishes the calls that it has taken. A s
 	flags.StringVar(&f.tokenKeyDir, "token-key-dir", "", "`DIRECTORY` with a copy of the nodes' token.key, in place of --jwt-keys")
 	addGatewaySecretFlag(cmd, &f.secretFile)
 	flags.StringVar(&f.operatorToken, "operator-token-file", "", "`FILE` with a token of an operator, which the board asks the nodes with; read anew when it is old")
-	flags.IntVar(&f.failbackReplicas, "failback-replicas", 1, "copies of the requests that are kept for later, when their stream is made: 1, 3 or 5")
+	flags.IntVar(&f.failbackReplicas, "failback-replicas", 0, "`NUMBER` of servers that keep the requests which are kept for later, 1, 3 or 5, when their stream is made (0: as many as keep the list of nodes, also later)")
 	flags.StringVar(&f.listen, "listen", defaultListen, "`HOST:PORT` to serve on; port 0 takes a free one")
 	flags.StringVar(&f.operator, "operator-listen", defaultOperatorListen, "`HOST:PORT` to show metrics and state on; empty is nowhere")
 	flags.StringVar(&f.policyFile, "policy", "", "YAML `FILE` with the policy")
@@ -447,6 +450,7 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return err
 	}
 	options.RoomUses = room.NewNATSUses(js) // Unless there is Redis.
+	end.behind = append(end.behind, replicas.NewRaiser(js, f.keptStreams(), end.logger).Run)
 	options.Presence = presence.New(connection, gatewayID(), end.logger)
 	end.behind = append(end.behind, options.Presence.Run)
 	plansFile := ""
@@ -460,6 +464,15 @@ func (f *gatewayFlags) openNodes(end *front, options *gateway.Options) error {
 		return options.Globals.Gateways()
 	})
 	return err
+}
+
+// keptStreams are those that gateways keep on NATS. Who says how many servers are to keep the requests that are made later is taken at his word.
+func (f *gatewayFlags) keptStreams() []replicas.Stream {
+	streams := []replicas.Stream{{Name: plan.BucketStream}, {Name: plan.AuditStream}, {Name: room.UsesStream, ReadFromLeader: true}}
+	if f.failbackReplicas == 0 {
+		streams = append(streams, replicas.Stream{Name: failback.Stream}, replicas.Stream{Name: failback.ParkedStream})
+	}
+	return streams
 }
 
 // openGlobals makes the rates that all gateways share.

@@ -327,7 +327,7 @@ func (n *node) openState(ctx context.Context) (err error) {
 	if err := n.startState(ctx); err != nil {
 		return err
 	}
-	n.store, err = projections.OpenStore(n.options.data.state(), projections.StoreOptions{Logger: n.logger})
+	n.store, err = projections.OpenStore(n.options.data.state(), projections.StoreOptions{Asked: n.asked.Load, Logger: n.logger})
 	if err != nil {
 		return err
 	}

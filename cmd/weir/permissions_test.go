@@ -18,11 +18,13 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/eventstore/embedded"
 	"github.com/weirhq/weir/gateway"
+	"github.com/weirhq/weir/gateway/plan"
 	"github.com/weirhq/weir/gateway/room"
 )
 
@@ -356,7 +358,10 @@ room: {campaigns: [{campaign_id: rush, opens_at: %s, closes_at: %s}]}
 	if first, second := ordered("one"), ordered("two"); first != http.StatusOK || second != http.StatusBadRequest {
 		t.Errorf("two orders with one pass got %d and %d, want the first alone", first, second)
 	}
-	used := alone
+	for _, stream := range []string{plan.BucketStream, plan.AuditStream, room.UsesStream} { // One server raises nothing; that it would be let is seen here.
+		updateAsItIs(t, watched.url("gateway"), stream)
+	}
+	used := append(alone, watched.published()...)
 	missing := func() []string {
 		return slices.Concat(unused(watched.permissions(t, "gateway"), used), unused(watched.permissions(t, "operator"), used))
 	}
@@ -371,6 +376,27 @@ room: {campaigns: [{campaign_id: rush, opens_at: %s, closes_at: %s}]}
 	}
 }
 
+// updateAsItIs changes a stream to what it is.
+func updateAsItIs(t *testing.T, url, stream string) {
+	t.Helper()
+	nc, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := js.Stream(t.Context(), stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.UpdateStream(t.Context(), found.CachedInfo().Config); err != nil {
+		t.Errorf("update stream %s: %v", stream, err)
+	}
+}
+
 func TestAGatewaysUserMayNotWriteWhatNodesWrite(t *testing.T) {
 	watched := startWatchedServer(t)
 	for user, forbidden := range map[string][]string{
@@ -378,7 +404,7 @@ func TestAGatewaysUserMayNotWriteWhatNodesWrite(t *testing.T) {
 			"weir.log.00", "weir.cmd.0", "weir.escrow.0", "weir.events.order.placed", "$KV.WEIR-NODES.node-0", "$KV.WEIR-LEASES.00", "$KV.WEIR-USER-KEYS.a",
 			"$KV.WEIR-CLUSTER.topology", "$KV.WEIR-PLANS.active", "$JS.API.STREAM.DELETE.ORDERS-00", "$JS.API.STREAM.CREATE.ORDERS-00",
 			"$JS.API.STREAM.MSG.GET.ORDERS-00", "$JS.API.STREAM.MSG.GET.KV_WEIR-USER-KEYS", "$JS.API.DIRECT.GET.KV_WEIR-USER-KEYS.a",
-			"$JS.API.STREAM.DELETE.WEIR-FAILBACK", "$JS.API.STREAM.PURGE.WEIR-FAILBACK",
+			"$JS.API.STREAM.UPDATE.ORDERS-00", "$JS.API.STREAM.UPDATE.KV_WEIR-NODES", "$JS.API.STREAM.DELETE.WEIR-FAILBACK", "$JS.API.STREAM.PURGE.WEIR-FAILBACK",
 		},
 		"operator": {"weir.log.00", "$KV.WEIR-NODES.node-0", "$KV.WEIR-USER-KEYS.a", "$JS.API.STREAM.MSG.DELETE.KV_WEIR-PLANS", "$JS.API.STREAM.DELETE.WEIR-PLAN-AUDIT"},
 	} {

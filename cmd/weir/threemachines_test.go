@@ -423,7 +423,7 @@ func (w *walk) runGatewayCommands(ports []int) {
 	w.run("weir gateway check policy.yaml")
 	w.serve(fmt.Sprintf("weir gateway --nats tls://127.0.0.1:%d,tls://127.0.0.1:%d --nats-ca keys/ca.pem --cluster-secret-file keys/secret", ports[3], ports[4]) +
 		fmt.Sprintf(" --listen 127.0.0.1:%d --operator-listen 127.0.0.1:%d --policy policy.yaml", ports[11], ports[12]) +
-		" --token-key-dir keys --gateway-secret-file gateway.secret --failback-replicas 3 --nodes-file nodes")()
+		" --token-key-dir keys --gateway-secret-file gateway.secret --nodes-file nodes")()
 	look := func(operator string) gateway.Status {
 		w.t.Helper()
 		return decode[gateway.Status](w.t, w.run("weir gateway top --addr "+operator+" --count 1 -o json"))
@@ -459,6 +459,8 @@ func (w *walk) runGatewayCommands(ports []int) {
 		w.t.Errorf("the history has %d changes, want 5", changes)
 	}
 	w.run("weir order place tea=1 --addr " + fmt.Sprintf("http://127.0.0.1:%d", ports[11]) + " --request-id third | grep -q pending-payment")
+	// What gateways keep is on as many servers as the log.
+	w.run("until weir doctor --data n1 | grep 'all are there and current'; do sleep 1; done")
 }
 
 // A testCluster is three machines on one.

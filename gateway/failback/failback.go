@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/weirhq/weir/gateway/outcome"
+	"github.com/weirhq/weir/gateway/replicas"
 )
 
 // Names on the server.
@@ -48,7 +49,7 @@ type Config struct {
 	AgeMax time.Duration `yaml:"age_max"`
 	// AttemptsMax parks it as well: 0 means 50,000, more than fit into AgeMax. It is for a request that kills who sends it.
 	AttemptsMax int `yaml:"attempts_max"`
-	// Replicas of the streams when they are made, 1, 3 or 5; 0 means 1.
+	// Replicas of the streams when they are made, 1, 3 or 5; 0 means as many as the list of nodes has.
 	Replicas int `yaml:"replicas"`
 }
 
@@ -82,7 +83,6 @@ func (c Config) WithDefaults() Config {
 	setDefault(&c.RequestBytesMax, 128<<10)
 	setDefault(&c.AgeMax, 24*time.Hour)
 	setDefault(&c.AttemptsMax, 50_000)
-	setDefault(&c.Replicas, 1)
 	return c
 }
 
@@ -117,7 +117,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("request_bytes_max is %d; it is between %d and %d", c.RequestBytesMax, requestBytesMin, requestBytesLimit)
 	case c.BytesMax < int64(c.RequestBytesMax):
 		return fmt.Errorf("bytes_max is %d; it is at least request_bytes_max, %d", c.BytesMax, c.RequestBytesMax)
-	case c.Replicas != 1 && c.Replicas != 3 && c.Replicas != 5:
+	case c.Replicas != 0 && c.Replicas != 1 && c.Replicas != 3 && c.Replicas != 5:
 		return fmt.Errorf("replicas is %d; it is 1, 3 or 5", c.Replicas)
 	}
 	return nil
@@ -520,7 +520,9 @@ func (q *Queue) provision(ctx context.Context, config jetstream.StreamConfig) (j
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		fresh := config
 		fresh.Description += beingCreated
-		stream, err = q.js.CreateStream(ctx, fresh)
+		if fresh.Replicas, err = q.copies(ctx); err == nil {
+			stream, err = q.js.CreateStream(ctx, fresh)
+		}
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			stream, err = q.js.Stream(ctx, config.Name) // Another gateway was quicker.
 		}
@@ -537,6 +539,11 @@ func (q *Queue) provision(ctx context.Context, config jetstream.StreamConfig) (j
 	case found.Description == config.Description && found.MaxMsgs == config.MaxMsgs && found.MaxBytes == config.MaxBytes && found.MaxMsgSize == config.MaxMsgSize:
 		return stream, nil
 	}
+	copies, err := q.copies(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", config.Name, err)
+	}
+	found.Replicas = max(found.Replicas, copies) // Somebody may be raising them at this moment.
 	found.Description, found.MaxMsgs, found.MaxBytes, found.MaxMsgSize = config.Description, config.MaxMsgs, config.MaxBytes, config.MaxMsgSize
 	if stream, err = q.js.UpdateStream(ctx, found); err != nil {
 		return nil, fmt.Errorf("change the limits of stream %s: %w", config.Name, err)
@@ -544,9 +551,17 @@ func (q *Queue) provision(ctx context.Context, config jetstream.StreamConfig) (j
 	return stream, nil
 }
 
+// copies is how many replicas the streams are to have.
+func (q *Queue) copies(ctx context.Context) (int, error) {
+	if q.config.Replicas != 0 {
+		return q.config.Replicas, nil
+	}
+	return replicas.OfNodes(ctx, q.js)
+}
+
 func (q *Queue) streamConfig(name, subject, description string) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
-		Name: name, Description: description, Subjects: []string{subject + "*"}, Storage: jetstream.FileStorage, Replicas: q.config.Replicas,
+		Name: name, Description: description, Subjects: []string{subject + "*"}, Storage: jetstream.FileStorage,
 		Discard: jetstream.DiscardNew, MaxMsgs: int64(q.config.RequestsMax), MaxBytes: q.config.BytesMax, MaxMsgsPerSubject: 1,
 		MaxMsgSize: int32(q.config.RequestBytesMax) + headerBytesMax,
 	}

@@ -39,7 +39,7 @@ type Config struct {
 	CacheFile string `yaml:"cache_file"`
 	// Resync is how often the bucket is read again, less up to a fifth that is drawn; 0 means ResyncDefault. Changes are pushed.
 	Resync time.Duration `yaml:"resync"`
-	// Replicas of the bucket if it has to be made, 1, 3 or 5; 0 means 1.
+	// Replicas of the bucket if it has to be made, 1, 3 or 5; 0 means as many as the list of nodes has.
 	Replicas int `yaml:"replicas"`
 }
 

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/weirhq/weir/gateway/replicas"
 )
 
 // A Store is the operator's side: it writes plans, and what is active. Its methods may be called by several goroutines.
@@ -23,7 +25,7 @@ type Store struct {
 
 // StoreConfig is how the bucket and its audit are made if they are not there.
 type StoreConfig struct {
-	// Replicas is 1, 3 or 5; 0 means 1.
+	// Replicas is 1, 3 or 5; 0 means as many as the list of nodes has.
 	Replicas int
 	// AuditBytesMax bounds the audit; beyond it the oldest changes go. 0 means AuditBytesDefault.
 	AuditBytesMax int64
@@ -78,11 +80,14 @@ func OpenStore(ctx context.Context, stream jetstream.JetStream, config StoreConf
 // provision opens the bucket and the audit. A stream that is there stays as somebody made it. With an error about the audit alone it returns
 // the bucket all the same.
 func provision(ctx context.Context, stream jetstream.JetStream, config StoreConfig) (jetstream.KeyValue, error) {
-	replicas := cmp.Or(config.Replicas, 1)
 	bucket, err := stream.KeyValue(ctx, Bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
+		var copies int
+		if copies, err = config.replicas(ctx, stream); err != nil {
+			return nil, fmt.Errorf("make bucket %s: %w", Bucket, err)
+		}
 		bucket, err = stream.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: Bucket, Description: "plans of the gateways", History: historyKept, Storage: jetstream.FileStorage, Replicas: replicas,
+			Bucket: Bucket, Description: "plans of the gateways", History: historyKept, Storage: jetstream.FileStorage, Replicas: copies,
 			MaxValueSize: (ActiveMax + 2) * TextBytesMax * 2, // JSON may take two bytes for one.
 		})
 		if errors.Is(err, jetstream.ErrBucketExists) { // Somebody else was quicker.
@@ -94,11 +99,15 @@ func provision(ctx context.Context, stream jetstream.JetStream, config StoreConf
 	}
 	_, err = stream.Stream(ctx, AuditStream)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		var copies int
+		if copies, err = config.replicas(ctx, stream); err != nil {
+			return bucket, fmt.Errorf("make stream %s: %w", AuditStream, err)
+		}
 		_, err = stream.CreateStream(ctx, jetstream.StreamConfig{
-			Name: AuditStream, Description: "every change of the gateways' plans", Storage: jetstream.FileStorage, Replicas: replicas,
+			Name: AuditStream, Description: "every change of the gateways' plans", Storage: jetstream.FileStorage, Replicas: copies,
 			Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardOld, MaxBytes: cmp.Or(config.AuditBytesMax, AuditBytesDefault),
 			DenyDelete: true, DenyPurge: true,
-			Sources: []*jetstream.StreamSource{{Name: bucketStream}},
+			Sources: []*jetstream.StreamSource{{Name: BucketStream}},
 		})
 		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			err = nil
@@ -110,8 +119,16 @@ func provision(ctx context.Context, stream jetstream.JetStream, config StoreConf
 	return bucket, nil
 }
 
-// bucketStream is the stream that JetStream keeps the bucket in.
-const bucketStream = "KV_" + Bucket
+// replicas is how many what has to be made is to have.
+func (c StoreConfig) replicas(ctx context.Context, stream jetstream.JetStream) (int, error) {
+	if c.Replicas != 0 {
+		return c.Replicas, nil
+	}
+	return replicas.OfNodes(ctx, stream)
+}
+
+// BucketStream is the stream that JetStream keeps the bucket in.
+const BucketStream = "KV_" + Bucket
 
 // A Version of a plan.
 type Version struct {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/weirhq/weir/gateway/replicas"
 )
 
 const (
@@ -47,11 +49,7 @@ func (u *natsUses) open(ctx context.Context) (jetstream.KeyValue, error) {
 	}
 	bucket, err := u.js.KeyValue(ctx, UsesBucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		bucket, err = u.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: UsesBucket, Description: "Weir: turns of waiting rooms that were used", Storage: jetstream.MemoryStorage,
-			TTL: usesAgeMax, MaxBytes: usesBytesMax,
-		})
-		if errors.Is(err, jetstream.ErrBucketExists) { // Another gateway was quicker.
+		if err = u.create(ctx); err == nil {
 			bucket, err = u.js.KeyValue(ctx, UsesBucket)
 		}
 	}
@@ -60,6 +58,28 @@ func (u *natsUses) open(ctx context.Context) (jetstream.KeyValue, error) {
 	}
 	u.bucket.Store(&bucket)
 	return bucket, nil
+}
+
+// UsesStream is the stream that JetStream keeps the bucket in.
+const UsesStream = "KV_" + UsesBucket
+
+// create makes what the client makes of a bucket, save that the leader alone answers reads: a replica that is behind would say that nobody has used
+// a turn, or who has given it back that he has it.
+func (u *natsUses) create(ctx context.Context) error {
+	copies, err := replicas.OfNodes(ctx, u.js)
+	if err != nil {
+		return err
+	}
+	_, err = u.js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: UsesStream, Description: "Weir: turns of waiting rooms that were used", Subjects: []string{"$KV." + UsesBucket + ".>"},
+		Storage: jetstream.MemoryStorage, Replicas: copies, MaxAge: usesAgeMax, MaxBytes: usesBytesMax,
+		MaxMsgsPerSubject: 1, MaxMsgSize: -1, MaxMsgs: -1, MaxConsumers: -1,
+		Discard: jetstream.DiscardNew, AllowRollup: true, DenyDelete: true, Duplicates: 2 * time.Minute,
+	})
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		return nil // Another gateway was quicker.
+	}
+	return err
 }
 
 // change makes of a use what decide says, if nobody else changes it at that moment; then it looks again. decide is given the zero value for none, and
