@@ -741,15 +741,7 @@ func TestAnotherProgramReadsTheEventsOfADevNode(t *testing.T) {
 	}
 	n := startDev(t, t.TempDir(), "--publish-events", "--nats-listen", "127.0.0.1:0", "--demo")
 	order := place(t, n.customer(), "tea-sencha=2").Order.OrderID
-	nc, err := nats.Connect(n.lines.NATS)
-	if err != nil {
-		t.Fatalf("connect to %q: %v", n.lines.NATS, err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := n.jetStream()
 	consumer, err := js.OrderedConsumer(t.Context(), eventstore.FeedStream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{"weir.events.*.OrderPlaced"}})
 	if err != nil {
 		t.Fatal(err)
@@ -770,15 +762,7 @@ func TestARebuildOfEveryViewHasNoEffects(t *testing.T) {
 	n := startDev(t, dir, "--publish-events", "--nats-listen", "127.0.0.1:0", "--demo")
 	place(t, n.customer(), "tea-sencha=2")
 	awaitReactors(t, dir, n.customer())
-	nc, err := nats.Connect(n.lines.NATS)
-	if err != nil {
-		t.Fatalf("connect to %q: %v", n.lines.NATS, err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := n.jetStream()
 	newest := func() string {
 		t.Helper()
 		var all []string
@@ -799,6 +783,21 @@ func TestARebuildOfEveryViewHasNoEffects(t *testing.T) {
 	if after := newest(); after != before {
 		t.Errorf("before the rebuilds %s, and after them %s", before, after)
 	}
+}
+
+// jetStream connects to the server of a node that listens for NATS.
+func (n *devNode) jetStream() jetstream.JetStream {
+	n.t.Helper()
+	nc, err := nats.Connect(n.lines.NATS)
+	if err != nil {
+		n.t.Fatalf("connect to %q: %v", n.lines.NATS, err)
+	}
+	n.t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return js
 }
 
 // awaitReactors waits until every reactor of a running node has reacted to everything.
