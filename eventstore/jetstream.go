@@ -51,6 +51,9 @@ type JetStreamOptions struct {
 	RequestTimeout time.Duration
 	// FollowWindow bounds the bytes that a cursor has read ahead. It is at least twice the largest message. 0 means 16 MiB.
 	FollowWindow int
+	// FollowCommits bounds the commits that a cursor has read ahead: at most, and by default, 4096. They come in one go, for which the
+	// server and this process take a processor.
+	FollowCommits int
 	// FollowHeartbeat is how often the server says that there is nothing new; after three of them in silence, a cursor
 	// subscribes anew. 0 means 1 s.
 	FollowHeartbeat time.Duration
@@ -113,6 +116,9 @@ func openJetStream(ctx context.Context, nc *nats.Conn, topology Topology, option
 		options.FollowHeartbeat = time.Second
 	}
 	options.FollowWindow = max(options.FollowWindow, 2*MaxMessageSize)
+	if options.FollowCommits <= 0 || options.FollowCommits > followBatchMax {
+		options.FollowCommits = followBatchMax
+	}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, fmt.Errorf("open the log: %w", err)
@@ -776,7 +782,7 @@ func (c *jetStreamCursor) ask() error {
 	c.pull++
 	c.asked, c.arrived = true, 0
 	request := fmt.Sprintf(`{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}`,
-		followBatchMax, c.log.s.options.FollowWindow, followExpiry, c.log.s.options.FollowHeartbeat)
+		c.log.s.options.FollowCommits, c.log.s.options.FollowWindow, followExpiry, c.log.s.options.FollowHeartbeat)
 	return c.log.s.nc.PublishRequest(jetstream.DefaultAPIPrefix+"CONSUMER.MSG.NEXT."+c.log.stream+"."+c.consumer,
 		c.inbox+"."+strconv.FormatUint(c.pull, 36), []byte(request))
 }
@@ -801,7 +807,7 @@ func (c *jetStreamCursor) Next(ctx context.Context) (Record, error) {
 			return Record{}, fmt.Errorf("follow lane %d: %w", c.log.lane, err)
 		}
 		c.arrived++
-		if c.arrived == followBatchMax {
+		if c.arrived == c.log.s.options.FollowCommits {
 			if err := c.ask(); err != nil {
 				return Record{}, fmt.Errorf("follow lane %d: %w", c.log.lane, err)
 			}

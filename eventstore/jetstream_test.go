@@ -566,3 +566,33 @@ func TestAReplicatedLogSurvivesItsLeadersDeath(t *testing.T) {
 	}
 	wantRead(t, log, records[39])
 }
+
+func TestACursorReadsNoMoreCommitsAheadThanItIsTold(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	topology := provisioned(t, nc, 1)
+	const ahead, commits = 3, 20
+	streams, err := OpenJetStream(t.Context(), nc, topology, JetStreamOptions{FollowCommits: ahead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer streams.Close()
+	log := streams.Log(0)
+	records := chainOf(t, 0, Genesis(0, topology.Lanes), commits, 1000)
+	appendAll(t, log, records)
+	cursor := follow(t, log, 1)
+	sent := func() uint64 {
+		t.Helper()
+		consumer, err := streams.js.Consumer(t.Context(), StreamName(0), cursor.(*jetStreamCursor).consumer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return consumer.CachedInfo().Delivered.Consumer
+	}
+	for i, record := range records {
+		wantNext(t, cursor, record)
+		// What it has asked for last comes at some time, or has come.
+		if got, most := sent(), uint64((i+1+ahead)/ahead*ahead); got < uint64(i+1) || got > most {
+			t.Fatalf("after commit %d the server has sent %d, want %d to %d", i+1, got, i+1, most)
+		}
+	}
+}

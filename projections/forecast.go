@@ -20,7 +20,7 @@ const (
 	forecastMax = 365 * 24 * time.Hour
 	// comparedWork is what comparing a byte of a generation's tables costs, by bytes of the log that are taken in in the same time. It was
 	// measured of the order view.
-	comparedWork = 1.6
+	comparedWork = 2.0
 )
 
 // A forecast says how long a rebuild still takes, by how much was done of late.
@@ -71,7 +71,8 @@ func (f *forecast) left(now forecastMark, building, comparing work) time.Duratio
 // work is how much is done of what there is to do, in bytes of the log: commits differ in size by a factor of hundreds between a peak and
 // a quiet night, and what it takes to read, decode and apply them goes with their bytes. Events would do as well, but nobody knows
 // how many there are in what is not yet read; how large the log is knows whoever keeps it. To build a part is as much work as its lane's
-// log has bytes, and to compare it is told by what the tables of the generation that answers take.
+// log has bytes, and those of one batch again, which is written when all is read; to compare it is told by what the tables of the
+// generation that answers take.
 type work struct{ done, total uint64 }
 
 func (w work) left() uint64 { return w.total - min(w.done, w.total) }
@@ -109,6 +110,15 @@ func (p *part) building() work {
 	return w
 }
 
+// writing returns the work of writing what is taken in, as far as that is not done beside the reading.
+func (p *part) writing() work {
+	w := work{total: p.beside.Load()}
+	if p.adopted.Load() {
+		w.done = w.total
+	}
+	return w
+}
+
 // comparing returns the work of comparing the part with the generation that answers.
 func (p *part) comparing() work {
 	total := p.toCompare.Load()
@@ -118,7 +128,7 @@ func (p *part) comparing() work {
 // work returns what there is to do of a rebuild: of building, and of comparing.
 func (job *rebuild) work() (building, comparing work) {
 	for _, p := range job.parts {
-		building, comparing = building.plus(p.building()), comparing.plus(p.comparing())
+		building, comparing = building.plus(p.building()).plus(p.writing()), comparing.plus(p.comparing())
 	}
 	return building, comparing
 }

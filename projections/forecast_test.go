@@ -163,8 +163,27 @@ func TestAForecastCountsTheLanesThatAreRebuiltAndTheComparison(t *testing.T) {
 	measuring, stop := context.WithCancel(t.Context())
 	stop()
 	b.measure(measuring, job) // A context that has ended is looked at after the first look.
+	if read, beside := job.parts[0].read.Load(), job.parts[0].beside.Load(); beside == 0 || beside > read {
+		t.Errorf("seed %d: the newest batch has %d bytes of the log, of %d that were read", s.seed, beside, read)
+	}
 	if got, want := job.parts[0].read.Load(), s.storedUpTo(job.parts[0].position.Load()); got != want {
 		t.Errorf("seed %d: %d bytes were counted up to commit %d, want %d", s.seed, got, job.parts[0].position.Load(), want)
+	}
+}
+
+func TestABatchThatIsWrittenBesideTheReadingIsStillToDoWhenAllIsRead(t *testing.T) {
+	p := &part{}
+	p.size.Store(&eventstore.LogSize{First: 1, Head: 10, Bytes: 1000})
+	p.position.Store(10)
+	p.read.Store(1000)
+	p.beside.Store(80)
+	job := &rebuild{parts: []*part{p}}
+	if got, _ := job.work(); got != (work{1000, 1080}) {
+		t.Errorf("all is read: got %+v, want a batch left", got)
+	}
+	p.adopted.Store(true)
+	if got, _ := job.work(); got != (work{1080, 1080}) {
+		t.Errorf("all is written: got %+v, want nothing left", got)
 	}
 }
 

@@ -216,8 +216,9 @@ type ProjectionStatus struct {
 	Head uint64
 	// Stopped says that nothing feeds the view any more.
 	Stopped bool
-	// ParkedKeys and ParkedEvents count what the view leaves out.
-	ParkedKeys, ParkedEvents int
+	// ParkedKeys and ParkedEvents count what the view leaves out, ParkedOrders the orders that this is about; at least, as only so many are
+	// told apart for each key.
+	ParkedKeys, ParkedEvents, ParkedOrders int
 }
 
 // Status returns how far each projection has followed the lane.
@@ -234,7 +235,7 @@ func (r *Runner) Status() []ProjectionStatus {
 		statuses = append(statuses, ProjectionStatus{
 			Projection: projection.Name, Version: projection.Version, Freshness: fresh,
 			Head: fresh.Commit + fresh.LagCommits, Stopped: stopped,
-			ParkedKeys: len(parked.byKey), ParkedEvents: parked.events,
+			ParkedKeys: len(parked.byKey), ParkedEvents: parked.events, ParkedOrders: parked.orders(),
 		})
 	}
 	return statuses

@@ -74,7 +74,7 @@ const (
 	// While others want the processors, a rebuild works shortWorkMax at a time and rests at least shortRestMin: whoever comes meanwhile
 	// waits no longer than that for a processor, and not until Go takes the processor away, which is after 10 ms. If a rest ends more than
 	// lateMax after its time, there is more to do than the processors can, and the next rest is twice as long, up to shortRestMax: so
-	// the rebuild ends one day.
+	// the rebuild ends one day. Its goroutines take turns meanwhile, however many there are, at most as often as two of them would.
 	shortWorkMax = 250 * time.Microsecond
 	shortRestMin = time.Millisecond
 	shortRestMax = 16 * time.Millisecond
@@ -100,6 +100,7 @@ type pace struct {
 	looked    bool          // there was one
 	othersAt  time.Time     // when asked was last seen to have risen
 	shortRest time.Duration // after work among others; 0 is shortRestMin
+	nextTurn  time.Time     // when whoever rests next may work among others, at the earliest
 }
 
 // take is called after events were taken in, and returns when more may be.
@@ -209,7 +210,9 @@ func (p *pace) restAfter(work time.Duration, now time.Time) (rest time.Duration,
 		rest = workMax
 	}
 	if p.othersThere(now) {
-		rest, short = max(rest, p.shortRest, shortRestMin), true
+		shortRest := max(p.shortRest, shortRestMin)
+		rest, short = max(rest, shortRest, p.nextTurn.Sub(now)), true
+		p.nextTurn = now.Add(rest + (shortWorkMax+shortRest)/2)
 	}
 	return rest, short
 }

@@ -197,6 +197,17 @@ func (k *parkedKeys) list(p *Projection, generation byte, lane uint32) []ParkedK
 	return all
 }
 
+// orders counts the orders that the parked events are about, as far as these are told apart.
+func (k *parkedKeys) orders() int {
+	told := make(map[string]struct{})
+	for _, key := range k.byKey {
+		for _, order := range key.Orders.List {
+			told[order] = struct{}{}
+		}
+	}
+	return len(told)
+}
+
 // clone returns a copy that is not changed when k is.
 func (k *parkedKeys) clone() *parkedKeys {
 	c := &parkedKeys{byKey: make(map[string]*parkedKey, len(k.byKey)), events: k.events}

@@ -106,6 +106,7 @@ func (n *node) replayAll() {
 }
 
 func TestAnEventThatCannotBeReadParksItsKeyAndTheOthersGoOn(t *testing.T) {
+	counted := 0
 	for name, test := range map[string]struct {
 		change  func(*eventstore.Event)
 		unknown bool
@@ -146,11 +147,26 @@ func TestAnEventThatCannotBeReadParksItsKeyAndTheOthersGoOn(t *testing.T) {
 					t.Fatalf("seed %d: view %s has %+v parked, want %s from commit 3 on", s.seed, p.Name, parked, key)
 				}
 			}
+			for i, status := range n.runners[0].Status() {
+				keys, orders := n.parkedOf(Projections[i]), make(map[string]bool)
+				for _, key := range keys {
+					for _, order := range key.Orders.List {
+						orders[order] = true
+					}
+				}
+				if status.ParkedKeys != len(keys) || status.ParkedOrders != len(orders) {
+					t.Errorf("seed %d: the status of %s counts %d keys and %d orders, want %d and %d", s.seed, status.Projection, status.ParkedKeys, status.ParkedOrders, len(keys), len(orders))
+				}
+				counted += status.ParkedOrders
+			}
 			if test.unknown || test.key != nil { // The others are in the orders' records, which hold what the log says.
 				n.check(s)
 			}
 			n.verify(s)
 		})
+	}
+	if counted == 0 {
+		t.Error("no order was counted")
 	}
 }
 

@@ -138,6 +138,8 @@ type part struct {
 	// read are the bytes of the log that were taken in, less those of its first uncounted commits. They are kept with the position.
 	read, uncounted atomic.Uint64
 	size            atomic.Pointer[eventstore.LogSize] // of the lane's log, when it was last asked; nil before
+	// beside is how many of these bytes the newest batch has that is written beside the reading: what is left when all is read.
+	beside atomic.Uint64
 	// toCompare is the work of the comparison, comparedLive and comparedOther what is done of it: of either generation.
 	toCompare, comparedLive, comparedOther atomic.Uint64
 }
@@ -499,6 +501,8 @@ type builder struct {
 	// spare is the batch that is not being filled, nil while it is being written. writing tells what came of that; nil when nothing is.
 	spare   *pebble.Batch
 	writing chan written
+	// flushed is how many bytes of the log the part had read when that batch was full.
+	flushed uint64
 }
 
 // written is what came of writing a batch, and an empty one.
@@ -519,6 +523,7 @@ func (b *Rebuilder) newBuilder(job *rebuild, p *part) (*builder, error) {
 	}
 	f.view = v
 	p.stands(v.progress)
+	f.flushed = p.read.Load()
 	if p.inPlace { // Reads see it: it goes on step by step, as durable as the views beside it.
 		return f, nil
 	}
@@ -589,6 +594,7 @@ func (f *builder) advance(ctx context.Context, upTo uint64) error {
 			return err
 		}
 		f.part.stands(f.view.progress)
+		f.flushed = f.part.read.Load()
 		f.view.noted(p)
 	}
 }
@@ -674,6 +680,9 @@ func (f *builder) flush(ctx context.Context) error {
 	if f.blind && !v.parked.dirty {
 		full, writing := v.batch, make(chan written, 1)
 		v.batch, f.spare, f.writing = f.spare, nil, writing
+		read := f.part.read.Load()
+		f.part.beside.Store(read - f.flushed)
+		f.flushed = read
 		go func() {
 			empty, err := f.write(ctx, full)
 			writing <- written{empty, err}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -932,6 +934,42 @@ func TestRestsThatEndLateBecomeLongerWithinBoundsAndShorterAgain(t *testing.T) {
 	if p.shortRest != shortRestMin {
 		t.Errorf("after a hundred rests that ended in time the next is %v, want %v", p.shortRest, shortRestMin)
 	}
+}
+
+// TestGoroutinesOfARebuildTakeTurnsAmongOthers: two processors are not both taken by a rebuild while others want one.
+func TestGoroutinesOfARebuildTakeTurnsAmongOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := atomic.Uint64{}
+		p := &pace{asked: func() uint64 { return asked.Add(1) }}
+		const workers, turns = 5, 100
+		var mu sync.Mutex
+		var began []time.Time
+		var working sync.WaitGroup
+		for range workers {
+			shift := p.newShift()
+			working.Go(func() {
+				for range turns {
+					if err := errors.Join(sleepFor(t.Context(), shortWorkMax), shift.yield(t.Context())); err != nil { // The work.
+						t.Error(err)
+					}
+					mu.Lock()
+					began = append(began, time.Now())
+					mu.Unlock()
+				}
+			})
+		}
+		working.Wait()
+		began = began[2*workers:] // Others are noticed.
+		slices.SortFunc(began, time.Time.Compare)
+		for i := 1; i < len(began); i++ {
+			if apart := began[i].Sub(began[i-1]); apart < shortWorkMax {
+				t.Fatalf("turn %d began %v after the one before, want at least %v: they overlap", i, apart, shortWorkMax)
+			}
+		}
+		if took, most := began[len(began)-1].Sub(began[0]), time.Duration(len(began))*(shortWorkMax+shortRestMin); took > most {
+			t.Errorf("%d turns took %v, want at most %v, which one goroutine would have taken", len(began), took, most)
+		}
+	})
 }
 
 // TestNobodyRestsWhileARunnerWaits: the last commits are taken in between two of its batches.

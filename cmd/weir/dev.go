@@ -54,6 +54,7 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.DurationVar(&f.options.stockWait, "stock-wait", lanes.StockWaitDefault, "how long an order waits for units that are on their way between lanes, at most 10s")
 	flags.BoolVar(&f.options.publishEvents, "publish-events", false, "publish every public event on the NATS stream WEIR-EVENTS, for services")
 	flags.StringVar(&f.options.debug, "debug-addr", "", "loopback `HOST:PORT` to serve Go profiles on (/debug/pprof/)")
+	flags.StringVar(&f.options.metrics, "metrics-listen", "", "`HOST:PORT` to show metrics for Prometheus on (/metrics), to whoever asks; empty is nowhere")
 	flags.IntVar(&f.options.gcPercent, "gc-percent", defaultGCPercent, "`PERCENT` that the Go heap may grow before it is collected; GOGC overrules it")
 	flags.StringArrayVar(&f.options.log.acceptLoss, "accept-loss", nil, "give up what a lane's log has lost: `lane=3@40` keeps lane 3 up to commit 40; repeat it for more")
 	f.options.payments.add(cmd)
@@ -63,7 +64,7 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	flags.Int64Var(&f.options.pointsPerMajor, "points-per-major", domain.PointsPerMajorDefault, "`NUMBER` of points that a whole unit of paid money (1 EUR, 1 JPY) is worth; 0 awards none and takes none back")
 	flags.StringVar(&f.log.level, "log-level", "info", "`LEVEL` of what is logged: debug, info, warn or error")
 	flags.StringVar(&f.log.format, "log-format", "text", "`FORMAT` of the log on stderr: text or json")
-	setting(flags, "listen", "lanes", "pay-within", "payment-grace", "stock-wait", "publish-events", "debug-addr", "gc-percent", "points-per-major", "log-level", "log-format")
+	setting(flags, "listen", "lanes", "pay-within", "payment-grace", "stock-wait", "publish-events", "debug-addr", "metrics-listen", "gc-percent", "points-per-major", "log-level", "log-format")
 }
 
 // finish checks the flags and returns the options.
@@ -309,6 +310,8 @@ type devLines struct {
 	Data  string `json:"data"`
 	Lanes uint32 `json:"lanes"`
 	Debug string `json:"debug,omitempty"`
+	// Metrics is where Prometheus finds the node's metrics.
+	Metrics string `json:"metrics,omitempty"`
 	// NATS is where other programs reach the embedded server.
 	NATS string `json:"nats,omitempty"`
 	// Sandbox is where the sandbox payment provider of this process listens.
@@ -341,6 +344,9 @@ func (p *process) announceDev(ctx context.Context, cmd *cobra.Command, n *node, 
 	if n.debug != nil {
 		lines.Debug = baseURL(n.debug.Addr()) + "/debug/pprof/"
 	}
+	if n.metrics != nil {
+		lines.Metrics = baseURL(n.metrics.Addr()) + "/metrics"
+	}
 	if n.front != nil {
 		lines.Node = baseURL(n.listener.Addr())
 	}
@@ -368,6 +374,9 @@ func (p *process) devText(n *node, l devLines, demo bool) string {
 	}
 	if l.Debug != "" {
 		fmt.Fprintf(&b, "Profiles at %s\n", l.Debug)
+	}
+	if l.Metrics != "" {
+		fmt.Fprintf(&b, "Metrics at %s\n", l.Metrics)
 	}
 	if l.NATS != "" {
 		fmt.Fprintf(&b, "NATS at %s  (no password: whoever reaches it may read and write the log)\n", l.NATS)

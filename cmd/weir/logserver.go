@@ -21,6 +21,10 @@ import (
 // replicaPatience is how long a replica that is behind may take to show what the witness knows.
 const replicaPatience = 10 * time.Second
 
+// bulkCommits is how many commits a long read has read ahead. Thousands of them, as many as a window holds, keep the processors for tens of
+// milliseconds when they come, and whoever calls meanwhile waits.
+const bulkCommits = 128
+
 // The lanes of a new log.
 const (
 	lanesOfDev   = 1
@@ -230,7 +234,7 @@ func (l *openLog) openBulk(ctx context.Context, options logOptions) (err error) 
 		return err
 	}
 	return l.beside(ctx, options, func(ctx context.Context) error {
-		l.bulk, err = eventstore.OpenJetStream(ctx, l.bulkConn, l.topology, eventstore.JetStreamOptions{})
+		l.bulk, err = eventstore.OpenJetStream(ctx, l.bulkConn, l.topology, eventstore.JetStreamOptions{FollowCommits: bulkCommits})
 		return err
 	})
 }

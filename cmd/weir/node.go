@@ -81,6 +81,8 @@ type nodeOptions struct {
 	publishEvents bool
 	// debug is a loopback address for profiles; empty means none.
 	debug string
+	// metrics is an address for Prometheus; empty means none.
+	metrics string
 	// gcPercent is Go's GOGC; it only counts where the environment does not set GOGC.
 	gcPercent   int
 	keys        keyOptions
@@ -112,6 +114,7 @@ type node struct {
 	listener net.Listener
 	inspect  net.Listener
 	debug    net.Listener
+	metrics  net.Listener
 	log      *openLog
 	store    *projections.Store
 	runners  []*projections.Runner
@@ -259,7 +262,12 @@ func (n *node) openListeners(ctx context.Context) (err error) {
 		}
 	}
 	if n.options.debug != "" {
-		n.debug, err = n.listen(ctx, n.options.debug, "--debug-addr")
+		if n.debug, err = n.listen(ctx, n.options.debug, "--debug-addr"); err != nil {
+			return err
+		}
+	}
+	if n.options.metrics != "" {
+		n.metrics, err = n.listen(ctx, n.options.metrics, "--metrics-listen")
 	}
 	return err
 }
@@ -475,6 +483,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	defer fail(nil)
 	inspect := &http.Server{Handler: n.inspector().handler(), ReadHeaderTimeout: 5 * time.Second}
 	profiles := &http.Server{Handler: profileMux(), ReadHeaderTimeout: 5 * time.Second}
+	metrics := &http.Server{Handler: metricsHandler(n.collected()), ReadHeaderTimeout: 5 * time.Second}
 
 	// Each stage ends when its context does, and is waited for before the next one ends.
 	background := context.WithoutCancel(ctx)
@@ -521,6 +530,9 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	if n.debug != nil {
 		serving.run(func(context.Context) error { return ignoreClosed(profiles.Serve(n.debug)) })
 	}
+	if n.metrics != nil {
+		serving.run(func(context.Context) error { return ignoreClosed(metrics.Serve(n.metrics)) })
+	}
 	starting := newStage(ctx, fail)
 	starting.run(func(ctx context.Context) error {
 		if err := n.announce(ctx, ready); err != nil {
@@ -537,7 +549,7 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	if n.front != nil {
 		errs = append(errs, n.front.stop(background)) // It calls the API.
 	}
-	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), serving.wait())
+	errs = append(errs, shutDown(background, n.server), inspect.Close(), profiles.Close(), metrics.Close(), serving.wait())
 	errs = append(errs, reacting.end(), charging.end(), sharing.end(), answering.end(), deciding.end())
 	n.settleViews(background)
 	errs = append(errs, viewing.end())
@@ -715,6 +727,14 @@ func shutDown(ctx context.Context, server *http.Server) error {
 		return errors.Join(server.Close())
 	}
 	return nil
+}
+
+// collected is what the node's metrics are collected of.
+func (n *node) collected() (m nodeMetrics) {
+	for _, runner := range n.runners {
+		m.views = append(m.views, runner)
+	}
+	return m
 }
 
 // profileMux serves Go's profiles.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/eventstore/embedded"
+	"github.com/weirhq/weir/projections"
 )
 
 // A devNode is a dev node that runs in this process, or in its own.
@@ -740,15 +741,7 @@ func TestAnotherProgramReadsTheEventsOfADevNode(t *testing.T) {
 	}
 	n := startDev(t, t.TempDir(), "--publish-events", "--nats-listen", "127.0.0.1:0", "--demo")
 	order := place(t, n.customer(), "tea-sencha=2").Order.OrderID
-	nc, err := nats.Connect(n.lines.NATS)
-	if err != nil {
-		t.Fatalf("connect to %q: %v", n.lines.NATS, err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := n.jetStream()
 	consumer, err := js.OrderedConsumer(t.Context(), eventstore.FeedStream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{"weir.events.*.OrderPlaced"}})
 	if err != nil {
 		t.Fatal(err)
@@ -760,6 +753,51 @@ func TestAnotherProgramReadsTheEventsOfADevNode(t *testing.T) {
 	if event := decode[struct{ Type, OrderID string }](t, string(message.Data())); event.Type != "OrderPlaced" || event.OrderID != order {
 		t.Errorf("read %+v, want the order %s", event, order)
 	}
+}
+
+// TestARebuildOfEveryViewHasNoEffects rebuilds views of a node whose reactors have reacted to everything: they read the log, and a rebuild
+// adds nothing to it, and nothing to what is published.
+func TestARebuildOfEveryViewHasNoEffects(t *testing.T) {
+	dir := t.TempDir()
+	n := startDev(t, dir, "--publish-events", "--nats-listen", "127.0.0.1:0", "--demo")
+	place(t, n.customer(), "tea-sencha=2")
+	awaitReactors(t, dir, n.customer())
+	js := n.jetStream()
+	newest := func() string {
+		t.Helper()
+		var all []string
+		for _, name := range []string{eventstore.FeedStream, eventstore.StreamName(0)} {
+			stream, err := js.Stream(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, fmt.Sprintf("%s has %d messages", name, stream.CachedInfo().State.LastSeq))
+		}
+		return strings.Join(all, ", ")
+	}
+	before := newest()
+	for _, view := range projections.Projections {
+		live(t, n.customer(), "projections", "rebuild", view.Name, "--data", dir).want(t, exitOK)
+	}
+	awaitReactors(t, dir, n.customer())
+	if after := newest(); after != before {
+		t.Errorf("before the rebuilds %s, and after them %s", before, after)
+	}
+}
+
+// jetStream connects to the server of a node that listens for NATS.
+func (n *devNode) jetStream() jetstream.JetStream {
+	n.t.Helper()
+	nc, err := nats.Connect(n.lines.NATS)
+	if err != nil {
+		n.t.Fatalf("connect to %q: %v", n.lines.NATS, err)
+	}
+	n.t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return js
 }
 
 // awaitReactors waits until every reactor of a running node has reacted to everything.
