@@ -74,10 +74,12 @@ const (
 	// While others want the processors, a rebuild works shortWorkMax at a time and rests at least shortRestMin: whoever comes meanwhile
 	// waits no longer than that for a processor, and not until Go takes the processor away, which is after 10 ms. If a rest ends more than
 	// lateMax after its time, there is more to do than the processors can, and the next rest is twice as long, up to shortRestMax: so
-	// the rebuild ends one day. Its goroutines take turns meanwhile, however many there are, at most as often as two of them would.
+	// the rebuild ends one day. Its goroutines take turns meanwhile, however many there are: one begins shortTurns after the one before at
+	// the earliest, as two of them would without.
 	shortWorkMax = 250 * time.Microsecond
 	shortRestMin = time.Millisecond
 	shortRestMax = 16 * time.Millisecond
+	shortTurns   = (shortWorkMax + shortRestMin) / 2
 	lateMax      = 2 * time.Millisecond
 	// othersFor is how long others are taken to be there after the last sign of them.
 	othersFor = 20 * time.Millisecond
@@ -210,9 +212,8 @@ func (p *pace) restAfter(work time.Duration, now time.Time) (rest time.Duration,
 		rest = workMax
 	}
 	if p.othersThere(now) {
-		shortRest := max(p.shortRest, shortRestMin)
-		rest, short = max(rest, shortRest, p.nextTurn.Sub(now)), true
-		p.nextTurn = now.Add(rest + (shortWorkMax+shortRest)/2)
+		rest, short = max(rest, p.shortRest, shortRestMin, p.nextTurn.Sub(now)), true
+		p.nextTurn = now.Add(rest + shortTurns)
 	}
 	return rest, short
 }
