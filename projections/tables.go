@@ -44,14 +44,18 @@ const (
 // ahead of what was written to other keys before; Pebble itself holds back tables that overlap such a batch until it is flushed.
 type tableRun struct {
 	store    *Store
-	shift    *shift
 	prefix   prefix
 	progress []byte // its key in a batch
 	// frontier is the greatest key that was written. Keys up to it may be there already; those beyond it get a table of their own.
 	frontier []byte
+	opSorter
+}
 
+// An opSorter puts the operations of a batch into the order of their keys, as tables hold them. One goroutine uses it.
+type opSorter struct {
+	shift  *shift
 	ops    []tableOp  // as the batch has them
-	order  []opInTurn // of the ops in a table
+	order  []opInTurn // of the ops that are sorted
 	aside  []opInTurn // while two runs are merged
 	sorted []tableOp  // one for each key
 	joined []byte     // the values that merges were joined to
@@ -70,7 +74,9 @@ type opInTurn struct {
 }
 
 func newTableRun(store *Store, v *view, pace *pace) *tableRun {
-	return &tableRun{store: store, shift: pace.newShift(), prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane)}
+	return &tableRun{
+		store: store, prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane), opSorter: opSorter{shift: pace.newShift()},
+	}
 }
 
 // add adds what the batch holds, and reports true, or leaves it to the caller to commit the batch and reports false: it holds other
@@ -149,32 +155,32 @@ func rankOf(suffix []byte) uint64 {
 
 // sort puts the operations into the order of their keys, and leaves one for each key, as a table holds no more, that does what all
 // of them do in turn.
-func (r *tableRun) sort(ctx context.Context) error {
-	if err := r.sortTurns(ctx); err != nil {
+func (s *opSorter) sort(ctx context.Context) error {
+	if err := s.sortTurns(ctx); err != nil {
 		return err
 	}
-	r.sorted, r.joined = r.sorted[:0], r.joined[:0]
-	for i, turn := range r.order {
+	s.sorted, s.joined = s.sorted[:0], s.joined[:0]
+	for i, turn := range s.order {
 		if i%yieldKeys == 0 {
-			if err := r.shift.yield(ctx); err != nil {
+			if err := s.shift.yield(ctx); err != nil {
 				return err
 			}
 		}
-		op := &r.ops[turn.op]
-		if i == 0 || turn.rank != r.order[i-1].rank || !bytes.Equal(op.key, r.sorted[len(r.sorted)-1].key) {
-			r.sorted = append(r.sorted, *op)
+		op := &s.ops[turn.op]
+		if i == 0 || turn.rank != s.order[i-1].rank || !bytes.Equal(op.key, s.sorted[len(s.sorted)-1].key) {
+			s.sorted = append(s.sorted, *op)
 			continue
 		}
-		before := &r.sorted[len(r.sorted)-1]
+		before := &s.sorted[len(s.sorted)-1]
 		switch {
 		case op.kind != pebble.InternalKeyKindMerge:
 			*before = *op
 		case before.kind == pebble.InternalKeyKindDelete: // What is merged to nothing is the value, and hides what was deleted.
 			before.kind, before.value = pebble.InternalKeyKindSet, op.value
 		default: // The store's Merger appends.
-			from := len(r.joined)
-			r.joined = append(append(r.joined, before.value...), op.value...)
-			before.value = r.joined[from:len(r.joined):len(r.joined)]
+			from := len(s.joined)
+			s.joined = append(append(s.joined, before.value...), op.value...)
+			before.value = s.joined[from:len(s.joined):len(s.joined)]
 		}
 	}
 	return nil
@@ -183,18 +189,18 @@ func (r *tableRun) sort(ctx context.Context) error {
 // sortTurns sorts by key, and by turn where keys are the same. Orders come nearly in the order of their ids, as these begin with the
 // time: two runs of them, each in order, have few keys between each other's, and only those are merged. The standard library's sort
 // takes twice as long, and does not rest.
-func (r *tableRun) sortTurns(ctx context.Context) error {
-	order := r.order
+func (s *opSorter) sortTurns(ctx context.Context) error {
+	order := s.order
 	for from := 0; from < len(order); from += sortedRunMin {
 		if from%yieldKeys == 0 {
-			if err := r.shift.yield(ctx); err != nil {
+			if err := s.shift.yield(ctx); err != nil {
 				return err
 			}
 		}
 		run := order[from:min(from+sortedRunMin, len(order))]
 		for i := 1; i < len(run); i++ {
 			turn, at := run[i], i
-			for ; at > 0 && turn.rank <= run[at-1].rank && r.less(&turn, &run[at-1]); at-- {
+			for ; at > 0 && turn.rank <= run[at-1].rank && s.less(&turn, &run[at-1]); at-- {
 				run[at] = run[at-1]
 			}
 			run[at] = turn
@@ -202,8 +208,8 @@ func (r *tableRun) sortTurns(ctx context.Context) error {
 	}
 	for size := sortedRunMin; size < len(order); size *= 2 {
 		for from := 0; from+size < len(order); from += 2 * size {
-			r.merge(order[from:min(from+2*size, len(order))], size)
-			if err := r.shift.yield(ctx); err != nil {
+			s.merge(order[from:min(from+2*size, len(order))], size)
+			if err := s.shift.yield(ctx); err != nil {
 				return err
 			}
 		}
@@ -212,17 +218,17 @@ func (r *tableRun) sortTurns(ctx context.Context) error {
 }
 
 // merge merges the first operations of a list with the others. Both are sorted.
-func (r *tableRun) merge(list []opInTurn, first int) {
+func (s *opSorter) merge(list []opInTurn, first int) {
 	// What comes before all others is in its place, and so is what comes after all of the first.
-	start := sort.Search(first, func(i int) bool { return r.less(&list[first], &list[i]) })
+	start := sort.Search(first, func(i int) bool { return s.less(&list[first], &list[i]) })
 	if start == first {
 		return
 	}
-	end := first + sort.Search(len(list)-first, func(i int) bool { return !r.less(&list[first+i], &list[first-1]) })
-	r.aside = append(r.aside[:0], list[start:first]...)
-	left, right, to := r.aside, list[first:end], list[start:end]
+	end := first + sort.Search(len(list)-first, func(i int) bool { return !s.less(&list[first+i], &list[first-1]) })
+	s.aside = append(s.aside[:0], list[start:first]...)
+	left, right, to := s.aside, list[first:end], list[start:end]
 	for len(left) > 0 && len(right) > 0 {
-		if a, b := &right[0], &left[0]; a.rank < b.rank || a.rank == b.rank && r.less(a, b) { // Most need no call.
+		if a, b := &right[0], &left[0]; a.rank < b.rank || a.rank == b.rank && s.less(a, b) { // Most need no call.
 			to[0], right = right[0], right[1:]
 		} else {
 			to[0], left = left[0], left[1:]
@@ -233,74 +239,109 @@ func (r *tableRun) merge(list []opInTurn, first int) {
 }
 
 // less reports whether a's key comes before b's.
-func (r *tableRun) less(a, b *opInTurn) bool {
+func (s *opSorter) less(a, b *opInTurn) bool {
 	if a.rank != b.rank {
 		return a.rank < b.rank
 	}
-	return bytes.Compare(r.ops[a.op].key, r.ops[b.op].key) < 0
+	return bytes.Compare(s.ops[a.op].key, s.ops[b.op].key) < 0
 }
 
 // ingest writes each list that is not empty as a table, and adds all of them in one durable step. REQUIRES: each list is sorted, and no
 // two of them overlap.
-func (s *Store) ingest(ctx context.Context, shift *shift, lists ...[]tableOp) (err error) {
-	var paths []string
-	defer func() {
-		if err == nil {
-			return // The store has taken the files.
-		}
-		for _, path := range paths {
-			err = errors.Join(err, s.fs.Remove(path))
-		}
-	}()
+func (s *Store) ingest(ctx context.Context, shift *shift, lists ...[]tableOp) error {
+	tables := &tableSet{store: s, shift: shift}
 	for _, ops := range lists {
-		if len(ops) == 0 {
-			continue
+		if err := errors.Join(tables.write(ctx, ops), tables.end()); err != nil {
+			return errors.Join(err, tables.abandon())
 		}
-		path := s.fs.PathJoin(s.tables, strconv.FormatUint(s.tablesMade.Add(1), 10))
-		if err := s.writeTable(ctx, shift, path, ops); err != nil {
-			return fmt.Errorf("write a table of %d keys: %w", len(ops), err)
-		}
-		paths = append(paths, path)
 	}
-	if err := s.db.Ingest(ctx, paths); err != nil {
-		return fmt.Errorf("add %d tables to the store: %w", len(paths), err)
-	}
-	return nil
+	return tables.ingest(ctx)
 }
 
-// writeTable writes one table, durably, or leaves no file.
-func (s *Store) writeTable(ctx context.Context, shift *shift, path string, ops []tableOp) error {
-	file, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
-	if err != nil {
-		return err
+// A tableSet is tables that are written one after the other and added to the store in one step. One goroutine uses it. Whoever does not
+// have them added abandons them.
+type tableSet struct {
+	store *Store
+	shift *shift
+	w     *sstable.Writer // of the last table; nil when it has ended
+	paths []string
+}
+
+// write adds operations to the table that was begun, or begins one. REQUIRES: they are sorted, and come after those that it holds.
+func (t *tableSet) write(ctx context.Context, ops []tableOp) (err error) {
+	if len(ops) == 0 {
+		return nil
 	}
-	file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: tableSyncBytes})
-	w := sstable.NewWriter(&tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}, s.tableOptions)
+	if t.w == nil {
+		if err := t.begin(); err != nil {
+			return fmt.Errorf("begin a table: %w", err)
+		}
+	}
 	for i := range ops {
 		if i%yieldKeys == 0 {
-			if err = shift.yield(ctx); err != nil {
-				break
+			if err := t.shift.yield(ctx); err != nil {
+				return err
 			}
 		}
 		op := &ops[i]
 		switch op.kind {
 		case pebble.InternalKeyKindSet:
-			err = w.Set(op.key, op.value)
+			err = t.w.Set(op.key, op.value)
 		case pebble.InternalKeyKindMerge:
-			err = w.Merge(op.key, op.value)
+			err = t.w.Merge(op.key, op.value)
 		case pebble.InternalKeyKindDelete:
-			err = w.Delete(op.key)
+			err = t.w.Delete(op.key)
 		default:
 			panic(fmt.Sprintf("projections: bug: a table cannot hold an operation of kind %v", op.kind))
 		}
 		if err != nil {
-			break
+			return fmt.Errorf("write a table of %d keys: %w", len(ops), err)
 		}
 	}
-	if err = errors.Join(err, w.Close()); err != nil {
-		return errors.Join(err, s.fs.Remove(path))
+	return nil
+}
+
+func (t *tableSet) begin() error {
+	path := t.store.fs.PathJoin(t.store.tables, strconv.FormatUint(t.store.tablesMade.Add(1), 10))
+	file, err := t.store.fs.Create(path, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	t.paths = append(t.paths, path)
+	file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: tableSyncBytes})
+	t.w = sstable.NewWriter(&tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}, t.store.tableOptions)
+	return nil
+}
+
+// end makes the table that was begun durable, if there is one.
+func (t *tableSet) end() error {
+	if t.w == nil {
+		return nil
+	}
+	err := t.w.Close()
+	t.w = nil
+	if err != nil {
+		return fmt.Errorf("end a table: %w", err)
 	}
 	return nil
+}
+
+// ingest adds the tables to the store. REQUIRES: the last one has ended.
+func (t *tableSet) ingest(ctx context.Context) error {
+	if err := t.store.db.Ingest(ctx, t.paths); err != nil {
+		return errors.Join(fmt.Errorf("add %d tables to the store: %w", len(t.paths), err), t.abandon())
+	}
+	return nil
+}
+
+// abandon removes what was written.
+func (t *tableSet) abandon() error {
+	err := t.end()
+	for _, path := range t.paths {
+		err = errors.Join(err, t.store.fs.Remove(path))
+	}
+	t.paths = nil
+	return err
 }
 
 // A tableFile is a file that a table is written to, a large piece at a time. It implements objstorage.Writable.

@@ -85,7 +85,7 @@ func Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, er
 	if err != nil {
 		return report, err
 	}
-	defer r.batch.Close()
+	defer func() { _ = r.batch.Close() }()
 	r.sample, r.logger = options.Sample, slog.New(slog.DiscardHandler) // What it parks is a difference.
 	for _, v := range r.views {
 		parked, err := loadParked(snapshot, live[v.projection.space])
@@ -194,7 +194,7 @@ func (r *Runner) foldOnce(ctx context.Context, upTo eventstore.Position) error {
 			if err := r.takeRecord(record); err != nil {
 				return err
 			}
-			if r.batch.Len() >= BulkBytes {
+			if r.bulk.Full(r.batch.Len()) {
 				if err := r.flush(); err != nil {
 					return err
 				}

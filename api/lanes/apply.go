@@ -52,7 +52,7 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 	if !known {
 		m.logTime = commit.Time
 	}
-	if m.batch.Len()+m.ledger.Len() >= projections.BulkBytes {
+	if m.bulk.Full(m.batch.Len() + m.ledger.Len()) {
 		return m.Flush()
 	}
 	return nil
@@ -83,10 +83,10 @@ func (m *Machine) Flush() error {
 	if err := m.batch.Apply(m.ledger, nil); err != nil {
 		return err
 	}
-	if err := m.batch.Commit(pebble.NoSync); err != nil {
+	var err error
+	if m.batch, err = m.bulk.Commit(m.batch); err != nil {
 		return err
 	}
-	m.batch.Reset()
 	m.ledger.Reset()
 	m.flushed = m.position.Number
 	if m.moved || len(m.freed) > 0 {
