@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
 
 	"github.com/cockroachdb/pebble/v2"
 )
@@ -128,7 +127,7 @@ func (b *Bulk) addTables(ctx context.Context, batch *pebble.Batch) (added bool, 
 // read lists what the batch does and returns its groups in the order of their keys, none when tables cannot hold it. Keys and values
 // alias the batch.
 func (b *Bulk) read(batch *pebble.Batch) ([]*keyGroup, error) {
-	b.ops = slices.Grow(b.ops[:0], int(batch.Count()))
+	b.ops = batch.Reader()
 	if b.groups == nil {
 		b.groups = make(map[uint64]*keyGroup)
 	}
@@ -137,7 +136,8 @@ func (b *Bulk) read(batch *pebble.Batch) ([]*keyGroup, error) {
 	}
 	var of uint64
 	var group *keyGroup // that of the key before, as most keys have
-	for reader := batch.Reader(); ; {
+	for reader := b.ops; ; {
+		at := len(b.ops) - len(reader)
 		kind, key, value, more, err := reader.Next()
 		if err != nil {
 			return nil, err
@@ -157,9 +157,8 @@ func (b *Bulk) read(batch *pebble.Batch) ([]*keyGroup, error) {
 				b.groups[of] = group
 			}
 		}
-		group.order = append(group.order, opInTurn{rankOf(key[min(b.groupBytes, len(key)):]), uint32(len(b.ops))})
+		group.order = append(group.order, opInTurn{rankOf(key[min(b.groupBytes, len(key)):]), uint32(at)})
 		group.bytes += len(key) + len(value)
-		b.ops = append(b.ops, tableOp{kind, key, value})
 	}
 	var groups []*keyGroup
 	for _, group := range b.groups {
@@ -168,7 +167,7 @@ func (b *Bulk) read(batch *pebble.Batch) ([]*keyGroup, error) {
 		}
 	}
 	slices.SortFunc(groups, func(x, y *keyGroup) int {
-		return bytes.Compare(b.ops[x.order[0].op].key, b.ops[y.order[0].op].key)
+		return bytes.Compare(b.op(x.order[0]).key, b.op(y.order[0]).key)
 	})
 	return groups, nil
 }
@@ -177,18 +176,18 @@ func (b *Bulk) read(batch *pebble.Batch) ([]*keyGroup, error) {
 // it saves. A large one has tables of its own: one of what comes before all that was written earlier, one of what comes after, and one of the
 // rest. The first two meet no older table.
 func (b *Bulk) write(ctx context.Context, tables *tableSet, group *keyGroup) error {
-	ops := b.sorted
 	bytesMin := b.store.bulkBytes / bulkTablesMax
-	least, greatest := ops[0].key, ops[len(ops)-1].key
-	before, beyond := 0, len(ops)
+	least, greatest := b.op(b.order[0]).key, b.op(b.order[len(b.order)-1]).key
+	before, beyond := 0, len(b.order)
 	if group.least != nil {
-		before = sort.Search(len(ops), func(i int) bool { return bytes.Compare(ops[i].key, group.least) >= 0 })
-		beyond = sort.Search(len(ops), func(i int) bool { return bytes.Compare(ops[i].key, group.greatest) > 0 })
-		if bytesOf(ops[:before]) < bytesMin {
+		enough := func(ops int) bool { return group.bytes/len(b.order)*ops >= bytesMin } // As far as they are of one size.
+		before = b.search(func(key []byte) bool { return bytes.Compare(key, group.least) >= 0 })
+		beyond = b.search(func(key []byte) bool { return bytes.Compare(key, group.greatest) > 0 })
+		if !enough(before) {
 			before = 0
 		}
-		if bytesOf(ops[beyond:]) < bytesMin {
-			beyond = len(ops)
+		if !enough(len(b.order) - beyond) {
+			beyond = len(b.order)
 		}
 	}
 	if group.least == nil || bytes.Compare(least, group.least) < 0 {
@@ -198,18 +197,11 @@ func (b *Bulk) write(ctx context.Context, tables *tableSet, group *keyGroup) err
 		group.greatest = append(group.greatest[:0], greatest...)
 	}
 	if group.bytes < bytesMin {
-		return tables.write(ctx, ops)
+		return tables.write(ctx, &b.opSorter, b.order)
 	}
 	err := tables.end()
-	for _, part := range [][]tableOp{ops[:before], ops[before:beyond], ops[beyond:]} {
-		err = errors.Join(err, tables.write(ctx, part), tables.end())
+	for _, part := range [][]opInTurn{b.order[:before], b.order[before:beyond], b.order[beyond:]} {
+		err = errors.Join(err, tables.write(ctx, &b.opSorter, part), tables.end())
 	}
 	return err
-}
-
-func bytesOf(ops []tableOp) (sum int) {
-	for i := range ops {
-		sum += len(ops[i].key) + len(ops[i].value)
-	}
-	return sum
 }

@@ -6,11 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"sort"
 	"strconv"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/batchrepr"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -54,11 +54,10 @@ type tableRun struct {
 // An opSorter puts the operations of a batch into the order of their keys, as tables hold them. One goroutine uses it.
 type opSorter struct {
 	shift  *shift
-	ops    []tableOp  // as the batch has them
-	order  []opInTurn // of the ops that are sorted
-	aside  []opInTurn // while two runs are merged
-	sorted []tableOp  // one for each key
-	joined []byte     // the values that merges were joined to
+	ops    batchrepr.Reader // the batch
+	order  []opInTurn       // of the ops that are sorted
+	aside  []opInTurn       // while two runs are merged
+	joined []byte           // the values that merges were joined to
 }
 
 // A tableOp is what a batch does to a key.
@@ -70,7 +69,7 @@ type tableOp struct {
 // opInTurn is an operation while they are sorted: what decides most comparisons, and little else to move.
 type opInTurn struct {
 	rank uint64 // the first bytes of the key's suffix
-	op   uint32
+	at   uint32 // where it is in the batch
 }
 
 func newTableRun(store *Store, v *view, pace *pace) *tableRun {
@@ -84,7 +83,7 @@ func newTableRun(store *Store, v *view, pace *pace) *tableRun {
 func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, err error) {
 	r.shift.begin()
 	progress, ok, err := r.read(ctx, batch)
-	if err != nil || !ok || len(r.ops) == 0 || r.store.db.Metrics().Levels[0].Sublevels >= tableSublevelsMax {
+	if err != nil || !ok || len(r.order) == 0 || r.store.db.Metrics().Levels[0].Sublevels >= tableSublevelsMax {
 		return false, err
 	}
 	if err := r.sort(ctx); err != nil {
@@ -92,26 +91,31 @@ func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, er
 	}
 	beyond := 0
 	if r.frontier != nil {
-		beyond, _ = slices.BinarySearchFunc(r.sorted, r.frontier, func(op tableOp, frontier []byte) int {
-			if bytes.Compare(op.key, frontier) <= 0 {
-				return -1
-			}
-			return 1
-		})
+		beyond = r.search(func(key []byte) bool { return bytes.Compare(key, r.frontier) > 0 })
 	}
-	if err := r.store.ingest(ctx, r.shift, r.sorted[:beyond], r.sorted[beyond:], []tableOp{progress}); err != nil {
+	tables := &tableSet{store: r.store, shift: r.shift}
+	for _, order := range [][]opInTurn{r.order[:beyond], r.order[beyond:]} {
+		if err := errors.Join(tables.write(ctx, &r.opSorter, order), tables.end()); err != nil {
+			return false, errors.Join(err, tables.abandon())
+		}
+	}
+	if err := errors.Join(tables.add(progress), tables.end()); err != nil {
+		return false, errors.Join(err, tables.abandon())
+	}
+	if err := tables.ingest(ctx); err != nil {
 		return false, err
 	}
-	if beyond < len(r.sorted) {
-		r.frontier = append(r.frontier[:0], r.sorted[len(r.sorted)-1].key...)
+	if beyond < len(r.order) {
+		r.frontier = append(r.frontier[:0], r.op(r.order[len(r.order)-1]).key...)
 	}
 	return true, nil
 }
 
 // read lists what the batch does, which ok says that tables can. The keys and values alias the batch.
 func (r *tableRun) read(ctx context.Context, batch *pebble.Batch) (progress tableOp, ok bool, err error) {
-	r.ops, r.order = r.ops[:0], r.order[:0]
-	for reader := batch.Reader(); ; {
+	r.ops, r.order = batch.Reader(), r.order[:0]
+	for reader, read := r.ops, 0; ; read++ {
+		at := len(r.ops) - len(reader)
 		kind, key, value, more, err := reader.Next()
 		if err != nil || !more {
 			return progress, progress.key != nil, err
@@ -121,16 +125,14 @@ func (r *tableRun) read(ctx context.Context, batch *pebble.Batch) (progress tabl
 		default:
 			return progress, false, nil
 		}
-		if len(r.ops)%yieldKeys == 0 {
+		if read%yieldKeys == 0 {
 			if err := r.shift.yield(ctx); err != nil {
 				return progress, false, err
 			}
 		}
-		op := tableOp{kind, key, value}
 		switch {
 		case bytes.HasPrefix(key, r.prefix[:]):
-			r.order = append(r.order, opInTurn{rankOf(key[prefixBytes:]), uint32(len(r.ops))})
-			r.ops = append(r.ops, op)
+			r.order = append(r.order, opInTurn{rankOf(key[prefixBytes:]), uint32(at)})
 		case bytes.Equal(key, r.progress):
 			_, at, err := readProgress(value)
 			if err != nil {
@@ -153,43 +155,40 @@ func rankOf(suffix []byte) uint64 {
 	return binary.BigEndian.Uint64(padded[:])
 }
 
-// sort puts the operations into the order of their keys, and leaves one for each key, as a table holds no more, that does what all
-// of them do in turn.
-func (s *opSorter) sort(ctx context.Context) error {
-	if err := s.sortTurns(ctx); err != nil {
-		return err
+// op returns an operation. It aliases the batch.
+func (s *opSorter) op(turn opInTurn) tableOp {
+	reader := s.ops[turn.at:]
+	kind, key, value, ok, err := reader.Next()
+	if !ok {
+		panic(fmt.Sprintf("projections: bug: there is no operation at byte %d of a batch of %d: %v", turn.at, len(s.ops), err))
 	}
-	s.sorted, s.joined = s.sorted[:0], s.joined[:0]
-	for i, turn := range s.order {
-		if i%yieldKeys == 0 {
-			if err := s.shift.yield(ctx); err != nil {
-				return err
-			}
-		}
-		op := &s.ops[turn.op]
-		if i == 0 || turn.rank != s.order[i-1].rank || !bytes.Equal(op.key, s.sorted[len(s.sorted)-1].key) {
-			s.sorted = append(s.sorted, *op)
-			continue
-		}
-		before := &s.sorted[len(s.sorted)-1]
-		switch {
-		case op.kind != pebble.InternalKeyKindMerge:
-			*before = *op
-		case before.kind == pebble.InternalKeyKindDelete: // What is merged to nothing is the value, and hides what was deleted.
-			before.kind, before.value = pebble.InternalKeyKindSet, op.value
-		default: // The store's Merger appends.
-			from := len(s.joined)
-			s.joined = append(append(s.joined, before.value...), op.value...)
-			before.value = s.joined[from:len(s.joined):len(s.joined)]
-		}
-	}
-	return nil
+	return tableOp{kind, key, value}
 }
 
-// sortTurns sorts by key, and by turn where keys are the same. Orders come nearly in the order of their ids, as these begin with the
+// search returns the index of the first key that after says is beyond something. REQUIRES: they are sorted.
+func (s *opSorter) search(after func(key []byte) bool) int {
+	return sort.Search(len(s.order), func(i int) bool { return after(s.op(s.order[i]).key) })
+}
+
+// joinOps returns the one operation, as a table holds no more of a key, that does what two do in turn.
+func (s *opSorter) joinOps(before, op tableOp) tableOp {
+	switch {
+	case op.kind != pebble.InternalKeyKindMerge:
+		return op
+	case before.kind == pebble.InternalKeyKindDelete: // What is merged to nothing is the value, and hides what was deleted.
+		before.kind, before.value = pebble.InternalKeyKindSet, op.value
+	default: // The store's Merger appends.
+		from := len(s.joined)
+		s.joined = append(append(s.joined, before.value...), op.value...)
+		before.value = s.joined[from:len(s.joined):len(s.joined)]
+	}
+	return before
+}
+
+// sort sorts by key, and by turn where keys are the same. Orders come nearly in the order of their ids, as these begin with the
 // time: two runs of them, each in order, have few keys between each other's, and only those are merged. The standard library's sort
 // takes twice as long, and does not rest.
-func (s *opSorter) sortTurns(ctx context.Context) error {
+func (s *opSorter) sort(ctx context.Context) error {
 	order := s.order
 	for from := 0; from < len(order); from += sortedRunMin {
 		if from%yieldKeys == 0 {
@@ -243,19 +242,7 @@ func (s *opSorter) less(a, b *opInTurn) bool {
 	if a.rank != b.rank {
 		return a.rank < b.rank
 	}
-	return bytes.Compare(s.ops[a.op].key, s.ops[b.op].key) < 0
-}
-
-// ingest writes each list that is not empty as a table, and adds all of them in one durable step. REQUIRES: each list is sorted, and no
-// two of them overlap.
-func (s *Store) ingest(ctx context.Context, shift *shift, lists ...[]tableOp) error {
-	tables := &tableSet{store: s, shift: shift}
-	for _, ops := range lists {
-		if err := errors.Join(tables.write(ctx, ops), tables.end()); err != nil {
-			return errors.Join(err, tables.abandon())
-		}
-	}
-	return tables.ingest(ctx)
+	return bytes.Compare(s.op(*a).key, s.op(*b).key) < 0
 }
 
 // A tableSet is tables that are written one after the other and added to the store in one step. One goroutine uses it. Whoever does not
@@ -267,36 +254,53 @@ type tableSet struct {
 	paths []string
 }
 
-// write adds operations to the table that was begun, or begins one. REQUIRES: they are sorted, and come after those that it holds.
-func (t *tableSet) write(ctx context.Context, ops []tableOp) (err error) {
-	if len(ops) == 0 {
-		return nil
-	}
-	if t.w == nil {
-		if err := t.begin(); err != nil {
-			return fmt.Errorf("begin a table: %w", err)
-		}
-	}
-	for i := range ops {
+// write adds sorted operations to the table that was begun, or begins one. REQUIRES: they come after those that it holds.
+func (t *tableSet) write(ctx context.Context, s *opSorter, order []opInTurn) error {
+	s.joined = s.joined[:0]
+	var op tableOp // what is done to a key by all of its operations so far
+	for i, turn := range order {
 		if i%yieldKeys == 0 {
 			if err := t.shift.yield(ctx); err != nil {
 				return err
 			}
 		}
-		op := &ops[i]
-		switch op.kind {
-		case pebble.InternalKeyKindSet:
-			err = t.w.Set(op.key, op.value)
-		case pebble.InternalKeyKindMerge:
-			err = t.w.Merge(op.key, op.value)
-		case pebble.InternalKeyKindDelete:
-			err = t.w.Delete(op.key)
+		next := s.op(turn)
+		switch {
+		case i == 0:
+		case turn.rank == order[i-1].rank && bytes.Equal(next.key, op.key):
+			next = s.joinOps(op, next)
 		default:
-			panic(fmt.Sprintf("projections: bug: a table cannot hold an operation of kind %v", op.kind))
+			if err := t.add(op); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return fmt.Errorf("write a table of %d keys: %w", len(ops), err)
+		op = next
+	}
+	if len(order) == 0 {
+		return nil
+	}
+	return t.add(op)
+}
+
+// add adds an operation to the table that was begun, or begins one. REQUIRES: its key comes after those that the table holds.
+func (t *tableSet) add(op tableOp) (err error) {
+	if t.w == nil {
+		if err := t.begin(); err != nil {
+			return fmt.Errorf("begin a table: %w", err)
 		}
+	}
+	switch op.kind {
+	case pebble.InternalKeyKindSet:
+		err = t.w.Set(op.key, op.value)
+	case pebble.InternalKeyKindMerge:
+		err = t.w.Merge(op.key, op.value)
+	case pebble.InternalKeyKindDelete:
+		err = t.w.Delete(op.key)
+	default:
+		panic(fmt.Sprintf("projections: bug: a table cannot hold an operation of kind %v", op.kind))
+	}
+	if err != nil {
+		return fmt.Errorf("write a table: %w", err)
 	}
 	return nil
 }
