@@ -66,6 +66,7 @@ type Machine struct {
 	// keys, which nearly follow each other, they would make Pebble search its memtable from the top for each.
 	batch    *pebble.Batch
 	bulk     *projections.Bulk // writes the batch
+	value    []byte            // room for one that goes into it
 	ledger   *pebble.Batch
 	changed  map[string]struct{}
 	freed    map[string]domain.Account // watched SKUs of which units came free
