@@ -61,10 +61,12 @@ func (b *Bulk) Full(bytes int) bool { return bytes >= b.store.bulkBytes }
 
 // Commit writes a batch in one step, and returns an empty one to go on with: the same or another. After an error it is the one that was
 // not written.
+//
+//nolint:contextcheck // What was taken in is written, whoever leaves meanwhile.
 func (b *Bulk) Commit(batch *pebble.Batch) (*pebble.Batch, error) {
 	large := b.Full(batch.Len())
 	if large {
-		added, err := b.addTables(context.Background(), batch) // What was taken in is written, whoever leaves meanwhile.
+		added, err := b.addTables(context.Background(), batch)
 		if err != nil {
 			return batch, err
 		}
@@ -109,13 +111,7 @@ func (b *Bulk) addTables(ctx context.Context, batch *pebble.Batch) (added bool, 
 		return false, err
 	}
 	tables := &tableSet{store: b.store}
-	for _, group := range groups {
-		b.order = group.order
-		if err := errors.Join(b.sort(ctx), b.write(ctx, tables, group)); err != nil {
-			return false, errors.Join(err, tables.abandon())
-		}
-	}
-	if err := tables.end(); err != nil {
+	if err := b.writeAll(ctx, tables, groups); err != nil {
 		return false, errors.Join(err, tables.abandon())
 	}
 	if err := tables.ingest(ctx); err != nil {
@@ -172,6 +168,20 @@ func (b *Bulk) read(batch *pebble.Batch) ([]*keyGroup, error) {
 	return groups, nil
 }
 
+// writeAll sorts groups and writes them.
+func (b *Bulk) writeAll(ctx context.Context, tables *tableSet, groups []*keyGroup) error {
+	for _, group := range groups {
+		b.order = group.order
+		if err := b.sort(ctx); err != nil {
+			return err
+		}
+		if err := b.write(ctx, tables, group); err != nil {
+			return err
+		}
+	}
+	return tables.end()
+}
+
 // write writes a group that was sorted. A small one goes on in the table of those before it, as a file for each would cost more than
 // it saves. A large one has tables of its own: one of what comes before all that was written earlier, one of what comes after, and one of the
 // rest. The first two meet no older table.
@@ -199,9 +209,16 @@ func (b *Bulk) write(ctx context.Context, tables *tableSet, group *keyGroup) err
 	if group.bytes < bytesMin {
 		return tables.write(ctx, &b.opSorter, b.order)
 	}
-	err := tables.end()
-	for _, part := range [][]opInTurn{b.order[:before], b.order[before:beyond], b.order[beyond:]} {
-		err = errors.Join(err, tables.write(ctx, &b.opSorter, part), tables.end())
+	if err := tables.end(); err != nil {
+		return err
 	}
-	return err
+	for _, part := range [][]opInTurn{b.order[:before], b.order[before:beyond], b.order[beyond:]} {
+		if err := tables.write(ctx, &b.opSorter, part); err != nil {
+			return err
+		}
+		if err := tables.end(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
