@@ -60,9 +60,7 @@ func (b *Bulk) NewBatch() *pebble.Batch {
 func (b *Bulk) Full(bytes int) bool { return bytes >= b.store.bulkBytes }
 
 // Commit writes a batch in one step, and returns an empty one to go on with: the same or another. After an error it is the one that was
-// not written.
-//
-//nolint:contextcheck // What was taken in is written, whoever leaves meanwhile.
+// not written. What was taken in is written, whoever leaves meanwhile.
 func (b *Bulk) Commit(batch *pebble.Batch) (*pebble.Batch, error) {
 	large := b.Full(batch.Len())
 	if large {

@@ -195,7 +195,7 @@ func (r *Runner) foldOnce(ctx context.Context, upTo eventstore.Position) error {
 				return err
 			}
 			if r.bulk.Full(r.batch.Len()) {
-				if err := r.flush(); err != nil {
+				if err := r.flush(); err != nil { //nolint:contextcheck // A batch is written whole, whoever leaves meanwhile.
 					return err
 				}
 			}
@@ -207,7 +207,7 @@ func (r *Runner) foldOnce(ctx context.Context, upTo eventstore.Position) error {
 			Reason: fmt.Sprintf("the views were made of %.12s…, the log has %.12s…", upTo.Hash, r.position.Hash),
 		}
 	}
-	return r.flush()
+	return r.flush() //nolint:contextcheck // A batch is written whole, whoever leaves meanwhile.
 }
 
 // compareView compares a lane's part of a view as stored with what it should be.
