@@ -252,6 +252,7 @@ type tableSet struct {
 	shift *shift
 	w     *sstable.Writer // of the last table; nil when it has ended
 	paths []string
+	files []*tableFile // at paths, that nobody has waited for
 }
 
 // write adds sorted operations to the table that was begun, or begins one. REQUIRES: they come after those that it holds.
@@ -313,11 +314,13 @@ func (t *tableSet) begin() error {
 	}
 	t.paths = append(t.paths, path)
 	file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: tableSyncBytes})
-	t.w = sstable.NewWriter(&tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}, t.store.tableOptions)
+	written := &tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}
+	t.files = append(t.files, written)
+	t.w = sstable.NewWriter(written, t.store.tableOptions)
 	return nil
 }
 
-// end makes the table that was begun durable, if there is one.
+// end ends the table that was begun, if there is one. It becomes durable while the next one is written.
 func (t *tableSet) end() error {
 	if t.w == nil {
 		return nil
@@ -330,8 +333,20 @@ func (t *tableSet) end() error {
 	return nil
 }
 
+// settle waits until the tables that have ended are durable.
+func (t *tableSet) settle() (err error) {
+	for _, file := range t.files {
+		err = errors.Join(err, file.settle())
+	}
+	t.files = nil
+	return err
+}
+
 // ingest adds the tables to the store. REQUIRES: the last one has ended.
 func (t *tableSet) ingest(ctx context.Context) error {
+	if err := t.settle(); err != nil {
+		return errors.Join(fmt.Errorf("make %d tables durable: %w", len(t.paths), err), t.abandon())
+	}
 	if err := t.store.db.Ingest(ctx, t.paths); err != nil {
 		return errors.Join(fmt.Errorf("add %d tables to the store: %w", len(t.paths), err), t.abandon())
 	}
@@ -340,7 +355,7 @@ func (t *tableSet) ingest(ctx context.Context) error {
 
 // abandon removes what was written.
 func (t *tableSet) abandon() error {
-	err := t.end()
+	err := errors.Join(t.end(), t.settle())
 	for _, path := range t.paths {
 		err = errors.Join(err, t.store.fs.Remove(path))
 	}
@@ -348,10 +363,12 @@ func (t *tableSet) abandon() error {
 	return err
 }
 
-// A tableFile is a file that a table is written to, a large piece at a time. It implements objstorage.Writable.
+// A tableFile is a file that a table is written to, a large piece at a time. It implements objstorage.Writable, but for this: when it is
+// finished it is not durable yet, settle waits for that.
 type tableFile struct {
-	file   vfs.File
-	buffer []byte
+	file    vfs.File
+	buffer  []byte
+	settled chan error // holds what came of making it durable; nil until it is finished
 }
 
 func (f *tableFile) Write(p []byte) error {
@@ -374,12 +391,22 @@ func (f *tableFile) flush() error {
 	return err
 }
 
+// Finish has the file made durable in the background, beside others that are written: one wait for the disk is then that of several.
 func (f *tableFile) Finish() error {
-	err := f.flush()
-	if err == nil {
-		err = f.file.Sync()
+	if err := f.flush(); err != nil {
+		return errors.Join(err, f.file.Close())
 	}
-	return errors.Join(err, f.file.Close())
+	f.settled = make(chan error, 1)
+	go func() { f.settled <- errors.Join(f.file.Sync(), f.file.Close()) }()
+	return nil
+}
+
+// settle waits until the file is durable, if it was finished. It is called once.
+func (f *tableFile) settle() error {
+	if f.settled == nil {
+		return nil
+	}
+	return <-f.settled
 }
 
 func (f *tableFile) Abort() { _ = f.file.Close() } // Nobody reads it any more.
