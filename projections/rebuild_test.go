@@ -977,7 +977,7 @@ func TestNobodyRestsWhileARunnerWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := uint64(0)
 		p := &pace{asked: func() uint64 { asked++; return asked }}
-		f := &builder{shift: p.newShift(), tables: &tableRun{shift: p.newShift()}}
+		f := &builder{shift: p.newShift(), tables: &tableRun{opSorter: opSorter{shift: p.newShift()}}}
 		began := time.Now()
 		rests := func(shift *shift) time.Duration {
 			<-time.After(time.Second) // The work.

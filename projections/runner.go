@@ -22,9 +22,7 @@ const (
 	// batchCommitsMax and batchBytesMax bound what one Pebble batch takes in off the live tail.
 	batchCommitsMax = 512
 	batchBytesMax   = 2 << 20
-	// bulkCommitsMax and BulkBytes bound a batch that is read from the log. A batch of more than half a memtable is
-	// not put into one: Pebble sorts it once and flushes it as it is, which takes a third of the CPU (DB.Apply,
-	// newFlushableBatch).
+	// bulkCommitsMax and Bulk.Full bound a batch that is read from the log.
 	bulkCommitsMax = 1 << 16
 )
 
@@ -65,6 +63,7 @@ type Runner struct {
 
 	views    []*view // fed, all at the runner's position after every flush
 	batch    *pebble.Batch
+	bulk     *Bulk    // writes the batch
 	position progress // newest commit in the batch
 	pending  int      // commits in the batch
 	torn     bool     // the batch holds a part of a commit
@@ -135,7 +134,8 @@ func NewRunner(options RunnerOptions) (*Runner, error) {
 
 // open opens the views that are as far as the one furthest ahead, which is the runner's position.
 func (r *Runner) open() error {
-	r.batch = r.db.NewBatch(pebble.WithInitialSizeBytes(batchBytesMax/4), pebble.WithMaxRetainedSizeBytes(2*batchBytesMax))
+	r.bulk = r.store.NewBulk(viewGroupBytes)
+	r.batch = r.bulk.NewBatch()
 	r.position = progress{Position: eventstore.Genesis(r.lane, r.topology.Lanes)}
 	for _, p := range Projections {
 		at, err := r.liveProgress(p)
@@ -349,7 +349,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		close(r.stopped)
 		r.stockWatchers.wakeAll() // They follow other runners, too.
 	}()
-	defer r.batch.Close()
+	defer func() { _ = r.batch.Close() }()
 	err := r.follow(ctx)
 	if !r.torn {
 		err = errors.Join(err, intake{r}.Flush(ctx))
@@ -381,7 +381,7 @@ func (i intake) Take(_ context.Context, commit *eventstore.Commit, at eventstore
 // Full takes larger batches off the log than off the live tail.
 func (i intake) Full(bulk bool) bool {
 	if bulk {
-		return i.r.pending >= bulkCommitsMax || i.r.batch.Len() >= BulkBytes
+		return i.r.pending >= bulkCommitsMax || i.r.bulk.Full(i.r.batch.Len())
 	}
 	return i.r.pending >= batchCommitsMax || i.r.batch.Len() >= batchBytesMax
 }
@@ -389,7 +389,7 @@ func (i intake) Full(bulk bool) bool {
 func (i intake) Flush(context.Context) error {
 	i.r.mu.Lock()
 	defer i.r.mu.Unlock()
-	return i.r.flush()
+	return i.r.flush() //nolint:contextcheck // A batch is written whole, whoever leaves meanwhile.
 }
 
 // takeRecord reads a commit and takes it into the batch.
@@ -492,12 +492,13 @@ func (r *Runner) flush() error {
 			r.publishParked(v)
 		}
 	}
-	if err := r.batch.Commit(pebble.NoSync); err != nil {
+	var err error
+	if r.batch, err = r.bulk.Commit(r.batch); err != nil {
 		return fmt.Errorf("write the views: %w", err)
 	}
-	r.batch.Reset()
 	r.pending = 0
 	for _, v := range r.views {
+		v.batch = r.batch
 		r.keysParked.Add(uint64(v.alarm(r.logger)))
 	}
 	r.tellReads()

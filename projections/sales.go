@@ -1,7 +1,6 @@
 package projections
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -53,6 +52,9 @@ const (
 	salesRowsMax   = 1 << 14
 	salesOrdersMax = 1 << 14
 )
+
+// salesNotesBytes is how much room is made at a time for the lines of orders.
+const salesNotesBytes = 16 << 10
 
 // isSale reports whether the view counts an event, or remembers what it says.
 func isSale(c *change) bool {
@@ -233,8 +235,10 @@ type salesApplier struct {
 	*view
 	rows  map[string]*salesRow
 	dirty []*salesRow
-	// orders are the lines of orders, as the view keeps them.
+	all   *salesRow // of all SKUs, the one that was counted in last; nil for none
+	// orders are the lines of orders, as the view keeps them, those of placed ones in notes.
 	orders map[domain.OrderID][]byte
+	notes  []byte
 	// stray are payments that the batch found to be stray.
 	stray map[string]struct{}
 	// Room for what an event says, and for a key.
@@ -306,7 +310,12 @@ func (a *salesApplier) placed(c *change) error {
 		return err
 	}
 	a.room = appendSalesLines(a.room[:0], a.currency, a.lines)
-	a.orders[c.order] = bytes.Clone(a.room)
+	if cap(a.notes)-len(a.notes) < len(a.room) {
+		a.notes = make([]byte, 0, max(salesNotesBytes, len(a.room)))
+	}
+	from := len(a.notes)
+	a.notes = append(a.notes, a.room...)
+	a.orders[c.order] = a.notes[from:len(a.notes):len(a.notes)]
 	op := a.batch.SetDeferred(prefixBytes+1+len(c.order), len(a.room))
 	copy(op.Key, a.prefix[:])
 	op.Key[prefixBytes] = salesOrder
@@ -445,7 +454,13 @@ func (a *salesApplier) refunded(c *change, e domain.PaymentRefunded) error {
 func (a *salesApplier) row(at time.Time, sku, currency []byte) (*salesRow, error) {
 	a.room = salesKey(a.room[:0], minuteOf(at), sku, currency)
 	key := a.room
+	if len(sku) == 0 && a.all != nil && a.all.key == string(key) {
+		return a.all, nil
+	}
 	if row, found := a.rows[string(key)]; found {
+		if len(sku) == 0 {
+			a.all = row
+		}
 		return row, nil
 	}
 	row := &salesRow{key: string(key)}
@@ -477,6 +492,7 @@ func (a *salesApplier) finish() error {
 	clear(a.stray) // The store has them when apply is called again.
 	if len(a.rows) > salesRowsMax {
 		clear(a.rows)
+		a.all = nil
 	}
 	if len(a.orders) > salesOrdersMax {
 		clear(a.orders)

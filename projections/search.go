@@ -128,7 +128,10 @@ func (a *marksApplier) apply(c *change) error {
 func (a *marksApplier) list(c *change) error {
 	switch c.event.Type {
 	case stored.TypeOrderPlaced, stored.TypePaymentDeclined, stored.TypePaymentVoided, stored.TypeStrayPaymentFound:
-		return a.batch.Set(a.prefix.key(pendingKey(c.order)), []byte{byte(statusOpen)}, nil)
+		op := a.batch.SetDeferred(prefixBytes+1+len(c.order), 1)
+		appendComplement(append(append(op.Key[:0], a.prefix[:]...), markPending), c.order)
+		op.Value[0] = byte(statusOpen)
+		return op.Finish()
 	case stored.TypePaymentStarted, stored.TypeOrderCancelled, stored.TypeOrderExpired:
 		return a.batch.Delete(a.prefix.key(pendingKey(c.order)), nil)
 	}

@@ -35,8 +35,9 @@ const (
 	// memTableBytes is the size of one memtable. What a crash loses, and what a node replays from its log after one, is
 	// at most memTableStop of them.
 	memTableBytes = 32 << 20
-	// BulkBytes is a size of batch that Pebble does not insert into a memtable, key by key, but sorts once and flushes as
-	// it is (half a memtable makes it so). What is read in bulk is written in batches of this size.
+	// BulkBytes is the size of the batches that what is read in bulk is written in, when StoreOptions leaves it open: a Bulk writes them as
+	// tables. One that is committed all the same Pebble does not insert into a memtable, key by key, but sorts once and flushes as it is
+	// (half a memtable makes it so).
 	BulkBytes = memTableBytes/2 + 1<<20
 	// memTableStop is how many memtables may exist before writes wait for a flush.
 	memTableStop = 3
@@ -59,6 +60,8 @@ type StoreOptions struct {
 	BlockCacheBytes int64
 	// Asked counts what others have asked of this node so far: while that rises, compactions make room. nil means that nobody asks.
 	Asked func() uint64
+	// BulkBytes is the size from which a Bulk writes a batch as tables; 0 means BulkBytes.
+	BulkBytes int
 	// Logger is told of Pebble's errors; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -70,7 +73,8 @@ type StoreOptions struct {
 // own), memtables are flushed from the oldest on (DB.flush1 takes a prefix of the queue), and a flush becomes visible in
 // one edit of the manifest after its tables are synced. So a crash leaves a prefix of the batches, none of them in
 // part, and the position that each batch carries says where to replay from. Compactions only rewrite what was flushed.
-// The tables of a rebuild are durable before batches that were written earlier to other keys; see tableRun.
+// The tables of a rebuild are durable before batches that were written earlier to other keys; see tableRun. What is read in bulk becomes
+// tables, too, and is durable at once, with all that was written before it; see Bulk.
 type Store struct {
 	db          *pebble.DB
 	lock        *pebble.Lock
@@ -82,6 +86,8 @@ type Store struct {
 	tables       string
 	tablesMade   atomic.Uint64
 	tableOptions sstable.WriterOptions
+	// bulkBytes is the size of batch that a Bulk writes as tables.
+	bulkBytes int
 }
 
 // tablesDir is the folder below the store's in which tables are written. What a crash leaves there is removed at the next start.
@@ -95,6 +101,9 @@ func OpenStore(dir string, options StoreOptions) (*Store, error) {
 	}
 	if options.BlockCacheBytes == 0 {
 		options.BlockCacheBytes = BlockCacheBytesDefault
+	}
+	if options.BulkBytes == 0 {
+		options.BulkBytes = BulkBytes
 	}
 	if options.Logger == nil {
 		options.Logger = slog.Default()
@@ -110,7 +119,7 @@ func OpenStore(dir string, options StoreOptions) (*Store, error) {
 		}
 		return nil, &StoreInUseError{Dir: dir, Cause: err}
 	}
-	s := &Store{lock: lock, fs: options.FS, dir: dir, tables: options.FS.PathJoin(dir, tablesDir)}
+	s := &Store{lock: lock, fs: options.FS, dir: dir, tables: options.FS.PathJoin(dir, tablesDir), bulkBytes: options.BulkBytes}
 	if err := errors.Join(s.fs.RemoveAll(s.tables), s.fs.MkdirAll(s.tables, 0o755)); err != nil {
 		return nil, errors.Join(fmt.Errorf("clear the folder for new tables: %w", err), lock.Close())
 	}

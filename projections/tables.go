@@ -7,11 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"sort"
 	"strconv"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/batchrepr"
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"golang.org/x/sync/errgroup"
@@ -46,17 +46,19 @@ const (
 // ahead of what was written to other keys before; Pebble itself holds back tables that overlap such a batch until it is flushed.
 type tableRun struct {
 	store    *Store
-	shift    *shift
 	prefix   prefix
 	progress []byte // its key in a batch
 	// frontier is the greatest key that was written. Keys up to it may be there already; those beyond it get a table of their own.
 	frontier []byte
+	opSorter
+}
 
-	ops    []tableOp  // as the batch has them
-	order  []opInTurn // of the ops in a table
-	aside  []opInTurn // while two runs are merged
-	sorted []tableOp  // one for each key
-	joined []byte     // the values that merges were joined to
+// An opSorter puts the operations of a batch into the order of their keys, as tables hold them. One goroutine uses it.
+type opSorter struct {
+	shift *shift
+	ops   batchrepr.Reader // the batch
+	order []opInTurn       // of the ops that are sorted
+	aside []opInTurn       // while two runs are merged
 }
 
 // A tableOp is what a batch does to a key.
@@ -68,11 +70,13 @@ type tableOp struct {
 // opInTurn is an operation while they are sorted: what decides most comparisons, and little else to move.
 type opInTurn struct {
 	rank uint64 // the first bytes of the key's suffix
-	op   uint32
+	at   uint32 // where it is in the batch
 }
 
 func newTableRun(store *Store, v *view, pace *pace) *tableRun {
-	return &tableRun{store: store, shift: pace.newShift(), prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane)}
+	return &tableRun{
+		store: store, prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane), opSorter: opSorter{shift: pace.newShift()},
+	}
 }
 
 // add adds what the batch holds, and reports true, or leaves it to the caller to commit the batch and reports false: it holds other
@@ -80,7 +84,7 @@ func newTableRun(store *Store, v *view, pace *pace) *tableRun {
 func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, err error) {
 	r.shift.begin()
 	progress, ok, err := r.read(ctx, batch)
-	if err != nil || !ok || len(r.ops) == 0 || r.store.db.Metrics().Levels[0].Sublevels >= tableSublevelsMax {
+	if err != nil || !ok || len(r.order) == 0 || r.store.db.Metrics().Levels[0].Sublevels >= tableSublevelsMax {
 		return false, err
 	}
 	if err := r.sort(ctx); err != nil {
@@ -88,28 +92,47 @@ func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, er
 	}
 	beyond := 0
 	if r.frontier != nil {
-		beyond, _ = slices.BinarySearchFunc(r.sorted, r.frontier, func(op tableOp, frontier []byte) int {
-			if bytes.Compare(op.key, frontier) <= 0 {
-				return -1
-			}
-			return 1
-		})
+		beyond = r.search(func(key []byte) bool { return bytes.Compare(key, r.frontier) > 0 })
 	}
-	// Writing them is more work than filling the next batch, so it takes two goroutines.
-	half := beyond + (len(r.sorted)-beyond)/2
-	if err := r.store.ingest(ctx, r.shift, r.sorted[:beyond], r.sorted[beyond:half], r.sorted[half:], []tableOp{progress}); err != nil {
+	half := beyond + (len(r.order)-beyond)/2
+	for half > beyond && half < len(r.order) && bytes.Equal(r.op(r.order[half]).key, r.op(r.order[half-1]).key) {
+		half++ // All of a key's operations belong into one table.
+	}
+	if err := r.addParts(ctx, progress, r.order[:beyond], r.order[beyond:half], r.order[half:]); err != nil {
 		return false, err
 	}
-	if beyond < len(r.sorted) {
-		r.frontier = append(r.frontier[:0], r.sorted[len(r.sorted)-1].key...)
+	if beyond < len(r.order) {
+		r.frontier = append(r.frontier[:0], r.op(r.order[len(r.order)-1]).key...)
 	}
 	return true, nil
 }
 
+// addParts writes each list that is not empty as a table, and the progress as one, and adds them in one durable step. Writing them is more
+// work than filling the next batch, so it takes a goroutine each. REQUIRES: the lists are sorted, and no two of them have a key in common.
+func (r *tableRun) addParts(ctx context.Context, progress tableOp, parts ...[]opInTurn) error {
+	tables := &tableSet{store: r.store, shift: r.shift}
+	sets := make([]*tableSet, len(parts))
+	writing, ctxOfTables := errgroup.WithContext(ctx)
+	for i, part := range parts {
+		set := &tableSet{store: r.store, shift: r.shift.another()}
+		sets[i] = set
+		writing.Go(func() error { return errors.Join(set.write(ctxOfTables, &r.opSorter, part), set.end()) })
+	}
+	err := errors.Join(writing.Wait(), tables.add(progress), tables.end())
+	for _, set := range sets {
+		tables.paths, tables.files = append(tables.paths, set.paths...), append(tables.files, set.files...)
+	}
+	if err != nil {
+		return errors.Join(err, tables.abandon())
+	}
+	return tables.ingest(ctx)
+}
+
 // read lists what the batch does, which ok says that tables can. The keys and values alias the batch.
 func (r *tableRun) read(ctx context.Context, batch *pebble.Batch) (progress tableOp, ok bool, err error) {
-	r.ops, r.order = r.ops[:0], r.order[:0]
-	for reader := batch.Reader(); ; {
+	r.ops, r.order = batch.Reader(), r.order[:0]
+	for reader, read := r.ops, 0; ; read++ {
+		at := len(r.ops) - len(reader)
 		kind, key, value, more, err := reader.Next()
 		if err != nil || !more {
 			return progress, progress.key != nil, err
@@ -119,16 +142,14 @@ func (r *tableRun) read(ctx context.Context, batch *pebble.Batch) (progress tabl
 		default:
 			return progress, false, nil
 		}
-		if len(r.ops)%yieldKeys == 0 {
+		if read%yieldKeys == 0 {
 			if err := r.shift.yield(ctx); err != nil {
 				return progress, false, err
 			}
 		}
-		op := tableOp{kind, key, value}
 		switch {
 		case bytes.HasPrefix(key, r.prefix[:]):
-			r.order = append(r.order, opInTurn{rankOf(key[prefixBytes:]), uint32(len(r.ops))})
-			r.ops = append(r.ops, op)
+			r.order = append(r.order, opInTurn{rankOf(key[prefixBytes:]), uint32(at)})
 		case bytes.Equal(key, r.progress):
 			_, at, err := readProgress(value)
 			if err != nil {
@@ -151,54 +172,36 @@ func rankOf(suffix []byte) uint64 {
 	return binary.BigEndian.Uint64(padded[:])
 }
 
-// sort puts the operations into the order of their keys, and leaves one for each key, as a table holds no more, that does what all
-// of them do in turn.
-func (r *tableRun) sort(ctx context.Context) error {
-	if err := r.sortTurns(ctx); err != nil {
-		return err
+// op returns an operation. It aliases the batch.
+func (s *opSorter) op(turn opInTurn) tableOp {
+	reader := s.ops[turn.at:]
+	kind, key, value, ok, err := reader.Next()
+	if !ok {
+		panic(fmt.Sprintf("projections: bug: there is no operation at byte %d of a batch of %d: %v", turn.at, len(s.ops), err))
 	}
-	r.sorted, r.joined = r.sorted[:0], r.joined[:0]
-	for i, turn := range r.order {
-		if i%yieldKeys == 0 {
-			if err := r.shift.yield(ctx); err != nil {
-				return err
-			}
-		}
-		op := &r.ops[turn.op]
-		if i == 0 || turn.rank != r.order[i-1].rank || !bytes.Equal(op.key, r.sorted[len(r.sorted)-1].key) {
-			r.sorted = append(r.sorted, *op)
-			continue
-		}
-		before := &r.sorted[len(r.sorted)-1]
-		switch {
-		case op.kind != pebble.InternalKeyKindMerge:
-			*before = *op
-		case before.kind == pebble.InternalKeyKindDelete: // What is merged to nothing is the value, and hides what was deleted.
-			before.kind, before.value = pebble.InternalKeyKindSet, op.value
-		default: // The store's Merger appends.
-			from := len(r.joined)
-			r.joined = append(append(r.joined, before.value...), op.value...)
-			before.value = r.joined[from:len(r.joined):len(r.joined)]
-		}
-	}
-	return nil
+	return tableOp{kind, key, value}
 }
 
-// sortTurns sorts by key, and by turn where keys are the same. Orders come nearly in the order of their ids, as these begin with the
+// search returns the index of the first key that after says is beyond something. REQUIRES: they are sorted.
+func (s *opSorter) search(after func(key []byte) bool) int {
+	return sort.Search(len(s.order), func(i int) bool { return after(s.op(s.order[i]).key) })
+}
+
+// sort sorts by key, and by turn where keys are the same. Orders come nearly in the order of their ids, as these begin with the
 // time: two runs of them, each in order, have few keys between each other's, and only those are merged. The standard library's sort
 // takes twice as long, and does not rest.
-func (r *tableRun) sortTurns(ctx context.Context) error {
-	order := r.order
+func (s *opSorter) sort(ctx context.Context) error {
+	order := s.order
 	for from := 0; from < len(order); from += sortedRunMin {
 		if from%yieldKeys == 0 {
-			if err := r.shift.yield(ctx); err != nil {
+			if err := s.shift.yield(ctx); err != nil {
 				return err
 			}
 		}
 		run := order[from:min(from+sortedRunMin, len(order))]
 		for i := 1; i < len(run); i++ {
 			turn, at := run[i], i
-			for ; at > 0 && turn.rank <= run[at-1].rank && r.less(&turn, &run[at-1]); at-- {
+			for ; at > 0 && turn.rank <= run[at-1].rank && s.less(&turn, &run[at-1]); at-- {
 				run[at] = run[at-1]
 			}
 			run[at] = turn
@@ -206,8 +209,8 @@ func (r *tableRun) sortTurns(ctx context.Context) error {
 	}
 	for size := sortedRunMin; size < len(order); size *= 2 {
 		for from := 0; from+size < len(order); from += 2 * size {
-			r.merge(order[from:min(from+2*size, len(order))], size)
-			if err := r.shift.yield(ctx); err != nil {
+			s.merge(order[from:min(from+2*size, len(order))], size)
+			if err := s.shift.yield(ctx); err != nil {
 				return err
 			}
 		}
@@ -216,17 +219,17 @@ func (r *tableRun) sortTurns(ctx context.Context) error {
 }
 
 // merge merges the first operations of a list with the others. Both are sorted.
-func (r *tableRun) merge(list []opInTurn, first int) {
+func (s *opSorter) merge(list []opInTurn, first int) {
 	// What comes before all others is in its place, and so is what comes after all of the first.
-	start := sort.Search(first, func(i int) bool { return r.less(&list[first], &list[i]) })
+	start := sort.Search(first, func(i int) bool { return s.less(&list[first], &list[i]) })
 	if start == first {
 		return
 	}
-	end := first + sort.Search(len(list)-first, func(i int) bool { return !r.less(&list[first+i], &list[first-1]) })
-	r.aside = append(r.aside[:0], list[start:first]...)
-	left, right, to := r.aside, list[first:end], list[start:end]
+	end := first + sort.Search(len(list)-first, func(i int) bool { return !s.less(&list[first+i], &list[first-1]) })
+	s.aside = append(s.aside[:0], list[start:first]...)
+	left, right, to := s.aside, list[first:end], list[start:end]
 	for len(left) > 0 && len(right) > 0 {
-		if a, b := &right[0], &left[0]; a.rank < b.rank || a.rank == b.rank && r.less(a, b) { // Most need no call.
+		if a, b := &right[0], &left[0]; a.rank < b.rank || a.rank == b.rank && s.less(a, b) { // Most need no call.
 			to[0], right = right[0], right[1:]
 		} else {
 			to[0], left = left[0], left[1:]
@@ -237,89 +240,155 @@ func (r *tableRun) merge(list []opInTurn, first int) {
 }
 
 // less reports whether a's key comes before b's.
-func (r *tableRun) less(a, b *opInTurn) bool {
+func (s *opSorter) less(a, b *opInTurn) bool {
 	if a.rank != b.rank {
 		return a.rank < b.rank
 	}
-	return bytes.Compare(r.ops[a.op].key, r.ops[b.op].key) < 0
+	return bytes.Compare(s.op(*a).key, s.op(*b).key) < 0
 }
 
-// ingest writes each list that is not empty as a table, all at the same time, and adds them in one durable step. REQUIRES: each list is
-// sorted, and no two of them overlap.
-func (s *Store) ingest(ctx context.Context, shift *shift, lists ...[]tableOp) (err error) {
-	var paths []string
-	defer func() {
-		if err == nil {
-			return // The store has taken the files.
-		}
-		for _, path := range paths {
-			if removed := s.fs.Remove(path); !errors.Is(removed, fs.ErrNotExist) {
-				err = errors.Join(err, removed)
+// A tableSet is tables that are written one after the other and added to the store in one step. One goroutine uses it. Whoever does not
+// have them added abandons them.
+type tableSet struct {
+	store  *Store
+	shift  *shift
+	w      *sstable.Writer // of the last table; nil when it has ended
+	paths  []string
+	files  []*tableFile // at paths, that nobody has waited for
+	joined []byte       // the values that merges were joined to
+}
+
+// write adds sorted operations to the table that was begun, or begins one. REQUIRES: they come after those that it holds.
+func (t *tableSet) write(ctx context.Context, s *opSorter, order []opInTurn) error {
+	t.joined = t.joined[:0]
+	var op tableOp // what is done to a key by all of its operations so far
+	for i, turn := range order {
+		if i%yieldKeys == 0 {
+			if err := t.shift.yield(ctx); err != nil {
+				return err
 			}
 		}
-	}()
-	writing, ctxOfTables := errgroup.WithContext(ctx)
-	for _, ops := range lists {
-		if len(ops) == 0 {
-			continue
-		}
-		path := s.fs.PathJoin(s.tables, strconv.FormatUint(s.tablesMade.Add(1), 10))
-		paths = append(paths, path)
-		writing.Go(func() error {
-			if err := s.writeTable(ctxOfTables, shift.another(), path, ops); err != nil {
-				return fmt.Errorf("write a table of %d keys: %w", len(ops), err)
+		next := s.op(turn)
+		switch {
+		case i == 0:
+		case turn.rank == order[i-1].rank && bytes.Equal(next.key, op.key):
+			next = t.joinOps(op, next)
+		default:
+			if err := t.add(op); err != nil {
+				return err
 			}
-			return nil
-		})
+		}
+		op = next
 	}
-	if err := writing.Wait(); err != nil {
-		return err
+	if len(order) == 0 {
+		return nil
 	}
-	if err := s.db.Ingest(ctx, paths); err != nil {
-		return fmt.Errorf("add %d tables to the store: %w", len(paths), err)
+	return t.add(op)
+}
+
+// joinOps returns the one operation, as a table holds no more of a key, that does what two do in turn.
+func (t *tableSet) joinOps(before, op tableOp) tableOp {
+	switch {
+	case op.kind != pebble.InternalKeyKindMerge:
+		return op
+	case before.kind == pebble.InternalKeyKindDelete: // What is merged to nothing is the value, and hides what was deleted.
+		before.kind, before.value = pebble.InternalKeyKindSet, op.value
+	default: // The store's Merger appends.
+		from := len(t.joined)
+		t.joined = append(append(t.joined, before.value...), op.value...)
+		before.value = t.joined[from:len(t.joined):len(t.joined)]
+	}
+	return before
+}
+
+// add adds an operation to the table that was begun, or begins one. REQUIRES: its key comes after those that the table holds.
+func (t *tableSet) add(op tableOp) (err error) {
+	if t.w == nil {
+		if err := t.begin(); err != nil {
+			return fmt.Errorf("begin a table: %w", err)
+		}
+	}
+	switch op.kind {
+	case pebble.InternalKeyKindSet:
+		err = t.w.Set(op.key, op.value)
+	case pebble.InternalKeyKindMerge:
+		err = t.w.Merge(op.key, op.value)
+	case pebble.InternalKeyKindDelete:
+		err = t.w.Delete(op.key)
+	default:
+		panic(fmt.Sprintf("projections: bug: a table cannot hold an operation of kind %v", op.kind))
+	}
+	if err != nil {
+		return fmt.Errorf("write a table: %w", err)
 	}
 	return nil
 }
 
-// writeTable writes one table, durably, or leaves no file.
-func (s *Store) writeTable(ctx context.Context, shift *shift, path string, ops []tableOp) error {
-	file, err := s.fs.Create(path, vfs.WriteCategoryUnspecified)
+func (t *tableSet) begin() error {
+	path := t.store.fs.PathJoin(t.store.tables, strconv.FormatUint(t.store.tablesMade.Add(1), 10))
+	file, err := t.store.fs.Create(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
 		return err
 	}
+	t.paths = append(t.paths, path)
 	file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: tableSyncBytes})
-	w := sstable.NewWriter(&tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}, s.tableOptions)
-	for i := range ops {
-		if i%yieldKeys == 0 {
-			if err = shift.yield(ctx); err != nil {
-				break
-			}
-		}
-		op := &ops[i]
-		switch op.kind {
-		case pebble.InternalKeyKindSet:
-			err = w.Set(op.key, op.value)
-		case pebble.InternalKeyKindMerge:
-			err = w.Merge(op.key, op.value)
-		case pebble.InternalKeyKindDelete:
-			err = w.Delete(op.key)
-		default:
-			panic(fmt.Sprintf("projections: bug: a table cannot hold an operation of kind %v", op.kind))
-		}
-		if err != nil {
-			break
-		}
+	written := &tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}
+	t.files = append(t.files, written)
+	t.w = sstable.NewWriter(written, t.store.tableOptions)
+	return nil
+}
+
+// end ends the table that was begun, if there is one. It becomes durable while the next one is written.
+func (t *tableSet) end() error {
+	if t.w == nil {
+		return nil
 	}
-	if err = errors.Join(err, w.Close()); err != nil {
-		return errors.Join(err, s.fs.Remove(path))
+	err := t.w.Close()
+	t.w = nil
+	if err != nil {
+		return fmt.Errorf("end a table: %w", err)
 	}
 	return nil
 }
 
-// A tableFile is a file that a table is written to, a large piece at a time. It implements objstorage.Writable.
+// settle waits until the tables that have ended are durable.
+func (t *tableSet) settle() (err error) {
+	for _, file := range t.files {
+		err = errors.Join(err, file.settle())
+	}
+	t.files = nil
+	return err
+}
+
+// ingest adds the tables to the store. REQUIRES: the last one has ended.
+func (t *tableSet) ingest(ctx context.Context) error {
+	if err := t.settle(); err != nil {
+		return errors.Join(fmt.Errorf("make %d tables durable: %w", len(t.paths), err), t.abandon())
+	}
+	if err := t.store.db.Ingest(ctx, t.paths); err != nil {
+		return errors.Join(fmt.Errorf("add %d tables to the store: %w", len(t.paths), err), t.abandon())
+	}
+	return nil
+}
+
+// abandon removes what was written.
+func (t *tableSet) abandon() error {
+	err := errors.Join(t.end(), t.settle())
+	for _, path := range t.paths {
+		if removed := t.store.fs.Remove(path); !errors.Is(removed, fs.ErrNotExist) { // The store may have taken it.
+			err = errors.Join(err, removed)
+		}
+	}
+	t.paths = nil
+	return err
+}
+
+// A tableFile is a file that a table is written to, a large piece at a time. It implements objstorage.Writable, but for this: when it is
+// finished it is not durable yet, settle waits for that.
 type tableFile struct {
-	file   vfs.File
-	buffer []byte
+	file    vfs.File
+	buffer  []byte
+	settled chan error // holds what came of making it durable; nil until it is finished
 }
 
 func (f *tableFile) Write(p []byte) error {
@@ -342,12 +411,22 @@ func (f *tableFile) flush() error {
 	return err
 }
 
+// Finish has the file made durable in the background, beside others that are written: one wait for the disk is then that of several.
 func (f *tableFile) Finish() error {
-	err := f.flush()
-	if err == nil {
-		err = f.file.Sync()
+	if err := f.flush(); err != nil {
+		return errors.Join(err, f.file.Close())
 	}
-	return errors.Join(err, f.file.Close())
+	f.settled = make(chan error, 1)
+	go func() { f.settled <- errors.Join(f.file.Sync(), f.file.Close()) }()
+	return nil
+}
+
+// settle waits until the file is durable, if it was finished. It is called once.
+func (f *tableFile) settle() error {
+	if f.settled == nil {
+		return nil
+	}
+	return <-f.settled
 }
 
 func (f *tableFile) Abort() { _ = f.file.Close() } // Nobody reads it any more.

@@ -85,7 +85,7 @@ func Verify(ctx context.Context, options VerifyOptions) (report VerifyReport, er
 	if err != nil {
 		return report, err
 	}
-	defer r.batch.Close()
+	defer func() { _ = r.batch.Close() }()
 	r.sample, r.logger = options.Sample, slog.New(slog.DiscardHandler) // What it parks is a difference.
 	for _, v := range r.views {
 		parked, err := loadParked(snapshot, live[v.projection.space])
@@ -194,8 +194,8 @@ func (r *Runner) foldOnce(ctx context.Context, upTo eventstore.Position) error {
 			if err := r.takeRecord(record); err != nil {
 				return err
 			}
-			if r.batch.Len() >= BulkBytes {
-				if err := r.flush(); err != nil {
+			if r.bulk.Full(r.batch.Len()) {
+				if err := r.flush(); err != nil { //nolint:contextcheck // A batch is written whole, whoever leaves meanwhile.
 					return err
 				}
 			}
@@ -207,7 +207,7 @@ func (r *Runner) foldOnce(ctx context.Context, upTo eventstore.Position) error {
 			Reason: fmt.Sprintf("the views were made of %.12s…, the log has %.12s…", upTo.Hash, r.position.Hash),
 		}
 	}
-	return r.flush()
+	return r.flush() //nolint:contextcheck // A batch is written whole, whoever leaves meanwhile.
 }
 
 // compareView compares a lane's part of a view as stored with what it should be.

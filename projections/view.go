@@ -110,6 +110,9 @@ const (
 	firstGeneration byte = 1
 
 	prefixBytes = 5
+	// viewGroupBytes is how much of a key says what rows it is among: a view's kinds of rows differ by the first byte after the prefix, if
+	// it has several.
+	viewGroupBytes = prefixBytes + 1
 )
 
 type prefix [prefixBytes]byte

@@ -23,7 +23,7 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 		if envelope.Type == eventstore.TypeLaneOpened {
 			continue
 		}
-		event, err := m.next(envelope)
+		event, replayed, err := m.next(envelope)
 		if err != nil {
 			return fmt.Errorf("event %d: %w", i, err)
 		}
@@ -34,7 +34,11 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 			addDeadline(&due, event, commit.Time)
 		}
 		for sku := range domain.SKUs(event) {
-			m.applied[sku] = m.applied[sku].Evolve(event, sku)
+			account := m.applied[sku].Evolve(event, sku)
+			m.applied[sku] = account
+			if replayed {
+				m.decided[sku] = account
+			}
 			m.changed[sku] = struct{}{}
 		}
 		m.noteFreed(event)
@@ -52,7 +56,7 @@ func (m *Machine) Apply(commit *eventstore.Commit, next eventstore.Position) err
 	if !known {
 		m.logTime = commit.Time
 	}
-	if m.batch.Len()+m.ledger.Len() >= projections.BulkBytes {
+	if m.bulk.Full(m.batch.Len() + m.ledger.Len()) {
 		return m.Flush()
 	}
 	return nil
@@ -83,10 +87,10 @@ func (m *Machine) Flush() error {
 	if err := m.batch.Apply(m.ledger, nil); err != nil {
 		return err
 	}
-	if err := m.batch.Commit(pebble.NoSync); err != nil {
+	var err error
+	if m.batch, err = m.bulk.Commit(m.batch); err != nil {
 		return err
 	}
-	m.batch.Reset()
 	m.ledger.Reset()
 	m.flushed = m.position.Number
 	if m.moved || len(m.freed) > 0 {
@@ -123,22 +127,17 @@ func (m *Machine) encodePosition() []byte {
 	return binary.BigEndian.AppendUint64(value, uint64(m.logTime.UnixNano()))
 }
 
-// next returns the domain event of an envelope: the one that was decided, when this machine did, else the stored one.
-func (m *Machine) next(envelope *eventstore.Event) (domain.Event, error) {
+// next returns the domain event of an envelope: the one that was decided, when this machine did, else the stored one, which is replayed:
+// then nothing is decided that is not applied, and the accounts are the same.
+func (m *Machine) next(envelope *eventstore.Event) (event domain.Event, replayed bool, err error) {
 	if len(m.pending) > 0 {
 		event := m.pending[0]
 		m.pending = m.pending[1:]
 		m.settle(envelope, event)
-		return event, nil
+		return event, false, nil
 	}
-	event, err := stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
-	if err != nil {
-		return nil, err
-	}
-	for sku := range domain.SKUs(event) {
-		m.decided[sku] = m.decided[sku].Evolve(event, sku)
-	}
-	return event, nil
+	event, err = stored.Decode(envelope.Type, envelope.Version, envelope.AggregateID, envelope.UserID, envelope.Payload)
+	return event, true, err
 }
 
 // settle takes a decided event off the speculation.
@@ -183,7 +182,8 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 		}
 		key := requestKey{envelope.UserID, envelope.RequestID}
 		m.known.add(key)
-		if err := m.ledger.Set(m.keys.request(key), entry.encode(), nil); err != nil {
+		m.value = entry.append(m.value[:0])
+		if err := m.ledgerBatch().Set(m.keys.request(key), m.value, nil); err != nil {
 			return err
 		}
 	}
@@ -226,11 +226,26 @@ func (m *Machine) write(commit *eventstore.Commit, envelope *eventstore.Event, e
 	entry := projections.Entry{
 		Number: commit.Number, At: commit.Time, Type: envelope.Type, Version: envelope.Version, Payload: envelope.Payload,
 	}
-	if _, first := event.(domain.OrderPlaced); first {
+	_, first := event.(domain.OrderPlaced)
+	if first {
 		entry.UserID = envelope.UserID
-		return m.batch.Set(m.keys.order(id), projections.AppendEntry(nil, entry), nil)
 	}
-	return m.batch.Merge(m.keys.order(id), projections.AppendEntry(nil, entry), nil)
+	m.value = projections.AppendEntry(m.value[:0], entry)
+	if first {
+		return m.batch.Set(m.keys.order(id), m.value, nil)
+	}
+	return m.batch.Merge(m.keys.order(id), m.value, nil)
+}
+
+// ledgerApartMax is the size of a batch from which the ledger's part is not kept apart: then a log is made up, and the batch becomes tables.
+const ledgerApartMax = 1 << 20
+
+// ledgerBatch returns the batch that the ledger's part is written to. It does not matter which operations on its keys come first.
+func (m *Machine) ledgerBatch() *pebble.Batch {
+	if m.batch.Len() >= ledgerApartMax {
+		return m.batch
+	}
+	return m.ledger
 }
 
 func (m *Machine) writeAccount(sku string) error {

@@ -149,7 +149,7 @@ func (m *Machine) writeCampaigns(commit *eventstore.Commit, envelope *eventstore
 	}
 	for use, change := range domain.Uses(event) {
 		m.used.add(requestKey{use.UserID, use.Of})
-		if err := m.ledger.Merge(m.keys.use(use), binary.AppendVarint(nil, change), nil); err != nil {
+		if err := m.ledgerBatch().Merge(m.keys.use(use), binary.AppendVarint(nil, change), nil); err != nil {
 			return fmt.Errorf("count the use of %s by %s: %w", use.Of, use.UserID, err)
 		}
 	}

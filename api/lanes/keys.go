@@ -42,6 +42,9 @@ const (
 	tableEndpoints byte = 'w'
 )
 
+// tableBytes is how much of a key says its table.
+const tableBytes = 1 + 2 + 1
+
 // positionBytes is number, hash and log time.
 const positionBytes = 8 + len(eventstore.Hash{}) + 8
 

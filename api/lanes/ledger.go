@@ -26,10 +26,9 @@ type ledgerEntry struct {
 	payload     []byte
 }
 
-// encode writes the entry down: fingerprint, commit, time, order id; then for an order's the part's id, and for events that
+// append writes the entry down behind b: fingerprint, commit, time, order id; then for an order's the part's id, and for events that
 // are not an order's, aggregate id, type, version and payload.
-func (e *ledgerEntry) encode() []byte {
-	b := make([]byte, 0, 48+len(e.partID)+len(e.payload)+len(e.aggregateID))
+func (e *ledgerEntry) append(b []byte) []byte {
 	b = append(b, e.fingerprint[:]...)
 	b = binary.AppendUvarint(b, e.commit)
 	b = binary.BigEndian.AppendUint64(b, uint64(e.at.UnixNano()))

@@ -65,6 +65,8 @@ type Machine struct {
 	// what the escrow must hear of. The ledger's keys come last and together, those of uses among them: between the orders'
 	// keys, which nearly follow each other, they would make Pebble search its memtable from the top for each.
 	batch    *pebble.Batch
+	bulk     *projections.Bulk // writes the batch
+	value    []byte            // room for one that goes into it
 	ledger   *pebble.Batch
 	changed  map[string]struct{}
 	freed    map[string]domain.Account // watched SKUs of which units came free
@@ -153,7 +155,7 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		dirty:    map[string]struct{}{},
 		changed:  map[string]struct{}{},
 		freed:    map[string]domain.Account{},
-		batch:    options.Store.DB().NewBatch(),
+		bulk:     options.Store.NewBulk(tableBytes),
 		ledger:   options.Store.DB().NewBatch(),
 		orders:   map[domain.OrderID]specOrder{},
 		products: map[string]specProduct{},
@@ -167,6 +169,7 @@ func OpenMachine(options MachineOptions) (*Machine, error) {
 		endpoints:     map[string]struct{}{},
 		endpointsNext: overlay[string, bool]{},
 	}
+	m.batch = m.bulk.NewBatch()
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("load the state of lane %d: %w", options.Lane, err)
 	}

@@ -520,7 +520,7 @@ type standInCommit struct {
 
 // Take implements eventstore.Consumer.
 func (i *standIn) Take(_ context.Context, commit *eventstore.Commit, at eventstore.Position) error {
-	if err := i.seat.machine.Apply(commit, at); err != nil {
+	if err := i.seat.machine.Apply(commit, at); err != nil { //nolint:contextcheck // A batch is written whole, whoever leaves meanwhile.
 		return &eventstore.ApplyError{Lane: i.seat.lane, Number: at.Number, Cause: err}
 	}
 	i.pending = append(i.pending, standInCommit{commit, at})
@@ -537,7 +537,7 @@ func (i *standIn) Flush(context.Context) error {
 		return nil
 	}
 	last := i.pending[len(i.pending)-1].at.Number
-	if err := i.seat.machine.Flush(); err != nil {
+	if err := i.seat.machine.Flush(); err != nil { //nolint:contextcheck // A batch is written whole, whoever leaves meanwhile.
 		return &eventstore.ApplyError{Lane: i.seat.lane, Number: last, Cause: err}
 	}
 	if now := time.Now(); now.Sub(i.tended) >= tendEvery {

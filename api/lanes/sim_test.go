@@ -142,6 +142,8 @@ const (
 	// simLeaseSteps is how long a lease lasts; whoever has it stops simLeaseMargin before that.
 	simLeaseSteps  = 12
 	simLeaseMargin = 1
+	// simBulkBytes is the size from which every fourth seed's nodes write a batch as tables: a few commits.
+	simBulkBytes = 1 << 10
 )
 
 func newSimulation(seed uint64, plant plant) *simulation {
@@ -331,7 +333,11 @@ func (s *simulation) now(n *simNode) time.Time {
 }
 
 func (s *simulation) start(n *simNode) error {
-	store, err := projections.OpenStore("state", projections.StoreOptions{FS: n.fs})
+	options := projections.StoreOptions{FS: n.fs}
+	if s.seed%4 == 0 {
+		options.BulkBytes = simBulkBytes
+	}
+	store, err := projections.OpenStore("state", options)
 	if err != nil {
 		return s.failf("open store: %v", err)
 	}
