@@ -61,12 +61,11 @@ func sampleReplies() (*orderv1.PlaceOrderResponse, *orderv1.GetOrderResponse) {
 	return &orderv1.PlaceOrderResponse{Order: sampleOrder(), Revision: sampleRevision()}, &orderv1.GetOrderResponse{Order: sampleOrder()}
 }
 
-// withStage runs f with so many fake upstreams and a gateway in front of them, and ends them all.
-func (b *bench) withStage(ctx context.Context, upstreams int, f func(*stage) error) (err error) {
+// withStage runs f with so many fake upstreams and a gateway in front of them, with flags of its own, and ends them all.
+func (b *bench) withStage(ctx context.Context, upstreams int, f func(*stage) error, flags ...string) (err error) {
 	s := &stage{}
 	defer func() { err = errors.Join(err, s.end()) }()
 	placed, got := sampleReplies()
-	var flags []string
 	for range upstreams {
 		fake, err := startReplying(ctx, "fake", b.dir, placed, got)
 		if err != nil {
