@@ -346,27 +346,16 @@ func TestAServerThatIsSlowIsNotAskedInVainForEver(t *testing.T) {
 func TestAStreamIsAwaitedUntilItsLeaderAnswers(t *testing.T) {
 	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
 	answers := []string{
-		"", "", `{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}`, "",
+		"", "", noLeaderAnswer, "",
 		`{"type":"io.nats.jetstream.api.v1.stream_info_response"}`,
 	}
-	var asked atomic.Int64
-	if _, err := nc.Subscribe("asked", func(m *nats.Msg) {
-		answer := answers[min(asked.Add(1), int64(len(answers)))-1]
-		if answer == "" {
-			return
-		}
-		if err := m.Respond([]byte(answer)); err != nil {
-			t.Error(err)
-		}
-	}); err != nil {
-		t.Fatal(err)
-	}
+	asked := answering(t, nc, "asked", answers...)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := awaitAnswer(ctx, nc, "asked"); err != nil {
 		t.Fatal(err)
 	}
-	if got := asked.Load(); got != int64(len(answers)) {
+	if got := asked(); got != int64(len(answers)) {
 		t.Errorf("asked %d times, want %d", got, len(answers))
 	}
 	if err := AwaitStream(ctx, nc, "NONE"); err != nil {
