@@ -91,19 +91,7 @@ func (r nodeRecord) write(dir dataDir) error {
 	if err != nil {
 		return err
 	}
-	file, err := os.CreateTemp(string(dir), ".node-*") // CreateTemp makes it 0600.
-	if err != nil {
-		return dir.explain(err)
-	}
-	_, err = file.Write(append(data, '\n'))
-	err = errors.Join(err, file.Close())
-	if err == nil {
-		err = os.Rename(file.Name(), dir.node())
-	}
-	if err != nil {
-		return errors.Join(dir.explain(err), os.Remove(file.Name()))
-	}
-	return nil
+	return dir.explain(dir.writeDurably(filepath.Base(dir.node()), append(data, '\n')))
 }
 
 // writeDurably puts a file into the directory, whole or not at all, also when the power fails, for its owner's eyes only.
