@@ -32,7 +32,7 @@ func (s campaignService) PutCampaign(ctx context.Context, request *campaignv1.Pu
 	}
 	opensAt, opensErr := timeOf("opens_at", request.OpensAt)
 	closesAt, closesErr := timeOf("closes_at", request.ClosesAt)
-	if err := cmp.Or(opensErr, closesErr); err != nil {
+	if err := cmp.Or(checkCurrency("price", request.Price), opensErr, closesErr); err != nil {
 		return fail(err)
 	}
 	reply, err := s.submit(ctx, request.Sku, request.RequestId, fingerprintPutCampaign(request), domain.PutCampaign{
@@ -123,7 +123,7 @@ func (s couponService) PutCoupon(ctx context.Context, request *campaignv1.PutCou
 func couponTerms(request *campaignv1.PutCouponRequest) (domain.CouponTerms, error) {
 	from, fromErr := timeOf("valid_from", request.ValidFrom)
 	until, untilErr := timeOf("valid_until", request.ValidUntil)
-	if err := cmp.Or(fromErr, untilErr); err != nil {
+	if err := cmp.Or(checkCurrency("amount", request.Amount), checkCurrency("min_subtotal", request.MinSubtotal), fromErr, untilErr); err != nil {
 		return domain.CouponTerms{}, err
 	}
 	terms := domain.CouponTerms{

@@ -106,6 +106,29 @@ func TestACampaignThatIsNotOpenSaysWhenToComeAgain(t *testing.T) {
 	}
 }
 
+func TestACurrencyThatThereIsNotIsRefused(t *testing.T) {
+	n := serve(t, nil)
+	n.stock("tea")
+	operator, mistyped := n.client("boss", identity.ScopeOperator), &typev1.Money{CurrencyCode: "EUE", Units: 1290}
+	put := func(what, argument string, err error) {
+		t.Helper()
+		if info := wantError(t, what, err, connect.CodeInvalidArgument, api.ReasonInvalidArgument); info.GetMetadata()["argument"] != argument {
+			t.Errorf("%s: it names %v, want %s", what, info.GetMetadata(), argument)
+		}
+	}
+	_, err := operator.PutProduct(t.Context(), &catalogv1.PutProductRequest{Sku: "cup", Title: "Cup", Price: mistyped})
+	put("a product", "price.currency_code", err)
+	now := time.Now()
+	_, err = operator.PutCampaign(t.Context(), &campaignv1.PutCampaignRequest{
+		CampaignId: "flash", Sku: "tea", Price: mistyped, Units: 1, OpensAt: timestamppb.New(now), ClosesAt: timestamppb.New(now.Add(time.Hour)),
+	})
+	put("a campaign", "price.currency_code", err)
+	_, err = operator.PutCoupon(t.Context(), &campaignv1.PutCouponRequest{CouponCode: "OFF", Amount: mistyped})
+	put("a coupon", "amount.currency_code", err)
+	_, err = operator.PutCoupon(t.Context(), &campaignv1.PutCouponRequest{CouponCode: "OFF", RateBps: 500, MinSubtotal: mistyped})
+	put("a coupon's least subtotal", "min_subtotal.currency_code", err)
+}
+
 func TestACouponAndTaxesAreOnTheOrder(t *testing.T) {
 	n := serve(t, nil)
 	for name, options := range transports {

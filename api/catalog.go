@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -23,7 +24,7 @@ func (s catalogService) PutProduct(ctx context.Context, request *catalogv1.PutPr
 	fail := func(err error) (*catalogv1.PutProductResponse, error) {
 		return nil, s.fail(ctx, catalogv1connect.CatalogServicePutProductProcedure, err)
 	}
-	if err := s.validator.check(request); err != nil {
+	if err := cmp.Or(s.validator.check(request), checkCurrency("price", request.Price)); err != nil {
 		return fail(err)
 	}
 	price := domain.Money{Currency: request.Price.CurrencyCode, Minor: request.Price.Units}

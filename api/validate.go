@@ -16,6 +16,7 @@ import (
 	paymentv1 "github.com/weirhq/weir/proto/weir/payment/v1"
 	pointsv1 "github.com/weirhq/weir/proto/weir/points/v1"
 	reportv1 "github.com/weirhq/weir/proto/weir/report/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 	userv1 "github.com/weirhq/weir/proto/weir/user/v1"
 	webhookv1 "github.com/weirhq/weir/proto/weir/webhook/v1"
 )
@@ -172,6 +173,22 @@ const countries = " AD AE AF AG AI AL AM AO AQ AR AS AT AU AW AX AZ BA BB BD BE 
 
 // REQUIRES: code is two upper-case letters.
 func knownCountry(code string) bool { return strings.Contains(countries, " "+code+" ") }
+
+// currencies are the codes of ISO 4217 that money is counted in: no metals, no units of accounts between banks.
+const currencies = " AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF CHW CLF CLP CNY" +
+	" COP COU CRC CUP CVE CZK DJF DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD HKD HNL HTG HUF IDR ILS INR IQD IRR" +
+	" ISK JMD JOD JPY KES KGS KHR KMF KPW KRW KWD KYD KZT LAK LBP LKR LRD LSL LYD MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR" +
+	" MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC" +
+	" SYP SZL THB TJS TMT TND TOP TRY TTD TWD TZS UAH UGX USD USN UYI UYU UYW UZS VED VES VND VUV WST XAF XCD XCG XOF XPF YER ZAR ZMW ZWG "
+
+// checkCurrency refuses a price or an amount in a currency that there is not: a letter mistyped would open a second one. What was
+// stored in such a currency before stays as it is. REQUIRES: money is nil, or its code is three upper-case letters.
+func checkCurrency(field string, money *typev1.Money) error {
+	if money == nil || strings.Contains(currencies, " "+money.CurrencyCode+" ") {
+		return nil
+	}
+	return invalidArgument(field+".currency_code", "it is no currency's ISO 4217 code")
+}
 
 // duplicateSKU refuses a SKU that is in two lines: which of the two was meant, nobody can say.
 func duplicateSKU(items []*orderv1.ItemRequest) error {

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
+	typev1 "github.com/weirhq/weir/proto/weir/type/v1"
 )
 
 // TestHandCheckOfPlaceOrderAgreesWithItsRules holds plainlyValid against the rules of the proto file, around their edges.
@@ -84,6 +85,19 @@ func TestCountriesAreThoseOfTheStandard(t *testing.T) {
 	var f *fault
 	if err := ask("UK"); !errors.As(err, &f) || f.fields[0].Field != "shipping_address.country_code" || strings.Contains(f.message, "Ada") {
 		t.Errorf("UK, which is no country's code: got %v", err)
+	}
+}
+
+func TestMoneyIsCountedInCurrenciesOfTheStandard(t *testing.T) {
+	const known = 165 // ISO 4217 of 2026, without what nobody pays in.
+	codes := strings.Fields(currencies)
+	if len(codes) != known || !slices.IsSorted(codes) || len(slices.Compact(slices.Clone(codes))) != known {
+		t.Errorf("%d currencies are known, want %d, each once and in order", len(codes), known)
+	}
+	for currency, good := range map[string]bool{"EUR": true, "KWD": true, "ZWG": true, "EUE": false, "XXX": false} {
+		if err := checkCurrency("price", &typev1.Money{CurrencyCode: currency}); good != (err == nil) {
+			t.Errorf("%s: got %v", currency, err)
+		}
 	}
 }
 

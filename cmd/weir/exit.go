@@ -168,9 +168,15 @@ func (p *problem) print(w io.Writer, paint painter) {
 	}
 	sort.Strings(keys)
 	for _, key := range keys {
+		if len(p.violations) > 0 && (key == "argument" || key == "problem") {
+			continue // The first violation, once more.
+		}
 		fmt.Fprintf(w, "  %s: %s\n", key, p.facts[key])
 	}
 	for _, violation := range p.violations {
+		if strings.HasSuffix(p.what, violation) {
+			continue // The message ends with it.
+		}
 		fmt.Fprintf(w, "  %s\n", violation)
 	}
 	if p.retryAfter > 0 {

@@ -131,3 +131,16 @@ func TestSizesAndNumbersReadWell(t *testing.T) {
 		}
 	}
 }
+
+func TestAProblemIsToldOnce(t *testing.T) {
+	p := &problem{
+		what: "put product: sku: is odd", reason: "INVALID_ARGUMENT", next: "correct it",
+		facts:      map[string]string{"argument": "sku", "problem": "is odd", "lane": "3"},
+		violations: []string{"sku: is odd", "title: is empty"},
+	}
+	var out bytes.Buffer
+	p.print(&out, false)
+	if want := "weir: put product: sku: is odd (INVALID_ARGUMENT)\n  lane: 3\n  title: is empty\n  next: correct it\n"; out.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", out.String(), want)
+	}
+}

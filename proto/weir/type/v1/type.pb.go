@@ -89,7 +89,7 @@ func (Freshness_State) EnumDescriptor() ([]byte, []int) {
 // Money is an exact amount in one currency.
 type Money struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// ISO 4217 currency code, three upper-case letters, for example "EUR".
+	// ISO 4217 currency code, three upper-case letters, for example "EUR". What is priced anew is refused in a currency that there is not.
 	CurrencyCode string `protobuf:"bytes,1,opt,name=currency_code,json=currencyCode,proto3" json:"currency_code,omitempty"`
 	// Amount in the currency's minor units: 1299 is EUR 12.99 and JPY 1299.
 	Units         int64 `protobuf:"varint,2,opt,name=units,proto3" json:"units,omitempty"`
