@@ -36,6 +36,7 @@ type JetStream struct {
 	mu       sync.Mutex
 	replies  uint64
 	waiting  map[string]*publishing // by the last token of their reply subject
+	acks     []ackTime              // by lane
 	switched chan struct{}          // closed and replaced whenever the connection is lost or comes back
 	switches uint64
 }
@@ -44,8 +45,9 @@ type JetStream struct {
 type JetStreamOptions struct {
 	// AppendTimeout bounds the wait for an acknowledgement; then the outcome is unknown. 0 means 5 s.
 	AppendTimeout time.Duration
-	// AppendAgain is after how long an append that nobody has answered is published again, and then after twice as long each time, within
-	// AppendTimeout. 0 means 500 ms.
+	// AppendAgain is after how long an append that nobody has answered is published again at the latest, and then after twice as long each
+	// time, within AppendTimeout. Where acknowledgements are known to come sooner, an append is taken for lost sooner, see ackTime. 0 means
+	// 500 ms.
 	AppendAgain time.Duration
 	// RequestTimeout bounds each question to the server. 0 means 5 s.
 	RequestTimeout time.Duration
@@ -127,7 +129,7 @@ func openJetStream(ctx context.Context, nc *nats.Conn, topology Topology, option
 		nc: nc, js: js, topology: topology, options: options,
 		replyPrefix: nc.NewInbox() + ".", waiting: map[string]*publishing{}, switched: make(chan struct{}),
 	}
-	s.replicas, s.chained = make([]int, topology.Lanes), make([]atomic.Bool, topology.Lanes)
+	s.replicas, s.chained, s.acks = make([]int, topology.Lanes), make([]atomic.Bool, topology.Lanes), make([]ackTime, topology.Lanes)
 	for lane := first; lane < end; lane++ {
 		info, err := s.streamInfo(ctx, lane)
 		if err != nil {
@@ -239,7 +241,7 @@ func (l *jetStreamLog) Append(record Record) Pending {
 	}
 	p := &publishing{
 		lane: l.lane, number: record.Number, message: nats.Msg{Subject: l.subject, Header: header, Data: record.Data},
-		again: l.s.options.AppendAgain, done: make(chan struct{}),
+		done: make(chan struct{}),
 	}
 	token := l.s.register(p)
 	err := l.s.publish(p, token)
@@ -258,7 +260,9 @@ type publishing struct {
 	lane    uint32
 	number  uint64
 	message nats.Msg
+	sent    time.Time
 	again   time.Duration // until it is published again, if nobody has answered by then; the JetStream's mu is held
+	copies  int           // how often it was published again; the JetStream's mu is held
 	next    *time.Timer   // publishes it again, or gives up; the JetStream's mu is held
 	until   time.Time     // when it is given up
 	done    chan struct{}
@@ -296,7 +300,8 @@ func (s *JetStream) register(p *publishing) (token string) {
 	defer s.mu.Unlock()
 	s.replies++
 	token = strconv.FormatUint(s.replies, 36)
-	p.until = time.Now().Add(s.options.AppendTimeout)
+	p.sent, p.again = time.Now(), s.acks[p.lane].patience(s.options.AppendAgain)
+	p.until = p.sent.Add(s.options.AppendTimeout)
 	p.next = time.AfterFunc(min(p.again, s.options.AppendTimeout), func() { s.publishAgain(p, token) })
 	s.waiting[token] = p
 	return token
@@ -320,6 +325,7 @@ func (s *JetStream) publishAgain(p *publishing, token string) {
 	left := time.Until(p.until)
 	if left > 0 {
 		p.again *= 2
+		p.copies++
 		p.next.Reset(min(p.again, left))
 	}
 	s.mu.Unlock()
@@ -352,9 +358,49 @@ func (s *JetStream) acknowledged(reply *nats.Msg) {
 	if again && underWay(reply) {
 		return // It was slow and not lost: how it ends is told to an earlier one.
 	}
-	if p := s.take(token); p != nil {
-		p.settle(appendOutcome(p.lane, p.number, reply))
+	p := s.take(token)
+	if p == nil {
+		return
 	}
+	outcome := appendOutcome(p.lane, p.number, reply)
+	if outcome == nil {
+		s.answered(p)
+	}
+	p.settle(outcome)
+}
+
+// answered takes in how long an acknowledgement took. That of an append that was published again may be the answer to either.
+func (s *JetStream) answered(p *publishing) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.copies == 0 {
+		s.acks[p.lane].note(time.Since(p.sent))
+	}
+}
+
+// ackTime is how long acknowledgements take, by which an append is taken for lost whose own does not come. A leader that stops, with no word of
+// what was on its way to it, is replaced within some milliseconds: whoever waits for long then waits in vain. It is the estimate that TCP
+// has for its retransmissions (RFC 6298): a mean and a mean deviation, each an exponentially weighted one. The zero value knows nothing.
+type ackTime struct{ mean, deviation time.Duration }
+
+// againMin is the least time after which an append is taken for lost: a busy machine may let a process wait for as long as that.
+const againMin = 50 * time.Millisecond
+
+func (a *ackTime) note(took time.Duration) {
+	if a.mean == 0 {
+		a.mean, a.deviation = took, took/2
+		return
+	}
+	a.deviation += ((took - a.mean).Abs() - a.deviation) / 4
+	a.mean += (took - a.mean) / 8
+}
+
+// patience is how long an acknowledgement is waited for, at most and at first most.
+func (a *ackTime) patience(most time.Duration) time.Duration {
+	if a.mean == 0 {
+		return most
+	}
+	return min(most, max(againMin, a.mean+4*a.deviation))
 }
 
 // underWay reports whether a reply says that a replicated stream is about to store something for which nobody has been answered yet.

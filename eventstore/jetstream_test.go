@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -266,6 +267,68 @@ func TestAnAppendThatNobodyAnswersIsPublishedAgain(t *testing.T) {
 				t.Errorf("it arrived %d times, want %d at least", got, len(answers))
 			}
 		})
+	}
+}
+
+// Where acknowledgements come within milliseconds, an append that a leader took with it when it stopped waited for half a second.
+func TestAnAppendIsTakenForLostSoonWhereAcknowledgementsAreQuick(t *testing.T) {
+	nc := connectTo(t, startServer(t, embedded.Options{Dir: t.TempDir()}))
+	// No stream: this test is the leader. What is waited for in vain fails the test.
+	s, err := openJetStream(t.Context(), nc, Topology{Lanes: 1}, JetStreamOptions{AppendTimeout: time.Hour, AppendAgain: time.Hour}, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const lost = 20
+	records := chainOf(t, 0, Genesis(0, 1), lost, 100)
+	var copies atomic.Int64
+	if _, err := nc.Subscribe(SubjectName(0), func(m *nats.Msg) {
+		number := m.Header.Get(jetstream.ExpectedLastSeqHeader)
+		if number == strconv.Itoa(lost-1) && copies.Add(1) == 1 {
+			return
+		}
+		last, err := strconv.Atoi(number)
+		if err == nil {
+			err = m.Respond(fmt.Appendf(nil, `{"stream":"ORDERS-00","seq":%d}`, last+1))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, record := range records {
+		if err := s.Log(0).Append(record).Wait(ctx); err != nil {
+			t.Fatalf("commit %d, %d copies of the last: %v", record.Number, copies.Load(), err)
+		}
+	}
+}
+
+func TestHowLongAnAcknowledgementIsWaitedForFollowsHowLongTheyTake(t *testing.T) {
+	const most = 500 * time.Millisecond
+	var a ackTime
+	if got := a.patience(most); got != most {
+		t.Errorf("nothing known: got %v, want %v", got, most)
+	}
+	for range 100 {
+		a.note(2 * time.Millisecond)
+	}
+	if got := a.patience(most); got != againMin {
+		t.Errorf("quick ones: got %v, want %v", got, againMin)
+	}
+	for i := range 100 {
+		a.note(100*time.Millisecond + time.Duration(i%2)*20*time.Millisecond)
+	}
+	if got := a.patience(most); got < 120*time.Millisecond || got > 200*time.Millisecond {
+		t.Errorf("slow ones of 100 to 120 ms: got %v, want more than any took, and not much more", got)
+	}
+	for range 100 {
+		a.note(time.Second)
+	}
+	if got := a.patience(most); got != most {
+		t.Errorf("very slow ones: got %v, want %v", got, most)
 	}
 }
 

@@ -359,6 +359,29 @@ func (p *Post) Hear(subject string, pendingMax int, hear func(message []byte)) (
 	return s, nil
 }
 
+// Watch calls lost whenever the connection to the server is lost, and back whenever there is one again, until ctx ends. Questions and answers
+// that were on their way may have gone with it, and nothing says which.
+func (p *Post) Watch(ctx context.Context, lost, back func()) {
+	statuses := p.nc.StatusChanged(nats.RECONNECTING, nats.CONNECTED)
+	defer p.nc.RemoveStatusListener(statuses)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case status := <-statuses:
+			if status == nats.CONNECTED {
+				back()
+			} else {
+				lost()
+			}
+		}
+	}
+}
+
+// ReturnSubject is where a node says, by its id, that what was asked of it before may be lost. It is one of the subjects for commands, so that
+// who may use those may use this.
+const ReturnSubject = "weir.cmd.back"
+
 // CommandSubject returns the subject that the owner of a lane answers commands on.
 func CommandSubject(lane uint32) string { return fmt.Sprintf("weir.cmd.%02d", lane) }
 

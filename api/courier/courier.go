@@ -178,7 +178,7 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 			}
 		case errors.Is(err, eventstore.ErrBusy):
 			return lanes.Reply{}, &eventstore.QueueFullError{Lane: lane, RetryAfter: busyAfter}
-		case errors.Is(err, errMoved):
+		case errors.Is(err, errMoved), errors.Is(err, errBroke):
 			wait = c.options.AnswerWait
 			search.ask(c.lookUp(&search))
 			continue

@@ -13,10 +13,18 @@ import (
 )
 
 // Run answers other nodes until ctx ends: for the lanes that this node decides, and, by the node's id, for every lane, of which it names the
-// owner if it is another one. What it has taken when ctx ends is still decided. An error says that the connection is closed.
+// owner if it is another one. What it has taken when ctx ends is still decided. When it begins and when it has ended, and whenever its
+// connection broke meanwhile, it has others ask again what they wait for an answer to from it. An error says that the connection is closed.
 func (c *Courier) Run(ctx context.Context, local Local) error {
 	// A command that was taken is decided within its own time, also when this node stops.
 	deciding := context.WithoutCancel(ctx)
+	watch, unwatch := context.WithCancel(deciding)
+	defer unwatch()
+	c.closing.Go(func() {
+		if err := c.watchConnections(watch); err != nil {
+			c.fail(err)
+		}
+	})
 	c.mu.Lock()
 	c.local = local
 	c.open = func(lane uint32) error { return c.serve(deciding, local, lane) }
@@ -36,6 +44,7 @@ func (c *Courier) Run(ctx context.Context, local Local) error {
 		}
 	}
 	c.mu.Unlock()
+	c.sayBack()
 	var err error
 	select {
 	case <-ctx.Done():
@@ -49,7 +58,9 @@ func (c *Courier) Run(ctx context.Context, local Local) error {
 	c.close(c.addressed)
 	c.addressed = nil
 	c.mu.Unlock()
+	unwatch()
 	c.closing.Wait()
+	c.sayBack()
 	return err
 }
 

@@ -85,7 +85,7 @@ func (c *cluster) join(t testing.TB, own func(uint32) bool, change func(*Options
 	n := &node{id: fmt.Sprintf("n%d", len(c.nodes))}
 	n.held.Store(true)
 	var err error
-	if n.conn, err = nats.Connect(c.server.ClientURL()); err != nil {
+	if n.conn, err = nats.Connect(c.server.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
 	n.post = eventstore.NewPost(n.conn, c.post)
@@ -717,7 +717,7 @@ func (c *cluster) move(t testing.TB, lane uint32, from, to *node) {
 // hole hears questions on a subject and answers none, as a server does that still believes that somebody beyond it listens.
 func (c *cluster) hole(t *testing.T, subject string) (heard func() int64) {
 	t.Helper()
-	conn, err := nats.Connect(c.server.ClientURL())
+	conn, err := nats.Connect(c.server.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -808,6 +808,109 @@ func TestWhatANodeWasAskedThatHangsIsAskedOfTheNextAtOnce(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A server that stops loses the questions and answers that are on their way over it. Whoever asked waited for AnswerWait, a second, before it
+// asked again, when it had long been connected to another server, or the node that it had asked.
+func TestWhatABrokenConnectionMayHaveLostIsAskedAgainAtOnce(t *testing.T) {
+	product := domain.PutProduct{SKU: "mug", Title: "Mug", Price: domain.Money{Currency: "EUR", Minor: 1299}}
+	for name, breaks := range map[string]func(t *testing.T, c *cluster){
+		"of who asks": func(t *testing.T, c *cluster) {
+			if err := c.server.Restart(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"of who was asked": func(t *testing.T, c *cluster) {
+			other, err := nats.Connect(c.server.ClientURL())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(other.Close)
+			if err := other.Publish(eventstore.ReturnSubject, []byte("hung")); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t, 1)
+			owner := c.join(t, all, nil)
+			front := c.join(t, none, func(o *Options) { o.AnswerWait = time.Hour }) // An answer that is waited for in vain fails the test.
+			front.Stop(0, "hung")
+			heard := c.hole(t, eventstore.NodeCommandSubject(0, "hung"))
+			outcomes := make(chan error, 1)
+			go func() {
+				_, err := front.Submit(t.Context(), asked(t, "op", "p", product))
+				outcomes <- err
+			}()
+			eventually(t, "the node is asked", func() bool { return heard() == 1 })
+			breaks(t, c)
+			// Or the owner is, when this node is connected before the one that hangs.
+			eventually(t, "it is asked again", func() bool { return heard() > 1 || len(outcomes) > 0 })
+			front.Stop(0, owner.id) // The lane moves, for the test to end.
+			if err := <-outcomes; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// What must not be asked twice waits for its answer, whatever breaks.
+func TestWhatCannotBeRepeatedIsAskedOnceOverABrokenConnection(t *testing.T) {
+	c := newCluster(t, 1)
+	front := c.join(t, none, nil)
+	front.Stop(0, "hung")
+	heard := c.hole(t, eventstore.NodeCommandSubject(0, "hung"))
+	ctx, cancel := context.WithCancel(t.Context())
+	outcomes := make(chan error, 1)
+	go func() {
+		_, err := front.Submit(ctx, asked(t, "op", "", domain.ReceiveStock{SKU: "mug", Units: 1}))
+		outcomes <- err
+	}()
+	eventually(t, "the node is asked", func() bool { return heard() == 1 })
+	before := front.conn.Stats().Reconnects
+	if err := c.server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the node is connected again", func() bool { return front.conn.Stats().Reconnects > before })
+	if err := front.conn.Flush(); err != nil { // What it had to send is with the server.
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-outcomes; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want the context's end", err)
+	}
+	if got := heard(); got != 1 {
+		t.Errorf("it was asked %d times, want once (I4)", got)
+	}
+}
+
+// Who waits for an answer of a node hears when that begins, when its connection was another one for a moment, and when it has ended.
+func TestANodeSaysWhenWhatItWasAskedMayBeLost(t *testing.T) {
+	c := newCluster(t, 1)
+	conn, err := nats.Connect(c.server.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	var said atomic.Int64
+	if _, err := conn.Subscribe(eventstore.ReturnSubject, func(m *nats.Msg) {
+		if string(m.Data) == "n0" {
+			said.Add(1)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	n := c.join(t, all, nil)
+	eventually(t, "it says that it has begun", func() bool { return said.Load() == 1 })
+	if err := n.conn.ForceReconnect(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it says that it is back", func() bool { return said.Load() == 2 })
+	n.stop()
+	eventually(t, "it says that it has ended", func() bool { return said.Load() == 3 })
 }
 
 func TestANodeThatIsAskedForTheLaneOfAnotherNamesItAndIsNotAskedAgain(t *testing.T) {

@@ -9,9 +9,10 @@ import (
 	"github.com/weirhq/weir/eventstore"
 )
 
-// waits are questions that wait for answers, and are asked again when another node than the one that was asked decides their lane from now on.
-// A node that hangs, or is cut off, keeps what it was asked, and no server says that nobody listens: without this, whoever asked would wait for
-// an answer that never comes long after the lane has another node. The zero value is ready for use.
+// waits are questions that wait for answers, and are asked again when these may never come: when another node than the one that was asked
+// decides their lane from now on, or when the connection broke over which they went, here or where they were asked. A node that hangs, or is
+// cut off, keeps what it was asked, a server that stops loses what is on its way, and nothing says so of a question: without this, whoever asked
+// would wait in vain for the whole of AnswerWait. The zero value is ready for use.
 type waits struct {
 	mu    sync.Mutex
 	lanes map[uint32]*laneWaits
@@ -31,8 +32,13 @@ type wait struct {
 	end  context.CancelCauseFunc
 }
 
-// errMoved: another node decides the lane than the one that was asked, whose answer has not come.
-var errMoved = errors.New("another node decides the lane now")
+// Why what was asked is asked again.
+var (
+	// errMoved: another node decides the lane than the one that was asked, whose answer has not come.
+	errMoved = errors.New("another node decides the lane now")
+	// errBroke: a connection broke over which the question went, or its answer would have come.
+	errBroke = errors.New("the connection broke")
+)
 
 // of returns those of a lane. REQUIRES: mu is held.
 func (w *waits) of(lane uint32) *laneWaits {
@@ -99,6 +105,45 @@ func (w *waits) own(lane uint32, here bool) {
 	}
 }
 
+// broke ends the waits for a node whose connection broke, or all with "".
+func (w *waits) broke(node string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range w.lanes {
+		for one := range l.open {
+			if node == "" || one.node == "" || one.node == node {
+				one.end(errBroke)
+			}
+		}
+	}
+}
+
+// returnsPendingMax bounds what nodes say of themselves that waits to be read; more is lost, and those who wait find out by AnswerWait.
+const returnsPendingMax = 1 << 10
+
+// watchConnections has what may be lost be asked again, here and by other nodes, until ctx ends: when the connection of this node breaks, and when
+// another node says that its own did.
+func (c *Courier) watchConnections(ctx context.Context) error {
+	returns, err := c.options.Post.Hear(eventstore.ReturnSubject, returnsPendingMax, func(data []byte) {
+		if node := string(data); node != c.options.NodeID && eventstore.ValidNodeID(node) {
+			c.waits.broke(node)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer returns.Close()
+	c.options.Post.Watch(ctx, func() { c.waits.broke("") }, c.sayBack)
+	return nil
+}
+
+// sayBack has other nodes ask again what they wait for an answer to from this one.
+func (c *Courier) sayBack() {
+	if c.options.NodeID != "" {
+		_ = c.options.Post.Send(eventstore.ReturnSubject, []byte(c.options.NodeID)) // Who does not hear it asks again after AnswerWait.
+	}
+}
+
 // Moved is told which node decides a lane that is not here: see lanes.Options.OnOwner. What was asked of another one, and may be asked again,
 // is asked of this one at once.
 func (c *Courier) Moved(lane uint32, owner string) {
@@ -118,8 +163,8 @@ func (c *Courier) lookUp(search *searching) string {
 	return c.options.OwnerOf(search.lane)
 }
 
-// ask asks once, for as long as patience says. What may be asked again, and so has a patience, ends with errMoved when the lane is another
-// node's before the answer has come.
+// ask asks once, for as long as patience says. What may be asked again, and so has a patience, ends with errMoved or errBroke when that is
+// so before the answer has come.
 func (c *Courier) ask(ctx context.Context, search *searching, question []byte, patience time.Duration) ([]byte, error) {
 	if patience == 0 {
 		return c.options.Post.Ask(ctx, search.subject(), question, 0)
@@ -132,8 +177,8 @@ func (c *Courier) ask(ctx context.Context, search *searching, question []byte, p
 	}
 	data, err := c.options.Post.Ask(asking, search.subject(), question, patience)
 	c.waits.end(search.lane, one)
-	if errors.Is(err, eventstore.ErrAnswerLost) && ctx.Err() == nil && errors.Is(context.Cause(asking), errMoved) {
-		return nil, errMoved
+	if cause := context.Cause(asking); errors.Is(err, eventstore.ErrAnswerLost) && ctx.Err() == nil && (cause == errMoved || cause == errBroke) { //nolint:errorlint // These very values.
+		return nil, cause
 	}
 	return data, err
 }

@@ -119,3 +119,88 @@ func TestAWatchThatIsNotMadeInTimeIsGivenUpAndMadeAgain(t *testing.T) {
 		t.Errorf("it was given up because of %v, want once, and before the watch's own time was over", deaf.givenUp)
 	}
 }
+
+// deafen ends every watch of a bucket, without a word to who watches, as the stop of the server does that has them.
+func (c *cluster) deafen(bucket string) {
+	c.t.Helper()
+	js, err := jetstream.New(c.connect())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	stream, err := js.Stream(c.t.Context(), streamOf(bucket))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	names := stream.ConsumerNames(c.t.Context())
+	var watches []string
+	for name := range names.Name() {
+		watches = append(watches, name)
+	}
+	if err := names.Err(); err != nil {
+		c.t.Fatal(err)
+	}
+	for _, name := range watches {
+		if err := stream.DeleteConsumer(c.t.Context(), name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			c.t.Fatal(err)
+		}
+	}
+	if len(watches) == 0 {
+		c.t.Fatalf("nobody watches bucket %s", bucket)
+	}
+}
+
+// Of a watch whose server had stopped nothing was heard for 10 s and more. A lane that was offered meanwhile stayed parked for a second, until the
+// offer was taken back.
+func TestALaneIsHandedOverWhenNoWatchTellsOfIt(t *testing.T) {
+	c := newCluster(t, 2, 10*time.Minute) // No watch is missed before: it would be silent for minutes.
+	refused := &notice{text: "a lane cannot be handed over", seen: make(chan struct{})}
+	one, two := c.join("one", func(f *fakeNode) { f.logTo = refused }), c.join("two")
+	c.eventually("lanes are shared", func() bool { return c.level(one, two) }, one, two)
+	c.deafen(LeasesBucket)
+	c.deafen(NodesBucket)
+	if err := one.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("all are with two", func() bool { return len(two.serving()) == 2 }, two)
+	select {
+	case <-refused.seen:
+		t.Error("two did not hear of the offer in time")
+	default:
+	}
+}
+
+// A watch whose server had stopped was trusted for 10 s and more, in which a node did not hear that leases ended.
+func TestAWatchThatFallsSilentIsMadeAgain(t *testing.T) {
+	c := newCluster(t, 1, time.Second)
+	one := c.join("one")
+	c.eventually("it has the lane", func() bool { return c.level(one) }, one)
+	js, err := jetstream.New(c.connect())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It is told nothing, as one whom a message did not reach, and reads the bucket anew only when it misses something.
+	watching := newTable(js, one.leases.config, slog.New(slog.DiscardHandler), func() {})
+	watching.resync = time.Hour
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		watching.run(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-ended
+	})
+	renewed := func() bool {
+		return watching.row(leaseKey(0)).revision > 0 && watching.row(leaseKey(0)).revision+1 >= one.leases.row(leaseKey(0)).revision
+	}
+	c.eventually("the lease is seen", renewed)
+	c.deafen(LeasesBucket)
+	before := one.leases.row(leaseKey(0)).revision
+	c.eventually("the lease is renewed", func() bool { return one.leases.row(leaseKey(0)).revision > before+3 })
+	c.eventually("that is seen, though the watch is gone", renewed)
+	// The client library finds out by itself, after two of its heartbeats of 5 s: 30 renewals of a third of a second.
+	if missed := one.leases.row(leaseKey(0)).revision - before; missed > 15 {
+		t.Errorf("%d renewals went by before, want at most 15", missed)
+	}
+}

@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -118,10 +119,24 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// newsSubject is where nodes tell each other of their writes that were confirmed. It is one of the subjects for commands, so that who may use those
+// may use this. A watch tells of them, too, but dies with the server that has it, without a word: a lane that was offered then was parked
+// until the offer was taken back, since the next owner had not heard of it. What is heard here is a row like any other, and never older
+// than one that is known. It may be lost.
+const newsSubject = "weir.cmd.news"
+
+// Headers of what is said there; the value is the message's data.
+const (
+	bucketHeader   = "Weir-Bucket"
+	keyHeader      = "Weir-Key"
+	revisionHeader = "Weir-Revision"
+)
+
 // A Node is this process's part in the sharing of lanes. Its methods may be called by any number of goroutines.
 type Node struct {
 	options Options
 	logger  *slog.Logger
+	nc      *nats.Conn
 	started time.Time // names this process of the node
 
 	members   *table
@@ -177,7 +192,7 @@ func New(nc *nats.Conn, options Options) (*Node, error) {
 		return nil, fmt.Errorf("share lanes: %w", err)
 	}
 	n := &Node{
-		options: options, logger: options.Logger, started: time.Now(), wake: make(chan struct{}, 1), beat: make(chan struct{}, 1),
+		options: options, logger: options.Logger, nc: nc, started: time.Now(), wake: make(chan struct{}, 1), beat: make(chan struct{}, 1),
 		holds: map[uint32]*hold{}, acting: map[uint32]bool{}, notYet: map[uint32]time.Time{},
 		last: make([]keeper, options.Topology.Lanes), free: make([]time.Time, options.Topology.Lanes), told: make([]string, options.Topology.Lanes),
 	}
@@ -193,7 +208,36 @@ func New(nc *nats.Conn, options Options) (*Node, error) {
 	n.placement = newTable(js, jetstream.KeyValueConfig{
 		Bucket: PlacementBucket, Description: "Weir: where an operator wants lanes", Storage: jetstream.FileStorage, Replicas: replicas,
 	}, n.logger, n.look)
+	for _, t := range n.tables() {
+		t.tell = func(key string, value []byte, revision uint64) {
+			_ = nc.PublishMsg(&nats.Msg{Subject: newsSubject, Data: value, Header: nats.Header{ // Who does not hear it, the watch tells.
+				bucketHeader: {t.config.Bucket}, keyHeader: {key}, revisionHeader: {strconv.FormatUint(revision, 10)},
+			}})
+		}
+	}
 	return n, nil
+}
+
+func (n *Node) tables() []*table { return []*table{n.members, n.leases, n.placement} }
+
+// hearNews takes in what other nodes tell of their writes until the subscription ends, which the caller ends.
+func (n *Node) hearNews() (*nats.Subscription, error) {
+	news, err := n.nc.Subscribe(newsSubject, func(said *nats.Msg) {
+		revision, err := strconv.ParseUint(said.Header.Get(revisionHeader), 10, 64)
+		key := said.Header.Get(keyHeader)
+		for _, t := range n.tables() {
+			if err == nil && revision > 0 && key != "" && len(said.Data) > 0 && t.config.Bucket == said.Header.Get(bucketHeader) {
+				t.note(key, said.Data, revision, time.Time{})
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("hear of other nodes: %w", err)
+	}
+	if err := news.SetPendingLimits(newsPendingMax, -1); err != nil {
+		return nil, errors.Join(fmt.Errorf("hear of other nodes: %w", err), news.Unsubscribe())
+	}
+	return news, nil
 }
 
 // beatEvery is how often leases are renewed, and the node says that it is there.
@@ -215,10 +259,15 @@ func signal(c chan struct{}) {
 // them to pass to other nodes without a gap calls Drain before. It returns a *SupersededError when another process of the same id came
 // later; a server that cannot be reached is tried again.
 func (n *Node) Run(ctx context.Context) error {
+	news, err := n.hearNews()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = news.Unsubscribe() }() // Fails on a closed connection only, where nothing comes any more.
 	following, stop := context.WithCancel(context.WithoutCancel(ctx))
 	group, ctx := errgroup.WithContext(ctx)
 	var tables sync.WaitGroup
-	for _, t := range []*table{n.members, n.leases, n.placement} {
+	for _, t := range n.tables() {
 		tables.Go(func() { t.run(following) })
 	}
 	defer tables.Wait()
@@ -226,7 +275,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() error { return n.sayThere(ctx) })
 	group.Go(func() error { n.renew(ctx); return nil })
 	group.Go(func() error { n.plan(ctx); return nil })
-	err := group.Wait()
+	err = group.Wait()
 	n.leave(following)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -42,6 +43,7 @@ type fakeNode struct {
 	ended  chan error
 	left   sync.Once
 	parkIt func(ctx context.Context, lane uint32) error
+	logTo  io.Writer
 
 	mu   sync.Mutex
 	cold bool
@@ -80,7 +82,7 @@ func (c *cluster) connect() *nats.Conn {
 // join starts a node.
 func (c *cluster) join(id string, changes ...func(*fakeNode)) *fakeNode {
 	c.t.Helper()
-	f := &fakeNode{c: c, id: id, ended: make(chan error, 1), held: map[uint32]func() bool{}, park: map[uint32]bool{}, told: map[uint32]string{}}
+	f := &fakeNode{c: c, id: id, logTo: io.Discard, ended: make(chan error, 1), held: map[uint32]func() bool{}, park: map[uint32]bool{}, told: map[uint32]string{}}
 	for _, change := range changes {
 		change(f)
 	}
@@ -89,7 +91,7 @@ func (c *cluster) join(id string, changes ...func(*fakeNode)) *fakeNode {
 		c.t.Fatal(err)
 	}
 	f.Node, err = New(f.nc, Options{
-		NodeID: id, Topology: eventstore.Topology{Lanes: c.lanes}, Lanes: f, LeaseTTL: c.ttl, Logger: slog.New(slog.DiscardHandler),
+		NodeID: id, Topology: eventstore.Topology{Lanes: c.lanes}, Lanes: f, LeaseTTL: c.ttl, Logger: slog.New(slog.NewTextHandler(f.logTo, nil)),
 	})
 	if err != nil {
 		c.t.Fatal(err)

@@ -25,6 +25,10 @@ const (
 	watchRetryMax = 2 * time.Second
 	// requestMax bounds each question to the server.
 	requestMax = 2 * time.Second
+	// silentBeats is after how many renewals, of which nothing was heard, a watch is taken for dead whose bucket has keys that live by them.
+	silentBeats = 1.5
+	// newsPendingMax bounds what other nodes say of their writes that waits to be read; more is lost, and the watch tells.
+	newsPendingMax = 1 << 12
 	// leaderMax is how long a bucket is waited for that answers nobody: elections take up to 9 s.
 	leaderMax = 10 * time.Second
 )
@@ -37,6 +41,10 @@ type table struct {
 	logger *slog.Logger
 	// changed is told of every change; it does not block.
 	changed func()
+	// tell tells other nodes of a write of this one that was confirmed; it does not block. Nil where nobody is told.
+	tell func(key string, value []byte, revision uint64)
+	// resync is resyncEvery.
+	resync time.Duration
 	// again ends a watch, for the table to look whether the bucket is still there. It holds one signal.
 	again chan struct{}
 
@@ -61,7 +69,7 @@ type row struct {
 var errMoved = errors.New("somebody else has written it")
 
 func newTable(js jetstream.JetStream, config jetstream.KeyValueConfig, logger *slog.Logger, changed func()) *table {
-	return &table{js: js, config: config, logger: logger, changed: changed, again: make(chan struct{}, 1), rows: map[string]row{}}
+	return &table{js: js, config: config, logger: logger, changed: changed, resync: resyncEvery, again: make(chan struct{}, 1), rows: map[string]row{}}
 }
 
 // open opens the bucket, and makes it when there is none.
@@ -157,7 +165,7 @@ func (t *table) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, resyncEvery/2+rand.N(resyncEvery))
+	ctx, cancel := context.WithTimeout(ctx, t.resync/2+rand.N(t.resync))
 	defer cancel()
 	// The watch lives as long as its context; to make it must not take so long.
 	making := time.AfterFunc(requestMax, cancel)
@@ -167,12 +175,19 @@ func (t *table) follow(ctx context.Context) error {
 	}
 	defer func() { _ = watcher.Stop() }() // The subscription ends with the connection at the latest.
 	present, whole := map[string]bool{}, false
+	silent := time.NewTimer(t.silentMax())
+	defer silent.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-t.again:
 			return nil
+		case <-silent.C:
+			if t.expectsNews(time.Now()) {
+				return nil // The server is gone that had it, most likely, and says nothing of it.
+			}
+			silent.Reset(t.silentMax())
 		case entry, open := <-watcher.Updates():
 			switch {
 			case !open && ctx.Err() != nil:
@@ -180,9 +195,11 @@ func (t *table) follow(ctx context.Context) error {
 			case !open:
 				return fmt.Errorf("watch bucket %s: the subscription ended", t.config.Bucket)
 			case entry == nil: // The end of what was there.
+				silent.Reset(t.silentMax())
 				whole = true
 				t.retain(present, began)
 			default:
+				silent.Reset(t.silentMax())
 				value, asOf := entry.Value(), time.Time{}
 				if !whole {
 					present[entry.Key()], asOf = true, began
@@ -194,6 +211,26 @@ func (t *table) follow(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// silentMax is how long a watch is trusted that tells of nothing.
+func (t *table) silentMax() time.Duration {
+	if ttl := t.timeToLive(); ttl > 0 {
+		return time.Duration(silentBeats * float64(ttl) / renewalsPerTTL)
+	}
+	return t.resync
+}
+
+// expectsNews reports whether there is a key that lives by being renewed: its renewals are news.
+func (t *table) expectsNews(now time.Time) bool {
+	ttl := t.timeToLive()
+	rows, _ := t.all()
+	for _, r := range rows {
+		if ttl > 0 && r.live(now, ttl) {
+			return true
+		}
+	}
+	return false
 }
 
 // retain takes in that the bucket holds no other keys than those, as of a moment. What of a key is only missing, without a mark that
@@ -247,6 +284,9 @@ func (t *table) write(ctx context.Context, key string, value []byte, revision ui
 		return 0, err
 	}
 	t.note(key, value, next, time.Time{})
+	if t.tell != nil {
+		t.tell(key, value, next)
+	}
 	return next, nil
 }
 

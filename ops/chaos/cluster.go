@@ -742,7 +742,7 @@ func (c *chaos) strike(ctx context.Context) error {
 	if faults != "" {
 		faults = " (" + faults + ")"
 	}
-	c.struck = fmt.Sprintf("%s, %d calls failed%s, no order in a lane for at most %d ms", did, failed, faults, longest.Milliseconds())
+	c.struck = fmt.Sprintf("%s, %d calls failed%s, no order in a lane for at most %d ms (lane %d, until %s)", did, failed, faults, longest.Milliseconds(), lane, at.UTC().Format("15:04:05.000"))
 	if longest > explainFrom && !c.kind.strike.total {
 		fmt.Fprintf(c.out, "%s: lane %d had no order for %v until %s\n", did, lane, longest.Round(time.Millisecond), at.UTC().Format("15:04:05.000"))
 		for _, each := range struck.Nodes {
