@@ -177,7 +177,7 @@ func (c *Courier) ask(ctx context.Context, search *searching, question []byte, p
 	}
 	data, err := c.options.Post.Ask(asking, search.subject(), question, patience)
 	c.waits.end(search.lane, one)
-	if cause := context.Cause(asking); errors.Is(err, eventstore.ErrAnswerLost) && ctx.Err() == nil && (cause == errMoved || cause == errBroke) { //nolint:errorlint // These very values.
+	if cause := context.Cause(asking); errors.Is(err, eventstore.ErrAnswerLost) && ctx.Err() == nil && (errors.Is(cause, errMoved) || errors.Is(cause, errBroke)) {
 		return nil, cause
 	}
 	return data, err
