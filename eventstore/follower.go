@@ -311,7 +311,7 @@ func (f *Follower) rest(ctx context.Context) error {
 }
 
 func (f *Follower) takeRecord(ctx context.Context, consumer Consumer, record Record) error {
-	commit, err := DecodeCommit(record.Data)
+	commit, err := record.Commit()
 	if err != nil {
 		return &UnreadableCommitError{Lane: f.options.Lane, Number: record.Number, Cause: err}
 	}

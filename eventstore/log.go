@@ -46,6 +46,16 @@ type Record struct {
 	Stored int
 	// Headers for people who look at the stream; may be nil. Not part of the chain.
 	Headers map[string]string
+	// decoded is what Data says, if somebody has decoded it for all who read together.
+	decoded *Commit
+}
+
+// Commit returns what the record says. Others may have the same commit: nobody changes it.
+func (r *Record) Commit() (*Commit, error) {
+	if r.decoded != nil {
+		return r.decoded, nil
+	}
+	return DecodeCommit(r.Data)
 }
 
 // A LogSize says how much a log holds: the commits First to Head.

@@ -259,7 +259,7 @@ func (w *Writer[Q, A]) sameLog(ctx context.Context, at Position) error {
 
 // take checks that the record follows at (I2) and applies it.
 func (w *Writer[Q, A]) take(at Position, record Record) (Position, error) {
-	commit, err := DecodeCommit(record.Data)
+	commit, err := record.Commit()
 	if err != nil {
 		return at, &ChainError{Lane: w.options.Lane, Number: record.Number, Reason: err.Error()}
 	}

@@ -236,9 +236,11 @@ type salesApplier struct {
 	rows  map[string]*salesRow
 	dirty []*salesRow
 	all   *salesRow // of all SKUs, the one that was counted in last; nil for none
-	// orders are the lines of orders, as the view keeps them, those of placed ones in notes.
-	orders map[domain.OrderID][]byte
-	notes  []byte
+	// orders are the lines of orders, as the view keeps them, those of placed ones in notes. placedSince are those that are not among
+	// them yet: most orders of a log that is made up are placed and not looked up by the same batch.
+	orders      map[domain.OrderID][]byte
+	placedSince []salesNote
+	notes       []byte
 	// stray are payments that the batch found to be stray.
 	stray map[string]struct{}
 	// Room for what an event says, and for a key.
@@ -246,6 +248,12 @@ type salesApplier struct {
 	currency []byte
 	touched  []*salesRow
 	room     []byte
+}
+
+// A salesNote is the lines of an order that was placed, as the view keeps them.
+type salesNote struct {
+	order domain.OrderID
+	lines []byte
 }
 
 type salesRow struct {
@@ -315,7 +323,7 @@ func (a *salesApplier) placed(c *change) error {
 	}
 	from := len(a.notes)
 	a.notes = append(a.notes, a.room...)
-	a.orders[c.order] = a.notes[from:len(a.notes):len(a.notes)]
+	a.placedSince = append(a.placedSince, salesNote{c.order, a.notes[from:len(a.notes):len(a.notes)]})
 	op := a.batch.SetDeferred(prefixBytes+1+len(c.order), len(a.room))
 	copy(op.Key, a.prefix[:])
 	op.Key[prefixBytes] = salesOrder
@@ -371,6 +379,10 @@ func readSalesLine(data []byte) (salesLine, error) {
 
 // count counts the lines of an order that was placed before.
 func (a *salesApplier) count(c *change, field func(*Sales) *SalesCount) error {
+	for _, placed := range a.placedSince {
+		a.orders[placed.order] = placed.lines
+	}
+	a.forgetPlaced()
 	note, known := a.orders[c.order]
 	if !known {
 		var err error
@@ -494,10 +506,17 @@ func (a *salesApplier) finish() error {
 		clear(a.rows)
 		a.all = nil
 	}
-	if len(a.orders) > salesOrdersMax {
+	if len(a.orders)+len(a.placedSince) > salesOrdersMax {
 		clear(a.orders)
+		a.forgetPlaced()
 	}
 	return nil
+}
+
+// forgetPlaced empties the list of orders that were placed since.
+func (a *salesApplier) forgetPlaced() {
+	clear(a.placedSince)
+	a.placedSince = a.placedSince[:0]
 }
 
 // A SalesQuery asks for what was sold in some time.

@@ -59,8 +59,9 @@ const (
 // secondBytes is the length of a second in a key.
 const secondBytes = 8
 
-// marksMax bounds the keys that a lane's view remembers to have written.
-const marksMax = 1 << 16
+// marksMax bounds the keys that a lane's view remembers to have written: some seconds' of a thousand SKUs. More would be looked for in
+// memory that no cache holds, and what is written once more costs as much.
+const marksMax = 1 << 13
 
 // isMarked reports whether an event gives its order a mark.
 func isMarked(c *change) bool {

@@ -34,6 +34,10 @@ const (
 	tableSyncBytes   = 1 << 20
 	// tableRankBytes of a key's suffix decide most comparisons.
 	tableRankBytes = 8
+	// tableFetchOps is how many operations are fetched from memory at a time, tableFetchBytes of each, in steps of a cache line.
+	tableFetchOps   = 32
+	tableFetchBytes = 128
+	cacheLineBytes  = 64
 )
 
 // A tableRun writes what a batch holds of one generation of a view as sorted tables, and adds them to the store in one step, with the
@@ -256,6 +260,7 @@ type tableSet struct {
 	paths  []string
 	files  []*tableFile // at paths, that nobody has waited for
 	joined []byte       // the values that merges were joined to
+	seen   byte         // keeps what fetch looks at from being dropped as of no use
 }
 
 // write adds sorted operations to the table that was begun, or begins one. REQUIRES: they come after those that it holds.
@@ -267,6 +272,9 @@ func (t *tableSet) write(ctx context.Context, s *opSorter, order []opInTurn) err
 			if err := t.shift.yield(ctx); err != nil {
 				return err
 			}
+		}
+		if i%tableFetchOps == 0 {
+			t.fetch(s.ops, order[i:min(i+tableFetchOps, len(order))])
 		}
 		next := s.op(turn)
 		switch {
@@ -284,6 +292,18 @@ func (t *tableSet) write(ctx context.Context, s *opSorter, order []opInTurn) err
 		return nil
 	}
 	return t.add(op)
+}
+
+// fetch looks at operations that are read next. In the order of their keys they are all over the batch, which no cache holds: a processor
+// waits for many of them at once if it does nothing else, and for each by itself while it writes the one before.
+func (t *tableSet) fetch(ops batchrepr.Reader, turns []opInTurn) {
+	seen := byte(0)
+	for _, turn := range turns {
+		for at := int(turn.at); at < min(int(turn.at)+tableFetchBytes, len(ops)); at += cacheLineBytes {
+			seen += ops[at]
+		}
+	}
+	t.seen = seen
 }
 
 // joinOps returns the one operation, as a table holds no more of a key, that does what two do in turn.

@@ -55,6 +55,10 @@ const (
 	// they come faster: many commits at once cost a fraction of each by itself. A read that waits for a commit ends the wait.
 	viewPace    = 20 * time.Millisecond
 	standbyPace = 100 * time.Millisecond
+	// jointBytes is how much of the logs is kept for those of their lane's state and its views that are behind the other, over all lanes, and
+	// jointBytesMin of each log.
+	jointBytes    = 16 << 20
+	jointBytesMin = 1 << 20
 	// witnessEvery is how often the witness is made durable.
 	witnessEvery = time.Second
 	// keysPause is the pause before the users' keys are followed, or erased, again after a fault.
@@ -116,6 +120,8 @@ type node struct {
 	debug    net.Listener
 	metrics  net.Listener
 	log      *openLog
+	// joint are the lanes' logs as the lanes' state and the views read them: together.
+	joint    []*eventstore.JointLog
 	store    *projections.Store
 	runners  []*projections.Runner
 	rebuilds *projections.Rebuilder
@@ -338,8 +344,10 @@ func (n *node) openState(ctx context.Context) (err error) {
 	observer, shared := n.watchedBy()
 	topology := n.log.topology
 	for lane := range topology.Lanes {
+		joint := eventstore.NewJointLog(n.log.streams.Log(lane), eventstore.JointOptions{Bytes: max(jointBytes/int(topology.Lanes), jointBytesMin)})
+		n.joint = append(n.joint, joint)
 		runner, err := projections.NewRunner(projections.RunnerOptions{
-			Store: n.store, Lane: lane, Lanes: topology.Lanes, Log: n.log.streams.Log(lane), Logger: n.logger,
+			Store: n.store, Lane: lane, Lanes: topology.Lanes, Log: joint, Logger: n.logger,
 			Observer: observer, Level2: shared, Pace: viewPace,
 		})
 		if err != nil {
@@ -363,7 +371,7 @@ func (n *node) openState(ctx context.Context) (err error) {
 // laneOptions say how the node's lanes decide.
 func (n *node) laneOptions() lanes.Options {
 	return lanes.Options{
-		Topology: n.log.topology, Store: n.store, Log: n.log.streams.Log, Owner: n.options.sharing.nodeID + " " + n.options.owner,
+		Topology: n.log.topology, Store: n.store, Log: func(lane uint32) eventstore.Log { return n.joint[lane] }, Owner: n.options.sharing.nodeID + " " + n.options.owner,
 		StandbyPace: standbyPace, Demand: func(lane uint32) *eventstore.Demand { return n.runners[lane].Demand() },
 		Shared: true, OnOwnership: n.onOwnership, OnOwner: n.courier.Moved, Remote: n.courier, Transport: n.courier,
 		PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
