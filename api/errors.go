@@ -64,6 +64,7 @@ const (
 	ReasonLaneUnavailable       = Reason("LANE_UNAVAILABLE")
 	ReasonKeysUnavailable       = Reason("KEYS_UNAVAILABLE")
 	ReasonShuttingDown          = Reason("SHUTTING_DOWN")
+	ReasonStarting              = Reason("STARTING")
 	ReasonViewBehind            = Reason("VIEW_BEHIND")
 	ReasonViewParked            = Reason("VIEW_PARKED")
 	ReasonDeadlineExceeded      = Reason("DEADLINE_EXCEEDED")
@@ -130,6 +131,7 @@ var reasons = map[Reason]struct {
 	ReasonLaneUnavailable:       {connect.CodeUnavailable, true, []string{"lane"}},
 	ReasonKeysUnavailable:       {connect.CodeUnavailable, true, nil},
 	ReasonShuttingDown:          {connect.CodeUnavailable, true, nil},
+	ReasonStarting:              {connect.CodeUnavailable, true, nil},
 	ReasonViewBehind:            {connect.CodeUnavailable, true, []string{"lane", "commit"}},
 	ReasonViewParked:            {connect.CodeUnavailable, true, nil},
 	ReasonDeadlineExceeded:      {connect.CodeDeadlineExceeded, false, nil},

@@ -177,12 +177,20 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 	said.Go(func() { sayWaiting(saying, logger, func() string { return *opening.Load() }) })
 	defer said.Wait()
 	defer ended()
+	var atTheDoor doorman
+	defer func() { err = errors.Join(err, atTheDoor.end()) }()
 	for _, step := range []struct {
 		what string
 		open func(context.Context) error
 	}{
 		{"its data directory", n.openDir},
-		{"its addresses", n.openListeners},
+		{"its addresses", func(ctx context.Context) error {
+			if err := n.openListeners(ctx); err != nil {
+				return err
+			}
+			atTheDoor.begin(n.public(), func() string { return *opening.Load() })
+			return nil
+		}},
 		{"its log: the servers, the streams, the users' keys", n.openLog},
 		{"its state: a copy of it, the views, the lanes", n.openState},
 		{"its views: the master key", n.openViews},
@@ -276,6 +284,14 @@ func (n *node) openListeners(ctx context.Context) (err error) {
 		n.metrics, err = n.listen(ctx, n.options.metrics, "--metrics-listen")
 	}
 	return err
+}
+
+// public returns the listeners at which callers know the node.
+func (n *node) public() []net.Listener {
+	if n.front != nil {
+		return []net.Listener{n.front.listener, n.listener}
+	}
+	return []net.Listener{n.listener}
 }
 
 // isLoopback reports whether an address, HOST:PORT, can be reached from this machine only.

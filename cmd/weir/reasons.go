@@ -71,6 +71,7 @@ var reasons = []reason{
 	{"LANE_UNAVAILABLE", connect.CodeUnavailable, "the lane is opening, stepping down or cannot reach its log", "repeat with the same request id"},
 	{"KEYS_UNAVAILABLE", connect.CodeUnavailable, "the keys that seal notes are out of reach", "repeat with the same request id"},
 	{"SHUTTING_DOWN", connect.CodeUnavailable, "the node stops and ends its watches", "watch again once the node is back"},
+	{"STARTING", connect.CodeUnavailable, "the node is starting and takes no calls yet; the message says what it waits for", "call another node, or wait as long as it says and repeat with the same request id"},
 	{"VIEW_BEHIND", connect.CodeUnavailable, "the view did not reach --min-revision in time", "repeat, or give it longer with --wait"},
 	{"VIEW_PARKED", connect.CodeUnavailable, "it is in the log, but an event of it could not be applied to the view", "the operator has to replay it: weir parked list"},
 	{"DEADLINE_EXCEEDED", connect.CodeDeadlineExceeded, "the answer did not come in time; a change may have happened", "repeat with the same request id: it answers with what happened"},

@@ -90,7 +90,7 @@ func (n *Node) renew(ctx context.Context) {
 // renewOne renews one lease. One that somebody else has is given up; one that could not be renewed is tried again, which the error asks
 // for, and ends by its time (see step).
 func (n *Node) renewOne(ctx context.Context, h *hold) error {
-	writing, cancel := context.WithTimeout(ctx, max(n.beatEvery(), LeaseTTLMin))
+	writing, cancel := context.WithTimeout(ctx, n.writeMax())
 	defer cancel()
 	if !h.mu.TryLock() {
 		return nil // It is being passed on, which ends with a new revision, or without the lease.

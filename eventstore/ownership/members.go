@@ -97,7 +97,7 @@ func (n *Node) heard(sent time.Time) {
 
 // hushed returns the members that count though nothing is heard of them, nil when there is no hush. REQUIRES: mu is held.
 func (n *Node) hushed(now time.Time) map[string]*clusterv1.Member {
-	over := !n.hush.ended.IsZero() && now.Sub(n.hush.ended) > n.beatEvery()*hushBeats
+	over := !n.hush.ended.IsZero() && now.Sub(n.hush.ended) > n.beatEvery()+hushRest
 	if over || now.Sub(n.heart.said) > hushMax {
 		n.hush = hush{}
 	}
@@ -129,7 +129,7 @@ func (n *Node) sayOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, max(n.beatEvery(), LeaseTTLMin))
+	ctx, cancel := context.WithTimeout(ctx, n.writeMax())
 	defer cancel()
 	sent := time.Now()
 	next, err := n.members.write(ctx, n.options.NodeID, value, revision)

@@ -81,9 +81,11 @@ const (
 	// againSayMin and againRenewMin are the least pauses after a node could not say that it is there, or not renew a lease. They are jittered.
 	againSayMin   = 50 * time.Millisecond
 	againRenewMin = 50 * time.Millisecond
-	// hushBeats is for how many heartbeats a node is not heard itself until it takes the others' silence for a hush, and for how many more
-	// they count when it is heard again. hushMax is how long a hush lasts at most: a bit more than two elections.
+	// hushBeats is for how many heartbeats a node is not heard itself until it takes the others' silence for a hush. hushRest is for how much
+	// more than one they count when it is heard again: what a node says is given up after a heartbeat where nobody takes it, and said again
+	// within againSayMin. hushMax is how long a hush lasts at most: a bit more than two elections.
 	hushBeats = 2
+	hushRest  = 300 * time.Millisecond
 	hushMax   = 20 * time.Second
 	// leaveMax bounds how long a node that leaves takes to stop its lanes and to give its leases back.
 	leaveMax = 5 * time.Second
@@ -244,6 +246,9 @@ func (n *Node) hearNews() (*nats.Subscription, error) {
 func (n *Node) beatEvery() time.Duration {
 	return min(n.leases.timeToLive(), n.members.timeToLive()) / renewalsPerTTL
 }
+
+// writeMax bounds each write that is tried again.
+func (n *Node) writeMax() time.Duration { return max(n.beatEvery(), LeaseTTLMin) }
 
 // look has the plan looked at.
 func (n *Node) look() { signal(n.wake) }
@@ -422,7 +427,10 @@ func (n *Node) claim(ctx context.Context, lane uint32) (*hold, error) {
 		return nil, err
 	}
 	h := &hold{node: n, lane: lane, value: value, revision: before.revision}
-	if err := h.write(ctx, value); err != nil {
+	// Who led the bucket and is cut off answers nobody, and its successor answers at once: as for a renewal, nobody is waited for longer.
+	writing, cancel := context.WithTimeout(ctx, n.writeMax())
+	defer cancel()
+	if err := h.write(writing, value); err != nil {
 		return nil, err
 	}
 	return h, nil

@@ -32,8 +32,10 @@ const (
 	clusterCallMax = 2 * time.Second
 	// takeoverMax is how long after its lease a lane may be without a node.
 	takeoverMax = time.Second
-	// lossyInterval is how seldom the servers of a control run fsync.
+	// lossyInterval is how seldom the servers of a control run fsync. Nodes that are servers fsync in any case: there the disks lie, and forget
+	// what was written to them for lyingFor.
 	lossyInterval = "2m"
+	lyingFor      = 2 * time.Second
 	// serverLossShare is the share of the pieces of what a server sends to a node instead of which the connection is cut.
 	serverLossShare = 0.0005
 	// minorityCalls are made to a node that is cut off: it may not acknowledge one.
@@ -642,6 +644,15 @@ func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (st
 			off = append(off, i)
 		}
 	}
+	lying := o.Lossy && len(c.Servers) == 0
+	if lying {
+		for _, i := range off {
+			if err := c.disks[i].remember(ctx); err != nil {
+				return "", nil, err
+			}
+		}
+		wait(ctx, lyingFor)
+	}
 	for _, i := range off {
 		if err := c.disks[i].cut(); err != nil {
 			return "", nil, err
@@ -654,7 +665,11 @@ func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (st
 	}
 	heal := func(ctx context.Context) error {
 		for _, i := range off {
-			if err := c.disks[i].powerUp(ctx); err != nil {
+			powerUp := c.disks[i].powerUp
+			if lying {
+				powerUp = c.disks[i].forget
+			}
+			if err := powerUp(ctx); err != nil {
 				return err
 			}
 		}

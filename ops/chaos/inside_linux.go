@@ -154,6 +154,22 @@ func (d *disk) cut() error {
 	return nil
 }
 
+// remember keeps what is on the disk now, for forget: all writing to it waits meanwhile.
+func (d *disk) remember(ctx context.Context) error {
+	if err := setUp(ctx, "fsfreeze -f "+d.mount); err != nil {
+		return err
+	}
+	err := setUp(ctx, "cp --sparse=always "+d.image+" "+d.kept())
+	return errors.Join(err, setUp(context.WithoutCancel(ctx), "fsfreeze -u "+d.mount))
+}
+
+// forget is powerUp of a disk that has lied: what was written since remember is gone, also what was fsynced.
+func (d *disk) forget(ctx context.Context) error {
+	return setUp(ctx, "umount "+d.mount, "mv "+d.kept()+" "+d.image, "mount -o loop "+d.image+" "+d.mount)
+}
+
+func (d *disk) kept() string { return d.image + ".kept" }
+
 // powerDown unmounts the disk for good.
 func (d *disk) powerDown(ctx context.Context) error { return setUp(ctx, "umount "+d.mount) }
 

@@ -27,7 +27,8 @@ type Options struct {
 	// NATS is the binary of a NATS server, for kinds that torment a cluster, and Servers how many of them keep its log.
 	NATS    string
 	Servers int
-	// Lossy has the servers fsync seldom: a power cut has to lose something, or this program is blind.
+	// Lossy has the servers fsync seldom, or the disks of nodes that are servers forget what they fsynced: a power cut has to lose something, or this
+	// program is blind.
 	Lossy bool
 	// Unfenced takes the conditions off what nodes append: what arrives late is then stored behind the next owner's commits, or this program
 	// is blind.
@@ -76,8 +77,8 @@ func (o *Options) Validate() error {
 		return fmt.Errorf("servers must be 1 or 3, not %d", o.Servers)
 	case kinds[o.Kind].fault == strikes && o.LeaseTTL < time.Second:
 		return fmt.Errorf("a lease must last at least 1s, not %v", o.LeaseTTL)
-	case o.Lossy && o.Kind != "power":
-		return fmt.Errorf("a control run that loses something is one of the kind power, not %s", o.Kind)
+	case o.Lossy && o.Kind != "power" && o.Kind != "peers-power":
+		return fmt.Errorf("a control run that loses something is one of the kind power or peers-power, not %s", o.Kind)
 	case o.Unfenced && o.Kind != "late":
 		return fmt.Errorf("a control run without the fence is one of the kind late, not %s", o.Kind)
 	case o.Rounds < 1 || o.Rounds > 100_000:
@@ -117,7 +118,7 @@ func command(ctx context.Context, arguments []string, out io.Writer) error {
 	flags.StringVar(&options.Weir, "weir", "./weir", "binary to torment")
 	flags.StringVar(&options.NATS, "nats-server", "./nats-server", "binary of the servers that keep a cluster's log")
 	flags.IntVar(&options.Servers, "servers", 3, "servers that keep a cluster's log where the nodes do not, each a replica: 1 or 3")
-	flags.BoolVar(&options.Lossy, "lossy", false, "control run for the kind power: the servers fsync every two minutes, and the run fails if nothing is seen to be lost")
+	flags.BoolVar(&options.Lossy, "lossy", false, "control run for the kinds power and peers-power: the servers fsync every two minutes, or the disks of the peers forget what they fsynced last, and the run fails if nothing is seen to be lost")
 	flags.BoolVar(&options.Unfenced, "unfenced", false, "control run for the kind late: appends reach the servers without the condition that fences off a node that has lost its lane, and the run fails if no broken log is seen")
 	flags.DurationVar(&options.LeaseTTL, "lease-ttl", 3*time.Second, "how long the lease of a lane lasts in a cluster")
 	flags.StringVar(&names, "kind", strings.Join(kindNames, ","), "kinds of torment, with commas between them:\n"+kindsText())

@@ -312,7 +312,7 @@ func (c *chaos) run(ctx context.Context) (err error) {
 			did = c.struck
 		}
 		if err := within(ctx, c.checkMax(), "check what was acknowledged", func(ctx context.Context) error { return c.check(ctx, false) }); err != nil {
-			return fmt.Errorf("round %d: %w", round, errors.Join(append(c.violations, err)...))
+			return fmt.Errorf("round %d: %w", round, errors.Join(c.verdict(), err))
 		}
 		if round%10 == 0 || round == c.Rounds {
 			if err := within(ctx, c.checkMax(), "check the log", c.checkLog); err != nil {
@@ -321,10 +321,19 @@ func (c *chaos) run(ctx context.Context) (err error) {
 		}
 		fmt.Fprintf(c.out, "round %3d: %s, %d acknowledged in all\n", round, did, c.acknowledged)
 		if len(c.violations) > 0 {
-			return fmt.Errorf("round %d: %w", round, errors.Join(c.violations...))
+			return fmt.Errorf("round %d: %w", round, c.verdict())
 		}
 	}
 	return c.finish(ctx, killed, servings)
+}
+
+// verdict joins the violations. In a control run, those of what was acknowledged are the loss that it has to see.
+func (c *chaos) verdict() error {
+	err := errors.Join(c.violations...)
+	if c.Lossy && err != nil && (strings.Contains(err.Error(), "(I1") || strings.Contains(err.Error(), "(I4)")) {
+		return &lossError{err}
+	}
+	return err
 }
 
 // restart starts the node after a kill. Now and then it is killed again while it starts, and its payment provider with it.
