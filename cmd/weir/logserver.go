@@ -54,6 +54,9 @@ type logOptions struct {
 	acceptLoss []string
 }
 
+// shared reports whether there may be other nodes of the same log.
+func (o *logOptions) shared() bool { return o.nats != "" || o.membership.member != nil }
+
 func topologyOf(lanes uint32) eventstore.Topology { return eventstore.Topology{Lanes: lanes} }
 
 // An openLog is a node's connection to its log: the embedded server or another one, the streams, the witness and the keys.

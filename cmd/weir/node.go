@@ -188,7 +188,9 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 			if err := n.openListeners(ctx); err != nil {
 				return err
 			}
-			atTheDoor.begin(n.public(), func() string { return *opening.Load() })
+			if n.options.log.shared() { // A node that is the only one has its callers wait: nobody else could answer them.
+				atTheDoor.begin(n.public(), func() string { return *opening.Load() })
+			}
 			return nil
 		}},
 		{"its log: the servers, the streams, the users' keys", n.openLog},
