@@ -14,7 +14,8 @@ import (
 // What holds, always:
 //
 //	J1  A cursor returns every commit from its number on, once and in order, whoever else reads.
-//	J2  No cursor waits for another longer than WaitMax: one that does not move for so long is left behind, and reads by itself.
+//	J2  No cursor waits for another longer than WaitMax, nor, in all, longer than half the time or WaitMax: who is last then is left behind,
+//	    and reads by itself.
 //	J3  What is kept of the log is at most Bytes and one commit.
 //
 // A cursor that reads by itself joins others as soon as it comes to what they keep. Nothing runs but what calls Next.
@@ -31,7 +32,7 @@ type JointOptions struct {
 	// Bytes bounds the encoded commits that are kept for those who are behind; decoded they take about as much again. So far those are
 	// apart who read together. 0 means 16 MiB.
 	Bytes int
-	// WaitMax bounds how long the one in front waits for the last; 0 means 1 s.
+	// WaitMax bounds how long the one in front waits for the last at a time; 0 means 1 s.
 	WaitMax time.Duration
 }
 
@@ -61,6 +62,10 @@ type reading struct {
 	source Cursor
 	// head is the log's as of when reading began: until then, what all members have passed is kept for those who come later.
 	head uint64
+	// waited is how long those in front have waited since, the time when reading began or somebody was left behind. Who has the turn uses
+	// both.
+	since  time.Time
+	waited time.Duration
 
 	members  []*jointCursor
 	first    uint64   // number of the oldest commit that is kept, or of the next one
@@ -170,7 +175,7 @@ func (c *jointCursor) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &reading{turn: make(chan struct{}, 1), source: source, head: head, members: []*jointCursor{c}, first: c.next}
+	r := &reading{turn: make(chan struct{}, 1), source: source, head: head, since: time.Now(), members: []*jointCursor{c}, first: c.next}
 	r.turn <- struct{}{}
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
@@ -205,8 +210,8 @@ func (c *jointCursor) read(ctx context.Context, r *reading) error {
 	return nil
 }
 
-// makeRoom waits until no more than the bound is kept, and leaves the last members behind if they do not move. front says that the cursor
-// still is the one to read.
+// makeRoom waits until no more than the bound is kept, and leaves the last members behind if they do not move, or too slowly (J2). front says
+// that the cursor still is the one to read.
 func (c *jointCursor) makeRoom(ctx context.Context, r *reading) (front bool, err error) {
 	var patience *time.Timer
 	for {
@@ -222,15 +227,21 @@ func (c *jointCursor) makeRoom(ctx context.Context, r *reading) (front bool, err
 		}
 		moved := r.look()
 		c.log.mu.Unlock()
+		waitMax := c.log.options.WaitMax
 		if patience == nil {
-			patience = time.NewTimer(c.log.options.WaitMax)
-			defer patience.Stop()
+			began := time.Now()
+			patience = time.NewTimer(min(waitMax, max(waitMax, began.Sub(r.since)/2)-r.waited))
+			defer func() {
+				patience.Stop()
+				r.waited += time.Since(later(began, r.since))
+			}()
 		}
 		select {
 		case <-moved:
 		case <-patience.C:
 			c.log.leaveBehind(r)
-			patience.Reset(c.log.options.WaitMax)
+			r.since, r.waited = time.Now(), 0
+			patience.Reset(waitMax)
 		case <-ctx.Done():
 			return false, ctx.Err()
 		}

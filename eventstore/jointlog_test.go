@@ -239,6 +239,29 @@ func TestTheOneInFrontWaitsForTheLastAndThenLeavesItBehind(t *testing.T) {
 	})
 }
 
+func TestOneThatMovesSlowlyIsLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const waitMax = time.Second
+		joint, log, records := jointRig(t, 100, JointOptions{Bytes: 10 * 250, WaitMax: waitMax})
+		state, views := follow(t, joint, 1), follow(t, joint, 1)
+		began, ended := time.Now(), make(chan time.Duration, 1)
+		go func() {
+			take(t, state, records)
+			ended <- time.Since(began)
+		}()
+		for i := range records {
+			take(t, views, records[i:i+1])
+			time.Sleep(waitMax / 4)
+		}
+		if took := <-ended; took != waitMax {
+			t.Fatalf("the one in front took %v beside one that moves every %v, want to wait %v and no longer", took, waitMax/4, waitMax)
+		}
+		if log.read <= 100 || log.read > 200 {
+			t.Fatalf("%d commits were read, want the last one to read by itself what is not kept", log.read)
+		}
+	})
+}
+
 func TestWhoStopsWhileItWaitsForTheLastLeavesItReading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		joint, log, records := jointRig(t, 100, JointOptions{Bytes: 10 * 250, WaitMax: time.Hour})

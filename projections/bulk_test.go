@@ -33,7 +33,11 @@ func TestABulkWritesWhatItsBatchesDo(t *testing.T) {
 		grows := 0
 		for step := range 20 {
 			same := plain.db.NewBatch()
-			for range 1 << random.IntN(10) {
+			ops := 1 << random.IntN(10)
+			if step == 10 {
+				ops = 1 << 9 // One batch at least is large.
+			}
+			for range ops {
 				grows++
 				// Keys of groups that grow at their end, at their beginning and anywhere, and of one that says less than a group.
 				key := []byte{'k'}
