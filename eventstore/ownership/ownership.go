@@ -65,6 +65,8 @@ const (
 	handOversMax = 4
 	// parkMax bounds how long a lane is parked for what it has taken to become durable; then it goes on, and is handed over later.
 	parkMax = 2 * time.Second
+	// claimMax bounds each try to take a lease: who led the bucket and is cut off answers nobody, and its successor answers at once.
+	claimMax = time.Second
 	// offerMax bounds how long a lease is offered to a node; then it is taken back. It is shorter where leases are.
 	offerMax = time.Second
 	// offerPoll is how often the owner looks whether an offer was taken.
@@ -427,8 +429,7 @@ func (n *Node) claim(ctx context.Context, lane uint32) (*hold, error) {
 		return nil, err
 	}
 	h := &hold{node: n, lane: lane, value: value, revision: before.revision}
-	// Who led the bucket and is cut off answers nobody, and its successor answers at once: as for a renewal, nobody is waited for longer.
-	writing, cancel := context.WithTimeout(ctx, n.writeMax())
+	writing, cancel := context.WithTimeout(ctx, claimMax)
 	defer cancel()
 	if err := h.write(writing, value); err != nil {
 		return nil, err

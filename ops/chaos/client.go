@@ -44,8 +44,10 @@ const (
 	callTimeout = 30 * time.Second
 	// resolveWait is how long a request may be retried until its outcome is known.
 	resolveWait = 30 * time.Second
-	// retryInterval is between two tries.
-	retryInterval = 10 * time.Millisecond
+	// retryInterval is between two tries. Where calls fail one after the other it doubles up to retryIntervalMax: while no node serves, those who
+	// ask again and again would take the processors from those who start.
+	retryInterval    = 10 * time.Millisecond
+	retryIntervalMax = 100 * time.Millisecond
 	// sampleSize is how many old orders a client checks after every restart, on top of the new ones.
 	sampleSize = 20
 	// replyMax bounds a reply's bytes.
@@ -98,7 +100,7 @@ func (c *client) user() string { return fmt.Sprintf("user-%d", c.number) }
 
 // work makes calls until ctx ends.
 func (c *client) work(ctx context.Context) {
-	for ctx.Err() == nil {
+	for pause := retryInterval; ctx.Err() == nil; {
 		var err error
 		switch draw := c.random.IntN(100); {
 		case len(c.orders) == 0 || !c.kind.pays && draw < 68 || c.kind.pays && draw < 20:
@@ -117,15 +119,20 @@ func (c *client) work(ctx context.Context) {
 			err = c.receive(ctx, skuName(c.random.IntN(skuCount)), int64(1+c.random.IntN(100)))
 		}
 		if err == nil {
+			pause = retryInterval
 			continue
 		}
 		// It asks for patience, its reply was lost, or it is gone: then ctx ends soon, and check asks again what is not known.
-		wait(ctx, retryInterval)
+		wait(ctx, pause)
+		pause = longer(pause)
 		if c.resolve(ctx) != nil {
 			return
 		}
 	}
 }
+
+// longer returns the pause after the next failure in a row.
+func longer(pause time.Duration) time.Duration { return min(2*pause, retryIntervalMax) }
 
 func (c *client) newRequest(procedure string, of *order, message func(id string) proto.Message) *request {
 	c.next++
@@ -244,7 +251,8 @@ func (c *client) took(r *request, reply changedOrder) {
 
 // resolve asks again what is not known until it is.
 func (c *client) resolve(ctx context.Context) error {
-	for end := time.Now().Add(resolveWait); c.unknown != nil; {
+	pause := retryInterval
+	for end := time.Now().Add(resolveWait); c.unknown != nil; pause = longer(pause) {
 		err := c.attempt(ctx, c.unknown)
 		if err == nil {
 			break
@@ -252,7 +260,7 @@ func (c *client) resolve(ctx context.Context) error {
 		if time.Now().After(end) || ctx.Err() != nil {
 			return fmt.Errorf("request %s has no outcome after %v: %w", c.unknown.ID, resolveWait, err)
 		}
-		wait(ctx, retryInterval)
+		wait(ctx, pause)
 	}
 	return nil
 }

@@ -222,7 +222,7 @@ func (w *witness) ask(ctx context.Context, procedure string, message proto.Messa
 	if err != nil {
 		panic(fmt.Sprintf("chaos: bug: %v", err))
 	}
-	for {
+	for pause := retryInterval; ; pause = longer(pause) {
 		answer, refusal, err := w.post(ctx, procedure, body)
 		if err == nil && refusal == "" {
 			err = proto.Unmarshal(answer, reply)
@@ -234,7 +234,7 @@ func (w *witness) ask(ctx context.Context, procedure string, message proto.Messa
 		if !errors.Is(err, errPatience) {
 			came.lost = w.now()
 		}
-		if wait(ctx, retryInterval); ctx.Err() != nil {
+		if wait(ctx, pause); ctx.Err() != nil {
 			return came
 		}
 	}
