@@ -674,7 +674,7 @@ func (f *builder) flush(ctx context.Context) error {
 	if err := v.finish(); err != nil {
 		return fmt.Errorf("write view %s: %w", v.projection.Name, err)
 	}
-	if err := f.settle(); err != nil {
+	if err := f.awaitSpare(); err != nil {
 		return err
 	}
 	if f.blind && !v.parked.dirty {
@@ -696,6 +696,9 @@ func (f *builder) flush(ctx context.Context) error {
 	if v.batch, err = f.write(ctx, v.batch); err != nil {
 		return err
 	}
+	if err := f.settle(); err != nil { // The applier reads what is there.
+		return err
+	}
 	f.part.runner.keysParked.Add(uint64(v.alarm(f.rebuilder.logger)))
 	if f.part.inPlace {
 		f.part.runner.forgetReads() // Before it says that it is further.
@@ -705,14 +708,23 @@ func (f *builder) flush(ctx context.Context) error {
 	return nil
 }
 
-// settle waits until what is being written is.
-func (f *builder) settle() error {
+// awaitSpare waits until there is a batch to fill besides the one that is full.
+func (f *builder) awaitSpare() error {
 	if f.writing == nil {
 		return nil
 	}
 	done := <-f.writing
 	f.writing, f.spare = nil, done.empty
 	return done.err
+}
+
+// settle waits until what is being written is in the store.
+func (f *builder) settle() error {
+	err := f.awaitSpare()
+	if f.tables != nil {
+		err = errors.Join(err, f.tables.settle())
+	}
+	return err
 }
 
 // write writes a batch and returns an empty one.
@@ -726,6 +738,12 @@ func (f *builder) write(ctx context.Context, batch *pebble.Batch) (*pebble.Batch
 		if added {
 			batch.Reset()
 			return batch, nil
+		}
+	}
+	if f.tables != nil {
+		// A batch may become durable by itself, and is not to be there without the tables before it.
+		if err := f.tables.settle(); err != nil {
+			return batch, fmt.Errorf("write view %s: %w", name, err)
 		}
 	}
 	if err := batch.Commit(pebble.NoSync); err != nil {

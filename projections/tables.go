@@ -54,6 +54,8 @@ type tableRun struct {
 	progress []byte // its key in a batch
 	// frontier is the greatest key that was written. Keys up to it may be there already; those beyond it get a table of their own.
 	frontier []byte
+	// adding tells what came of adding the newest tables; nil when nothing is being added.
+	adding chan error
 	opSorter
 }
 
@@ -83,8 +85,8 @@ func newTableRun(store *Store, v *view, pace *pace) *tableRun {
 	}
 }
 
-// add adds what the batch holds, and reports true, or leaves it to the caller to commit the batch and reports false: it holds other
-// keys, or L0 is too deep.
+// add writes what the batch holds, and reports true, or leaves it to the caller to commit the batch and reports false: it holds other
+// keys, or L0 is too deep. The tables are added to the store, after those before them, while the caller goes on, and settle waits for that.
 func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, err error) {
 	r.shift.begin()
 	progress, ok, err := r.read(ctx, batch)
@@ -111,8 +113,19 @@ func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, er
 	return true, nil
 }
 
-// addParts writes each list that is not empty as a table, and the progress as one, and adds them in one durable step. Writing them is more
-// work than filling the next batch, so it takes a goroutine each. REQUIRES: the lists are sorted, and no two of them have a key in common.
+// settle waits until the tables that were written are in the store.
+func (r *tableRun) settle() error {
+	if r.adding == nil {
+		return nil
+	}
+	err := <-r.adding
+	r.adding = nil
+	return err
+}
+
+// addParts writes each list that is not empty as a table, and the progress as one, and begins to add them in one durable step. Writing them
+// is more work than filling the next batch, so it takes a goroutine each; adding them is waiting for the disk. REQUIRES: the lists are
+// sorted, and no two of them have a key in common.
 func (r *tableRun) addParts(ctx context.Context, progress tableOp, parts ...[]opInTurn) error {
 	tables := &tableSet{store: r.store, shift: r.shift}
 	sets := make([]*tableSet, len(parts))
@@ -126,10 +139,14 @@ func (r *tableRun) addParts(ctx context.Context, progress tableOp, parts ...[]op
 	for _, set := range sets {
 		tables.paths, tables.files = append(tables.paths, set.paths...), append(tables.files, set.files...)
 	}
-	if err != nil {
+	// What is behind them in the log is not to be there without those before.
+	if err = errors.Join(err, r.settle()); err != nil {
 		return errors.Join(err, tables.abandon())
 	}
-	return tables.ingest(ctx)
+	adding := make(chan error, 1)
+	r.adding = adding
+	go func() { adding <- tables.ingest(ctx) }()
+	return nil
 }
 
 // read lists what the batch does, which ok says that tables can. The keys and values alias the batch.

@@ -54,11 +54,17 @@ func TestTablesHoldWhatTheirBatchesDo(t *testing.T) {
 				t.Fatal(err)
 			}
 			if random.IntN(4) == 0 { // Committed between tables, as the last batch of a rebuild is.
-				if err := batch.Commit(pebble.NoSync); err != nil {
+				if err := errors.Join(run.settle(), batch.Commit(pebble.NoSync)); err != nil {
 					t.Fatal(err)
 				}
 			} else if added, err := run.add(t.Context(), batch); err != nil || !added {
 				t.Fatalf("seed %d, round %d, step %d: added %v, %v, want a run of tables", seed, round, step, added, err)
+			}
+			if step%2 == 0 { // The other half is added while the next one is written.
+				continue
+			}
+			if err := run.settle(); err != nil {
+				t.Fatal(err)
 			}
 			if got, want := contents(t, tables, v.prefix), contents(t, batches, v.prefix); got != want {
 				t.Fatalf("seed %d, round %d, step %d: tables and batches differ:\n%s", seed, round, step, firstDifference(got, want))
@@ -68,6 +74,9 @@ func TestTablesHoldWhatTheirBatchesDo(t *testing.T) {
 					t.Fatalf("seed %d, round %d, step %d: the progress is commit %d, %v, want %d", seed, round, step, stored.Number, err, at.Number)
 				}
 			}
+		}
+		if err := run.settle(); err != nil {
+			t.Fatal(err)
 		}
 		for _, store := range []*Store{tables, batches} {
 			if err := store.Close(); err != nil {
@@ -304,6 +313,9 @@ func TestTablesAreNotDurableBeforeTheBatchesOfTheirGeneration(t *testing.T) {
 		if v.batch, err = f.write(t.Context(), v.batch); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := f.settle(); err != nil {
+		t.Fatal(err)
 	}
 	left := fs.CrashClone(vfs.CrashCloneCfg{})
 	if err := errors.Join(v.batch.Close(), n.store.Close()); err != nil {
