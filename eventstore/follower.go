@@ -164,7 +164,7 @@ func (f *Follower) resume(ctx context.Context) error {
 		return readFault(err)
 	}
 	if number := f.position.Number; number > 0 {
-		record, err := f.options.Log.Read(ctx, number)
+		record, err := f.readTakenIn(ctx, number)
 		switch {
 		case errors.Is(err, ErrNoCommit):
 			return &ChainError{Lane: f.options.Lane, Number: number, Reason: "this node has taken this commit in and the log does not have it"}
@@ -181,6 +181,26 @@ func (f *Follower) resume(ctx context.Context) error {
 	f.raiseHead(head)
 	f.headKnown.Store(true)
 	return nil
+}
+
+// Limits of the look for a commit that was taken in. A stream's leader that was stopped for a while and goes on answers what it knew, until it
+// hears of its successor: within a heartbeat of the servers, a second.
+const (
+	shorterMax  = 3 * time.Second
+	shorterLook = 100 * time.Millisecond
+)
+
+// readTakenIn reads a commit that the consumer has taken in. It believes that the log does not have it only when that is said for shorterMax.
+func (f *Follower) readTakenIn(ctx context.Context, number uint64) (Record, error) {
+	for until := time.Now().Add(shorterMax); ; {
+		record, err := f.options.Log.Read(ctx, number)
+		if !errors.Is(err, ErrNoCommit) || !time.Now().Before(until) {
+			return record, err
+		}
+		if err := pause(ctx, shorterLook); err != nil {
+			return Record{}, err
+		}
+	}
 }
 
 // followLog reads the log from the follower's position on. It returns nil when the live tail goes on from there.

@@ -2,6 +2,7 @@ package eventstore
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -141,3 +142,47 @@ func TestAFollowerThatIsBehindDoesNotRest(t *testing.T) {
 type tenAtATime struct{ stepLog }
 
 func (s *tenAtATime) Full(bool) bool { return s.taken%10 == 0 }
+
+// A staleLog has none of its commits for its first reads, as one that a leader answers for which was stopped for a while.
+type staleLog struct {
+	Log
+	stale int
+}
+
+func (l *staleLog) Read(ctx context.Context, number uint64) (Record, error) {
+	if l.stale > 0 {
+		l.stale--
+		return Record{}, ErrNoCommit
+	}
+	return l.Log.Read(ctx, number)
+}
+
+// A node that had followed a leader's successor, and then asked the leader when that went on, took the log for shorter than it was and ended.
+func TestALogIsNotTakenForShorterByOneAnswer(t *testing.T) {
+	for name, c := range map[string]struct {
+		stale   int
+		shorter bool
+	}{
+		"a leader that does not know of its successor yet": {10, false},
+		"a log that is shorter":                            {1 << 30, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				log := OpenMemoryLog(0, 1024)
+				records := chainOf(t, 0, Genesis(0, 1024), 3, 10)
+				appendAll(t, log, records)
+				f := NewFollower(FollowerOptions{Lane: 0, Log: &staleLog{Log: log, stale: c.stale}})
+				ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+				defer stop()
+				steps := &stepLog{began: time.Now()}
+				err := f.Run(ctx, Position{Number: 2, Hash: records[1].Hash}, steps)
+				if chain := (*ChainError)(nil); errors.As(err, &chain) != c.shorter {
+					t.Fatalf("got %v, want an error: %t (I1)", err, c.shorter)
+				}
+				if !c.shorter && steps.taken != 3 {
+					t.Errorf("it took in commits up to %d, want 3", steps.taken)
+				}
+			})
+		})
+	}
+}

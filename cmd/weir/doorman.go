@@ -31,12 +31,12 @@ func (d *doorman) begin(listeners []net.Listener, waitsFor func() string) {
 	}
 }
 
-// end answers nobody any more, and gives the listeners back.
-func (d *doorman) end() error {
+// end answers nobody any more, and gives the listeners back, whether ctx has ended or not.
+func (d *doorman) end(ctx context.Context) error {
 	if d.server == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), doormanStayMax)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), doormanStayMax)
 	defer cancel()
 	if d.server.Shutdown(ctx) != nil {
 		_ = d.server.Close() // Who has sent nothing yet asks the node.

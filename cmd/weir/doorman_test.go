@@ -26,7 +26,7 @@ func TestACallToANodeThatIsBeingOpenedIsAnsweredAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer response.Body.Close() //nolint:errcheck // It was read.
+		defer response.Body.Close()
 		data, err := io.ReadAll(response.Body)
 		if err != nil {
 			t.Fatal(err)
@@ -43,7 +43,7 @@ func TestACallToANodeThatIsBeingOpenedIsAnsweredAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = silent.Close() }) // The doorman may have.
-	if err := atTheDoor.end(); err != nil {
+	if err := atTheDoor.end(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	// The node has its listener back.
@@ -61,7 +61,7 @@ func TestACallToANodeThatIsBeingOpenedIsAnsweredAtOnce(t *testing.T) {
 
 func TestADoormanWhoNeverBeganEnds(t *testing.T) {
 	var atTheDoor doorman
-	if err := atTheDoor.end(); err != nil {
+	if err := atTheDoor.end(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

@@ -178,7 +178,7 @@ func openNode(ctx context.Context, options nodeOptions, logger *slog.Logger) (_ 
 	defer said.Wait()
 	defer ended()
 	var atTheDoor doorman
-	defer func() { err = errors.Join(err, atTheDoor.end()) }()
+	defer func() { err = errors.Join(err, atTheDoor.end(ctx)) }()
 	for _, step := range []struct {
 		what string
 		open func(context.Context) error

@@ -22,7 +22,7 @@ const (
 	// watchRetryMin and watchRetryMax bound the pause before a bucket that could not be watched is watched again. It doubles with
 	// each failure in a row, and is jittered.
 	watchRetryMin = 50 * time.Millisecond
-	watchRetryMax = 2 * time.Second
+	watchRetryMax = time.Second
 	// requestMax bounds each question to the server.
 	requestMax = 2 * time.Second
 	// silentBeats is after how many renewals, of which nothing was heard, a watch is taken for dead whose bucket has keys that live by them.

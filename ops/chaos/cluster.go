@@ -646,10 +646,8 @@ func cutPower(ctx context.Context, c *cluster, o Options, random *rand.Rand) (st
 	}
 	lying := o.Lossy && len(c.Servers) == 0
 	if lying {
-		for _, i := range off {
-			if err := c.disks[i].remember(ctx); err != nil {
-				return "", nil, err
-			}
+		if err := remember(ctx, c.disks); err != nil {
+			return "", nil, err
 		}
 		wait(ctx, lyingFor)
 	}

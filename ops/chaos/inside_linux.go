@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -154,13 +155,20 @@ func (d *disk) cut() error {
 	return nil
 }
 
-// remember keeps what is on the disk now, for forget: all writing to it waits meanwhile.
-func (d *disk) remember(ctx context.Context) error {
-	if err := setUp(ctx, "fsfreeze -f "+d.mount); err != nil {
-		return err
+// remember keeps what is on disks now, for forget, of all at one moment: all writing to them waits meanwhile. Of different moments one server
+// could have what another has acknowledged to it and forgotten, and the two would never agree again.
+func remember(ctx context.Context, disks []*disk) error {
+	var freeze, keep, thaw []string
+	for _, d := range disks {
+		freeze, keep, thaw = append(freeze, "fsfreeze -f "+d.mount), append(keep, "cp --sparse=always "+d.image+" "+d.kept()), append(thaw, "fsfreeze -u "+d.mount)
 	}
-	err := setUp(ctx, "cp --sparse=always "+d.image+" "+d.kept())
-	return errors.Join(err, setUp(context.WithoutCancel(ctx), "fsfreeze -u "+d.mount))
+	err := setUp(ctx, slices.Concat(freeze, keep)...)
+	for _, each := range thaw { // Also of what was not frozen: that it is not is no matter then.
+		if thawErr := setUp(context.WithoutCancel(ctx), each); err == nil {
+			err = thawErr
+		}
+	}
+	return err
 }
 
 // forget is powerUp of a disk that has lied: what was written since remember is gone, also what was fsynced.

@@ -21,6 +21,6 @@ func joinUp(context.Context) error                             { return errNoNam
 func newDisk(context.Context, string) (*disk, error)           { return nil, errNoNamespaces }
 func (*disk) cut() error                                       { return errNoNamespaces }
 func (*disk) powerUp(context.Context) error                    { return errNoNamespaces }
-func (*disk) remember(context.Context) error                   { return errNoNamespaces }
+func remember(context.Context, []*disk) error                  { return errNoNamespaces }
 func (*disk) forget(context.Context) error                     { return errNoNamespaces }
 func (*disk) powerDown(context.Context) error                  { return errNoNamespaces }
