@@ -213,7 +213,7 @@ func TestTheOneInFrontWaitsForTheLastAndThenLeavesItBehind(t *testing.T) {
 		if ahead < 10 || ahead > 30 {
 			t.Fatalf("the one in front is at commit %d, the last one at 5, want some 10 between them", ahead)
 		}
-		time.Sleep(time.Second - time.Millisecond)
+		<-time.After(time.Second - time.Millisecond)
 		synctest.Wait()
 		if len(reached) != ahead {
 			t.Fatalf("the one in front went on from %d to %d before its wait was over", ahead, len(reached))
@@ -223,7 +223,7 @@ func TestTheOneInFrontWaitsForTheLastAndThenLeavesItBehind(t *testing.T) {
 		if len(reached) != ahead+1 {
 			t.Fatalf("the last one has moved by one commit, the one in front from %d to %d", ahead, len(reached))
 		}
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		synctest.Wait()
 		if len(reached) != len(records) {
 			t.Fatalf("the one in front is at %d of %d a second after the last one moved", len(reached), len(records))
@@ -251,7 +251,7 @@ func TestOneThatMovesSlowlyIsLeftBehind(t *testing.T) {
 		}()
 		for i := range records {
 			take(t, views, records[i:i+1])
-			time.Sleep(waitMax / 4)
+			<-time.After(waitMax / 4)
 		}
 		if took := <-ended; took != waitMax {
 			t.Fatalf("the one in front took %v beside one that moves every %v, want to wait %v and no longer", took, waitMax/4, waitMax)
@@ -429,7 +429,7 @@ func testReaders(t *testing.T, chance *rand.Rand) {
 					cursor.Close()
 					cursor = nil
 				case 1:
-					time.Sleep(time.Duration(own.IntN(60)) * time.Millisecond)
+					<-time.After(time.Duration(own.IntN(60)) * time.Millisecond)
 				case 2:
 					log.mu.Lock()
 					log.fails = errInjected

@@ -182,12 +182,13 @@ func (b *Bulk) writeAll(ctx context.Context, tables *tableSet, groups []*keyGrou
 
 // write writes a group that was sorted. A small one goes on in the table of those before it, as a file for each would cost more than
 // it saves. A large one has tables of its own: one of what comes before all that was written earlier, one of what comes after, and one of the
-// rest. The first two meet no older table.
+// rest. The first two meet no older table; the third one is a draft, as it is merged with those that it meets before long.
 func (b *Bulk) write(ctx context.Context, tables *tableSet, group *keyGroup) error {
 	bytesMin := b.store.bulkBytes / bulkTablesMax
 	least, greatest := b.op(b.order[0]).key, b.op(b.order[len(b.order)-1]).key
 	before, beyond := 0, len(b.order)
-	if group.least != nil {
+	metOlder := group.least != nil
+	if metOlder {
 		enough := func(ops int) bool { return group.bytes/len(b.order)*ops >= bytesMin } // As far as they are of one size.
 		before = b.search(func(key []byte) bool { return bytes.Compare(key, group.least) >= 0 })
 		beyond = b.search(func(key []byte) bool { return bytes.Compare(key, group.greatest) > 0 })
@@ -210,7 +211,8 @@ func (b *Bulk) write(ctx context.Context, tables *tableSet, group *keyGroup) err
 	if err := tables.end(); err != nil {
 		return err
 	}
-	for _, part := range [][]opInTurn{b.order[:before], b.order[before:beyond], b.order[beyond:]} {
+	for i, part := range [][]opInTurn{b.order[:before], b.order[before:beyond], b.order[beyond:]} {
+		tables.draft = i == 1 && metOlder
 		if err := tables.write(ctx, &b.opSorter, part); err != nil {
 			return err
 		}
@@ -218,5 +220,6 @@ func (b *Bulk) write(ctx context.Context, tables *tableSet, group *keyGroup) err
 			return err
 		}
 	}
+	tables.draft = false
 	return nil
 }

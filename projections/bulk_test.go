@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
@@ -131,6 +132,55 @@ func TestKeysThatGrowAtOneEndAreNotMergedAgain(t *testing.T) {
 	metrics := store.db.Metrics()
 	if lowest := metrics.Levels[len(metrics.Levels)-1].TablesIngested; lowest != 2*batches {
 		t.Errorf("%d tables were added to the lowest level, want all %d:\n%v", lowest, 2*batches, metrics)
+	}
+	if err := errors.Join(batch.Close(), store.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestTablesThatAreMergedSoonAreNotCompressed: those of keys in no order, but the first; what a compaction makes of them is.
+func TestTablesThatAreMergedSoonAreNotCompressed(t *testing.T) {
+	store, err := OpenStore("store", StoreOptions{FS: vfs.NewMem(), BlockCacheBytes: 1 << 20, BulkBytes: testBulkBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compressions := func() map[string]int {
+		t.Helper()
+		levels, err := store.db.SSTables(pebble.WithProperties())
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := make(map[string]int)
+		for _, level := range levels {
+			for _, table := range level {
+				found[table.Properties.CompressionName]++
+			}
+		}
+		return found
+	}
+	bulk := store.NewBulk(1)
+	batch := bulk.NewBatch()
+	random := rand.New(rand.NewPCG(seedOf(t), 4))
+	const batches = 3
+	for range batches {
+		for range 400 {
+			if err := batch.Set(fmt.Appendf(nil, "a%08d", random.IntN(1e8)), make([]byte, 32), nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if batch, err = bulk.Commit(batch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	drafts := sstable.NoCompression.Name
+	if found := compressions(); found[drafts] != batches-1 || len(found) != 2 {
+		t.Errorf("tables by their compression are %v, want %d of %s and others of one that compresses", found, batches-1, drafts)
+	}
+	if err := store.db.Compact(t.Context(), []byte("a"), []byte("b"), false); err != nil {
+		t.Fatal(err)
+	}
+	if found := compressions(); found[drafts] != 0 || len(found) != 1 {
+		t.Errorf("tables by their compression are %v after a compaction, want none of %s", found, drafts)
 	}
 	if err := errors.Join(batch.Close(), store.Close()); err != nil {
 		t.Fatal(err)

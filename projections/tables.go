@@ -271,9 +271,11 @@ func (s *opSorter) less(a, b *opInTurn) bool {
 // A tableSet is tables that are written one after the other and added to the store in one step. One goroutine uses it. Whoever does not
 // have them added abandons them.
 type tableSet struct {
-	store  *Store
-	shift  *shift
-	w      *sstable.Writer // of the last table; nil when it has ended
+	store *Store
+	shift *shift
+	w     *sstable.Writer // of the last table; nil when it has ended
+	// draft says that tables that are begun are to be merged with others soon: they are not compressed for that.
+	draft  bool
 	paths  []string
 	files  []*tableFile // at paths, that nobody has waited for
 	joined []byte       // the values that merges were joined to
@@ -371,7 +373,11 @@ func (t *tableSet) begin() error {
 	file = vfs.NewSyncingFile(file, vfs.SyncingFileOptions{BytesPerSync: tableSyncBytes})
 	written := &tableFile{file: file, buffer: make([]byte, 0, tableBufferBytes)}
 	t.files = append(t.files, written)
-	t.w = sstable.NewWriter(written, t.store.tableOptions)
+	options := t.store.tableOptions
+	if t.draft {
+		options.Compression = sstable.NoCompression
+	}
+	t.w = sstable.NewWriter(written, options)
 	return nil
 }
 
