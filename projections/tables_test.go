@@ -339,3 +339,47 @@ func TestTablesAreNotDurableBeforeTheBatchesOfTheirGeneration(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestNothingIsWrittenAfterTablesThatCouldNotBeAdded: what comes after them in the log is not to be there without them (I6).
+func TestNothingIsWrittenAfterTablesThatCouldNotBeAdded(t *testing.T) {
+	for name, tableBytes := range map[string]int{"a batch that is committed": tableRunBytes, "a batch that is written as tables": 1} {
+		t.Run(name, func(t *testing.T) {
+			s := newShop(t, seedOf(t), 0, 1)
+			n := openNode(t, vfs.NewMem(), s.log)
+			b := n.rebuilder(s.log)
+			b.tableBytes = tableBytes
+			job := &rebuild{projection: &ordersProjection, pace: &pace{}}
+			if err := b.begin(job, RebuildOptions{Lanes: []uint32{0}}); err != nil {
+				t.Fatal(err)
+			}
+			f, err := b.newBuilder(job, b.newPart(&ordersProjection, 0, job.record.Generation, false))
+			if err != nil {
+				t.Fatal(err)
+			}
+			failed := errors.New("no room")
+			f.tables.adding = make(chan error, 1)
+			f.tables.adding <- failed
+
+			v := f.view
+			v.progress.Number = 2
+			if err := errors.Join(v.batch.Set(v.prefix.key([]byte("b")), nil, nil), v.finish()); err != nil {
+				t.Fatal(err)
+			}
+			if v.batch, err = f.write(t.Context(), v.batch); !errors.Is(err, failed) {
+				t.Errorf("the next batch was written with %v, want %v", err, failed)
+			}
+			if err := f.settle(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := v.prefix.read(n.store.db, "b"); !errors.Is(err, pebble.ErrNotFound) {
+				t.Errorf("the next batch is there: %v, want %v", err, pebble.ErrNotFound)
+			}
+			if left, err := n.store.fs.List(n.store.tables); err != nil || len(left) > 0 {
+				t.Errorf("its tables are left: %v, %v", left, err)
+			}
+			if err := errors.Join(v.batch.Close(), n.store.Close()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
