@@ -85,7 +85,7 @@ bench: build ## Measure Weir beside its yardsticks (about twelve minutes; flags 
 
 .PHONY: gateway-bench
 gateway-bench: build ## Measure the gateway in front of upstreams that are told how to behave, and of nodes, and run Connect's suite (about twenty-five minutes, in ten of which NATS is away; flags in ARGS, such as --nats-away 30s).
-	./weir bench --only gateway-cost,gateway-faults,gateway-overload,gateway-edge,gateway-plans,gateway-limits,gateway-nodes,gateway-failback $(ARGS)
+	./weir bench --only gateway-cost,gateway-faults,gateway-overload,gateway-goodput,gateway-edge,gateway-plans,gateway-limits,gateway-nodes,gateway-failback $(ARGS)
 	WEIR_ROOM_TICKETS=10000000 go test ./gateway/room -count=1 -run BoundedMemory -v
 	$(MAKE) --no-print-directory conformance
 

@@ -15,12 +15,13 @@ import (
 // The figures of such short runs say nothing; that each row is there says that its code works from end to end. Most of it waits, and so they run at once.
 func TestTheBenchOfTheGatewayReportsEveryRow(t *testing.T) {
 	rows := map[string][]string{
-		"gateway-cost": {"CPU of a call over a bare ReverseProxy", "CPU of a call over direct"},
+		"gateway-cost": {"CPU of a call over a bare ReverseProxy", "a quarter above", "CPU of a call over direct"},
 		"gateway-faults": {
 			"one of three frozen: its share", "one of three frozen: idempotent calls", "one of three +200 ms: p99",
 			"one of three failing fast: its share", "all failing for", "breaker: opens", "breaker: closes",
 		},
 		"gateway-overload": {"goodput : peak", "orders that were answered", "admitted p99", "the same without the first", "median of refusals", "last refusal"},
+		"gateway-goodput":  {"orders/s without a limiter", "orders/s under the default policy : without a limiter", "the same, 64 callers"},
 		"gateway-edge": {
 			"ask for one order: loads at the node", "sold out: refusals at the edge : echo", "wait for one who leaves: those that are answered",
 			"wait for one who leaves: calls upstream",

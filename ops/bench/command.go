@@ -51,7 +51,7 @@ var Groups = []string{"place", "json", "get", "quarter", "lanes", "hot4", "campa
 
 // GatewayGroups are the names for Options.Only of what is measured of the gateway, in front of upstreams that are told how to behave. They run
 // only when they are named.
-var GatewayGroups = []string{"gateway-cost", "gateway-faults", "gateway-overload", "gateway-edge", "gateway-plans", "gateway-limits", "gateway-nodes", "gateway-failback"}
+var GatewayGroups = []string{"gateway-cost", "gateway-faults", "gateway-overload", "gateway-goodput", "gateway-edge", "gateway-plans", "gateway-limits", "gateway-nodes", "gateway-failback"}
 
 // ClusterGroups are the names for Options.Only of what is measured of nodes that share a log. They run only when they are named. failover is
 // all that begin so.

@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -327,61 +325,6 @@ func pause(ctx context.Context, wait time.Duration) error {
 	case <-time.After(wait):
 		return nil
 	}
-}
-
-const (
-	// costLimitMicros is what the gateway may cost a call more than a bare reverse proxy does.
-	costLimitMicros = 15
-	// costRate is calls per second, the same for all, and well below what two processors can do: how much a call costs changes with the load.
-	costRate = 2000
-)
-
-// gatewayCost is the CPU of a call through the gateway beside a bare httputil.ReverseProxy and beside none, in front of one echo server.
-func (b *bench) gatewayCost(ctx context.Context) (err error) {
-	placed, got := sampleReplies()
-	direct, err := startReplying(ctx, "echo", b.dir, placed, got)
-	if err != nil {
-		return err
-	}
-	var processes []*server
-	defer func() {
-		for _, process := range append(processes, direct) {
-			err = errors.Join(err, process.Stop(syscall.SIGTERM))
-		}
-	}()
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	bare, err := startListening(ctx, "reverse proxy", self, []string{"bench", "proxy", "--upstream", "http://" + direct.Addr})
-	if err != nil {
-		return err
-	}
-	processes = append(processes, bare)
-	// The limiter is in the way of each call and has places for all: a refusal is no call whose cost could be compared.
-	policy := filepath.Join(b.dir, "cost.yaml")
-	if err := os.WriteFile(policy, fmt.Appendf(nil, "concurrency:\n  min: %d\n  initial: %[1]d\n", b.Connections), 0o600); err != nil {
-		return err
-	}
-	through, _, err := startGateway(ctx, b.Weir, "--upstream", "http://"+direct.Addr, "--policy", policy)
-	if err != nil {
-		return err
-	}
-	processes = append(processes, through)
-	bare.needs, through.needs = []*launch.Server{direct.Server}, []*launch.Server{direct.Server}
-	source := func() (load.Source, error) { return ordering() }
-	figures, err := b.measure(ctx, "gateway-cost", []contestant{
-		{name: "echo, direct", server: direct, source: source, rate: costRate},
-		{name: "echo, bare ReverseProxy", server: bare, source: source, rate: costRate},
-		{name: "echo, gateway", server: through, source: source, rate: costRate},
-	})
-	if err != nil {
-		return err
-	}
-	b.report.check("gateway: CPU of a call over a bare ReverseProxy", figures[2].ServerMicros-figures[1].ServerMicros, "µs", costLimitMicros, true)
-	b.report.check("gateway: CPU of a call over direct", figures[2].ServerMicros-figures[0].ServerMicros, "µs", 0, true)
-	b.report.check("bare ReverseProxy: CPU of a call over direct", figures[1].ServerMicros-figures[0].ServerMicros, "µs", 0, true)
-	return nil
 }
 
 const (

@@ -140,23 +140,8 @@ func (f *fleet) prepare(ctx context.Context) error {
 	})
 }
 
-// placing has each user order in turn, under a request id of its own each time.
-func (f *fleet) placing() (load.Source, error) {
-	body, err := proto.Marshal(&orderv1.PlaceOrderRequest{RequestId: requestPlace, Items: []*orderv1.ItemRequest{{Sku: skuPlace, Quantity: 1}}})
-	if err != nil {
-		return nil, err
-	}
-	count := load.Counter(fmt.Sprintf("bench-%04d-", sources.Add(1)%10_000))
-	all := &templates{}
-	for _, token := range f.tokens {
-		template, err := load.NewTemplate(placePath, protoType, token, body, load.Field{Placeholder: requestPlace, Fill: count})
-		if err != nil {
-			return nil, err
-		}
-		all.each = append(all.each, template)
-	}
-	return all, nil
-}
+// placing has each user order in turn.
+func (f *fleet) placing() (load.Source, error) { return placingOf(f.tokens) }
 
 // templates make a request of one after the other.
 type templates struct {

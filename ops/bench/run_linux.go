@@ -60,7 +60,8 @@ func run(ctx context.Context, options Options, out, progress io.Writer) (err err
 		"visible": b.visible, "levels": b.levels, "redis": b.redis, "rebuild": b.rebuild,
 		"cluster": b.cluster, "hop": b.hop, failoverGroup: b.failover,
 		"gateway-cost": b.gatewayCost, "gateway-faults": b.gatewayFaults, "gateway-overload": b.gatewayOverload,
-		"gateway-edge": b.gatewayEdge, "gateway-plans": b.gatewayPlans, "gateway-limits": b.gatewayLimits, "gateway-nodes": b.gatewayNodes,
+		"gateway-goodput": b.gatewayGoodput,
+		"gateway-edge":    b.gatewayEdge, "gateway-plans": b.gatewayPlans, "gateway-limits": b.gatewayLimits, "gateway-nodes": b.gatewayNodes,
 		"gateway-failback": b.gatewayFailback,
 	}
 	for _, name := range slices.Concat(Groups, GatewayGroups, ClusterGroups) {

@@ -35,6 +35,8 @@ type Options struct {
 	Calls uint64
 	// Source makes the requests.
 	Source Source
+	// Rest is how long a connection of a closed loop rests after another answer than the wanted one, as a caller does who is told to come again later.
+	Rest time.Duration
 	// Answered reports whether a reply is the one that the call wants; nil means status 200.
 	Answered func(status int, body []byte) bool
 	// OnReply is told of every reply, the warm-up's too; body is valid until it returns. May be nil.
@@ -133,6 +135,13 @@ type generator struct {
 	dueNext time.Time
 	waiting int
 	replies uint64
+	// resting are the connections that rest, in the order in which they may go on.
+	resting []rest
+}
+
+type rest struct {
+	connection int32
+	until      time.Time
 }
 
 type connection struct {
@@ -281,6 +290,10 @@ func (g *generator) unsent() int {
 
 // send starts every request that is due and has a connection.
 func (g *generator) send(ctx context.Context, now time.Time) error {
+	for len(g.resting) > 0 && !g.resting[0].until.After(now) {
+		g.idle = append(g.idle, g.resting[0].connection)
+		g.resting = g.resting[1:]
+	}
 	for len(g.idle) > 0 && g.more(ctx, now) {
 		due := now
 		if g.Rate > 0 {
@@ -357,15 +370,20 @@ func (g *generator) receive(i int32, now time.Time) (time.Time, error) {
 		return now, fmt.Errorf("the server closes the connection with status %d: %.200q", answer.status, answer.body)
 	}
 	now = time.Now()
-	g.count(conn, answer, now)
+	answered := g.count(conn, answer, now)
 	conn.due, conn.filled = time.Time{}, 0
 	g.waiting--
 	g.replies++
+	if !answered && g.Rest > 0 {
+		g.resting = append(g.resting, rest{connection: i, until: now.Add(g.Rest)})
+		return now, nil
+	}
 	g.idle = append(g.idle, i)
 	return now, nil
 }
 
-func (g *generator) count(conn *connection, answer reply, now time.Time) {
+// count takes in a reply, and reports whether it is the wanted one.
+func (g *generator) count(conn *connection, answer reply, now time.Time) bool {
 	if g.OnReply != nil {
 		g.OnReply(answer.status, answer.body)
 	}
@@ -380,13 +398,14 @@ func (g *generator) count(conn *connection, answer reply, now time.Time) {
 		// A failure of the warm-up is a failure too.
 		g.result.Failed++
 		g.fail(fmt.Sprintf("status %d: %.300s", answer.status, answer.body))
-		return
+		return false
 	}
 	// A closed loop counts the replies that come while it counts, an open loop the requests that were due meanwhile.
 	if g.Rate > 0 && !conn.due.Before(g.start) || g.Rate == 0 && g.counting {
 		g.result.Calls++
 		g.result.Latency.Record(now.Sub(conn.due))
 	}
+	return true
 }
 
 func (g *generator) fail(what string) {
@@ -434,7 +453,7 @@ func (g *generator) processors() (own time.Duration, others []time.Duration, err
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), others, nil
 }
 
-// ProcessCPU returns the CPU that a process and its descendants have used, to 10 ms.
+// ProcessCPU returns the CPU that a process and its descendants have used, in user and in system mode; of descendants that have ended to 10 ms.
 func ProcessCPU(pid int) (time.Duration, error) {
 	if _, err := os.Stat("/proc/" + strconv.Itoa(pid)); err != nil {
 		return 0, fmt.Errorf("process %d is gone", pid)
@@ -443,7 +462,7 @@ func ProcessCPU(pid int) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	own, children := map[int]int{}, map[int][]int{}
+	ended, children := map[int]int{}, map[int][]int{}
 	for _, entry := range stats {
 		id, err := strconv.Atoi(entry.Name())
 		if err != nil {
@@ -458,20 +477,31 @@ func ProcessCPU(pid int) (time.Duration, error) {
 		if len(fields) < 15 {
 			continue
 		}
-		for _, field := range fields[11:15] {
+		for _, field := range fields[13:15] {
 			ticks, _ := strconv.Atoi(field)
-			own[id] += ticks
+			ended[id] += ticks
 		}
 		parent, _ := strconv.Atoi(fields[1])
 		children[parent] = append(children[parent], id)
 	}
-	ticks := 0
+	var cpu time.Duration
 	for family := []int{pid}; len(family) > 0; family = family[1:] {
-		ticks += own[family[0]]
+		// USER_HZ is 100 on every Linux that Go runs on.
+		cpu += runTime(family[0]) + time.Duration(ended[family[0]])*10*time.Millisecond
 		family = append(family, children[family[0]]...)
 	}
-	// USER_HZ is 100 on every Linux that Go runs on.
-	return time.Duration(ticks) * 10 * time.Millisecond, nil
+	return cpu, nil
+}
+
+// runTime returns how long a process has run on all processors, to the nanosecond; 0 if it has ended, for its parent accounts for it then.
+func runTime(pid int) time.Duration {
+	// What clock_getcpuclockid(3) returns: a process's id, and the clock that the scheduler keeps for it.
+	const clockOfScheduler = 2
+	var used unix.Timespec
+	if unix.ClockGettime(int32(^pid<<3|clockOfScheduler), &used) != nil {
+		return 0
+	}
+	return time.Duration(used.Nano())
 }
 
 // writeAll writes a whole request. One fits into an empty socket buffer, so it hardly ever waits.

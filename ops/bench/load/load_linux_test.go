@@ -156,6 +156,33 @@ func TestRepliesOtherThan200AreFailures(t *testing.T) {
 	}
 }
 
+func TestAConnectionRestsAfterARefusal(t *testing.T) {
+	var calls atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		calls.Add(1)
+		w.WriteHeader(http.StatusTooManyRequests)
+	}))
+	defer server.Close()
+	const connections = 4
+	template, err := load.NewTemplate("/", "text/plain", "", []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rest := range []time.Duration{time.Hour, time.Millisecond} {
+		calls.Store(0)
+		result, err := load.Run(t.Context(), load.Options{
+			Addr: server.Listener.Addr().String(), Connections: connections, Duration: 300 * time.Millisecond, Rest: rest, Source: template,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := calls.Load()
+		if rest == time.Hour && got != connections || rest < time.Hour && got <= connections || result.Failed != uint64(got) {
+			t.Errorf("%d connections that rest for %v made %d calls, of which %d failed", connections, rest, got, result.Failed)
+		}
+	}
+}
+
 func TestACallMayWantAnotherReplyThan200(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "sold out", http.StatusConflict) }))
 	defer server.Close()
