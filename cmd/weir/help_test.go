@@ -125,28 +125,30 @@ func TestTheREADMEShowsWhatADevNodePrints(t *testing.T) {
 	wantText(t, string(readme), "$ go run ./cmd/weir dev --demo\n"+printed)
 }
 
-// TestTheArchitecturePageNamesFunctionsThatExist reads every "file: function" of ARCHITECTURE.md.
-func TestTheArchitecturePageNamesFunctionsThatExist(t *testing.T) {
-	page, err := os.ReadFile("../../ARCHITECTURE.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := regexp.MustCompile("`([a-z/_]+\\.go): ([A-Za-z]+)`").FindAllStringSubmatch(string(page), -1)
-	if len(named) < 15 {
-		t.Fatalf("found %d places: the page was not read", len(named))
-	}
-	for _, place := range named {
-		path := "../../" + place[1]
-		if !strings.Contains(place[1], "/") {
-			path = place[1]
-		}
-		source, err := os.ReadFile(path)
+// TestTheArchitecturePagesNameFunctionsThatExist reads every "file: function" of ARCHITECTURE.md and of the pages of paths.
+func TestTheArchitecturePagesNameFunctionsThatExist(t *testing.T) {
+	for _, page := range []string{"ARCHITECTURE.md", "api/PATHS.md", "gateway/PATHS.md", "projections/PATHS.md"} {
+		text, err := os.ReadFile("../../" + page)
 		if err != nil {
-			t.Errorf("ARCHITECTURE.md names %s: %v", place[1], err)
-			continue
+			t.Fatal(err)
 		}
-		if !regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + place[2] + `[\[(]`).Match(source) {
-			t.Errorf("ARCHITECTURE.md names %s in %s, and it is not there", place[2], place[1])
+		named := regexp.MustCompile("`([a-z0-9/_]+\\.go): ([A-Za-z]+)`").FindAllStringSubmatch(string(text), -1)
+		if len(named) < 15 {
+			t.Fatalf("found %d places in %s: the page was not read", len(named), page)
+		}
+		for _, place := range named {
+			path := "../../" + place[1]
+			if !strings.Contains(place[1], "/") {
+				path = place[1]
+			}
+			source, err := os.ReadFile(path)
+			if err != nil {
+				t.Errorf("%s names %s: %v", page, place[1], err)
+				continue
+			}
+			if !regexp.MustCompile(`(?m)^func (\([^)]*\) )?` + place[2] + `[\[(]`).Match(source) {
+				t.Errorf("%s names %s in %s, and it is not there", page, place[2], place[1])
+			}
 		}
 	}
 }
