@@ -94,7 +94,7 @@ type ConcurrencyConfig struct {
 	Initial int `yaml:"initial"`
 	Max     int `yaml:"max"`
 	// Tolerance is how many times as long as without load a call may take before there are fewer of them, where that pays: where more of them at a time
-	// are more that are served, as of nodes that commit in groups, which are slower and better with company. By default 2, and 1.3 at most where it does not.
+	// are more that are served, as of nodes that commit in groups, which are slower and better with company. By default 2, and 1.2 at most where it does not.
 	Tolerance float64 `yaml:"tolerance"`
 	// Slack is by how much longer than without load a call may take if that is more; by default 10 ms, and 2 ms at most where it does not pay.
 	Slack time.Duration `yaml:"slack"`

@@ -12,8 +12,8 @@ import (
 //
 // Whether it pays is seen by probes: every few seconds, while there is load, more calls are let through for a moment, and those that are served are
 // counted. What lasts longer than that is no evidence, for load and upstreams change by themselves. All gateways hold their probes at the same
-// times of the clock: one alone of many would be served more for what the others lose. What was granted is taken away and has to be earned anew
-// now and then, at a level where the difference is plain.
+// times of the clock: one alone of many would be served more for what the others lose. What was granted is taken away now and then and has to be earned
+// anew: with few calls under way it is plain whether more of them are more that are served, with many it is not.
 //
 // It has no lock of its own: the gate's is held.
 type grant struct {
@@ -68,7 +68,7 @@ func (s *sight) over(before *sight) (more, gain, noise float64) {
 
 const (
 	// toleranceFree and slackFree are what calls may take in any case, as ConcurrencyConfig says of Tolerance and Slack.
-	toleranceFree = 1.3
+	toleranceFree = 1.2
 	slackFree     = 2 * time.Millisecond
 	// probeEvery is how often probes are held, each for probeLength, at times that are probePhase later than those of trials. The first probesEarly of a load
 	// come sooner, but no sooner than that gateways that a load comes to within a second nearly always hold them together. What was seen for probeBefore before is
@@ -77,7 +77,7 @@ const (
 	probeEarly  = 5 * time.Second
 	probesEarly = 3
 	probePhase  = 3*time.Second + 500*time.Millisecond
-	probeLength = 500 * time.Millisecond
+	probeLength = 400 * time.Millisecond
 	probeBefore = 400 * time.Millisecond
 	// earnedFor is how long what was earned is not taken away, and probeTaken how long before a probe it is, so that there are as few calls as without it.
 	earnedFor  = 30 * time.Second
@@ -141,7 +141,7 @@ func (g *grant) plan(now int64, p *pace, loaded bool) {
 		g.cancel(p)
 		g.give(now)
 		return
-	case g.probe.start > 0:
+	case g.probe.start > 0, g.config.Tolerance <= toleranceFree && g.config.Slack <= slackFree:
 		return
 	}
 	every := probeEvery
@@ -156,7 +156,7 @@ func (g *grant) plan(now int64, p *pace, loaded bool) {
 	if anew {
 		every, lead = probeEvery, probeTaken
 	}
-	next := probe{start: now + int64(lead)}
+	next := probe{start: now + int64(lead), raise: 1}
 	next.start += int64(every) - (p.wall+next.start-int64(probePhase))%int64(every)
 	next.end = next.start + int64(probeLength)
 	if anew {
@@ -239,7 +239,7 @@ func (g *grant) raise(p *pace) float64 {
 // judge ends a probe.
 func (g *grant) judge(now int64, p *pace) {
 	g.looked++
-	if min(g.probe.before.served, g.probe.raised.served) < servedLeast {
+	if min(g.probe.before.served, g.probe.raised.served) < servedLeast || g.probe.before.held == 0 {
 		g.cancel(p)
 		return
 	}

@@ -95,7 +95,7 @@ func TestWhatNoLongerPaysIsTakenBack(t *testing.T) {
 	w.offer(0.3*w.capacity(), w.mixed, &calm)
 	w.run(3 * time.Second)
 	w.offer(2*w.capacity(), w.mixed, &flood)
-	w.run(20 * time.Second)
+	w.run(40 * time.Second)
 	if !w.gates[0].pace.grant.given {
 		t.Fatalf("seed %d: no time is given to a node that commits in groups: this shows nothing", seed)
 	}
@@ -104,5 +104,15 @@ func TestWhatNoLongerPaysIsTakenBack(t *testing.T) {
 	w.run(2*earnedFor + 2*probeEvery)
 	if w.gates[0].pace.grant.given {
 		t.Errorf("seed %d: more time is given, and pays nothing", seed)
+	}
+}
+
+// A probe before which nobody had come let nobody through.
+func TestAProbeThatNothingWasSeenBeforeLetsCallsThrough(t *testing.T) {
+	g := newGrant(ConcurrencyConfig{}.withDefaults())
+	p := newPace(g.config, 0)
+	g.plan(0, &p, true)
+	if start := g.probe.start; start == 0 || g.raises(start) < 1 {
+		t.Errorf("a probe at %v lets %v times as many calls be under way, want as many at least", time.Duration(start), g.raises(start))
 	}
 }
