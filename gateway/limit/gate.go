@@ -12,8 +12,7 @@ import (
 
 // A gate lets as many calls through at a time as their upstreams do well, and when more come, those that matter most.
 //
-// Three things act together. The pace (see pace) is how many calls may be under way; it follows how long calls take, and whether it pays to let them
-// (see grant). The bar is
+// Three things act together. The pace (see pace) is how many calls may be under way; it follows how long calls take. The bar is
 // the level below which a call is refused at once, at the price of a few atomic reads; it follows how many calls came of which level
 // and how many were served, so that what passes it is what fits. What passes the bar and finds no place waits, the highest level first, in a
 // short queue; when calls of it are refused, the queue stands, and the bar goes up. A queue that serves everybody in time refuses nobody, however long:
@@ -47,8 +46,8 @@ type gate struct {
 	// Smoothed over the last windows.
 	came   [levelsMax]float64
 	served float64
-	// fits is how many calls may pass the bar, counted like came, and fitted what it was before a probe of the pace, 0 while there is none.
-	fits, fitted float64
+	// fits is how many calls may pass the bar, counted like came.
+	fits float64
 	// refusing is since when calls are refused, and refused when one was last; 0 for none.
 	refusing, refused int64
 }
@@ -93,10 +92,10 @@ type ConcurrencyConfig struct {
 	Min     int `yaml:"min"`
 	Initial int `yaml:"initial"`
 	Max     int `yaml:"max"`
-	// Tolerance is how many times as long as without load a call may take before there are fewer of them, where that pays: where more of them at a time
-	// are more that are served, as of nodes that commit in groups, which are slower and better with company. By default 2, and 1.2 at most where it does not.
+	// Tolerance is how many times as long as without load a call may take before there are fewer of them; by default 2.
 	Tolerance float64 `yaml:"tolerance"`
-	// Slack is by how much longer than without load a call may take if that is more; by default 10 ms, and 2 ms at most where it does not pay.
+	// Slack is by how much longer than without load a call may take in any case; by default 10 ms. Nodes that commit in groups are slower and
+	// better with company.
 	Slack time.Duration `yaml:"slack"`
 	// QueueMax bounds the calls that wait for a place, by default 256, and QueueWaitMax how long each waits, by default 50 ms.
 	QueueMax     int           `yaml:"queue_max"`
@@ -105,9 +104,8 @@ type ConcurrencyConfig struct {
 
 // Defaults and limits of a gate.
 //
-// Tolerance and slack are what calls may take where it pays (see grant); anywhere else they may take what toleranceFree and slackFree say. Of three upstreams
-// that do two calls at a time, each for 10 ms, in simulation (fixedFlood, a minute of ten times as much as they can do), with the p99 of calls as a multiple
-// of that before, and what was served of what they can do, were calls to take in any case
+// Tolerance and slack are what a flood costs those whom it lets through. Of three upstreams that do two calls at a time, each for 10 ms, in simulation
+// (fixedFlood, a minute of ten times as much as they can do), with the p99 of calls as a multiple of that before, and what was served of what they can do:
 //
 //	tolerance 2, slack 10 ms     2.77   97%
 //	tolerance 1.75, slack 7.5 ms 2.47   97%
@@ -136,7 +134,7 @@ const (
 	// queueTarget is how long every call of a window may wait without the queue counting as one that stands (CoDel's target).
 	queueTarget = 5 * time.Millisecond
 	// queueWaitStanding bounds the wait of those priorities of which the bar has just refused some: their queue is no burst that passes.
-	queueWaitStanding = 5 * time.Millisecond
+	queueWaitStanding = 10 * time.Millisecond
 	// smoothing is what is left of a window's counts in the next one.
 	smoothing = 0.7
 	// growth is by how much more is let through than was served, each window in which there was room, until it fits no more.
@@ -380,7 +378,7 @@ func (g *gate) roll(now int64) {
 	}
 	g.demand.pass(now, came, float64(passed.served), full || passed.peak > int(g.pace.limit) || g.pace.recent > 1)
 	g.usual = g.demand.isUsual(now, 0)
-	g.pace.adjust(now, use{full: full, usual: g.usual, peak: passed.peak, mean: passed.held / float64(now-passed.start), lately: g.demand.lately(), served: passed.served, length: time.Duration(now - passed.start)})
+	g.pace.adjust(now, use{full: full, usual: g.usual, peak: passed.peak, mean: passed.held / float64(now-passed.start), lately: g.demand.lately()})
 
 	g.noteRefusing(now, passed)
 	if now-passed.start >= 2*int64(windowLength) && len(g.waiting) == 0 {
@@ -396,19 +394,7 @@ func (g *gate) roll(now int64) {
 	g.served = g.served*smoothing + float64(passed.served)
 
 	standing := passed.shed > 0 || g.barring && passed.waitMin > int64(queueTarget)
-	switch raise := g.pace.grant.raises(now); {
-	case raise > 1 && g.fitted == 0 && g.bar.Load() > 0: // More calls are to be there, too.
-		g.fitted = g.fits
-		g.fits *= raise
-		g.placeBar(total)
-	case raise > 1:
-	case g.fitted > 0:
-		if !g.pace.grant.given { // It showed nothing.
-			g.fits = g.fitted
-		}
-		g.fitted = 0
-		g.placeBar(total)
-	case !trial: // What is served in one says nothing of what could be.
+	if !trial { // What is served in one says nothing of what could be.
 		g.moveBar(total, standing, !g.pace.uses(passed.peak))
 	}
 	g.tellWhen(now)
@@ -439,11 +425,6 @@ func (g *gate) moveBar(total float64, standing, unused bool) {
 	default:
 		return
 	}
-	g.placeBar(total)
-}
-
-// placeBar puts the bar where so many pass it as fit, of all that came. The lock is held.
-func (g *gate) placeBar(total float64) {
 	if total <= g.fits {
 		g.bar.Store(0)
 		return

@@ -26,13 +26,12 @@ type pace struct {
 	peak    int // calls under way in the newest window, at most
 	// Calls of the window so far; busy ones were turned away by their upstream.
 	calls, busy int
-	// recent is the load, smoothed, lasting the same over a second or two, and fallFrom the pace before it began to last, 0 while it does not.
-	recent, lasting, fallFrom float64
+	// recent is the load, smoothed, and fallFrom the pace before it began to last, 0 while it does not.
+	recent, fallFrom float64
 	// fresh says that a baseline was found under load and may be far too high: there was no window without load yet, and no trial that found
 	// nothing lower.
 	fresh bool
 	trial trial
-	grant grant
 }
 
 // A trial is planned or under way while start is not 0, and cuts the pace from start to end. Calls that are let through from settled on, when those
@@ -55,13 +54,11 @@ func (t trial) cuts(now int64) bool { return t.start > 0 && now >= t.start && no
 
 // A latency is what is known of one method's calls, in ns.
 type latency struct {
-	baseline float64 // 0 until there was a call
-	// known is whether the baseline is of sampleMin calls, or what a trial has found.
-	known  bool
-	lowest float64 // that the baseline ever was
-	window tally
-	sample tally // since the baseline was looked at last
-	trial  tally
+	baseline float64 // 0 until known
+	lowest   float64 // that the baseline ever was
+	window   tally
+	sample   tally // since the baseline was looked at last
+	trial    tally
 }
 
 // A use is how a window used the pace.
@@ -73,9 +70,6 @@ type use struct {
 	mean float64
 	// lately is the most calls that were served in a window lately.
 	lately float64
-	// served is how many calls ended in the window, which was so long.
-	served int
-	length time.Duration
 }
 
 type tally struct {
@@ -86,8 +80,6 @@ type tally struct {
 func (t tally) mean() float64 { return t.sum / float64(t.calls) }
 
 const (
-	// lastingShare is what a window has of the lasting load.
-	lastingShare = 0.1
 	// callsMin is how many calls a window or a trial needs to say anything of how long they take.
 	callsMin = 5
 	// shrinkMost is by how much the pace shrinks at most at a time, as long as it is no more than enough; growLeast and growMost times its square root
@@ -122,7 +114,7 @@ const (
 	trialQuicker = 0.8
 	// sampleMin calls move a baseline, fall of the way to what they took on average if that is less. A few quick calls are chance, and
 	// gateways whose baselines differ by chance take unequal shares.
-	sampleMin = 100
+	sampleMin = 20
 	fall      = 0.3
 	// baselineTimes and baselineMore bound a baseline by the lowest that there was: so many times as long, or by so much, whichever is
 	// more. However wrong trials are, it creeps no further.
@@ -135,7 +127,7 @@ const (
 
 // newPace makes a pace. wall is the clock's time at time 0, in ns since 1970.
 func newPace(config ConcurrencyConfig, wall int64) pace {
-	return pace{config: config, wall: wall, limit: float64(config.Initial), methods: map[string]*latency{}, fresh: true, grant: newGrant(config)}
+	return pace{config: config, wall: wall, limit: float64(config.Initial), methods: map[string]*latency{}, fresh: true}
 }
 
 // places returns how many calls may be under way.
@@ -144,9 +136,9 @@ func (p *pace) places(now int64) int {
 		return math.MaxInt
 	}
 	if p.trial.cuts(now) {
-		return max(1, int(min(p.limit, float64(p.peak))*p.trial.wait()/p.grant.tolerance()))
+		return max(1, int(min(p.limit, float64(p.peak))*p.trial.wait()/p.config.Tolerance))
 	}
-	return int(min(p.limit*p.grant.raises(now), float64(p.config.Max)))
+	return int(p.limit)
 }
 
 // uses reports whether so many calls under way at once use the pace.
@@ -185,7 +177,9 @@ func (t *tally) add(took int64) {
 }
 
 // allowed returns how long one call may take, in ns.
-func (p *pace) allowed(baseline float64) float64 { return p.grant.allowed(p.grant.given, baseline) }
+func (p *pace) allowed(baseline float64) float64 {
+	return max(baseline*p.config.Tolerance, baseline+float64(p.config.Slack))
+}
 
 // load returns how long the calls took, as a part of what they may.
 func (p *pace) load(of func(*latency) tally) float64 {
@@ -211,9 +205,6 @@ func (p *pace) adjust(now int64, of use) {
 	if p.trial.start > 0 && now >= p.trial.start && now < p.trial.end+int64(windowLength) {
 		return // What is seen in a trial is no judgement of the whole pace.
 	}
-	if p.grant.observe(now, of, p) {
-		return // Nor is what is seen in a probe.
-	}
 	if p.calls < callsMin {
 		return
 	}
@@ -223,10 +214,6 @@ func (p *pace) adjust(now int64, of use) {
 	p.peak = of.peak
 	load := p.load(func(known *latency) tally { return known.window })
 	p.recent = (p.recent + load) / 2
-	p.lasting += (load - p.lasting) * lastingShare
-	if p.trial.start > now {
-		p.trial.before = max(p.recent, p.lasting)
-	}
 	limit := p.limit
 	used := p.uses(of.peak)
 	switch {
@@ -250,13 +237,12 @@ func (p *pace) adjust(now int64, of use) {
 				grow = min(growLeast+max(0, 1/load-1), growMost)
 			}
 			limit += math.Sqrt(p.limit) * grow
-		case (load <= 1 || !used) && limit < float64(p.config.Initial):
+		case load <= 1 && limit < float64(p.config.Initial):
 			limit = min(limit+math.Sqrt(limit)*growLeast, float64(p.config.Initial))
 		}
 	}
 	p.limit = min(max(limit, float64(p.config.Min)), float64(p.config.Max))
-	loaded := !of.usual && (of.full || used && p.recent > trialLoad)
-	switch {
+	switch loaded := !of.usual && (of.full || used && p.recent > trialLoad); {
 	case loaded && p.trial.start == 0:
 		p.planTrial(now)
 	case !loaded:
@@ -265,7 +251,6 @@ func (p *pace) adjust(now int64, of use) {
 			p.trial = trial{}
 		}
 	}
-	p.grant.plan(now, p, loaded)
 }
 
 // enough returns how many places fill upstreams that serve as many calls in a window as they did lately, or in this one, where each takes as long as it
@@ -282,21 +267,16 @@ func (p *pace) enough(lately float64) float64 {
 
 // learn moves the baseline by what was seen since it was looked at last.
 func (k *latency) learn() {
-	switch enough := k.sample.calls >= sampleMin; {
-	case !k.known && k.sample.calls > 0:
-		// The first few may be quick by chance, and a baseline does not rise by itself.
-		k.setBaseline(k.sample.mean())
-		k.known = enough
-	case !enough:
+	if k.sample.calls < sampleMin && (k.baseline > 0 || k.sample.calls == 0) {
 		return
-	default:
-		if mean := k.sample.mean(); mean < k.baseline {
-			k.setBaseline(k.baseline + (mean-k.baseline)*fall)
-		}
 	}
-	if k.known {
-		k.sample = tally{}
+	switch mean := k.sample.mean(); {
+	case k.baseline == 0:
+		k.setBaseline(mean)
+	case mean < k.baseline:
+		k.setBaseline(k.baseline + (mean-k.baseline)*fall)
 	}
+	k.sample = tally{}
 }
 
 // setBaseline sets what a method's calls take without load, within its bounds.
@@ -325,7 +305,7 @@ func (p *pace) planTrial(now int64) {
 	}
 	settle := min(int64(2*mean), int64(trialSettle))
 	p.trial = trial{
-		start: start, settled: start + settle, end: start + int64(trialLength), judge: start + int64(trialJudged), early: early, before: max(p.recent, p.lasting),
+		start: start, settled: start + settle, end: start + int64(trialLength), judge: start + int64(trialJudged), early: early, before: p.recent,
 	}
 }
 
@@ -336,9 +316,7 @@ func (p *pace) judge() {
 		calls += known.trial.calls
 	}
 	load := p.load(func(known *latency) tally { return known.trial })
-	// With little tolerance, calls of a trial are little quicker.
-	quicker := max(trialQuicker, (1+1/p.grant.tolerance())/2)
-	own := !p.trial.early && calls >= callsMin && load > quicker*max(p.trial.before, 1)
+	own := !p.trial.early && calls >= callsMin && load > trialQuicker*max(p.trial.before, 1)
 	p.fresh = false
 	for _, known := range p.methods {
 		switch {
@@ -349,12 +327,11 @@ func (p *pace) judge() {
 			known.setBaseline(known.trial.mean())
 			p.fresh = true // It may be lower still.
 		}
-		known.known = known.known || known.trial.calls >= callsMin
 		known.trial, known.sample = tally{}, tally{}
 	}
 	if own {
 		p.limit = max(p.limit, p.fallFrom)
-		p.recent, p.lasting = 1, 1
+		p.recent = 1
 	}
 	p.fallFrom = 0
 	p.trial = trial{}

@@ -21,7 +21,7 @@ const (
 	goodputCrowd = 4
 	// goodputRest is how long a caller who is refused waits: the least that a gateway tells.
 	goodputRest = 100 * time.Millisecond
-	// goodputRunUp is how much longer than others these runs warm up: the gateway is to have found out what the node does well.
+	// goodputRunUp is how much longer than others these runs warm up: the gateway is to have found how many places the node has.
 	goodputRunUp = 4 * time.Second
 )
 

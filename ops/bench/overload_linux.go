@@ -3,6 +3,8 @@ package bench
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -27,19 +29,39 @@ const (
 	onsetMax = time.Second
 )
 
-// gatewayOverload offers ten times what three upstreams can do, for a minute by default, and looks at what is served, to whom, how quickly the others are
-// told no, and how long it takes to be as before.
+// floodPolicies are those under which a flood is looked at. The default allows for nodes that commit in groups, which are slower and better with
+// company; the other one is for upstreams that do so many calls at a time and no more, as those here.
+var floodPolicies = []struct{ name, text string }{
+	{name: "by default"},
+	{"tolerance 1.3 and slack 2ms", "concurrency:\n  tolerance: 1.3\n  slack: 2ms\n"},
+}
+
+// gatewayOverload offers ten times what three upstreams can do, for a minute by default under each policy, and looks at what is served, to whom, how
+// quickly the others are told no, and how long it takes to be as before.
 func (b *bench) gatewayOverload(ctx context.Context) error {
-	return b.withStage(ctx, 3, func(s *stage) error {
-		if err := s.behaveAll(ctx, echo.Behaviour{Places: overloadPlaces, Delay: overloadDelay}); err != nil {
+	for i, policy := range floodPolicies {
+		var flags []string
+		if policy.text != "" {
+			file := filepath.Join(b.dir, fmt.Sprintf("flood%d.yaml", i))
+			if err := os.WriteFile(file, []byte(policy.text), 0o600); err != nil {
+				return err
+			}
+			flags = []string{"--policy", file}
+		}
+		if err := b.withStage(ctx, 3, func(s *stage) error {
+			if err := s.behaveAll(ctx, echo.Behaviour{Places: overloadPlaces, Delay: overloadDelay}); err != nil {
+				return err
+			}
+			peak, err := b.peakOf(ctx, s)
+			if err != nil {
+				return err
+			}
+			return b.flood(ctx, s, policy.name, peak)
+		}, flags...); err != nil {
 			return err
 		}
-		peak, err := b.peakOf(ctx, s)
-		if err != nil {
-			return err
-		}
-		return b.flood(ctx, s, peak)
-	})
+	}
+	return nil
 }
 
 // peakOf is how many calls a second come back through the gateway when as many are asked as can be served.
@@ -71,8 +93,8 @@ type tide struct {
 	settled phase
 }
 
-// flood is what comes over the gateway.
-func (b *bench) flood(ctx context.Context, s *stage, peak float64) error {
+// flood is what comes over the gateway; how says under which policy.
+func (b *bench) flood(ctx context.Context, s *stage, how string, peak float64) error {
 	begins, length := b.Warmup+b.Duration, longRuns*b.Duration
 	ends := begins + length
 	after := 2 * b.Duration
@@ -108,12 +130,12 @@ func (b *bench) flood(ctx context.Context, s *stage, peak float64) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	b.reportFlood(tides, peak, length)
+	b.reportFlood(how, tides, peak, length)
 	return nil
 }
 
 // reportFlood adds the rows of a flood.
-func (b *bench) reportFlood(tides []*tide, peak float64, length time.Duration) {
+func (b *bench) reportFlood(how string, tides []*tide, peak float64, length time.Duration) {
 	var before, during, settled, refused load.Histogram
 	var orders, goodOrders float64
 	var served uint64
@@ -133,14 +155,14 @@ func (b *bench) reportFlood(tides []*tide, peak float64, length time.Duration) {
 		}
 	}
 	goodput := float64(served) / length.Seconds() / peak
-	flood := fmt.Sprintf("10× overload for %v: ", length)
+	flood := fmt.Sprintf("10× overload for %v, %s: ", length, how)
 	b.report.check(flood+"goodput : peak", goodput, "×", 0.9, false)
 	b.report.check(flood+"orders that were answered", 100*share(goodOrders, orders), "%", 99, false)
 	b.report.check(flood+"admitted p99 : p99 before", share(float64(during.Quantile(0.99)), float64(before.Quantile(0.99))), "×", 2, true)
 	b.report.check(flood+fmt.Sprintf("the same without the first %v", min(onsetMax, length/longRuns)), share(float64(settled.Quantile(0.99)), float64(before.Quantile(0.99))), "×", 0, true)
 	b.report.check(flood+"median of refusals, as their callers see it", inMillis(refused.Quantile(0.5)), "ms", 1, true)
 	b.report.check(flood+"p99 of refusals, as their callers see it", inMillis(refused.Quantile(0.99)), "ms", 0, true)
-	b.report.check("after 10× overload: last refusal", recovered.Seconds(), "s", 2, true)
+	b.report.check(fmt.Sprintf("after 10× overload, %s: last refusal", how), recovered.Seconds(), "s", 2, true)
 	b.say("  p99 before %v; in the flood p50 %v, p99 %v", before.Quantile(0.99), during.Quantile(0.5), during.Quantile(0.99))
 	b.say("  flood: %d answered, %d refused, %.0f of %.0f orders answered", during.Count(), refused.Count(), goodOrders, orders)
 }
