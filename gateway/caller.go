@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+
+	"github.com/maypok86/otter/v2"
 )
 
 const (
@@ -15,6 +17,9 @@ const (
 	// tokenBytesMax bounds a token that is looked into, and subjectBytesMax the user id in it.
 	tokenBytesMax   = 4 << 10
 	subjectBytesMax = 256
+	// callersBytesMax bounds the tokens, and what they say, that a gateway remembers; callerBytes is what an entry takes besides.
+	callersBytesMax = 16 << 20
+	callerBytes     = 128
 )
 
 // SubjectOf reads whose token a request carries, and believes it: the gateway has no keys, and the node that gets the call verifies the
@@ -64,6 +69,32 @@ func callerOf(header http.Header) caller {
 		return caller{}
 	}
 	return caller{subject: told.Subject, actsForOthers: slices.Contains(strings.Fields(told.Scope), scopeActAs)}
+}
+
+// callers remember what tokens say, as a caller comes with the same one again and again.
+type callers struct{ known *otter.Cache[string, caller] }
+
+func newCallers() callers {
+	return callers{otter.Must(&otter.Options[string, caller]{
+		MaximumWeight: callersBytesMax,
+		Weigher: func(authorization string, told caller) uint32 {
+			return uint32(len(authorization) + len(told.subject) + callerBytes)
+		},
+	})}
+}
+
+// of is callerOf.
+func (c callers) of(header http.Header) caller {
+	values := header["Authorization"]
+	if len(values) != 1 || len(values[0]) > tokenBytesMax {
+		return caller{}
+	}
+	told, known := c.known.GetIfPresent(values[0])
+	if !known {
+		told = callerOf(header)
+		c.known.Set(strings.Clone(values[0]), told)
+	}
+	return told
 }
 
 func cutBearer(authorization string) (token string, ok bool) {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/base64"
+	"fmt"
 	"net/http"
 	"os"
 	"regexp"
@@ -61,6 +62,7 @@ func TestTheSubjectIsReadFromATokenAndNothingElse(t *testing.T) {
 	claims := func(text string) string {
 		return "e30." + base64.RawURLEncoding.EncodeToString([]byte(text)) + ".c2ln"
 	}
+	remembered := newCallers()
 	for _, test := range []struct {
 		name   string
 		values []string
@@ -80,8 +82,14 @@ func TestTheSubjectIsReadFromATokenAndNothingElse(t *testing.T) {
 		{"a long token", []string{"Bearer " + claims(`{"sub":"alice","x":"`+strings.Repeat("a", tokenBytesMax)+`"}`)}, ""},
 		{"empty", []string{""}, ""},
 	} {
-		if got := SubjectOf(http.Header{"Authorization": test.values}); got != test.want {
+		header := http.Header{"Authorization": test.values}
+		if got := SubjectOf(header); got != test.want {
 			t.Errorf("%s: got %q, want %q", test.name, got, test.want)
+		}
+		for _, when := range []string{"at first", "again"} {
+			if got := remembered.of(header).subject; got != test.want {
+				t.Errorf("%s, %s: got %q, want %q", test.name, when, got, test.want)
+			}
 		}
 	}
 }
@@ -97,5 +105,17 @@ func TestATokenThatActsForOthersSaysNothingOfALane(t *testing.T) {
 		if got := callerOf(header); got != want {
 			t.Errorf("%s: %+v, want %+v", claims, got, want)
 		}
+	}
+}
+
+func TestTheTokensThatAreRememberedAreBounded(t *testing.T) {
+	remembered := newCallers()
+	claims := strings.Repeat("a", tokenBytesMax/2)
+	for i := range 3 * callersBytesMax / len(claims) {
+		remembered.of(http.Header{"Authorization": {fmt.Sprintf("Bearer e30.%d%s.x", i, claims)}})
+	}
+	remembered.known.CleanUp()
+	if weight := remembered.known.WeightedSize(); weight == 0 || weight > callersBytesMax {
+		t.Errorf("%d bytes are remembered, want some, and at most %d (I8)", weight, callersBytesMax)
 	}
 }

@@ -131,7 +131,7 @@ type methodRules struct {
 
 // New returns a gateway. It starts nothing. An error says which option is wrong.
 func New(options Options) (*Gateway, error) {
-	g := &Gateway{logger: options.Logger, caller: callerOf, registry: options.Registry, strands: newStrands(), keeper: options.Failback, methods: methodsOfSchema(), metrics: newMetrics()}
+	g := &Gateway{logger: options.Logger, caller: newCallers().of, registry: options.Registry, strands: newStrands(), keeper: options.Failback, methods: methodsOfSchema(), metrics: newMetrics()}
 	if g.logger == nil {
 		g.logger = slog.Default()
 	}

@@ -75,6 +75,7 @@ func (g *Gateway) openHall(options Options) (err error) {
 		return err
 	}
 	if options.Subject == nil { // A name that somebody made up must not use another's turn.
+		told := g.caller
 		g.caller = func(header http.Header) caller {
 			values := header["Authorization"]
 			if len(values) != 1 {
@@ -84,7 +85,7 @@ func (g *Gateway) openHall(options Options) (err error) {
 			if !verified {
 				return caller{}
 			}
-			return caller{subject: user, actsForOthers: callerOf(header).actsForOthers}
+			return caller{subject: user, actsForOthers: told(header).actsForOthers}
 		}
 	}
 	g.behind = append(g.behind, g.hall.Run)
