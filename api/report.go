@@ -72,11 +72,6 @@ func (s reportService) getCampaignBoard(ctx context.Context, request *reportv1.G
 	page, freshness, err := s.views.Board(ctx, projections.BoardQuery{
 		CampaignID: request.CampaignId, Now: time.Now(), PageSize: int(request.PageSize), PageToken: request.PageToken,
 	}, min)
-	if err == nil && len(page.Rows) == 0 && request.CampaignId != "" && request.PageToken == "" {
-		if err = projections.ErrNotFound; freshness.State != projections.StateFresh {
-			err = projections.ErrBehind
-		}
-	}
 	if err != nil {
 		return nil, viewFault(err, min, &domain.CampaignNotFoundError{CampaignID: request.CampaignId})
 	}

@@ -239,8 +239,9 @@ func (c *jointCursor) makeRoom(ctx context.Context, r *reading) (front bool, err
 		select {
 		case <-moved:
 		case <-patience.C:
-			c.log.leaveBehind(r)
-			r.since, r.waited = time.Now(), 0
+			if c.log.leaveBehind(r) {
+				r.since, r.waited = time.Now(), 0
+			}
 			patience.Reset(waitMax)
 		case <-ctx.Done():
 			return false, ctx.Err()
@@ -248,13 +249,14 @@ func (c *jointCursor) makeRoom(ctx context.Context, r *reading) (front bool, err
 	}
 }
 
-// leaveBehind takes those out of a reading who are furthest behind, if there still is no room. REQUIRES: the caller is a member, at the end.
-func (l *JointLog) leaveBehind(r *reading) {
+// leaveBehind takes those out of a reading who are furthest behind, and reports whether there still was no room. REQUIRES: the caller is a
+// member, at the end.
+func (l *JointLog) leaveBehind(r *reading) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r.trim(l.options.Bytes)
 	if r.bytes <= l.options.Bytes {
-		return // They have moved since.
+		return false // They have moved since.
 	}
 	last := r.last()
 	r.members = slices.DeleteFunc(r.members, func(c *jointCursor) bool {
@@ -264,6 +266,8 @@ func (l *JointLog) leaveBehind(r *reading) {
 		}
 		return behind
 	})
+	r.trim(l.options.Bytes) // What they need next is gone, so that they do not join again at once.
+	return true
 }
 
 // end takes everybody out of a reading and closes it. REQUIRES: the caller has its turn.

@@ -488,20 +488,35 @@ type BoardPage struct {
 }
 
 // Board returns a page of the campaign board, over all lanes: of each campaign what is left, reserved and sold, who ordered, and how
-// fast. A page of a campaign that does not exist is empty. Its freshness is that of the lane that is furthest behind.
-func (v *Views) Board(ctx context.Context, query BoardQuery, min Min) (_ BoardPage, _ Freshness, err error) {
-	var page BoardPage
+// fast. A campaign that there is not is ErrNotFound, or ErrBehind as with Order. Its freshness is that of the lane that is furthest behind.
+func (v *Views) Board(ctx context.Context, query BoardQuery, min Min) (page BoardPage, fresh Freshness, err error) {
 	keys := keysOf{name: boardProjection.Name, projection: &campaignsProjection, with: []*Projection{&stockProjection, &boardProjection}}
 	if query.CampaignID != "" {
 		keys.within = query.CampaignID + "@"
 	}
-	fresh, err := v.readPage(ctx, keys, KeysQuery{PageSize: query.PageSize, PageToken: query.PageToken}, min,
-		func(key string, lane uint32, value []byte) error {
-			row, err := v.boardRow(campaignKey(key), lane, value, query.Now)
-			page.Rows = append(page.Rows, row)
+	read := func(min Min) (err error) {
+		page = BoardPage{}
+		fresh, err = v.readPage(ctx, keys, KeysQuery{PageSize: query.PageSize, PageToken: query.PageToken}, min,
+			func(key string, lane uint32, value []byte) error {
+				row, err := v.boardRow(campaignKey(key), lane, value, query.Now)
+				page.Rows = append(page.Rows, row)
+				return err
+			}, &page.Next)
+		return err
+	}
+	if query.CampaignID == "" || query.PageToken != "" {
+		err = read(min)
+		return page, fresh, err
+	}
+	of := append([]*Projection{keys.projection}, keys.with...)
+	home := v.runners[v.furthestBehind(of...).Lane] // It may be in any lane: none may have it that has not caught up.
+	waited, err := v.readKey(ctx, home, min, func() error {
+		if err := read(Min{}); err != nil || len(page.Rows) > 0 {
 			return err
-		}, &page.Next)
-	return page, fresh, err
+		}
+		return ErrNotFound
+	}, of...)
+	return page, fresh.waited(waited.State == StateFresh), parkedError(err, fresh.State == StateParked)
 }
 
 // boardRow reads the stock and the tally of a campaign in one snapshot: what is sold out has its newest order.
