@@ -524,6 +524,9 @@ func (v fakeViews) Board(_ context.Context, query projections.BoardQuery, _ proj
 		return query.CampaignID != "" && domain.CampaignOf(pool) != query.CampaignID
 	})
 	pools, page.Next, err = pageOf("board/"+query.CampaignID+"/", query.PageToken, query.PageSize, max(len(v.campaigns), 1), pools)
+	if err == nil && len(pools) == 0 && query.CampaignID != "" && query.PageToken == "" {
+		err = projections.ErrNotFound
+	}
 	for _, pool := range pools {
 		view := v.campaigns[pool]
 		view.Stock = v.stock(pool)
