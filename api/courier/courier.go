@@ -79,6 +79,8 @@ const (
 	// pauseMin and pauseMax bound the pause before somebody is looked for again who decides a lane. It doubles, and is jittered.
 	pauseMin = 5 * time.Millisecond
 	pauseMax = 100 * time.Millisecond
+	// questionLeast is what has to be left of the caller's time after a pause: who is asked later has the deadline pass instead of an answer.
+	questionLeast = 20 * time.Millisecond
 	// answerWaitDoublings is how often AnswerWait doubles.
 	answerWaitDoublings = 3
 	// againAfter is when a caller may come again whose lane nobody decides.
@@ -282,12 +284,12 @@ func (s *searching) again() bool {
 	return true
 }
 
-// goesOn pauses, and reports false when there is no time left for it.
+// goesOn pauses, and reports false when there is no time left for it and for a question.
 func (s *searching) goesOn(ctx context.Context) bool {
 	pause := s.pause/2 + rand.N(s.pause)
 	s.pause = min(2*s.pause, pauseMax)
 	end := time.Now().Add(pause)
-	if deadline, bounded := ctx.Deadline(); end.After(s.until) || bounded && end.After(deadline) {
+	if deadline, bounded := ctx.Deadline(); end.After(s.until) || bounded && end.Add(questionLeast).After(deadline) {
 		return false
 	}
 	timer := time.NewTimer(pause)
