@@ -143,20 +143,6 @@ type tenAtATime struct{ stepLog }
 
 func (s *tenAtATime) Full(bool) bool { return s.taken%10 == 0 }
 
-// A staleLog has none of its commits for its first reads, as one that a leader answers for which was stopped for a while.
-type staleLog struct {
-	Log
-	stale int
-}
-
-func (l *staleLog) Read(ctx context.Context, number uint64) (Record, error) {
-	if l.stale > 0 {
-		l.stale--
-		return Record{}, ErrNoCommit
-	}
-	return l.Log.Read(ctx, number)
-}
-
 // A node that had followed a leader's successor, and then asked the leader when that went on, took the log for shorter than it was and ended.
 func TestALogIsNotTakenForShorterByOneAnswer(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -171,7 +157,7 @@ func TestALogIsNotTakenForShorterByOneAnswer(t *testing.T) {
 				log := OpenMemoryLog(0, 1024)
 				records := chainOf(t, 0, Genesis(0, 1024), 3, 10)
 				appendAll(t, log, records)
-				f := NewFollower(FollowerOptions{Lane: 0, Log: &staleLog{Log: log, stale: c.stale}})
+				f := NewFollower(FollowerOptions{Lane: 0, Log: &lateLog{MemoryLog: log, late: c.stale}})
 				ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 				defer stop()
 				steps := &stepLog{began: time.Now()}
