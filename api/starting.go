@@ -8,8 +8,14 @@ import (
 	"connectrpc.com/connect"
 )
 
-// startingRetry is when a caller may come again who met a node that is being opened.
-const startingRetry = time.Second
+// Limits of a server for a node that is being opened.
+const (
+	// startingRetry is when a caller may come again.
+	startingRetry = time.Second
+	// startingTimeMax bounds how long a caller's header and the answer take, each, and startingHeaderBytesMax how large the header is.
+	startingTimeMax        = 5 * time.Second
+	startingHeaderBytesMax = 16 << 10
+)
 
 // NewStartingServer returns a server for the addresses of a node that is being opened. It tells every caller at once that the node takes no calls
 // yet, and what it waits for: else the kernel would take the connection, and the caller wait until the node serves, while another node could
@@ -20,7 +26,7 @@ func NewStartingServer(waitsFor func() string) *http.Server {
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
-		Protocols: &protocols, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
+		Protocols: &protocols, ReadHeaderTimeout: startingTimeMax, WriteTimeout: startingTimeMax, MaxHeaderBytes: startingHeaderBytesMax,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			what := waitsFor()
 			w.Header().Set(HeaderWaitsFor, what)
