@@ -498,14 +498,16 @@ type builder struct {
 	unflushed bool
 	// blind says that the applier does not read what is there, so that the next batch may be filled while one is written.
 	blind bool
-	// spare is the batch that is not being filled, nil while it is being written. writing tells what came of that; nil when nothing is.
+	// spare is the batch that is filled next, nil while the one before is being sorted. writing tells what came of that; nil when nothing is.
 	spare   *pebble.Batch
 	writing chan written
+	// lent is the batch that tables are made of, nil before any. It belongs to whoever writes.
+	lent *pebble.Batch
 	// flushed is how many bytes of the log the part had read when that batch was full.
 	flushed uint64
 }
 
-// written is what came of writing a batch, and an empty one.
+// written is what came of writing a batch, as far as that is waited for, and an empty one.
 type written struct {
 	empty *pebble.Batch
 	err   error
@@ -539,7 +541,7 @@ func (b *Rebuilder) newBuilder(job *rebuild, p *part) (*builder, error) {
 func (f *builder) hurry() {
 	f.shift = nil
 	if f.tables != nil {
-		f.tables.shift = nil
+		f.tables.hurry()
 	}
 }
 
@@ -736,8 +738,13 @@ func (f *builder) write(ctx context.Context, batch *pebble.Batch) (*pebble.Batch
 			return batch, fmt.Errorf("write view %s: %w", name, err)
 		}
 		if added {
-			batch.Reset()
-			return batch, nil
+			empty := f.lent // Its tables are in the store.
+			f.lent = batch
+			if empty == nil {
+				return f.newTableBatch(), nil
+			}
+			empty.Reset()
+			return empty, nil
 		}
 	}
 	if f.tables != nil {

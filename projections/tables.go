@@ -20,8 +20,8 @@ import (
 // Limits of tables that are written outside the memtable.
 const (
 	// tableRunBytes is the size of the batch whose keys are sorted in memory and written as one run of tables. There are at most
-	// two of them for each lane that is rebuilt: one is filled while the other is written. tableRunBytesMin is the size below which the
-	// last batch is committed instead.
+	// three of them for each lane that is rebuilt: one is filled while the one before is sorted, and that before it written. tableRunBytesMin
+	// is the size below which the last batch is committed instead.
 	tableRunBytes    = 8 << 20
 	tableRunBytesMin = 256 << 10
 	// sortedRunMin is how many operations are sorted by themselves before they are merged with others.
@@ -54,8 +54,9 @@ type tableRun struct {
 	progress []byte // its key in a batch
 	// frontier is the greatest key that was written. Keys up to it may be there already; those beyond it get a table of their own.
 	frontier []byte
-	// adding tells what came of adding the newest tables; nil when nothing is being added.
+	// adding tells what came of writing and adding the newest tables; nil when that is over. Until then sorted has their operations.
 	adding chan error
+	sorted opSorter
 	opSorter
 }
 
@@ -81,12 +82,14 @@ type opInTurn struct {
 
 func newTableRun(store *Store, v *view, pace *pace) *tableRun {
 	return &tableRun{
-		store: store, prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane), opSorter: opSorter{shift: pace.newShift()},
+		store: store, prefix: v.prefix, progress: progressKey(v.projection.space, v.generation, v.lane),
+		opSorter: opSorter{shift: pace.newShift()}, sorted: opSorter{shift: pace.newShift()},
 	}
 }
 
 // add writes what the batch holds, and reports true, or leaves it to the caller to commit the batch and reports false: it holds other
-// keys, or L0 is too deep. The tables are added to the store, after those before them, while the caller goes on, and settle waits for that.
+// keys, or L0 is too deep. It returns when the operations are in the order of their keys and the tables before are in the store. Those
+// of the batch are written and added while the caller goes on; until settle or the next add returns, it leaves the batch alone.
 func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, err error) {
 	r.shift.begin()
 	progress, ok, err := r.read(ctx, batch)
@@ -94,6 +97,9 @@ func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, er
 		return false, err
 	}
 	if err := r.sort(ctx); err != nil {
+		return false, err
+	}
+	if err := r.settle(); err != nil {
 		return false, err
 	}
 	beyond := 0
@@ -104,16 +110,17 @@ func (r *tableRun) add(ctx context.Context, batch *pebble.Batch) (added bool, er
 	for half > beyond && half < len(r.order) && bytes.Equal(r.op(r.order[half]).key, r.op(r.order[half-1]).key) {
 		half++ // All of a key's operations belong into one table.
 	}
-	if err := r.addParts(ctx, progress, r.order[:beyond], r.order[beyond:half], r.order[half:]); err != nil {
-		return false, err
-	}
 	if beyond < len(r.order) {
 		r.frontier = append(r.frontier[:0], r.op(r.order[len(r.order)-1]).key...)
 	}
+	r.opSorter, r.sorted = r.sorted, r.opSorter
+	adding, order := make(chan error, 1), r.sorted.order
+	r.adding = adding
+	go func() { adding <- r.addParts(ctx, progress, order[:beyond], order[beyond:half], order[half:]) }()
 	return true, nil
 }
 
-// settle waits until the tables that were written are in the store.
+// settle waits until the tables that were begun are in the store.
 func (r *tableRun) settle() error {
 	if r.adding == nil {
 		return nil
@@ -123,31 +130,30 @@ func (r *tableRun) settle() error {
 	return err
 }
 
-// addParts writes each list that is not empty as a table, and the progress as one, and begins to add them in one durable step. Writing them
-// is more work than filling the next batch, so it takes a goroutine each; adding them is waiting for the disk. REQUIRES: the lists are
-// sorted, and no two of them have a key in common.
+// addParts writes each list of sorted operations that is not empty as a table, and the progress as one, and adds them in one durable step. Writing
+// them is more work than filling the next batch, so it takes a goroutine each. REQUIRES: no two lists have a key in common; what was
+// there before is in the store.
 func (r *tableRun) addParts(ctx context.Context, progress tableOp, parts ...[]opInTurn) error {
-	tables := &tableSet{store: r.store, shift: r.shift}
+	tables := &tableSet{store: r.store}
 	sets := make([]*tableSet, len(parts))
 	writing, ctxOfTables := errgroup.WithContext(ctx)
 	for i, part := range parts {
-		set := &tableSet{store: r.store, shift: r.shift.another()}
+		set := &tableSet{store: r.store, shift: r.sorted.shift.another()}
 		sets[i] = set
-		writing.Go(func() error { return errors.Join(set.write(ctxOfTables, &r.opSorter, part), set.end()) })
+		writing.Go(func() error { return errors.Join(set.write(ctxOfTables, &r.sorted, part), set.end()) })
 	}
 	err := errors.Join(writing.Wait(), tables.add(progress), tables.end())
 	for _, set := range sets {
 		tables.paths, tables.files = append(tables.paths, set.paths...), append(tables.files, set.files...)
 	}
-	// What is behind them in the log is not to be there without those before.
-	if err = errors.Join(err, r.settle()); err != nil {
+	if err != nil {
 		return errors.Join(err, tables.abandon())
 	}
-	adding := make(chan error, 1)
-	r.adding = adding
-	go func() { adding <- tables.ingest(ctx) }()
-	return nil
+	return tables.ingest(ctx)
 }
+
+// hurry has the run make room for nobody any more. REQUIRES: nothing is being written.
+func (r *tableRun) hurry() { r.shift, r.sorted.shift = nil, nil }
 
 // read lists what the batch does, which ok says that tables can. The keys and values alias the batch.
 func (r *tableRun) read(ctx context.Context, batch *pebble.Batch) (progress tableOp, ok bool, err error) {
