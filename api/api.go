@@ -39,7 +39,7 @@ import (
 type Commands interface {
 	// Submit decides a request and returns once its effect is durable. Errors: a domain.Refusal,
 	// *lanes.KeyReusedError, *eventstore.QueueFullError, *eventstore.UnavailableError, eventstore.ErrLogFull, or ctx's.
-	Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error)
+	Submit(ctx context.Context, request lanes.Request) (*lanes.Reply, error)
 }
 
 // Views answers queries. projections.Views implements it. Each answer is at least as new as min, or its freshness says

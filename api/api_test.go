@@ -614,12 +614,12 @@ type slowLane struct {
 	let chan struct{}
 }
 
-func (s slowLane) Submit(ctx context.Context, r lanes.Request) (lanes.Reply, error) {
+func (s slowLane) Submit(ctx context.Context, r lanes.Request) (*lanes.Reply, error) {
 	select {
 	case <-s.let:
 		return s.Commands.Submit(ctx, r)
 	case <-ctx.Done():
-		return lanes.Reply{}, ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 

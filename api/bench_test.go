@@ -22,13 +22,13 @@ import (
 )
 
 // constantNode answers every command with the same order: what is measured is the API alone.
-type constantNode struct{ reply lanes.Reply }
+type constantNode struct{ reply *lanes.Reply }
 
-func (c constantNode) Submit(context.Context, lanes.Request) (lanes.Reply, error) {
+func (c constantNode) Submit(context.Context, lanes.Request) (*lanes.Reply, error) {
 	return c.reply, nil
 }
 
-func benchReply() lanes.Reply {
+func benchReply() *lanes.Reply {
 	at := time.Date(2026, 11, 1, 12, 0, 0, 123456789, time.UTC)
 	order := domain.Order{
 		ID: domain.NewOrderID(at, 77, [10]byte{1, 2, 3, 4, 5, 6, 7, 8, 9, 10}), UserID: "user-000123", Status: domain.StatusPendingPayment,
@@ -36,7 +36,7 @@ func benchReply() lanes.Reply {
 		Total:    domain.Money{Currency: "EUR", Minor: 1299},
 		PlacedAt: at, PayBy: at.Add(15 * time.Minute), UpdatedAt: at,
 	}
-	return lanes.Reply{Commit: 123456, At: at, Order: order, OrderCommit: 123456}
+	return &lanes.Reply{Commit: 123456, At: at, Order: order, OrderCommit: 123456}
 }
 
 func benchRequest() *orderv1.PlaceOrderRequest {
@@ -130,8 +130,8 @@ func BenchmarkPlaceOrder(b *testing.B) {
 // soldOut refuses every command in the same words.
 type soldOut struct{}
 
-func (soldOut) Submit(context.Context, lanes.Request) (lanes.Reply, error) {
-	return lanes.Reply{}, &domain.OutOfStockError{SKU: "sku-0001", Want: 1}
+func (soldOut) Submit(context.Context, lanes.Request) (*lanes.Reply, error) {
+	return nil, &domain.OutOfStockError{SKU: "sku-0001", Want: 1}
 }
 
 // BenchmarkRefusePlaceOrder measures the call of somebody who comes too late, but for the network and the lane.

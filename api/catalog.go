@@ -79,7 +79,7 @@ func (s catalogService) PreheatStock(ctx context.Context, request *catalogv1.Pre
 }
 
 // submit sends a command to the home lane of a SKU or a coupon's code, in the name of the operator who called.
-func (h *Handler) submit(ctx context.Context, homeKey, requestID string, fingerprint lanes.Fingerprint, command domain.Command) (lanes.Reply, error) {
+func (h *Handler) submit(ctx context.Context, homeKey, requestID string, fingerprint lanes.Fingerprint, command domain.Command) (*lanes.Reply, error) {
 	return h.commands.Submit(ctx, lanes.Request{
 		UserID: identity.FromContext(ctx).Subject, RequestID: requestID, Fingerprint: fingerprint,
 		Partition: eventstore.PartitionOf(homeKey), Command: command,

@@ -55,7 +55,7 @@ type version struct {
 
 type ledgerEntry struct {
 	fingerprint lanes.Fingerprint
-	reply       lanes.Reply
+	reply       *lanes.Reply
 }
 
 func newFakeNode() *fakeNode {
@@ -103,7 +103,7 @@ func (n *fakeNode) WebhookEndpoints(string) (int, bool) { return 0, false }
 // Supply says that the node's lane is the only one.
 func (n *fakeNode) Supply(string) domain.Supply { return domain.Supply{Lanes: 1} }
 
-func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
+func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (*lanes.Reply, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.submits++
@@ -112,10 +112,10 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		panic("planted")
 	}
 	if n.fail != nil {
-		return lanes.Reply{}, n.fail
+		return nil, n.fail
 	}
 	if err := ctx.Err(); err != nil {
-		return lanes.Reply{}, err
+		return nil, err
 	}
 	command, userID := request.Command, request.UserID
 	switch c := command.(type) {
@@ -132,23 +132,23 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 		id, _ := domain.CommandOrderID(command)
 		order, ok := n.Order(id)
 		if !ok || (request.Owner != "" && order.UserID != request.Owner) {
-			return lanes.Reply{}, &domain.OrderNotFoundError{OrderID: id}
+			return nil, &domain.OrderNotFoundError{OrderID: id}
 		}
 		command, userID = order.Next(command), order.UserID
 	}
 	key := [2]string{userID, request.RequestID}
 	if entry, known := n.ledger[key]; known && request.RequestID != "" {
 		if entry.fingerprint != request.Fingerprint {
-			return lanes.Reply{}, &lanes.KeyReusedError{UserID: userID, RequestID: request.RequestID}
+			return nil, &lanes.KeyReusedError{UserID: userID, RequestID: request.RequestID}
 		}
 		return entry.reply, nil
 	}
 	if request.Refusal != nil {
-		return lanes.Reply{}, request.Refusal
+		return nil, request.Refusal
 	}
 	events, err := domain.Decide(n, command, n.now)
 	if err != nil {
-		return lanes.Reply{}, err
+		return nil, err
 	}
 	if len(events) == 0 && request.RequestID != "" {
 		if answered, remembered := domain.Answered(n, command); remembered {
@@ -158,7 +158,7 @@ func (n *fakeNode) Submit(ctx context.Context, request lanes.Request) (lanes.Rep
 	if len(events) > 0 {
 		n.commit++
 	}
-	reply := lanes.Reply{Commit: n.commit, At: n.now}
+	reply := &lanes.Reply{Commit: n.commit, At: n.now}
 	for i, event := range events {
 		if i == 0 {
 			reply.PartID = domain.PartOf(event)

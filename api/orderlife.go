@@ -89,7 +89,7 @@ func (h *Handler) submitChange(
 	if err != nil {
 		return changedOrder{}, err
 	}
-	return h.changedOrder(ctx, &reply)
+	return h.changedOrder(ctx, reply)
 }
 
 // changeRequest checks a request to change an order and makes the lane's request of it, all but the command and the
@@ -121,7 +121,7 @@ func (h *Handler) changedOrder(ctx context.Context, reply *lanes.Reply) (changed
 	if err := h.addMerchantNotes(ctx, order, &reply.Order); err != nil {
 		return changedOrder{}, err
 	}
-	return changedOrder{order: order, revision: revisionOf(*reply, order), partID: reply.PartID}, nil
+	return changedOrder{order: order, revision: revisionOf(reply, order), partID: reply.PartID}, nil
 }
 
 // linesOf reads the items of a field; which of two lines of one SKU was meant, nobody can say.
@@ -229,7 +229,7 @@ func (s orderService) addNote(ctx context.Context, request *orderv1.AddNoteReque
 	if err != nil {
 		return nil, err
 	}
-	changed, err := s.changedOrder(ctx, &reply)
+	changed, err := s.changedOrder(ctx, reply)
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ func (s orderService) placeOrder(ctx context.Context, request *orderv1.PlaceOrde
 		command.Lines[i] = domain.LineRequest{SKU: item.Sku, Units: item.Quantity}
 	}
 	person, given := personalOf(request)
-	var reply lanes.Reply
+	var reply *lanes.Reply
 	if given {
 		reply, err = s.submitSealed(ctx, userID, func() (lanes.Request, domain.KeyID, error) {
 			mac, err := s.seal(ctx, &person, request.RequestId, &command)
@@ -73,11 +73,11 @@ const sealAttempts = 3
 // submitSealed submits the request that seal makes, with what is personal sealed under a key of the user. When the key turns
 // out to be erased, it is destroyed, if whoever erased it did not come so far, and the request is sealed under the user's
 // new one.
-func (h *Handler) submitSealed(ctx context.Context, userID string, seal func() (lanes.Request, domain.KeyID, error)) (lanes.Reply, error) {
+func (h *Handler) submitSealed(ctx context.Context, userID string, seal func() (lanes.Request, domain.KeyID, error)) (*lanes.Reply, error) {
 	for attempt := 1; ; attempt++ {
 		request, key, err := seal()
 		if err != nil {
-			return lanes.Reply{}, err
+			return nil, err
 		}
 		reply, err := h.commands.Submit(ctx, request)
 		var erased *domain.KeyErasedError
@@ -85,10 +85,10 @@ func (h *Handler) submitSealed(ctx context.Context, userID string, seal func() (
 			return reply, err
 		}
 		if attempt == sealAttempts {
-			return lanes.Reply{}, &keysError{err}
+			return nil, &keysError{err}
 		}
 		if err := h.sealer.Destroy(ctx, userID, uint64(key)); err != nil {
-			return lanes.Reply{}, &keysError{err}
+			return nil, &keysError{err}
 		}
 	}
 }
@@ -316,7 +316,7 @@ func (h *Handler) newOrder(ctx context.Context, view *projections.OrderView) (*o
 
 // revisionOf returns the position of a command's effect. It is the order's own revision except where later changes are
 // shown with it.
-func revisionOf(reply lanes.Reply, order *orderv1.Order) *typev1.Revision {
+func revisionOf(reply *lanes.Reply, order *orderv1.Order) *typev1.Revision {
 	if order.Revision.Commit == reply.Commit {
 		return order.Revision
 	}

@@ -126,7 +126,7 @@ func (s webhookService) sealSecret(ctx context.Context, secret string) ([]byte, 
 }
 
 // submit sends a command to lane 0, where all endpoints are, in the name of the operator who called, and waits for it to show.
-func (s webhookService) submit(ctx context.Context, requestID string, fingerprint lanes.Fingerprint, command domain.Command) (lanes.Reply, error) {
+func (s webhookService) submit(ctx context.Context, requestID string, fingerprint lanes.Fingerprint, command domain.Command) (*lanes.Reply, error) {
 	reply, err := s.commands.Submit(ctx, lanes.Request{
 		UserID: identity.FromContext(ctx).Subject, RequestID: requestID, Fingerprint: fingerprint, Partition: 0, Command: command,
 	})

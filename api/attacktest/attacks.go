@@ -873,7 +873,7 @@ func (r *rig) award(t *testing.T, token, requestID string) *typev1.Revision {
 		t.Fatal(err)
 	}
 	payment := domain.PaymentID(id, 1)
-	var awarded lanes.Reply
+	var awarded *lanes.Reply
 	for _, command := range []domain.Command{
 		domain.StartPayment{OrderID: id, Provider: "attack", Method: "attack", CaptureNow: true},
 		domain.RecordPaymentResult{OrderID: id, PaymentID: payment, Result: domain.ResultCaptured, Amount: domain.Money{Currency: "EUR", Minor: order.Total.Units}},

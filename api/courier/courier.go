@@ -41,7 +41,7 @@ type Courier struct {
 // Local decides in the lanes of this node. lanes.Set implements it.
 type Local interface {
 	// SubmitLocal decides a request here, or returns a *lanes.NotOwnerError.
-	SubmitLocal(ctx context.Context, lane uint32, request lanes.Request) (lanes.Reply, error)
+	SubmitLocal(ctx context.Context, lane uint32, request lanes.Request) (*lanes.Reply, error)
 	Owned(lane uint32) bool
 	// Deliver gives a message to the escrow of a lane of this node. It does not block.
 	Deliver(message lanes.Message)
@@ -141,7 +141,7 @@ func setDefault[T comparable](field *T, value T) {
 // harmless, see repeatable; while nobody decides the lane, it waits. Both end with ctx. Errors are those of lanes.Commands; in an
 // *eventstore.UnavailableError, eventstore.ErrAnswerLost says that the request may have taken effect, and eventstore.ErrNobodyAnswers or
 // a *lanes.NotOwnerError that it has not.
-func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request) (lanes.Reply, error) {
+func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request) (*lanes.Reply, error) {
 	question := encode(make([]byte, 0, bytesUsual), &command{
 		needs: protocol, request: request, refuseNew: request.Refusal != nil, principal: c.options.Principal(ctx),
 	}, walkCommand)
@@ -166,39 +166,39 @@ func (c *Courier) Submit(ctx context.Context, lane uint32, request lanes.Request
 				continue
 			}
 		case ctx.Err() != nil:
-			return lanes.Reply{}, ctx.Err()
+			return nil, ctx.Err()
 		case errors.Is(err, eventstore.ErrNobodyAnswers):
 			if search.askAnybody() { // It is gone, or its program is an older one.
 				continue
 			}
 		case errors.Is(err, eventstore.ErrLate):
 			if search.node == "" && wait == 0 { // Another one who answers for the lane may have taken it.
-				return lanes.Reply{}, c.unavailable(lane, fmt.Errorf("%w: %w", eventstore.ErrAnswerLost, err))
+				return nil, c.unavailable(lane, fmt.Errorf("%w: %w", eventstore.ErrAnswerLost, err))
 			}
 			if search.again() {
 				continue
 			}
 		case errors.Is(err, eventstore.ErrBusy):
-			return lanes.Reply{}, &eventstore.QueueFullError{Lane: lane, RetryAfter: busyAfter}
+			return nil, &eventstore.QueueFullError{Lane: lane, RetryAfter: busyAfter}
 		case errors.Is(err, errMoved), errors.Is(err, errBroke):
 			wait = c.options.AnswerWait
 			search.ask(c.lookUp(&search))
 			continue
 		case errors.Is(err, eventstore.ErrAnswerLost):
 			if wait == 0 || bounded.Err() != nil {
-				return lanes.Reply{}, c.unavailable(lane, err)
+				return nil, c.unavailable(lane, err)
 			}
 			wait = min(2*wait, c.options.AnswerWait<<answerWaitDoublings)
 			search.askAnybody()
 			continue
 		default:
-			return lanes.Reply{}, fmt.Errorf("ask for a command in lane %d: %w", lane, err)
+			return nil, fmt.Errorf("ask for a command in lane %d: %w", lane, err)
 		}
 		if !search.goesOn(bounded) {
 			if ctx.Err() != nil {
-				return lanes.Reply{}, ctx.Err()
+				return nil, ctx.Err()
 			}
-			return lanes.Reply{}, c.unavailable(lane, err)
+			return nil, c.unavailable(lane, err)
 		}
 		search.ask(c.lookUp(&search))
 	}
@@ -209,20 +209,20 @@ func (c *Courier) unavailable(lane uint32, cause error) error {
 }
 
 // outcome reads the answer to a command.
-func (c *Courier) outcome(lane uint32, request *lanes.Request, data []byte) (lanes.Reply, error) {
+func (c *Courier) outcome(lane uint32, request *lanes.Request, data []byte) (*lanes.Reply, error) {
 	var got answer
 	err := decode(data, &got, walkAnswer)
 	switch {
 	case errors.Is(err, errNewer):
-		return lanes.Reply{}, &VersionError{Lane: lane, Here: true, Message: err.Error()}
+		return nil, &VersionError{Lane: lane, Here: true, Message: err.Error()}
 	case err != nil:
-		return lanes.Reply{}, &FaultError{Lane: lane, Message: "its answer cannot be read: " + err.Error()}
+		return nil, &FaultError{Lane: lane, Message: "its answer cannot be read: " + err.Error()}
 	case got.failure != nil:
-		return lanes.Reply{}, got.failure.errorOf(lane, request)
+		return nil, got.failure.errorOf(lane, request)
 	case got.reply == nil:
-		return lanes.Reply{}, &FaultError{Lane: lane, Message: "its answer is empty"}
+		return nil, &FaultError{Lane: lane, Message: "its answer is empty"}
 	}
-	return *got.reply, nil
+	return got.reply, nil
 }
 
 // searching is the search for whoever decides a lane. A command is asked of one node by its id, so that each question has one answer,

@@ -149,9 +149,9 @@ func (c *Courier) decide(ctx context.Context, local Local, lane uint32, question
 	}()
 	err := c.read(question, lane, &asked)
 	if err == nil {
-		var reply lanes.Reply
+		var reply *lanes.Reply
 		if reply, err = local.SubmitLocal(ctx, lane, asked.request); err == nil {
-			return answer{reply: &reply}
+			return answer{reply: reply}
 		}
 	}
 	failed := failureOf(lane, err)

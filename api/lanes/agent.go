@@ -32,7 +32,7 @@ type agentOptions struct {
 	db        *pebble.DB
 	transport Transport
 	// submit decides a command in the agent's lane.
-	submit func(ctx context.Context, request Request) (Reply, error)
+	submit func(ctx context.Context, request Request) (*Reply, error)
 }
 
 // Limits of an agent.
@@ -61,7 +61,11 @@ func (a *agent) run(ctx context.Context) error {
 			reply, err := a.options.submit(ctx, Request{
 				Partition: eventstore.PartitionOf(domain.HomeKey(stockKeyOf(t.command))), Command: t.command,
 			})
-			a.put(func(now time.Time) { a.escrow.decided(now, t, reply.Stock, err) }, true)
+			var account domain.Account
+			if err == nil {
+				account = reply.Stock
+			}
+			a.put(func(now time.Time) { a.escrow.decided(now, t, account, err) }, true)
 			return nil
 		}
 		if !tasks.TryGo(do) {

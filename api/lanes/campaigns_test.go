@@ -17,7 +17,7 @@ import (
 var euros5 = domain.Money{Currency: "EUR", Minor: 500}
 
 // campaign puts a campaign of tea that is open for an hour.
-func (n *node) campaign(t testing.TB, requestID string, units, userUnitsMax int64) Reply {
+func (n *node) campaign(t testing.TB, requestID string, units, userUnitsMax int64) *Reply {
 	t.Helper()
 	return n.must(t, catalogRequest("tea", requestID, domain.PutCampaign{
 		CampaignID: "flash", SKU: "tea", Price: euros5, OpensAt: start, ClosesAt: start.Add(time.Hour), Units: units, UserUnitsMax: userUnitsMax,
@@ -158,7 +158,7 @@ func TestACampaignTakesItsUnitsFromWhereverTheyAre(t *testing.T) {
 	n := startNode(t, 4)
 	n.stock(t, "tea", 100)
 	n.must(t, catalogRequest("tea", "preheat", domain.PreheatStock{SKU: "tea", UnitsPerLane: 25}))
-	put := func(requestID string, units int64) (reply Reply, err error) {
+	put := func(requestID string, units int64) (reply *Reply, err error) {
 		eventually(t, fmt.Sprintf("the campaign has %d units, or is refused them", units), func() bool {
 			reply, err = n.Submit(t.Context(), catalogRequest("tea", requestID, domain.PutCampaign{
 				CampaignID: "flash", SKU: "tea", Price: euros5, OpensAt: start, ClosesAt: start.Add(time.Hour), Units: units,

@@ -37,12 +37,12 @@ func (s *Set) homeOfUnknown(err error) (lane uint32, unknown bool) {
 // submitOnceKnown submits a request again that was refused since this node does not know a product, a campaign or a coupon: it may be
 // behind the lane that they are decided in, by a moment, or by more after it was started or while that lane's log does not answer. Only
 // what is not in that log up to its end is unknown; where that does not show in time, the request may be made again later.
-func (s *Set) submitOnceKnown(ctx context.Context, lane, home uint32, request Request) (Reply, error) {
+func (s *Set) submitOnceKnown(ctx context.Context, lane, home uint32, request Request) (*Reply, error) {
 	if err := s.catchUp(ctx, home); err != nil {
 		if ctx.Err() != nil {
-			return Reply{}, ctx.Err()
+			return nil, ctx.Err()
 		}
-		return Reply{}, &eventstore.UnavailableError{Lane: home, RetryAfter: time.Second, Cause: err}
+		return nil, &eventstore.UnavailableError{Lane: home, RetryAfter: time.Second, Cause: err}
 	}
 	return s.seats[lane].submit(ctx, request)
 }

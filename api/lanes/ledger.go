@@ -119,16 +119,16 @@ func (m *Machine) fillAnswered(entry *ledgerEntry, answered domain.RequestAnswer
 }
 
 // recall makes the reply again that a request was given. Where it found nothing to do, that is at the revision of what it found.
-func (m *Machine) recall(entry *ledgerEntry) (Reply, error) {
+func (m *Machine) recall(entry *ledgerEntry) (*Reply, error) {
 	if !entry.order.IsZero() {
-		reply := Reply{Lane: m.options.Lane, PartID: entry.partID}
-		err := m.fillOrder(&reply, entry.order, entry.commit)
+		reply := &Reply{Lane: m.options.Lane, PartID: entry.partID}
+		err := m.fillOrder(reply, entry.order, entry.commit)
 		reply.Commit, reply.At = reply.OrderCommit, reply.Order.UpdatedAt
 		return reply, err
 	}
 	event, err := stored.Decode(entry.typeName, entry.version, entry.aggregateID, "", entry.payload)
 	if err != nil {
-		return Reply{}, err
+		return nil, err
 	}
 	return m.replyTo(event, entry.commit, entry.at)
 }

@@ -70,7 +70,7 @@ func TestAnOrdersLifeIsAnsweredTheSameForEver(t *testing.T) {
 		}),
 		ofOrder(order, "note", domain.AddNote{OrderID: order.ID, By: "clerk", Sealed: []byte("sealed")}),
 	}
-	replies := make([]Reply, len(requests))
+	replies := make([]*Reply, len(requests))
 	for i, request := range requests {
 		replies[i] = n.must(t, request)
 	}
@@ -207,7 +207,7 @@ func TestARequestThatFindsNothingToDoIsRememberedForEver(t *testing.T) {
 		{couponRequest("TEN", "n-coupon", terms), ""},
 		{eraseUser("ann", "n-erase", 7), ""},
 	}
-	replies := make([]Reply, len(nothing))
+	replies := make([]*Reply, len(nothing))
 	head := n.head()
 	for i, c := range nothing {
 		replies[i] = n.must(t, c.request)
@@ -270,7 +270,7 @@ func TestARequestInFlightThatFoundNothingToDoIsRememberedAtOnce(t *testing.T) {
 	n.must(t, cancelOrder(order, "cancel"))
 	head := n.head()
 	var group sync.WaitGroup
-	replies, refused := make([]Reply, 100), make([]bool, 100)
+	replies, refused := make([]*Reply, 100), make([]bool, 100)
 	for i := range replies {
 		group.Go(func() {
 			request := cancelOrder(order, "again")

@@ -109,7 +109,7 @@ const (
 
 // Outcome is a lane's answer: a reply or a refusal.
 type Outcome struct {
-	Reply   *Reply // nil in a refusal. Replies are large, and an outcome passes through several hands.
+	Reply   *Reply // nil in a refusal
 	Refusal error
 }
 
@@ -521,7 +521,7 @@ func (m *Machine) answerFromLedger(key requestKey) func(uint64, time.Time) Outco
 		must(err)
 		reply, err := m.recall(entry)
 		must(err)
-		return Outcome{Reply: &reply}
+		return Outcome{Reply: reply}
 	}
 }
 
@@ -552,7 +552,7 @@ func (m *Machine) answer(first domain.Event, command domain.Command) func(uint64
 		reply, err := m.replyTo(first, commit, at)
 		must(err)
 		reply.Stock = m.stockAfter(command)
-		return Outcome{Reply: &reply}
+		return Outcome{Reply: reply}
 	}
 }
 
@@ -565,11 +565,11 @@ func (m *Machine) stockAfter(command domain.Command) domain.Account {
 }
 
 // replyTo makes the reply to the command whose first event this was, from durable state.
-func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Reply, error) {
-	reply := Reply{Lane: m.options.Lane, Commit: commit, At: at}
+func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (*Reply, error) {
+	reply := &Reply{Lane: m.options.Lane, Commit: commit, At: at}
 	if id, ok := domain.OrderOf(first); ok {
 		reply.PartID = domain.PartOf(first)
-		return reply, m.fillOrder(&reply, id, commit)
+		return reply, m.fillOrder(reply, id, commit)
 	}
 	if put, ok := first.(domain.ProductPut); ok {
 		reply.Product = domain.Product{}.Evolve(put, at)
@@ -579,7 +579,7 @@ func (m *Machine) replyTo(first domain.Event, commit uint64, at time.Time) (Repl
 	}
 	if erased, ok := first.(domain.UserErased); ok {
 		reply.Erased = erased
-		return reply, m.fillErasure(&reply)
+		return reply, m.fillErasure(reply)
 	}
 	if granted, ok := first.(domain.StockGranted); ok {
 		reply.Granted = granted

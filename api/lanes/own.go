@@ -104,7 +104,7 @@ func (e *NotOwnerError) Error() string {
 
 // A Remote carries requests to the node that owns a lane. Its outcome is that of SubmitLocal there.
 type Remote interface {
-	Submit(ctx context.Context, lane uint32, request Request) (Reply, error)
+	Submit(ctx context.Context, lane uint32, request Request) (*Reply, error)
 }
 
 // Start serves a lane from now on, as long as held says so: it opens the lane, or goes on with one that is parked. It does not wait.
@@ -397,21 +397,21 @@ func (t *term) isStopped() bool {
 
 // submit decides a request in the lane, once that is served here: it waits for one that is being opened or handed over. Errors beside
 // the lane's own: *NotOwnerError.
-func (s *seat) submit(ctx context.Context, request Request) (Reply, error) {
+func (s *seat) submit(ctx context.Context, request Request) (*Reply, error) {
 	t, err := s.enter(ctx)
 	if err != nil {
-		return Reply{}, err
+		return nil, err
 	}
 	return s.decide(ctx, t, request)
 }
 
 // submitNow is submit for what comes from the lane's own escrow: it waits for nothing, and is asked for again.
-func (s *seat) submitNow(ctx context.Context, request Request) (Reply, error) {
+func (s *seat) submitNow(ctx context.Context, request Request) (*Reply, error) {
 	s.mu.Lock()
 	t := s.term
 	if s.state != seatServing || t == nil {
 		s.mu.Unlock()
-		return Reply{}, s.unavailable()
+		return nil, s.unavailable()
 	}
 	s.inside++
 	s.mu.Unlock()
@@ -419,19 +419,19 @@ func (s *seat) submitNow(ctx context.Context, request Request) (Reply, error) {
 }
 
 // decide has the term's lane decide. REQUIRES: it is counted as inside.
-func (s *seat) decide(ctx context.Context, t *term, request Request) (Reply, error) {
+func (s *seat) decide(ctx context.Context, t *term, request Request) (*Reply, error) {
 	outcome, err := t.lane.Submit(ctx, request)
 	s.leave()
 	switch {
 	case err != nil:
-		return Reply{}, err
+		return nil, err
 	case !t.held():
 		// Another node may decide by now, and this one know less than that. What was made durable answers the same request again.
-		return Reply{}, s.unavailable()
+		return nil, s.unavailable()
 	case outcome.Refusal != nil:
-		return Reply{}, outcome.Refusal
+		return nil, outcome.Refusal
 	}
-	return *outcome.Reply, nil
+	return outcome.Reply, nil
 }
 
 // enter waits until the lane is served here, and counts the caller as inside.

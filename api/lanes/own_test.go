@@ -153,7 +153,7 @@ func (n *sharingNode) onOwnership(lane uint32, owned bool) {
 type courier struct{ log *sharedLog }
 
 // Submit implements Remote: it asks one node after the other until one has the lane, for a bounded time.
-func (c courier) Submit(ctx context.Context, lane uint32, request Request) (Reply, error) {
+func (c courier) Submit(ctx context.Context, lane uint32, request Request) (*Reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	poll := time.NewTicker(time.Millisecond)
@@ -168,7 +168,7 @@ func (c courier) Submit(ctx context.Context, lane uint32, request Request) (Repl
 		select {
 		case <-poll.C:
 		case <-ctx.Done():
-			return Reply{}, ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 }
@@ -225,14 +225,14 @@ type crowd struct {
 	all  sync.WaitGroup
 
 	mu     sync.Mutex
-	acked  map[requestKey]Reply
+	acked  map[requestKey]*Reply
 	errors []error
 	slow   time.Duration // the longest that an order took
 }
 
 // gather starts the crowd. nodes returns those that it may go to now.
 func (s *sharedLog) gather(seed uint64, clients int, nodes func() []*sharingNode) *crowd {
-	c := &crowd{log: s, stop: make(chan struct{}), acked: map[requestKey]Reply{}}
+	c := &crowd{log: s, stop: make(chan struct{}), acked: map[requestKey]*Reply{}}
 	for client := range clients {
 		c.all.Go(func() {
 			chance := rand.New(rand.NewPCG(seed, uint64(client)))
@@ -248,7 +248,7 @@ func (c *crowd) buy(chance *rand.Rand, nodes []*sharingNode, request Request) {
 	began := time.Now()
 	first, err := nodes[chance.IntN(len(nodes))].Submit(context.Background(), request)
 	took := time.Since(began)
-	var again Reply
+	var again *Reply
 	if err == nil && chance.IntN(4) == 0 {
 		if again, err = nodes[chance.IntN(len(nodes))].Submit(context.Background(), request); err == nil && again.Order.ID != first.Order.ID {
 			err = fmt.Errorf("order %s is answered as %s the second time (I4)", first.Order.ID, again.Order.ID)
@@ -280,7 +280,7 @@ func (c *crowd) disperse() {
 
 // check reads the logs: contiguous and chained (I2), stock conserved (I3), one effect a request (I4), and what was acknowledged at its
 // position (I1).
-func (s *sharedLog) check(acked map[requestKey]Reply) {
+func (s *sharedLog) check(acked map[requestKey]*Reply) {
 	s.t.Helper()
 	streams, err := eventstore.OpenJetStream(s.t.Context(), s.connect(), s.topology, eventstore.JetStreamOptions{})
 	if err != nil {
@@ -352,7 +352,7 @@ func TestNodesThatComeAndGoShareTheLanes(t *testing.T) {
 	s.eventually("two nodes share", func() bool { return s.level(one, two) })
 	three := s.join("three")
 	s.eventually("three nodes share", func() bool { return s.level(one, two, three) })
-	acked := map[requestKey]Reply{}
+	acked := map[requestKey]*Reply{}
 	for i, n := range []*sharingNode{one, two, three} {
 		for lane := range s.topology.Lanes {
 			user := userIn(s.topology, lane, fmt.Sprint("ann", i))
@@ -480,7 +480,7 @@ func TestANodeThatDoesNotStopIsFenced(t *testing.T) {
 	})
 	two.Start(0, func() bool { return true }) // Whatever the leases say.
 	s.eventually("two has fenced one", func() bool { return two.Status(0).Serving })
-	acked := map[requestKey]Reply{}
+	acked := map[requestKey]*Reply{}
 	for i := range 50 {
 		request := place("ann", fmt.Sprint("r", i), "tea", 1)
 		for _, n := range []*sharingNode{one, two} {

@@ -38,7 +38,8 @@ type Request struct {
 // A Fingerprint is the first 16 bytes of the SHA-256 of a request's canonical form.
 type Fingerprint [16]byte
 
-// A Reply is what a command led to. The same request gets the same reply, for ever (I4).
+// A Reply is what a command led to. The same request gets the same reply, for ever (I4). It is large, and whoever passes it on passes on the
+// pointer; nobody changes it once it is given.
 type Reply struct {
 	// Lane and Commit are the revision at which the command took effect, At its log time.
 	Lane   uint32
@@ -72,8 +73,8 @@ type Reply struct {
 type Commands interface {
 	// Submit decides a request and returns once its effect is durable. An order for units that are on their way waits for them,
 	// for a time. Errors: a domain.Refusal, *domain.KeyErasedError, *KeyReusedError,
-	// *eventstore.QueueFullError, *eventstore.UnavailableError, eventstore.ErrLogFull, or ctx's.
-	Submit(ctx context.Context, request Request) (Reply, error)
+	// *eventstore.QueueFullError, *eventstore.UnavailableError, eventstore.ErrLogFull, or ctx's; then there is no reply.
+	Submit(ctx context.Context, request Request) (*Reply, error)
 }
 
 // A KeyReusedError says that a request id was used before, with another body (I4).

@@ -160,7 +160,7 @@ func (s *Set) newAgent(lane uint32) *agent {
 	}
 	return newAgent(agentOptions{
 		lane: lane, topology: s.options.Topology, db: s.options.Store.DB(), transport: transport,
-		submit: func(ctx context.Context, request Request) (Reply, error) {
+		submit: func(ctx context.Context, request Request) (*Reply, error) {
 			return s.seats[lane].submitNow(ctx, request)
 		},
 	})
@@ -214,7 +214,7 @@ func (s *Set) Serving() bool {
 }
 
 // Submit implements Commands: it decides a request here, or has the node decide it that has the lane.
-func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
+func (s *Set) Submit(ctx context.Context, request Request) (*Reply, error) {
 	lane := s.options.Topology.LaneOf(request.Partition)
 	reply, err := s.SubmitLocal(ctx, lane, request)
 	var elsewhere *NotOwnerError
@@ -222,14 +222,14 @@ func (s *Set) Submit(ctx context.Context, request Request) (Reply, error) {
 	case err == nil || !errors.As(err, &elsewhere):
 		return reply, err
 	case s.options.Remote == nil:
-		return Reply{}, &eventstore.UnavailableError{Lane: lane, RetryAfter: time.Second, Cause: err}
+		return nil, &eventstore.UnavailableError{Lane: lane, RetryAfter: time.Second, Cause: err}
 	}
 	return s.options.Remote.Submit(ctx, lane, request)
 }
 
 // SubmitLocal decides a request in a lane of this node, and waits for units that are on their way as Submit does, and for what other lanes
 // decided of what it names. It returns a *NotOwnerError when the lane is not here.
-func (s *Set) SubmitLocal(ctx context.Context, lane uint32, request Request) (Reply, error) {
+func (s *Set) SubmitLocal(ctx context.Context, lane uint32, request Request) (*Reply, error) {
 	began := time.Now()
 	reply, err := s.seats[lane].submit(ctx, request)
 	if err == nil {
@@ -254,7 +254,7 @@ func (s *Set) SubmitLocal(ctx context.Context, lane uint32, request Request) (Re
 }
 
 // submitAgain submits an order again whenever units that it lacks have moved, for a bounded time, and when its lane has.
-func (s *Set) submitAgain(ctx context.Context, seat *seat, request Request, moving *domain.StockMovingError) (Reply, error) {
+func (s *Set) submitAgain(ctx context.Context, seat *seat, request Request, moving *domain.StockMovingError) (*Reply, error) {
 	bounded, cancel := context.WithTimeout(ctx, s.options.StockWait)
 	defer cancel()
 	a := seat.agent
@@ -277,9 +277,9 @@ func (s *Set) submitAgain(ctx context.Context, seat *seat, request Request, movi
 		}
 	}
 	if err := ctx.Err(); err != nil {
-		return Reply{}, err
+		return nil, err
 	}
-	return Reply{}, moving
+	return nil, moving
 }
 
 func isClosed(c <-chan struct{}) bool {

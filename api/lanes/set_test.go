@@ -176,7 +176,7 @@ func (n *node) stock(t testing.TB, sku string, units int64) {
 	n.must(t, catalogRequest(sku, "receive-"+sku, domain.ReceiveStock{SKU: sku, Units: units}))
 }
 
-func (n *node) must(t testing.TB, request Request) Reply {
+func (n *node) must(t testing.TB, request Request) *Reply {
 	t.Helper()
 	reply, err := n.Submit(t.Context(), request)
 	if err != nil {
@@ -318,7 +318,7 @@ func TestWhatIsErasedNoLongerCountsInAFingerprint(t *testing.T) {
 func TestAHundredConcurrentRepetitionsPlaceOneOrder(t *testing.T) {
 	n := startNode(t, 1)
 	n.stock(t, "tea", 1)
-	replies := make([]Reply, 100)
+	replies := make([]*Reply, 100)
 	var group sync.WaitGroup
 	for i := range replies {
 		group.Go(func() { replies[i] = n.must(t, place("ann", "r1", "tea", 1)) })
@@ -447,7 +447,7 @@ func TestUnitsOfACancelledOrderAreSoldInAnotherLane(t *testing.T) {
 		n.must(t, cancelOrder(order, fmt.Sprint("c", lane)))
 		other := (lane + 1) % 4
 		request := place(n.userIn(other, "next"), fmt.Sprint("r", lane), "tea", 1)
-		var again Reply
+		var again *Reply
 		eventually(t, "the unit reaches another lane", func() (sold bool) {
 			var err error
 			again, err = n.Submit(t.Context(), request)

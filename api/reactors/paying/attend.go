@@ -91,7 +91,7 @@ func (c *Cashier) attend(ctx context.Context, w work, d *desk) {
 			c.list.move(w.key, d, next.payment.Provider)
 			return
 		}
-		var reply lanes.Reply
+		var reply *lanes.Reply
 		if reply, err = c.grant(ctx, &w, d, &order, next); err != nil {
 			break
 		}
@@ -169,11 +169,11 @@ func (c *Cashier) order(ctx context.Context, w *work) (domain.Order, uint64, err
 
 // grant asks the provider for one wish, and records what it says. An error means that it has not said, or that what it said could
 // not be recorded; asking again does no harm (P2).
-func (c *Cashier) grant(ctx context.Context, w *work, d *desk, order *domain.Order, next wish) (lanes.Reply, error) {
+func (c *Cashier) grant(ctx context.Context, w *work, d *desk, order *domain.Order, next wish) (*lanes.Reply, error) {
 	if next.refund != nil {
 		result, err := c.askRefund(ctx, d.provider, order, next)
 		if err != nil {
-			return lanes.Reply{}, err
+			return nil, err
 		}
 		return c.record(ctx, result.OrderID, result)
 	}
@@ -186,11 +186,11 @@ func (c *Cashier) grant(ctx context.Context, w *work, d *desk, order *domain.Ord
 		}
 	}
 	if err != nil {
-		return lanes.Reply{}, err
+		return nil, err
 	}
 	result, said := resultOf(&status)
 	if !said {
-		return lanes.Reply{}, errNothingNew
+		return nil, errNothingNew
 	}
 	c.raiseIfWrong(order, p, &result)
 	result.OrderID, result.PaymentID, result.Provider = order.ID, p.ID, d.name
@@ -352,12 +352,12 @@ func refundResult(result *domain.RecordRefundResult, status *payments.RefundStat
 }
 
 // record submits what a provider said to the order's lane. The command has no request id: it is harmless by its payment's or refund's.
-func (c *Cashier) record(ctx context.Context, id domain.OrderID, command domain.Command) (lanes.Reply, error) {
+func (c *Cashier) record(ctx context.Context, id domain.OrderID, command domain.Command) (*lanes.Reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.limits.RecordMax)
 	defer cancel()
 	reply, err := c.options.Commands.Submit(ctx, lanes.Request{Partition: id.Partition(), Command: command})
 	if err != nil {
-		return lanes.Reply{}, fmt.Errorf("record what the provider said: %w", err)
+		return nil, fmt.Errorf("record what the provider said: %w", err)
 	}
 	return reply, nil
 }

@@ -333,7 +333,7 @@ func (l *life) heads() (heads []uint64) {
 }
 
 // submit sends a command of an order's user; a refusal is fine.
-func (l *life) submit(user string, partition uint32, command domain.Command) (lanes.Reply, error) {
+func (l *life) submit(user string, partition uint32, command domain.Command) (*lanes.Reply, error) {
 	l.requests++
 	sum := sha256.Sum256(fmt.Appendf(nil, "%#v", command))
 	return l.set.Submit(l.alive, lanes.Request{
@@ -360,7 +360,10 @@ func (l *life) place(units int64) (domain.Order, error) {
 	l.users++
 	user := fmt.Sprintf("user-%d", l.users)
 	reply, err := l.submit(user, eventstore.PartitionOf(user), domain.PlaceOrder{UserID: user, Lines: []domain.LineRequest{{SKU: sku, Units: units}}})
-	return reply.Order, err
+	if err != nil {
+		return domain.Order{}, err
+	}
+	return reply.Order, nil
 }
 
 func (l *life) mustPlace() domain.Order {

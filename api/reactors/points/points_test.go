@@ -35,10 +35,10 @@ type shop struct {
 var errBroken = errors.New("the sink is broken")
 
 // Submit makes the shop the reactor's sink.
-func (s *shop) Submit(ctx context.Context, request lanes.Request) (lanes.Reply, error) {
+func (s *shop) Submit(ctx context.Context, request lanes.Request) (*lanes.Reply, error) {
 	s.tried.Add(1)
 	if s.broken.Load() {
-		return lanes.Reply{}, errBroken
+		return nil, errBroken
 	}
 	return s.set.Submit(ctx, request)
 }
