@@ -32,8 +32,8 @@ import (
 	"github.com/weirhq/weir/proto/weir/user/v1/userv1connect"
 )
 
-// HeaderHop is the header of a call that a node without views has handed on. A node without views refuses it, so that there is one hop
-// and never a loop; to one with views it says nothing.
+// HeaderHop is the header of a call that a node without views has handed on. A node without views refuses it, and says so in a header of
+// the same name, so that there is one hop and never a loop; to one with views it says nothing.
 const HeaderHop = "Weir-Views-Hop"
 
 // Limits of handing calls on.
@@ -134,6 +134,7 @@ func newHopTransport(http2 bool) *http.Transport {
 // serve hands a call on.
 func (e *elsewhere) serve(w http.ResponseWriter, r *http.Request) {
 	if len(r.Header[HeaderHop]) > 0 {
+		w.Header().Set(HeaderHop, "refused")
 		e.refuse(w, r, viewsUnavailable("another node handed the call on to this one, which keeps no views either; its list of nodes is out of date"))
 		return
 	}
@@ -191,8 +192,11 @@ func (e *elsewhere) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		reply, err := e.ask(ask)
 		switch {
-		case err == nil && reply.Header.Get(HeaderWaitsFor) == "":
+		case err == nil && reply.Header.Get(HeaderWaitsFor) == "" && reply.Header.Get(HeaderHop) == "":
 			return reply, nil
+		case err == nil && reply.Header.Get(HeaderHop) != "":
+			last = errors.New("it keeps no views")
+			_ = reply.Body.Close()
 		case err == nil:
 			last = fmt.Errorf("it is starting, and waits for %s", reply.Header.Get(HeaderWaitsFor))
 			_ = reply.Body.Close()
