@@ -105,3 +105,25 @@ func TestFollowIsAllOrNone(t *testing.T) {
 	wantText(t, weir(t, nil, "serve", "--nats", "nats://127.0.0.1:1", "--follow", "some").want(t, exitUsage).stderr, "--follow must be all or none")
 	wantText(t, weir(t, nil, "dev", "--follow", "none").want(t, exitUsage).stderr, "--follow")
 }
+
+func TestPaymentsOfANodeWithoutViewsAreSettled(t *testing.T) {
+	sandbox := startDev(t, t.TempDir())
+	p := newPair(t)
+	paying := []string{"--payment-provider", "sandbox", "--sandbox-url", sandbox.lines.Sandbox}
+	p.start(0, append([]string{"--lanes", "4"}, paying...)...)
+	p.shareKeys()
+	p.start(1, append([]string{"--follow", "none"}, paying...)...)
+	op := p.env(1, "op", "operator")
+	live(t, op, "product", "put", "--sku", "tea", "--title", "Sencha", "--price", "12.90 EUR").want(t, exitOK)
+	live(t, op, "stock", "receive", "--sku", "tea", "--quantity", "500").want(t, exitOK)
+	live(t, op, "cluster", "drain", "node-0").want(t, exitOK)
+	p.eventually("the node without views has all lanes", func() bool { return len(p.lanes(1)["node-1"]) == 4 })
+	for _, user := range []string{"ann", "bob", "cid"} {
+		env := p.env(1, user, "")
+		order := place(t, env, "tea")
+		live(t, env, "payment", "start", order.Order.OrderID, "--method", "tok_ok").want(t, exitOK)
+		p.eventually("the order is paid", func() bool {
+			return strings.Contains(live(t, env, "order", "get", order.Order.OrderID, "--wait", "5s", "-o", "json").stdout, "CAPTURED")
+		})
+	}
+}
