@@ -150,7 +150,7 @@ func (e *elsewhere) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	defer context.AfterFunc(e.handler.watches.ending, func() {
+	defer context.AfterFunc(e.handler.watches.ending, func() { //nolint:contextcheck // It is the server's end that is waited for, not the call's.
 		if watchMethods[r.URL.Path] {
 			cancel(errShuttingDown)
 		}
