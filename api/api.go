@@ -100,10 +100,13 @@ type Verifier interface {
 	Verify(header string) (*identity.Principal, error)
 }
 
-// Options make a Handler. Commands, Views, Verifier, Sealer and Topology are required.
+// Options make a Handler. Commands, Verifier, Sealer, Topology and one of Views and ViewsAt are required.
 type Options struct {
 	Commands Commands
 	Views    Views
+	// ViewsAt returns the base URLs of the nodes that keep views, the best first, for a node that keeps none: calls that read views are
+	// handed on to them. It is nil where there are Views.
+	ViewsAt  func() []string
 	Verifier Verifier
 	Sealer   Sealer
 	Topology eventstore.Topology
@@ -140,6 +143,8 @@ type Handler struct {
 	deadlines deadlines
 	crowd     crowdRefusals
 	errors    *connect.ErrorWriter
+	// elsewhere has what reads views answered by other nodes; nil where there are views.
+	elsewhere *elsewhere
 
 	orders, payments, catalog, campaigns, coupons, points, reports, users, hooks, clusters, health, reflectV1, reflectV1Alpha mount
 }
@@ -152,8 +157,8 @@ type mount struct {
 
 // NewHandler returns the handler of every service. Options that lack something are a bug of the program: it panics.
 func NewHandler(options Options) *Handler {
-	if options.Commands == nil || options.Views == nil || options.Verifier == nil || options.Sealer == nil {
-		panic("api: bug: Options need Commands, Views, Verifier and Sealer")
+	if options.Commands == nil || (options.Views == nil) == (options.ViewsAt == nil) || options.Verifier == nil || options.Sealer == nil {
+		panic("api: bug: Options need Commands, either Views or ViewsAt, Verifier and Sealer")
 	}
 	if err := options.Topology.Validate(); err != nil {
 		panic("api: bug: " + err.Error())
@@ -169,6 +174,9 @@ func NewHandler(options Options) *Handler {
 		commands: options.Commands, views: options.Views, verifier: options.Verifier, sealer: options.Sealer,
 		topology: options.Topology, webhooks: options.Webhooks, cluster: options.Cluster, providers: slices.Clone(options.PaymentProviders), limits: limits, logger: options.Logger,
 		validator: newValidator(), watches: newWatches(limits), deadlines: newDeadlines(limits), errors: connect.NewErrorWriter(),
+	}
+	if options.ViewsAt != nil {
+		h.elsewhere = newElsewhere(h, options.ViewsAt)
 	}
 	open := []connect.HandlerOption{
 		connect.WithReadMaxBytes(limits.RequestBytesMax),
@@ -227,6 +235,10 @@ func (h *Handler) serve(w *explained, r *http.Request) {
 			h.bound(w.ResponseWriter, r)
 			if badBase64(r) {
 				_ = h.errors.Write(w, r, invalidArgument("message", "it is not URL-safe base64").connectError())
+				return
+			}
+			if h.elsewhere != nil && viewMethods[r.URL.Path] {
+				h.elsewhere.serve(w.ResponseWriter, r)
 				return
 			}
 			m.handler.ServeHTTP(w, r)

@@ -66,6 +66,7 @@ const (
 	ReasonShuttingDown          = Reason("SHUTTING_DOWN")
 	ReasonStarting              = Reason("STARTING")
 	ReasonViewBehind            = Reason("VIEW_BEHIND")
+	ReasonViewsUnavailable      = Reason("VIEWS_UNAVAILABLE")
 	ReasonViewParked            = Reason("VIEW_PARKED")
 	ReasonDeadlineExceeded      = Reason("DEADLINE_EXCEEDED")
 	ReasonCanceled              = Reason("CANCELED")
@@ -133,6 +134,7 @@ var reasons = map[Reason]struct {
 	ReasonShuttingDown:          {connect.CodeUnavailable, true, nil},
 	ReasonStarting:              {connect.CodeUnavailable, true, nil},
 	ReasonViewBehind:            {connect.CodeUnavailable, true, []string{"lane", "commit"}},
+	ReasonViewsUnavailable:      {connect.CodeUnavailable, true, nil},
 	ReasonViewParked:            {connect.CodeUnavailable, true, nil},
 	ReasonDeadlineExceeded:      {connect.CodeDeadlineExceeded, false, nil},
 	ReasonCanceled:              {connect.CodeCanceled, false, nil},

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/weirhq/weir/domain"
 	"github.com/weirhq/weir/eventstore"
+	"github.com/weirhq/weir/projections"
 )
 
 // factsAsksMax bounds the questions for the end of a log that are under way because of what a node does not know.
@@ -63,6 +67,30 @@ func (s *Set) catchUp(ctx context.Context, lane uint32) error {
 	}
 	defer s.demand(lane).Enter()()
 	return s.seats[lane].reach(ctx, head)
+}
+
+// Order returns an order as this node's state of its lane has it, once that has come to a commit, and up to which commit it holds. It may be
+// called while the lanes run. Errors: projections.ErrNotFound, projections.ErrBehind when the state does not come to the commit, or
+// ctx's.
+func (s *Set) Order(ctx context.Context, id domain.OrderID, commit uint64) (domain.Order, uint64, error) {
+	lane := s.options.Topology.LaneOf(id.Partition())
+	leave := s.demand(lane).Enter()
+	err := s.seats[lane].reach(ctx, commit)
+	leave()
+	if err != nil {
+		return domain.Order{}, 0, fmt.Errorf("%w: %w", projections.ErrBehind, err)
+	}
+	keys := newKeys(lane)
+	record, closer, err := s.options.Store.DB().Get(keys.order(id))
+	if errors.Is(err, pebble.ErrNotFound) {
+		return domain.Order{}, 0, projections.ErrNotFound
+	}
+	if err != nil {
+		return domain.Order{}, 0, fmt.Errorf("read order %v of lane %d: %w", id, lane, err)
+	}
+	userID, _ := projections.RecordUserID(record)
+	order, revision, err := projections.FoldOrder(id, userID, slices.Clone(record), 0)
+	return order, revision, errors.Join(err, closer.Close())
 }
 
 // reach waits until a commit is applied here.

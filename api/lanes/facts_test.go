@@ -162,3 +162,21 @@ func TestALaneIsServedSinceItWasOpened(t *testing.T) {
 		t.Error("a lane of another node is served")
 	}
 }
+
+func TestAnOrderIsReadOffTheStateOnceThatHasItsCommit(t *testing.T) {
+	n := startNode(t, 4)
+	n.stock(t, "tea", 100)
+	placed := n.must(t, place("ann", "r1", "tea", 1))
+	order, commit, err := n.Order(t.Context(), placed.Order.ID, placed.Commit)
+	if err != nil || commit != placed.Commit || order.ID != placed.Order.ID || order.UserID != "ann" {
+		t.Errorf("got %v at commit %d, %v; want %v at %d", order, commit, err, placed.Order, placed.Commit)
+	}
+	if _, _, err := n.Order(t.Context(), domain.OrderID{}, 0); !errors.Is(err, projections.ErrNotFound) {
+		t.Errorf("of no order: got %v, want %v", err, projections.ErrNotFound)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if _, _, err := n.Order(ctx, placed.Order.ID, placed.Commit+100); !errors.Is(err, projections.ErrBehind) {
+		t.Errorf("of a commit that is not there: got %v, want %v", err, projections.ErrBehind)
+	}
+}

@@ -54,7 +54,8 @@ func (c *client) clusterStatus() *cobra.Command {
 		Use:   "status",
 		Short: "Print the nodes, and where the lanes are",
 		Long: `Print the nodes that are there, as each says of itself: its state, how many lanes it decides, how many commits its
-views are behind, the calls under way, its processor time (100% is one processor), and where its API is reached.
+views are behind, or that it keeps none ('weir serve --follow none'), the calls under way, its processor time (100% is
+one processor), and where its API is reached.
 
 Then the lanes: the node that has each (its lease), the epoch under which it was opened, the newest commit, how far the
 views of the node that answers are behind, the copies of its log that are up to date of those that there are to be, and
@@ -97,7 +98,11 @@ func (p *process) printCluster(answer *clusterv1.GetClusterResponse) error {
 	}
 	for _, node := range answer.GetNodes() {
 		m := node.GetMember()
-		nodes.row(m.GetNodeId(), nodeState(node), strconv.Itoa(len(m.GetLanes())), groupDigits(m.GetViewsLagCommits()),
+		lag := groupDigits(m.GetViewsLagCommits())
+		if m.GetFollowsNothing() {
+			lag = "no views"
+		}
+		nodes.row(m.GetNodeId(), nodeState(node), strconv.Itoa(len(m.GetLanes())), lag,
 			groupDigits(uint64(m.GetCallsInFlight())), fmt.Sprintf("%d%%", m.GetCpuMilli()/10), m.GetVersion(), strings.Join(m.GetAddresses(), " "))
 	}
 	if err := nodes.print(p.stdout, paint); err != nil {

@@ -42,7 +42,7 @@ func (c clusterShop) GetCluster(_ context.Context, request *clusterv1.GetCluster
 				n.Member.Lanes = []*clusterv1.OwnedLane{{Lane: 0, Epoch: 7, Commit: 1200, Queued: 3}}
 			}),
 			node("east-2", func(n *clusterv1.Node) { n.Member.Warm, n.Member.ViewsLagCommits = false, 123_456 }),
-			node("west-1", func(n *clusterv1.Node) { n.Drained = true }),
+			node("west-1", func(n *clusterv1.Node) { n.Drained, n.Member.FollowsNothing = true, true }),
 		},
 		Lanes: []*clusterv1.Lane{
 			{Lane: 0, NodeId: "east-1", MovedToNodeId: "east-1", Epoch: 7, Head: 1200, Queued: 3, Replicas: 3, ReplicasCurrent: 3, StreamLeader: "nats-1"},

@@ -214,7 +214,12 @@ the node, and give the secret that it signs them with; without it payments are s
 Nodes of one log share its lanes: each lane is decided by one of them, which holds its lease (--lease-ttl), and
 followed by the others. A node that comes takes its share; one that is killed is replaced within the lease's time and a
 second. On SIGTERM a node hands its lanes over before it stops. The fence in the log, not the lease, keeps two nodes
-from ever deciding one lane.`,
+from ever deciding one lane.
+
+Each node keeps views of all lanes and answers reads from them. With --follow none it keeps none: it decides lanes and
+takes commands as any other, and hands what reads views on to a node that keeps some, at the address that this one
+advertises. Have two nodes keep views, so that one may fail: while none does, orders are taken and reads are refused
+(VIEWS_UNAVAILABLE). Views that are in the data directory stay as they are, and go on from there once it follows again.`,
 		Example: `  weir serve --cluster-name prod --peers host1,host2,host3 --cluster-secret-file /etc/weir/secret \
     --cluster-tls-cert /etc/weir/host1.pem --cluster-tls-key /etc/weir/host1.key --cluster-tls-ca /etc/weir/ca.pem --data /var/lib/weir
   weir serve --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222 --data /var/lib/weir
@@ -235,6 +240,7 @@ from ever deciding one lane.`,
 	}
 	f.add(cmd)
 	flags := cmd.Flags()
+	f.options.sharing.addFollow(cmd)
 	addNATSFlag(cmd, &f.options.log.nats)
 	f.options.log.access.add(cmd)
 	f.options.log.access.addSystem(cmd)

@@ -121,8 +121,11 @@ type node struct {
 	metrics  net.Listener
 	log      *openLog
 	// joint are the lanes' logs as the lanes' state and the views read them: together.
-	joint    []*eventstore.JointLog
-	store    *projections.Store
+	joint []*eventstore.JointLog
+	store *projections.Store
+	// demands say, by lane, whether somebody waits for its commits here.
+	demands []*eventstore.Demand
+	// runners, rebuilds and views keep and read the views; nil for a node that keeps none (--follow none).
 	runners  []*projections.Runner
 	rebuilds *projections.Rebuilder
 	lanes    *lanes.Set
@@ -364,6 +367,10 @@ func (n *node) openState(ctx context.Context) (err error) {
 	for lane := range topology.Lanes {
 		joint := eventstore.NewJointLog(n.log.streams.Log(lane), eventstore.JointOptions{Bytes: max(jointBytes/int(topology.Lanes), jointBytesMin)})
 		n.joint = append(n.joint, joint)
+		if !n.options.sharing.keepsViews() {
+			n.demands = append(n.demands, &eventstore.Demand{})
+			continue
+		}
 		runner, err := projections.NewRunner(projections.RunnerOptions{
 			Store: n.store, Lane: lane, Lanes: topology.Lanes, Log: joint, Logger: n.logger,
 			Observer: observer, Level2: shared, Pace: viewPace,
@@ -371,13 +378,15 @@ func (n *node) openState(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		n.runners = append(n.runners, runner)
+		n.runners, n.demands = append(n.runners, runner), append(n.demands, runner.Demand())
 	}
-	n.rebuilds, err = projections.NewRebuilder(projections.RebuilderOptions{
-		Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.bulk.Log, Asked: n.asked.Load, Logger: n.logger,
-	})
-	if err != nil {
-		return err
+	if n.options.sharing.keepsViews() {
+		n.rebuilds, err = projections.NewRebuilder(projections.RebuilderOptions{
+			Store: n.store, Runners: n.runners, Topology: topology, Log: n.log.bulk.Log, Asked: n.asked.Load, Logger: n.logger,
+		})
+		if err != nil {
+			return err
+		}
 	}
 	if err := n.openCourier(); err != nil {
 		return err
@@ -390,13 +399,15 @@ func (n *node) openState(ctx context.Context) (err error) {
 func (n *node) laneOptions() lanes.Options {
 	return lanes.Options{
 		Topology: n.log.topology, Store: n.store, Log: func(lane uint32) eventstore.Log { return n.joint[lane] }, Owner: n.options.sharing.nodeID + " " + n.options.owner,
-		StandbyPace: standbyPace, Demand: func(lane uint32) *eventstore.Demand { return n.runners[lane].Demand() },
+		StandbyPace: standbyPace, Demand: func(lane uint32) *eventstore.Demand { return n.demands[lane] },
 		Shared: true, OnOwnership: n.onOwnership, OnOwner: n.courier.Moved, Remote: n.courier, Transport: n.courier,
 		PayWithin: n.options.payWithin, PaymentGrace: n.options.paymentGrace, StockWait: n.options.stockWait,
 		Observe: func(lane uint32) eventstore.Observer {
 			return func(commit *eventstore.Commit, at eventstore.Position) {
 				n.log.witness.Note(lane, at)
-				n.runners[lane].Offer(commit, at)
+				if n.runners != nil {
+					n.runners[lane].Offer(commit, at)
+				}
 				n.reactors.Offer(lane, commit, at)
 			}
 		},
@@ -414,6 +425,9 @@ func (n *node) openViews(ctx context.Context) error {
 	if n.sealer, err = sealing.New(sealing.Options{Store: n.log.keys, MasterKey: master}); err != nil {
 		return err
 	}
+	if !n.options.sharing.keepsViews() {
+		return nil
+	}
 	n.views, err = projections.NewViews(projections.ViewsOptions{
 		Store: n.store, Topology: n.log.topology, Runners: n.runners, PageKey: pageKey(master),
 	})
@@ -429,10 +443,16 @@ func (n *node) openAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	handler := api.NewHandler(api.Options{
-		Commands: n.lanes, Views: n.views, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks, Cluster: sharedLanes{n},
+	options := api.Options{
+		Commands: n.lanes, Verifier: verifier, Sealer: n.sealer, Topology: n.log.topology, Webhooks: n.webhooks, Cluster: sharedLanes{n},
 		Limits: n.options.limits, WaitsFor: n.waitsFor, Logger: n.logger, PaymentProviders: n.options.payments.providers,
-	})
+	}
+	if n.options.sharing.keepsViews() {
+		options.Views = n.views
+	} else {
+		options.ViewsAt = n.viewsAt
+	}
+	handler := api.NewHandler(options)
 	n.server, n.endWatches = api.NewServer(handler), handler.EndWatches
 	n.server.Handler = n.counted(n.withWebhooks(handler))
 	return ctx.Err()
@@ -533,13 +553,15 @@ func (n *node) run(ctx context.Context, ready func(context.Context) error) error
 	if n.tokenKeys != nil {
 		viewing.run(n.tokenKeys.Run)
 	}
-	if n.shelf != nil {
+	if n.shelf != nil && n.options.sharing.keepsViews() { // A copy without views would have whoever takes it make them again.
 		viewing.run(n.keepCheckpoints)
 	}
 	for _, runner := range n.runners {
 		viewing.run(runner.Run)
 	}
-	viewing.run(n.rebuilds.Run)
+	if n.rebuilds != nil {
+		viewing.run(n.rebuilds.Run)
+	}
 	deciding.run(n.lanes.Run)
 	answering.run(func(ctx context.Context) error { return n.courier.Run(ctx, n.lanes) })
 	sharing.run(n.sharing.Run)
@@ -775,7 +797,7 @@ func profileMux() http.Handler {
 }
 
 func (n *node) inspector() *inspector {
-	return &inspector{
+	inspect := &inspector{
 		token: n.record.Token, topology: n.log.topology,
 		log:      func(lane uint32) laneReader { return n.log.streams.Log(lane) },
 		views:    &localViews{store: n.store, topology: n.log.topology, runners: n.runners, log: n.log.streams.Log, running: true, mirror: n.mirror, logger: n.logger},
@@ -785,11 +807,16 @@ func (n *node) inspector() *inspector {
 		doctor: func(ctx context.Context, replicasMin int) ([]eventstore.Finding, error) {
 			options := n.options.log
 			options.replicasMin = cmp.Or(replicasMin, options.replicasMin)
-			return n.log.examine(ctx, options)
+			findings, err := n.log.examine(ctx, options)
+			return append(findings, n.examineFollowing()...), err
 		},
 		copier: &localCopier{
 			dir: n.options.data, store: n.store,
 			keys: func(context.Context) (*eventstore.UserKeys, error) { return n.log.keys, nil },
 		},
 	}
+	if !n.options.sharing.keepsViews() {
+		inspect.views, inspect.rebuilds = viewsElsewhere{n}, viewsElsewhere{n}
+	}
+	return inspect
 }

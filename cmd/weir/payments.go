@@ -116,8 +116,12 @@ func (n *node) openPayments(ctx context.Context) (err error) {
 			readers[name] = reader
 		}
 	}
+	var orders paying.Orders = laneOrders{n.lanes}
+	if n.options.sharing.keepsViews() {
+		orders = n.views
+	}
 	n.cashier, err = paying.Open(paying.Options{
-		Store: n.store, Topology: n.log.topology, Orders: n.views, Commands: n.lanes, Providers: providers, Logger: n.logger,
+		Store: n.store, Topology: n.log.topology, Orders: orders, Commands: n.lanes, Providers: providers, Logger: n.logger,
 		Owned: n.lanes.Owned,
 	})
 	if err != nil {

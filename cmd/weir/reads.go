@@ -64,6 +64,9 @@ func redisCountsOf(s redisview.Stats) *redisCounts {
 // reads returns what the node's reads were answered from.
 func (n *node) reads() readReport {
 	report := readReport{Reads: map[string]readCounts{}}
+	if n.views == nil {
+		return report
+	}
 	for kind, stats := range n.views.ReadStats() {
 		report.Reads[kind] = countsOf(stats)
 	}

@@ -73,6 +73,7 @@ var reasons = []reason{
 	{"SHUTTING_DOWN", connect.CodeUnavailable, "the node stops and ends its watches", "watch again once the node is back"},
 	{"STARTING", connect.CodeUnavailable, "the node is starting and takes no calls yet; the message says what it waits for", "call another node, or wait as long as it says and repeat with the same request id"},
 	{"VIEW_BEHIND", connect.CodeUnavailable, "the view did not reach --min-revision in time", "repeat, or give it longer with --wait"},
+	{"VIEWS_UNAVAILABLE", connect.CodeUnavailable, "the node keeps no views, and no node that does could be asked, or that node is gone", "wait as long as it says and call again; 'weir cluster status' shows which nodes keep views"},
 	{"VIEW_PARKED", connect.CodeUnavailable, "it is in the log, but an event of it could not be applied to the view", "the operator has to replay it: weir parked list"},
 	{"DEADLINE_EXCEEDED", connect.CodeDeadlineExceeded, "the answer did not come in time; a change may have happened", "repeat with the same request id: it answers with what happened"},
 	{"CANCELED", connect.CodeCanceled, "the caller left before the answer; a change may have happened", "repeat with the same request id: it answers with what happened"},

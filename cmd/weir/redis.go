@@ -99,7 +99,7 @@ func (o *redisOptions) finish() error {
 // openMirror makes what keeps copies of views in Redis, if any does. A Redis that does not answer is no fault: the node serves
 // without it until it does.
 func (n *node) openMirror(ctx context.Context) error {
-	if n.options.redis.parsed == nil {
+	if n.options.redis.parsed == nil || !n.options.sharing.keepsViews() { // It keeps copies of views.
 		return nil
 	}
 	options := *n.options.redis.parsed

@@ -50,7 +50,24 @@ type sharingOptions struct {
 	leaseTTL time.Duration
 	// advertise is the URL at which other nodes and gateways reach the node's API; empty means where it listens.
 	advertise string
+	// follow says which lanes the node keeps views of: followAll or followNone; empty means all.
+	follow string
 }
+
+// What a node follows for its views.
+const (
+	followAll  = "all"
+	followNone = "none"
+)
+
+// addFollow puts --follow on a command whose node is one of several.
+func (o *sharingOptions) addFollow(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&o.follow, "follow", followAll, "lanes that the node keeps views of, `all|none`; with none its reads are answered by nodes that keep all")
+	setting(cmd.Flags(), "follow")
+}
+
+// keepsViews reports whether the node keeps views.
+func (o *sharingOptions) keepsViews() bool { return o.follow != followNone }
 
 func (o *sharingOptions) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
@@ -64,6 +81,9 @@ func (o *sharingOptions) add(cmd *cobra.Command) {
 func (o *sharingOptions) finish() error {
 	if o.nodeID != "" && !eventstore.ValidNodeID(o.nodeID) {
 		return usagef("--node-id %q is not 1 to 64 characters of A-Z a-z 0-9 _ -", o.nodeID)
+	}
+	if o.follow != "" && o.follow != followAll && o.follow != followNone {
+		return usagef("--follow must be all or none, not %q", o.follow)
 	}
 	if o.leaseTTL < ownership.LeaseTTLMin {
 		return usagef("--lease-ttl must be at least %s, not %s", ownership.LeaseTTLMin, o.leaseTTL)
@@ -163,6 +183,7 @@ func (n *node) describe(member *clusterv1.Member) {
 	member.ViewsLagCommits = n.viewsLagMost()
 	member.CallsInFlight = uint32(max(0, n.calls.Load()))
 	member.CpuMilli = n.cpu.milli()
+	member.FollowsNothing = !n.options.sharing.keepsViews()
 }
 
 // advertised is the URL at which others reach the API.
@@ -302,6 +323,14 @@ func (n *node) viewsLagMost() (commits uint64) {
 	return commits
 }
 
+// followed returns the newest commit of a lane that reads would show here, or, of a node without views, that its state holds.
+func (n *node) followed(lane uint32) uint64 {
+	if n.runners == nil {
+		return n.lanes.Status(lane).Commit
+	}
+	return n.runners[lane].Position().Number
+}
+
 // sharedLanes is the cluster as this node sees it. It implements api.Cluster.
 type sharedLanes struct{ n *node }
 
@@ -341,7 +370,7 @@ func (s sharedLanes) Cluster(ctx context.Context) *clusterv1.GetClusterResponse 
 			line.Head, line.StreamLeader = health.Head, health.Leader
 			line.Replicas, line.ReplicasCurrent = uint32(health.Replicas), uint32(health.Current)
 		}
-		line.LagCommits = line.Head - min(line.Head, n.runners[lane].Position().Number)
+		line.LagCommits = line.Head - min(line.Head, n.followed(uint32(lane)))
 		answer.Lanes = append(answer.Lanes, line)
 	}
 	return answer

@@ -54,9 +54,11 @@ type Member struct {
 	// Counts this process's heartbeats, from 1.
 	Heartbeat uint64 `protobuf:"varint,12,opt,name=heartbeat,proto3" json:"heartbeat,omitempty"`
 	// Whether it may be given lanes: what it would decide them with is near the heads of all lanes' logs.
-	Warm          bool `protobuf:"varint,13,opt,name=warm,proto3" json:"warm,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Warm bool `protobuf:"varint,13,opt,name=warm,proto3" json:"warm,omitempty"`
+	// Whether it keeps no views, and has reads answered by a node that does. A node of before this field keeps views.
+	FollowsNothing bool `protobuf:"varint,14,opt,name=follows_nothing,json=followsNothing,proto3" json:"follows_nothing,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Member) Reset() {
@@ -180,6 +182,13 @@ func (x *Member) GetWarm() bool {
 	return false
 }
 
+func (x *Member) GetFollowsNothing() bool {
+	if x != nil {
+		return x.FollowsNothing
+	}
+	return false
+}
+
 // OwnedLane is a lane that a member decides.
 type OwnedLane struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -266,7 +275,7 @@ var File_weir_cluster_v1_member_proto protoreflect.FileDescriptor
 
 const file_weir_cluster_v1_member_proto_rawDesc = "" +
 	"\n" +
-	"\x1cweir/cluster/v1/member.proto\x12\x0fweir.cluster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x03\n" +
+	"\x1cweir/cluster/v1/member.proto\x12\x0fweir.cluster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x03\n" +
 	"\x06Member\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -282,7 +291,8 @@ const file_weir_cluster_v1_member_proto_rawDesc = "" +
 	" \x01(\rR\rcallsInFlight\x12\x1b\n" +
 	"\tcpu_milli\x18\v \x01(\rR\bcpuMilli\x12\x1c\n" +
 	"\theartbeat\x18\f \x01(\x04R\theartbeat\x12\x12\n" +
-	"\x04warm\x18\r \x01(\bR\x04warm\"\x93\x01\n" +
+	"\x04warm\x18\r \x01(\bR\x04warm\x12'\n" +
+	"\x0ffollows_nothing\x18\x0e \x01(\bR\x0efollowsNothing\"\x93\x01\n" +
 	"\tOwnedLane\x12\x12\n" +
 	"\x04lane\x18\x01 \x01(\rR\x04lane\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
