@@ -214,6 +214,7 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 	if err != nil {
 		return failed(err)
 	}
+	call.grouped.Store(takeGroups(response.Header))
 	reply := wire.NewReply(call.protocol, response)
 	if call.unary() && call.protocol != wire.Plain {
 		if err := reply.Hold(); err != nil {
@@ -259,6 +260,19 @@ func (c *call) requestTo(ctx context.Context, request *http.Request, to *upstrea
 		out.Body = http.NoBody
 	}
 	return out, nil
+}
+
+// HeaderGroups is in every answer of an upstream that commits in groups: there a call is slower, and more are served, while others are under way. Its
+// value is of no account. How many calls there may be goes by it (limit.Permit.Done), and it goes no further.
+const HeaderGroups = "Weir-Groups"
+
+// takeGroups reports whether the header is there, and removes it.
+func takeGroups(header http.Header) bool {
+	_, grouped := header[HeaderGroups]
+	if grouped {
+		delete(header, HeaderGroups)
+	}
+	return grouped
 }
 
 // isUnsent reports whether an upstream got nothing of a request: it could not be reached.

@@ -42,6 +42,8 @@ type call struct {
 	sent atomic.Bool
 	// end is how it ended, for those who decide how much can be done.
 	end outcome.Outcome
+	// grouped is whether the upstream that answered last says that it commits in groups.
+	grouped atomic.Bool
 	// permit is its place among the calls under way, which it has until left is set.
 	permit limit.Permit
 	left   atomic.Bool
@@ -132,7 +134,7 @@ func (c *call) undecided() bool {
 // leave gives back the call's place. What it says first counts.
 func (c *call) leave(end outcome.Outcome) {
 	if !c.left.Swap(true) {
-		c.permit.Done(end)
+		c.permit.Done(end, c.grouped.Load())
 	}
 }
 

@@ -164,7 +164,7 @@ func (g *Gateway) SendKept(ctx context.Context, kept failback.Request) failback.
 	if err != nil {
 		return failback.Answer{Outcome: outcome.Overload, Err: err}
 	}
-	defer func() { permit.Done(c.end) }()
+	defer func() { permit.Done(c.end, c.grouped.Load()) }()
 	result, err := g.send(request, c)
 	if err != nil {
 		return failback.Answer{Outcome: outcome.Fault, Err: err}

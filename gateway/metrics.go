@@ -110,6 +110,7 @@ var (
 	openedDesc       = prometheus.NewDesc("weir_gateway_breaker_opened_total", "How often a breaker opened.", []string{"method", "upstream"}, nil)
 	ejectedDesc      = prometheus.NewDesc("weir_gateway_upstream_ejected", "1 while an upstream gets no calls.", []string{"upstream"}, nil)
 	placesDesc       = prometheus.NewDesc("weir_gateway_places", "How many calls may be under way at once.", nil, nil)
+	groupedDesc      = prometheus.NewDesc("weir_gateway_grouped", "The share of methods whose upstreams say that they commit in groups, so that calls may take longer.", nil, nil)
 	waitingDesc      = prometheus.NewDesc("weir_gateway_waiting", "Calls that wait for a place.", nil, nil)
 	strandedDesc     = prometheus.NewDesc("weir_gateway_stranded", "Calls that wait at a node for a lane that nobody decides, and take no place.", nil, nil)
 	edgeDesc         = prometheus.NewDesc("weir_gateway_edge_total", "Calls that the edge answered: turned off, sold out, without a pass, or with an older answer.", []string{"what"}, nil)
@@ -124,7 +125,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (g *Gateway) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, waitingDesc, strandedDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc, planDesc, lackingDesc, roomWaitingDesc, roomAdmittedDesc} {
+	for _, desc := range []*prometheus.Desc{attemptsDesc, latencyDesc, inFlightDesc, refusalsDesc, callsDesc, refusedConns, breakerDesc, openedDesc, ejectedDesc, placesDesc, groupedDesc, waitingDesc, strandedDesc, barDesc, retriesDesc, keptDesc, keptEventsDesc, edgeDesc, planDesc, lackingDesc, roomWaitingDesc, roomAdmittedDesc} {
 		descs <- desc
 	}
 }
@@ -174,6 +175,7 @@ func (g *Gateway) collectStates(metrics chan<- prometheus.Metric) {
 		metrics <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(value), labels...)
 	}
 	gauge(placesDesc, float64(status.Places))
+	gauge(groupedDesc, status.Grouped)
 	gauge(waitingDesc, float64(status.Waiting))
 	gauge(strandedDesc, float64(status.Stranded))
 	gauge(barDesc, status.Bar)
@@ -215,6 +217,8 @@ type Status struct {
 	UnderWay int `json:"under_way"`
 	Places   int `json:"places"`
 	Waiting  int `json:"waiting"`
+	// Grouped is the share of methods whose upstreams say that they commit in groups (HeaderGroups).
+	Grouped float64 `json:"grouped"`
 	// Stranded are calls that wait at a node for a lane that nobody decides. They take no place.
 	Stranded int     `json:"stranded"`
 	Bar      float64 `json:"bar"`
@@ -314,7 +318,7 @@ func (g *Gateway) Status() Status {
 	limits, retries := g.limiter.Stats(), rules.budget.Stats()
 	status := Status{
 		Upstreams: []UpstreamStatus{}, Methods: []MethodStatus{}, Breakers: []BreakerStatus{}, Refusals: []RefusalStatus{}, CallsInFlight: g.calls.Load(),
-		UnderWay: limits.UnderWay, Places: limits.Places, Waiting: limits.Waiting, Stranded: g.strands.waiting(), Bar: limits.Bar,
+		UnderWay: limits.UnderWay, Places: limits.Places, Waiting: limits.Waiting, Grouped: limits.Grouped, Stranded: g.strands.waiting(), Bar: limits.Bar,
 		RetriesPaid: retries.Paid, RetriesUnpaid: retries.Refused,
 		Plans: rules.planned.set.Label, PlansLacking: append([]string{}, rules.planned.lacking...),
 	}

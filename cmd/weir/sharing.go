@@ -21,6 +21,7 @@ import (
 	"github.com/weirhq/weir/api/identity"
 	"github.com/weirhq/weir/eventstore"
 	"github.com/weirhq/weir/eventstore/ownership"
+	"github.com/weirhq/weir/gateway"
 	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
 )
 
@@ -202,12 +203,16 @@ func (n *node) advertised() string {
 	return fmt.Sprintf("http://%s", net.JoinHostPort(host, fmt.Sprint(tcp.Port)))
 }
 
-// counted counts the calls that came, and those under way.
+// inGroups is the value of gateway.HeaderGroups, shared by all answers: nobody changes it.
+var inGroups = []string{"1"}
+
+// counted counts the calls that came, and those under way, and tells gateways that this node's lanes commit in groups.
 func (n *node) counted(handler http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n.asked.Add(1)
 		n.calls.Add(1)
 		defer n.calls.Add(-1)
+		w.Header()[gateway.HeaderGroups] = inGroups
 		handler.ServeHTTP(w, r)
 	})
 }

@@ -97,7 +97,7 @@ func (m *machine) call(user string) {
 		send := func() {
 			settled = true
 			since := m.now
-			m.node(user, func() { m.gate.leave(m.now, since, "m", outcome.Good) })
+			m.node(user, func() { m.gate.leave(m.now, since, "m", outcome.Good, true) })
 		}
 		// It may be called with the gate's lock held: what it does to the gate comes later.
 		admitted, queued := m.gate.enter(m.now, at, func(admitted bool) {

@@ -92,10 +92,11 @@ type ConcurrencyConfig struct {
 	Min     int `yaml:"min"`
 	Initial int `yaml:"initial"`
 	Max     int `yaml:"max"`
-	// Tolerance is how many times as long as without load a call may take before there are fewer of them; by default 2.
+	// Tolerance is how many times as long as without load a call may take before there are fewer of them; by default 2 where upstreams say that
+	// they commit in groups, as Weir's nodes do, and 1.2 elsewhere.
 	Tolerance float64 `yaml:"tolerance"`
-	// Slack is by how much longer than without load a call may take in any case; by default 10 ms. Nodes that commit in groups are slower and
-	// better with company.
+	// Slack is by how much longer than without load a call may take in any case; by default 10 ms where upstreams say that they commit in groups,
+	// which are slower and better with company, and 1 ms elsewhere.
 	Slack time.Duration `yaml:"slack"`
 	// QueueMax bounds the calls that wait for a place, by default 256, and QueueWaitMax how long each waits, by default 50 ms.
 	QueueMax     int           `yaml:"queue_max"`
@@ -107,10 +108,13 @@ type ConcurrencyConfig struct {
 // Tolerance and slack are what a flood costs those whom it lets through. Of three upstreams that do two calls at a time, each for 10 ms, in simulation
 // (fixedFlood, a minute of ten times as much as they can do), with the p99 of calls as a multiple of that before, and what was served of what they can do:
 //
-//	tolerance 2, slack 10 ms     2.77   97%
+//	tolerance 2, slack 10 ms     2.77   97%   where company pays, as upstreams say (see latency.company)
 //	tolerance 1.75, slack 7.5 ms 2.47   97%
 //	tolerance 1.5, slack 5 ms    2.25   96%
-//	tolerance 1.3, slack 2 ms    2.0    94%
+//	tolerance 1.3, slack 2 ms    2.1    94%
+//	tolerance 1.2, slack 1 ms    2.1    94%   elsewhere
+//	tolerance 1.15, slack 1 ms   2.0    93%
+//	tolerance 1.1, slack 1 ms    2.0    92%, and 2.25 in one seed of three
 //
 // Nine tenths of that p99 are time at the upstream, and so it is the whole minute, not its first seconds nor its trials. So small a pace rests where calls
 // take 1.16 times what they may, 1/(1-growLeast/√pace). With a growLeast of 0.25 in place of 0.5 the first line has 2.43, the third 2.02 and 94%. But with
@@ -121,9 +125,11 @@ const (
 	initialDefault      = 64
 	maxDefault          = 8192
 	maxMax              = 1 << 20
-	toleranceDefault    = 2
+	toleranceGrouped    = 2
+	toleranceSingle     = 1.2
 	toleranceMax        = 100
-	slackDefault        = 10 * time.Millisecond
+	slackGrouped        = 10 * time.Millisecond
+	slackSingle         = time.Millisecond
 	queueMaxDefault     = 256
 	queueMaxMax         = 1 << 14
 	queueWaitMaxDefault = 50 * time.Millisecond
@@ -161,8 +167,8 @@ func (c ConcurrencyConfig) Validate() error {
 		return fmt.Errorf("concurrency: max is %d, want at most %d", full.Max, maxMax)
 	case full.Min > full.Initial || full.Initial > full.Max:
 		return fmt.Errorf("concurrency: min %d, initial %d and max %d are not in this order", full.Min, full.Initial, full.Max)
-	case !(full.Tolerance >= 1 && full.Tolerance <= toleranceMax):
-		return fmt.Errorf("concurrency: tolerance is %v, want 1 to %d", full.Tolerance, toleranceMax)
+	case c.Tolerance != 0 && !(c.Tolerance >= 1 && c.Tolerance <= toleranceMax):
+		return fmt.Errorf("concurrency: tolerance is %v, want 1 to %d", c.Tolerance, toleranceMax)
 	case full.QueueMax > queueMaxMax:
 		return fmt.Errorf("concurrency: queue_max is %d, want at most %d", full.QueueMax, queueMaxMax)
 	case full.QueueWaitMax > queueWaitMaxMax:
@@ -175,11 +181,22 @@ func (c ConcurrencyConfig) withDefaults() ConcurrencyConfig {
 	orDefault(&c.Max, maxDefault)
 	orDefault(&c.Initial, min(initialDefault, c.Max))
 	orDefault(&c.Min, min(minDefault, c.Initial))
-	orDefault(&c.Tolerance, toleranceDefault)
-	orDefault(&c.Slack, slackDefault)
 	orDefault(&c.QueueMax, queueMaxDefault)
 	orDefault(&c.QueueWaitMax, queueWaitMaxDefault)
 	return c
+}
+
+// allowance returns how many times as long as without load calls may take, or how much longer: where company pays, or elsewhere.
+func (c ConcurrencyConfig) allowance(grouped bool) (tolerance float64, slack time.Duration) {
+	tolerance, slack = c.Tolerance, c.Slack
+	if grouped {
+		orDefault(&tolerance, toleranceGrouped)
+		orDefault(&slack, slackGrouped)
+		return tolerance, slack
+	}
+	orDefault(&tolerance, toleranceSingle)
+	orDefault(&slack, slackSingle)
+	return tolerance, slack
 }
 
 func orDefault[T comparable](value *T, whenZero T) {
@@ -339,8 +356,8 @@ func (g *gate) giveUp(w *waiter, shed bool) bool {
 	return true
 }
 
-// leave takes in that a call of a method that was let through at since has ended.
-func (g *gate) leave(now, since int64, method string, end outcome.Outcome) {
+// leave takes in that a call of a method that was let through at since has ended, and whether its upstream says that it commits in groups.
+func (g *gate) leave(now, since int64, method string, end outcome.Outcome, grouped bool) {
 	if now >= g.windowEnd.Load() {
 		g.roll(now)
 	}
@@ -350,7 +367,7 @@ func (g *gate) leave(now, since int64, method string, end outcome.Outcome) {
 	g.underWay--
 	if end != outcome.Abandoned { // How long it would have taken is not known.
 		g.window.served++
-		g.pace.observe(method, since, now-since, end)
+		g.pace.observe(method, since, now-since, end, grouped)
 	}
 	g.serveWaiting(now)
 }

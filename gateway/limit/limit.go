@@ -282,10 +282,11 @@ type Permit struct {
 	since   int64
 }
 
-// Done says how the call ended.
-func (p Permit) Done(end outcome.Outcome) {
+// Done says how the call ended. grouped is whether the upstream that answered it says that it commits in groups: such calls may take longer before
+// there are fewer of them.
+func (p Permit) Done(end outcome.Outcome, grouped bool) {
 	if p.gate != nil {
-		p.gate.leave(p.limiter.now(), p.since, p.method, end)
+		p.gate.leave(p.limiter.now(), p.since, p.method, end, grouped)
 	}
 }
 
@@ -385,7 +386,7 @@ func (l *Limiter) enter(ctx context.Context, gate *gate, now int64, at level) (s
 		admitted = <-settled // It was settled meanwhile.
 	case <-ctx.Done():
 		if !gate.giveUp(queued, false) && <-settled {
-			gate.leave(l.now(), now, "", outcome.Abandoned)
+			gate.leave(l.now(), now, "", outcome.Abandoned, false)
 		}
 		return 0, fmt.Errorf("wait for a place among the calls under way: %w", context.Cause(ctx))
 	}
@@ -406,6 +407,8 @@ type Stats struct {
 	Bar float64
 	// Load is how long calls take, as a part of what they may before there are fewer of them.
 	Load float64
+	// Grouped is the share of methods, 0 to 1, whose upstreams say that they commit in groups; a method with both kinds counts in part. It is 1 until somebody has answered.
+	Grouped float64
 }
 
 // Stats returns where the limiter stands.
@@ -424,5 +427,6 @@ func (l *Limiter) Stats() Stats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s.UnderWay, s.Waiting, s.Places, s.Load = g.underWay, len(g.waiting), g.places(l.now()), g.pace.recent
+	s.Grouped = g.pace.grouped()
 	return s
 }

@@ -37,7 +37,7 @@ func admitted(t testing.TB, l *Limiter, call Call) (bool, *RefusedError) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	permit.Done(outcome.Good)
+	permit.Done(outcome.Good, true)
 	return true, nil
 }
 
@@ -119,7 +119,7 @@ func TestACallWaitsForAPlaceAndNoLongerThanItsPatience(t *testing.T) {
 		go func() {
 			permit, err := l.Admit(t.Context(), Call{Method: placeOrder, User: "b"})
 			if err == nil {
-				permit.Done(outcome.Good)
+				permit.Done(outcome.Good, true)
 			}
 			result <- err
 		}()
@@ -127,7 +127,7 @@ func TestACallWaitsForAPlaceAndNoLongerThanItsPatience(t *testing.T) {
 		if got := l.Stats(); got.Waiting != 1 || got.UnderWay != 1 {
 			t.Errorf("stats = %+v, want one that waits and one under way", got)
 		}
-		first.Done(outcome.Good)
+		first.Done(outcome.Good, true)
 		if err := <-result; err != nil {
 			t.Errorf("the call that waited got %v when there was a place", err)
 		}
@@ -146,7 +146,7 @@ func TestACallWhoseCallerLeavesTakesNoPlace(t *testing.T) {
 		if _, err := l.Admit(ctx, Call{}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatalf("error = %v, want that of the context", err)
 		}
-		first.Done(outcome.Good)
+		first.Done(outcome.Good, true)
 		if got := l.Stats(); got.Waiting != 0 || got.UnderWay != 0 {
 			t.Errorf("stats = %+v, want nobody", got)
 		}
@@ -171,7 +171,7 @@ func TestThePaymentTakesThePlaceOfAReadThatWaits(t *testing.T) {
 		if err := <-read; err == nil {
 			t.Error("the read was let through")
 		}
-		first.Done(outcome.Good)
+		first.Done(outcome.Good, true)
 		if err := <-pay; err != nil {
 			t.Errorf("the payment was refused: %v", err)
 		}
@@ -213,7 +213,7 @@ func TestWhatWasCountedOutlivesAReconfiguration(t *testing.T) {
 		if err := l.Reconfigure(config); err != nil {
 			t.Fatal(err)
 		}
-		permit.Done(outcome.Good) // It goes back where it came from.
+		permit.Done(outcome.Good, true) // It goes back where it came from.
 		if got := l.Stats().UnderWay; got != 0 {
 			t.Errorf("%d calls are under way, want 0", got)
 		}
@@ -250,8 +250,8 @@ func TestTheFirstCallAfterAFloodPasses(t *testing.T) {
 			g.ask(now, order)
 			g.enter(now, order, func(bool) {})
 		}
-		g.leave(now+1, now, "", outcome.Good)
-		g.leave(now+2, now, "", outcome.Good)
+		g.leave(now+1, now, "", outcome.Good, true)
+		g.leave(now+2, now, "", outcome.Good, true)
 		now += int64(silence)
 		if !g.ask(now, read) {
 			t.Errorf("after %s of silence the first call is refused, to come again in %s", silence, g.refusal(read))
@@ -395,7 +395,7 @@ func BenchmarkAdmitAndDone(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		permit.Done(outcome.Good)
+		permit.Done(outcome.Good, true)
 	}
 }
 
@@ -410,7 +410,7 @@ func TestWhatMattersLessThanThePlanSaysIsRefusedAtOnce(t *testing.T) {
 		var refused *RefusedError
 		switch {
 		case want && err == nil:
-			permit.Done(outcome.Good)
+			permit.Done(outcome.Good, true)
 		case want || !errors.As(err, &refused) || refused.Kind != ByPriority || refused.RetryAfter != shedRetryAfter:
 			t.Errorf("%s ended with %v, served: want %t", procedure, err, want)
 		}

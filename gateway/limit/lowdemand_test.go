@@ -16,7 +16,7 @@ func (w *world) noisy(perSecond float64, length time.Duration, took func() time.
 	stop := false
 	send := func() {
 		since := w.now
-		w.after(took(), func() { g.leave(w.now, since, "m", outcome.Good) })
+		w.after(took(), func() { g.leave(w.now, since, "m", outcome.Good, true) })
 	}
 	var arrive func()
 	arrive = func() {
@@ -181,7 +181,7 @@ func jam(serves bool, length time.Duration) (told map[time.Duration]time.Duratio
 			told[time.Duration(now)] = g.refusal(order)
 		}
 		if serves && now%int64(100*time.Millisecond) == 0 {
-			g.leave(now, now-int64(100*time.Millisecond), "m", outcome.Good)
+			g.leave(now, now-int64(100*time.Millisecond), "m", outcome.Good, true)
 		}
 	}
 	return told

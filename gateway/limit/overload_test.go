@@ -45,6 +45,7 @@ type world struct {
 	queue    []*call
 	// upstream takes a call instead of them, if it is not nil, and has answered called once it is done.
 	upstream  func(c *call)
+	single    bool // they do not say that they commit in groups
 	deadline  time.Duration
 	turnAway  int
 	offered   map[Priority]int
@@ -198,7 +199,7 @@ func (w *world) send(c *call) {
 	}
 	if len(w.queue) >= w.queueMax {
 		w.turnAway++
-		w.after(0, func() { c.gate.leave(w.now, c.since, "m", outcome.Overload) })
+		w.after(0, func() { c.gate.leave(w.now, c.since, "m", outcome.Overload, true) })
 		return
 	}
 	w.queue = append(w.queue, c)
@@ -227,7 +228,7 @@ func (w *world) answered(c *call, next func()) {
 		w.goodTimes = append(w.goodTimes, w.now)
 	}
 	next()
-	c.gate.leave(w.now, c.since, "m", outcome.Good)
+	c.gate.leave(w.now, c.since, "m", outcome.Good, !w.single)
 }
 
 // capacity returns what the upstreams serve in a second.
@@ -434,7 +435,7 @@ func becomeSlowerAndQuicker(t *testing.T, seed uint64) {
 	// One call in a hundred takes this long by itself, all may wait at the upstreams for as much as the limiter tolerates, on average, and in the
 	// gateway for a place. What the slower upstreams took has no part in it.
 	alone := time.Duration(float64(w.service) * (0.5 + 0.5*math.Log(100)))
-	bound := alone + max(time.Duration(toleranceDefault-1)*w.service, slackDefault) + queueWaitMaxDefault
+	bound := alone + max(time.Duration(toleranceGrouped-1)*w.service, slackGrouped) + queueWaitMaxDefault
 	if p99 := w.percentile(0.99); p99 > bound {
 		t.Errorf("seed %d: p99 is %s after upstreams became quicker, want at most %s", seed, p99, bound)
 	}
@@ -454,7 +455,7 @@ func TestUpstreamsThatFailAtOnceTeachNothingOfHowLongCallsTake(t *testing.T) {
 	step := func(took time.Duration, end outcome.Outcome) {
 		for range 100 {
 			if ok, _ := g.enter(now, levelsMax-1, func(bool) {}); ok {
-				g.leave(now+int64(took), now, "m", end)
+				g.leave(now+int64(took), now, "m", end, true)
 			}
 		}
 		now += int64(windowLength)

@@ -40,6 +40,7 @@ type trial struct {
 	start, settled, end, judge int64
 	early                      bool
 	before                     float64 // the load
+	tolerance                  float64 // as it was then
 }
 
 // wait returns how much of the baseline its calls are to take if they wait for each other.
@@ -56,9 +57,12 @@ func (t trial) cuts(now int64) bool { return t.start > 0 && now >= t.start && no
 type latency struct {
 	baseline float64 // 0 until known
 	lowest   float64 // that the baseline ever was
-	window   tally
-	sample   tally // since the baseline was looked at last
-	trial    tally
+	// company is the share of its upstreams that commit in groups, 0 to 1, by what those say that answered of late: there a call is slower, and more are
+	// served, when others are under way.
+	company float64
+	window  tally
+	sample  tally // since the baseline was looked at last
+	trial   tally
 }
 
 // A use is how a window used the pace.
@@ -96,7 +100,7 @@ const (
 	busyShare  = 0.02
 	busyShrink = 0.9
 	// trialEvery is how often trials are held, each for trialLength. In one there are as few calls under way that, if calls wait for each other,
-	// they take trialWait of the baseline when without a trial they take Tolerance times as much: well below trialQuicker, so that a baseline
+	// they take trialWait of the baseline when without a trial they take as much as they may: well below trialQuicker, so that a baseline
 	// that is too high falls each time. Calls of a trial that have not ended by trialJudged count for nothing.
 	// trialWaitEarly is that of an early one: the baseline that it is about may have far to fall.
 	trialEvery     = 10 * time.Second
@@ -123,6 +127,8 @@ const (
 	// methodsMax bounds the methods with a baseline of their own; what comes later shares one, under otherMethods.
 	methodsMax   = 256
 	otherMethods = "other"
+	// companyMove is by how much of the way one answer moves what is known of a method's upstreams: after fifty of another kind it is the other.
+	companyMove = 0.05
 )
 
 // newPace makes a pace. wall is the clock's time at time 0, in ns since 1970.
@@ -136,7 +142,7 @@ func (p *pace) places(now int64) int {
 		return math.MaxInt
 	}
 	if p.trial.cuts(now) {
-		return max(1, int(min(p.limit, float64(p.peak))*p.trial.wait()/p.config.Tolerance))
+		return max(1, int(min(p.limit, float64(p.peak))*p.trial.wait()/p.trial.tolerance))
 	}
 	return int(p.limit)
 }
@@ -144,8 +150,8 @@ func (p *pace) places(now int64) int {
 // uses reports whether so many calls under way at once use the pace.
 func (p *pace) uses(peak int) bool { return float64(peak) >= p.limit*usedShare }
 
-// observe takes in how long a call took that was let through at since.
-func (p *pace) observe(method string, since, took int64, end outcome.Outcome) {
+// observe takes in how long a call took that was let through at since, and whether its upstream says that it commits in groups.
+func (p *pace) observe(method string, since, took int64, end outcome.Outcome, grouped bool) {
 	p.calls++
 	if end == outcome.Overload {
 		p.busy++
@@ -157,12 +163,20 @@ func (p *pace) observe(method string, since, took int64, end outcome.Outcome) {
 			method = otherMethods
 		}
 		if known = p.methods[method]; known == nil {
-			known = &latency{}
+			// Until somebody has answered, company is taken to pay: what is refused is lost for sure.
+			known = &latency{company: 1}
 			p.methods[method] = known
 		}
 	}
 	if end == outcome.Fault && float64(took) < known.baseline {
 		return // So is to fail at once.
+	}
+	if end == outcome.Good { // Faults are often those of somebody before the upstream.
+		said := 0.0
+		if grouped {
+			said = 1
+		}
+		known.company += (said - known.company) * companyMove
 	}
 	known.window.add(took)
 	known.sample.add(took)
@@ -177,8 +191,39 @@ func (t *tally) add(took int64) {
 }
 
 // allowed returns how long one call may take, in ns.
-func (p *pace) allowed(baseline float64) float64 {
-	return max(baseline*p.config.Tolerance, baseline+float64(p.config.Slack))
+func (p *pace) allowed(of *latency) float64 {
+	may := func(grouped bool) float64 {
+		tolerance, slack := p.config.allowance(grouped)
+		return max(of.baseline*tolerance, of.baseline+float64(slack))
+	}
+	return of.company*may(true) + (1-of.company)*may(false)
+}
+
+// tolerance returns how many times as long as without load calls may take, as those of the window are on average.
+func (p *pace) tolerance() float64 {
+	grouped, _ := p.config.allowance(true)
+	single, _ := p.config.allowance(false)
+	var sum, calls float64
+	for _, known := range p.methods {
+		sum += float64(known.window.calls) * (known.company*grouped + (1-known.company)*single)
+		calls += float64(known.window.calls)
+	}
+	if calls == 0 {
+		return grouped
+	}
+	return sum / calls
+}
+
+// grouped returns the share of methods whose upstreams commit in groups.
+func (p *pace) grouped() float64 {
+	if len(p.methods) == 0 {
+		return 1
+	}
+	sum := 0.0
+	for _, known := range p.methods {
+		sum += known.company
+	}
+	return sum / float64(len(p.methods))
 }
 
 // load returns how long the calls took, as a part of what they may.
@@ -187,7 +232,7 @@ func (p *pace) load(of func(*latency) tally) float64 {
 	for _, known := range p.methods {
 		if calls := of(known); calls.calls > 0 {
 			took += calls.sum
-			allowed += float64(calls.calls) * p.allowed(known.baseline)
+			allowed += float64(calls.calls) * p.allowed(known)
 		}
 	}
 	if allowed == 0 {
@@ -259,7 +304,7 @@ func (p *pace) enough(lately float64) float64 {
 	var allowed float64
 	calls := 0
 	for _, known := range p.methods {
-		allowed += float64(known.window.calls) * p.allowed(known.baseline)
+		allowed += float64(known.window.calls) * p.allowed(known)
 		calls += known.window.calls
 	}
 	return max(lately, float64(p.calls)) * allowed / float64(calls) / float64(windowLength)
@@ -306,6 +351,7 @@ func (p *pace) planTrial(now int64) {
 	settle := min(int64(2*mean), int64(trialSettle))
 	p.trial = trial{
 		start: start, settled: start + settle, end: start + int64(trialLength), judge: start + int64(trialJudged), early: early, before: p.recent,
+		tolerance: p.tolerance(),
 	}
 }
 

@@ -29,11 +29,11 @@ const (
 	onsetMax = time.Second
 )
 
-// floodPolicies are those under which a flood is looked at. The default allows for nodes that commit in groups, which are slower and better with
-// company; the other one is for upstreams that do so many calls at a time and no more, as those here.
+// floodPolicies are those under which a flood is looked at. By default upstreams that do not say that they commit in groups, as those here, are taken to
+// do so many calls at a time and no more; the other one is what those get that do say so, which are slower and better with company.
 var floodPolicies = []struct{ name, text string }{
 	{name: "by default"},
-	{"tolerance 1.3 and slack 2ms", "concurrency:\n  tolerance: 1.3\n  slack: 2ms\n"},
+	{"tolerance 2 and slack 10ms", "concurrency:\n  tolerance: 2\n  slack: 10ms\n"},
 }
 
 // gatewayOverload offers ten times what three upstreams can do, for a minute by default under each policy, and looks at what is served, to whom, how
