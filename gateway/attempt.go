@@ -237,7 +237,7 @@ func (g *Gateway) attempt(ctx context.Context, request *http.Request, call *call
 
 // requestTo makes the request of one attempt. The upload is the body's way there, nil for a body that is kept.
 func (c *call) requestTo(ctx context.Context, request *http.Request, to *upstream) (*http.Request, *upload) {
-	if c.unary() {
+	if _, local := to.unary.(*localTransport); local && c.unary() {
 		ctx = contextOfUnary(ctx)
 	}
 	out := request.WithContext(ctx)
