@@ -31,7 +31,12 @@ func TestWhatANodeSaysOfItsCommitsCountsAndGoesNoFurther(t *testing.T) {
 				t.Errorf("before anybody has answered, %v of methods are taken to be of nodes that commit in groups, want all", got)
 			}
 			for range 100 {
-				response, err := client.Post(front.URL+"/weir.order.v1.OrderService/GetOrder", "application/json", strings.NewReader("{}"))
+				request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, front.URL+"/weir.order.v1.OrderService/GetOrder", strings.NewReader("{}"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				request.Header.Set("Content-Type", "application/json")
+				response, err := client.Do(request)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -45,7 +45,11 @@ func (b *bench) findServer() string {
 }
 
 // A shape is how many nodes and servers a cluster has. 0 servers are in the nodes' processes, 0 nodes are a log alone, and empty.
-type shape struct{ nodes, servers int }
+type shape struct {
+	nodes, servers int
+	// oneFollows is whether the first node alone keeps views.
+	oneFollows bool
+}
 
 // withCluster is withClusters of one.
 func (b *bench) withCluster(ctx context.Context, of shape, f func(*launch.Cluster) error) error {
@@ -97,6 +101,11 @@ func (b *bench) startCluster(ctx context.Context, binary, dir string, of shape) 
 	c, err := launch.NewCluster(ctx, launch.ClusterOptions{Weir: weirBinary, NATS: binary, Dir: dir, Nodes: of.nodes, Servers: of.servers, Lanes: clusterLanes})
 	if err != nil {
 		return nil, err
+	}
+	if of.oneFollows {
+		for _, node := range c.Nodes[1:] {
+			node.Flags = append(node.Flags, "--follow", "none")
+		}
 	}
 	if err := c.Start(ctx); err != nil {
 		return nil, err
@@ -228,21 +237,27 @@ func newRandom() *rand.Rand { return rand.New(rand.NewPCG(sources.Add(1), 1)) }
 // cluster is three nodes and three servers, each a process, or each a node with its server, beside one node and one server, and beside the log
 // that they write, on the same processors and disk.
 func (b *bench) cluster(ctx context.Context) error {
-	return b.withClusters(ctx, []shape{{1, 1}, {3, 3}, {3, 0}, {0, 3}}, func(clusters []*launch.Cluster) error {
-		one, three, binary, servers := clusters[0], clusters[1], clusters[2], clusters[3]
+	return b.withClusters(ctx, []shape{
+		{nodes: 1, servers: 1}, {nodes: 3, servers: 3}, {nodes: 3, servers: 3, oneFollows: true}, {nodes: 3}, {servers: 3},
+	}, func(clusters []*launch.Cluster) error {
+		one, three, oneView, binary, servers := clusters[0], clusters[1], clusters[2], clusters[3], clusters[4]
 		return withLogAlone(ctx, servers, three, func(log *logAlone) error {
-			return b.compareClusters(ctx, one, three, binary, log)
+			return b.compareClusters(ctx, one, three, oneView, binary, log)
 		})
 	})
 }
 
-func (b *bench) compareClusters(ctx context.Context, one, three, binary *launch.Cluster, log *logAlone) error {
+func (b *bench) compareClusters(ctx context.Context, one, three, oneView, binary *launch.Cluster, log *logAlone) error {
 	placing := func(name string, c *launch.Cluster, users [][]string) contestant {
 		return contestant{name: name, server: clusterServer(c), run: func(ctx context.Context) (*load.Result, error) {
 			return b.placeAtOnce(ctx, c, users)
 		}}
 	}
 	users, err := usersByNode(ctx, three)
+	if err != nil {
+		return err
+	}
+	usersOfOneView, err := usersByNode(ctx, oneView)
 	if err != nil {
 		return err
 	}
@@ -253,6 +268,7 @@ func (b *bench) compareClusters(ctx context.Context, one, three, binary *launch.
 	figures, err := b.measure(ctx, "cluster", []contestant{
 		placing("1 node, 1 server, R1", one, nil),
 		placing("3 nodes, 3 servers, R3, at the owners", three, users),
+		placing("3 nodes, 3 servers, R3, at the owners, views at one", oneView, usersOfOneView),
 		placing("3 nodes, 3 servers, R3, at any node", three, nil),
 		placing("3 nodes with a server each, R3, at the owners", binary, usersOfBinary),
 		{name: "3 servers, R3: commits alone", server: clusterServer(log.servers), run: func(ctx context.Context) (*load.Result, error) {
@@ -262,9 +278,10 @@ func (b *bench) compareClusters(ctx context.Context, one, three, binary *launch.
 	if err != nil {
 		return err
 	}
-	alone, owners, embedded, ceiling := figures[0], figures[1], figures[3], figures[4]
+	alone, owners, embedded, ceiling := figures[0], figures[1], figures[4], figures[5]
 	b.report.check("orders/s of three nodes and three servers, R3", owners.PerSecond, "/s", clusterAim, false)
 	b.report.check("three nodes, R3 : one node, R1", owners.PerSecond/alone.PerSecond, "×", 0, false)
+	b.report.check("orders/s of three nodes, R3, of which one keeps views : of which all do", figures[2].PerSecond/owners.PerSecond, "×", 0, false)
 	b.report.check("three nodes, R3: p50 at that rate", owners.P50Micros/1000, "ms", 0, true)
 	b.report.check("orders/s of three nodes with a server each, R3", embedded.PerSecond, "/s", 0, false)
 	b.report.check(fmt.Sprintf("orders/s : what the log takes in commits of %d orders, nothing else running", log.orders), owners.PerSecond/ceiling.PerSecond, "×", 0, false)
@@ -274,7 +291,7 @@ func (b *bench) compareClusters(ctx context.Context, one, three, binary *launch.
 // hop is a call to the node that decides it beside one to another node, which asks that one. Two nodes and one server, so that nothing but the
 // hop differs.
 func (b *bench) hop(ctx context.Context) error {
-	return b.withCluster(ctx, shape{2, 1}, func(c *launch.Cluster) error {
+	return b.withCluster(ctx, shape{nodes: 2, servers: 1}, func(c *launch.Cluster) error {
 		users, err := usersByNode(ctx, c)
 		if err != nil {
 			return err

@@ -67,7 +67,7 @@ var strikes = []strike{
 // failover is for how long a lane acknowledges no order when the strikes happen that Options.Only names, each Options.Failovers times; and what
 // a move does to the calls meanwhile.
 func (b *bench) failover(ctx context.Context) error {
-	return b.withCluster(ctx, shape{3, 3}, func(c *launch.Cluster) error {
+	return b.withCluster(ctx, shape{nodes: 3, servers: 3}, func(c *launch.Cluster) error {
 		p, err := newPulse(c, max(2*calmGap, min(calmForMax, time.Duration(calmOfRun*float64(b.Duration)))))
 		if err != nil {
 			return err
