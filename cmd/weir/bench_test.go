@@ -58,10 +58,10 @@ func TestTheBenchOfAClusterReportsEveryRow(t *testing.T) {
 	// Each strike by its own name; all of them have one more.
 	groups := slices.DeleteFunc(slices.Clone(bench.ClusterGroups), func(group string) bool { return group == "failover" })
 	wantRows(t, benchBinary(t), groups, []string{
-		"orders/s of three nodes", "R3 : one node", "p50 at that rate", "the hop: processor", "the hop: p50", "through another node : to the owner's",
+		"orders/s of three nodes", "R3 : one node", "of which one keeps views : of which all do", "p50 at that rate", "the hop: processor", "the hop: p50", "through another node : to the owner's",
 		"when the lane is moved, p99 of 1", "when its node is killed, p99 of 1", "when a stream's leader is killed, p99 of 1", "when a stream's leader is stopped, p99 of 1",
 		"calls around a move, p99",
-	}, 9, "--nats-server", server, "--failovers", "1")
+	}, 10, "--nats-server", server, "--failovers", "1")
 }
 
 func benchBinary(t *testing.T) string {

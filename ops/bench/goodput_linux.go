@@ -23,6 +23,8 @@ const (
 	goodputRest = 100 * time.Millisecond
 	// goodputRunUp is how much longer than others these runs warm up: the gateway is to have found how many places the node has.
 	goodputRunUp = 4 * time.Second
+	// goodputRunMin is how long one is at least: in less, a node that waits for its disk may answer nobody.
+	goodputRunMin = time.Second
 )
 
 // goodputPolicies are those under which a node is looked at. The first has no limiter: it is what the other is compared with.
@@ -101,7 +103,7 @@ func (b *bench) runGuarded(ctx context.Context, g *guarded, tokens []string, cro
 		connections *= goodputCrowd
 	}
 	result, err := load.Run(ctx, load.Options{
-		Addr: g.front.gateway.Addr, Connections: connections, Rest: goodputRest, Warmup: b.Warmup + min(goodputRunUp, b.Duration), Duration: b.Duration, Source: source,
+		Addr: g.front.gateway.Addr, Connections: connections, Rest: goodputRest, Warmup: b.Warmup + min(goodputRunUp, b.Duration), Duration: max(b.Duration, goodputRunMin), Source: source,
 	})
 	if err != nil {
 		return err
