@@ -115,7 +115,7 @@ func (s orderService) GetOrder(ctx context.Context, request *orderv1.GetOrderReq
 }
 
 func (s orderService) getOrder(ctx context.Context, request *orderv1.GetOrderRequest) (*orderv1.GetOrderResponse, error) {
-	if err := s.validator.check(request); err != nil {
+	if err := s.validator.checkGetOrder(request); err != nil {
 		return nil, err
 	}
 	id, min, err := s.orderQuery(ctx, request.OrderId, request.MinRevision, request.WaitBudget)

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/weirhq/weir/proto/weir/order/v1/orderv1connect"
 )
 
 var (
@@ -62,7 +64,7 @@ func badBase64(r *http.Request) bool {
 func (h *Handler) bound(w http.ResponseWriter, r *http.Request) {
 	watch := watchMethods[r.URL.Path]
 	if !watch {
-		h.deadlines.clamp(r.Header)
+		h.deadlines.clamp(r.Header, briefMethods[r.URL.Path])
 	}
 	controller := http.NewResponseController(w)
 	if watch {
@@ -96,6 +98,10 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	return count, err
 }
 
+// briefMethods bound all that they wait for by themselves: views by the wait budget, what nodes share and users' keys by limits of their own. Where
+// the caller asks for no deadline they have none, which saves a timer that costs more than reading an order from memory.
+var briefMethods = map[string]bool{orderv1connect.OrderServiceGetOrderProcedure: true}
+
 // deadlines clamps the deadlines that callers ask for, by rewriting their headers before Connect reads them. What is not a
 // timeout is left for Connect to refuse.
 type deadlines struct {
@@ -114,14 +120,15 @@ func newDeadlines(limits Limits) deadlines {
 	return deadlines{callMax: limits.CallTimeMax, connect: []string{millis}, grpc: []string{millis + "m"}}
 }
 
-func (d *deadlines) clamp(header http.Header) {
+// clamp sets the deadline of a call for which none is asked, unless it is brief, or one that is too far away.
+func (d *deadlines) clamp(header http.Header, brief bool) {
 	if contentType := header["Content-Type"]; len(contentType) > 0 && strings.HasPrefix(contentType[0], "application/grpc") {
-		if asked := header[grpcTimeoutHeader]; len(asked) == 0 || d.beyondGRPC(asked[0]) {
+		if asked := header[grpcTimeoutHeader]; len(asked) == 0 && !brief || len(asked) > 0 && d.beyondGRPC(asked[0]) {
 			header[grpcTimeoutHeader] = d.grpc
 		}
 		return
 	}
-	if asked := header[connectTimeoutHeader]; len(asked) == 0 || d.beyondConnect(asked[0]) {
+	if asked := header[connectTimeoutHeader]; len(asked) == 0 && !brief || len(asked) > 0 && d.beyondConnect(asked[0]) {
 		header[connectTimeoutHeader] = d.connect
 	}
 }

@@ -3,12 +3,14 @@ package api
 import (
 	"errors"
 	"strings"
+	"unicode/utf8"
 
 	"buf.build/go/protovalidate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirhq/weir/api/identity"
+	"github.com/weirhq/weir/domain"
 	campaignv1 "github.com/weirhq/weir/proto/weir/campaign/v1"
 	catalogv1 "github.com/weirhq/weir/proto/weir/catalog/v1"
 	clusterv1 "github.com/weirhq/weir/proto/weir/cluster/v1"
@@ -85,6 +87,27 @@ func (v *validator) checkPlaceOrder(request *orderv1.PlaceOrderRequest) error {
 		return invalidArgument("shipping_address.country_code", "it is no country's ISO 3166-1 alpha-2 code")
 	}
 	return duplicateSKU(request.Items)
+}
+
+// checkGetOrder checks the hottest query in the same way.
+func (v *validator) checkGetOrder(request *orderv1.GetOrderRequest) error {
+	if plainlyGetOrder(request) {
+		return nil
+	}
+	return v.check(request)
+}
+
+// plainlyGetOrder reports whether the request has nothing but an order's id, of a length and of characters that keep the rules. Others may keep them, too.
+func plainlyGetOrder(request *orderv1.GetOrderRequest) bool {
+	if len(request.OrderId) != domain.OrderIDLen || request.MinRevision != nil || request.WaitBudget != nil || request.AsOf != nil {
+		return false
+	}
+	for i := range domain.OrderIDLen {
+		if request.OrderId[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // Rules of PlaceOrderRequest, as order.proto has them. A test holds plainlyValid against the real ones.

@@ -5,8 +5,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"pgregory.net/rapid"
 
 	orderv1 "github.com/weirhq/weir/proto/weir/order/v1"
@@ -64,6 +66,30 @@ func TestHandCheckOfPlaceOrderAgreesWithItsRules(t *testing.T) {
 			t.Fatalf("plainlyValid says %t, the rules say %v: %v", err != nil, err, request)
 		}
 	})
+}
+
+// TestWhatThePlainCheckOfGetOrderLetsPassKeepsItsRules holds plainlyGetOrder against the rules of the proto file. What it does not let pass is looked at by
+// the rules themselves.
+func TestWhatThePlainCheckOfGetOrderLetsPassKeepsItsRules(t *testing.T) {
+	v := newValidator()
+	plain := 0
+	rapid.Check(t, func(t *rapid.T) {
+		request := &orderv1.GetOrderRequest{OrderId: rapid.OneOf(
+			rapid.StringMatching(`[0-9A-Z]{26,28}`), rapid.StringN(0, 30, 30), rapid.SampledFrom([]string{strings.Repeat("é", 13) + "a", strings.Repeat("é", 27)}),
+		).Draw(t, "order_id")}
+		if rapid.Bool().Draw(t, "wait_budget") {
+			request.WaitBudget = durationpb.New(time.Duration(rapid.Int64Range(-1, 11).Draw(t, "seconds")) * time.Second)
+		}
+		if plainlyGetOrder(request) {
+			plain++
+			if err := v.rules.Validate(request); err != nil {
+				t.Fatalf("plainlyGetOrder lets pass %v, the rules say %v", request, err)
+			}
+		}
+	})
+	if plain == 0 {
+		t.Error("no request was plain")
+	}
 }
 
 func TestCountriesAreThoseOfTheStandard(t *testing.T) {
