@@ -478,6 +478,21 @@ func TestDeadlinesAndWaitBudgetsAreClamped(t *testing.T) {
 			t.Errorf("wait budget: got %s, want 1 s", min.Wait)
 		}
 	}
+	// All that it waits for is bounded by itself; but another node, that it is handed on to, may hang.
+	front := serveWithoutViews(t, n, func() []string { return []string{n.url} })
+	for _, test := range []struct {
+		name string
+		at   *node
+		has  bool
+	}{{"of a node with views", n, false}, {"handed on", front, true}} {
+		deadline = time.Time{}
+		if status, _, data := test.at.post(t, orderv1connect.OrderServiceGetOrderProcedure, token, "application/proto", get, "Weir-Test", "1"); status != http.StatusOK {
+			t.Fatalf("%s: %d %q", test.name, status, data)
+		}
+		if deadline.IsZero() == test.has {
+			t.Errorf("a read %s for which no deadline was asked has %v, want one: %t", test.name, deadline, test.has)
+		}
+	}
 }
 
 func TestFaultOfALaneIsTheSameErrorOverEveryProtocol(t *testing.T) {

@@ -11,7 +11,7 @@ type Limits struct {
 	RequestBytesMax int
 	// HeaderBytesMax bounds the request line and the headers, and with them a Connect GET; 0 means 32 KiB.
 	HeaderBytesMax int
-	// CallTimeMax bounds a unary call, whatever deadline its caller asks for; 0 means 30 s.
+	// CallTimeMax bounds a unary call, whatever deadline its caller asks for; 0 means 30 s. Where none is asked for, GetOrder is bounded by what it waits for.
 	CallTimeMax time.Duration
 	// HeaderTimeMax bounds the arrival of the headers; 0 means 5 s.
 	HeaderTimeMax time.Duration

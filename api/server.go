@@ -64,7 +64,7 @@ func badBase64(r *http.Request) bool {
 func (h *Handler) bound(w http.ResponseWriter, r *http.Request) {
 	watch := watchMethods[r.URL.Path]
 	if !watch {
-		h.deadlines.clamp(r.Header, briefMethods[r.URL.Path])
+		h.deadlines.clamp(r.Header, h.elsewhere == nil && briefMethods[r.URL.Path]) // Another node may hang.
 	}
 	controller := http.NewResponseController(w)
 	if watch {
