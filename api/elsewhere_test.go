@@ -33,6 +33,19 @@ func serveWithoutViews(t *testing.T, as *node, viewsAt func() []string) *node {
 	return n
 }
 
+// watchOrder begins to watch an order, and has received it as it is.
+func watchOrder(t *testing.T, by client, orderID string) *connect.ServerStreamForClient[orderv1.WatchOrderResponse] {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	watch := must(by.WatchOrder(ctx, &orderv1.WatchOrderRequest{OrderId: orderID}))(t)
+	t.Cleanup(func() { _ = watch.Close() })
+	if !watch.Receive() {
+		t.Fatalf("watched nothing: %v", watch.Err())
+	}
+	return watch
+}
+
 func TestANodeWithoutViewsHandsReadsOnInEveryProtocol(t *testing.T) {
 	for name, options := range transports {
 		t.Run(name, func(t *testing.T) {
@@ -56,13 +69,7 @@ func TestANodeWithoutViewsHandsReadsOnInEveryProtocol(t *testing.T) {
 				t.Error("the note has no id")
 			}
 
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			watch := must(ada.WatchOrder(ctx, &orderv1.WatchOrderRequest{OrderId: placed.Order.OrderId}))(t)
-			defer watch.Close()
-			if !watch.Receive() {
-				t.Fatalf("watched nothing: %v", watch.Err())
-			}
+			watch := watchOrder(t, ada, placed.Order.OrderId)
 			cancelled := must(ada.CancelOrder(t.Context(), &orderv1.CancelOrderRequest{RequestId: "c1", OrderId: placed.Order.OrderId}))(t)
 			if !watch.Receive() || watch.Msg().Order.Revision.Commit != cancelled.Revision.Commit {
 				t.Fatalf("watched %v, %v, want %v", watch.Msg(), watch.Err(), cancelled.Order)
@@ -88,13 +95,7 @@ func TestAStreamThatIsHandedOnEndsWithItsNode(t *testing.T) {
 			first.stock("mug")
 			ada := front.client("ada", 0, options...)
 			placed := must(ada.PlaceOrder(t.Context(), request("r1", "mug", 1)))(t)
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			watch := must(ada.WatchOrder(ctx, &orderv1.WatchOrderRequest{OrderId: placed.Order.OrderId}))(t)
-			defer watch.Close()
-			if !watch.Receive() {
-				t.Fatalf("watched nothing: %v", watch.Err())
-			}
+			watch := watchOrder(t, ada, placed.Order.OrderId)
 			front.handler.EndWatches()
 			for watch.Receive() {
 				t.Errorf("watched %v after the end", watch.Msg())
