@@ -99,7 +99,11 @@ func (o *redisOptions) finish() error {
 // openMirror makes what keeps copies of views in Redis, if any does. A Redis that does not answer is no fault: the node serves
 // without it until it does.
 func (n *node) openMirror(ctx context.Context) error {
-	if n.options.redis.parsed == nil || !n.options.sharing.keepsViews() { // It keeps copies of views.
+	if n.options.redis.parsed == nil {
+		return nil
+	}
+	if !n.options.sharing.keepsViews() {
+		n.logger.Warn("this node keeps no views (--follow none), so none of their copies in Redis either: --redis does nothing")
 		return nil
 	}
 	options := *n.options.redis.parsed
